@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""minipull: pull container images with nothing but Python's standard library.
+
+The modules in reading order; each imports only from those above it:
+
+    errors        the exception tree; what is retried, who is asked next
+    digest        digests, DiffIDs, ChainIDs, and a running check
+    files         durable writes, advisory locks
+    streams       cancellation, decompression
+    progress      progress events
+    xfer          transfers that users share, within a number of slots
+    descriptor    descriptors, platforms, strict JSON
+    reference     names as typed and as meant
+    manifest      manifests and indexes, parsed strictly, raw bytes kept
+    image         image configs
+    content       blobs under their digests, and the only way in
+    layer         what a blob's tar stream is called and lies on
+    references    index.json: names to manifests
+    metadata      which blob is which layer, and where it was seen
+    store         all of these under one root; gc, check
+    connection    one HTTP connection; where bytes come in
+    transport     many of them; redirects, repeats
+    credentials   who we are to a registry
+    auth          challenges and tokens
+    endpoints     which hosts to ask, mirrors first
+    repository    the v2 protocol
+    download      layers side by side, registered in order
+    pull_v2       one reference from one endpoint
+    distribution  pull(): the loop over endpoints
+    settings      flags, environment and files become objects
+    render        progress on a terminal, in a log, as JSON
+    cli           the command line
+
+The names below are the public API; the rest may be imported by module.
+"""
+import importlib
+import sys
+import types
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .credentials import Credentials as Credentials
+    from .descriptor import Descriptor as Descriptor, Platform as Platform
+    from .digest import Digest as Digest
+    from .distribution import pull as pull
+    from .endpoints import RegistryService as RegistryService
+    from .errors import (
+        Cancelled as Cancelled,
+        ContentMismatch as ContentMismatch,
+        Error as Error,
+        InvalidDocument as InvalidDocument,
+        InvalidReference as InvalidReference,
+        NetworkError as NetworkError,
+        NotFound as NotFound,
+        PolicyError as PolicyError,
+        RateLimited as RateLimited,
+        RegistryError as RegistryError,
+        StorageError as StorageError,
+        Unauthorized as Unauthorized,
+        Unsupported as Unsupported,
+    )
+    from .image import Image as Image
+    from .progress import Progress as Progress
+    from .reference import Reference as Reference
+    from .store import Store as Store
+    from .streams import Cancel as Cancel
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "credentials": "Credentials",
+    "descriptor": "Descriptor Platform",
+    "digest": "Digest",
+    "distribution": "pull",
+    "endpoints": "RegistryService",
+    "errors": "Cancelled ContentMismatch Error InvalidDocument InvalidReference NetworkError"
+    " NotFound PolicyError RateLimited RegistryError StorageError Unauthorized Unsupported",
+    "image": "Image",
+    "progress": "Progress",
+    "reference": "Reference",
+    "store": "Store",
+    "streams": "Cancel",
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
+
+__all__ = sorted(_HOME) + ["__version__"]
+
+
+class _Package(types.ModuleType):
+    """Loads a public name when it is first used: start-up needs no ssl.
+
+    A module's own ``__getattr__`` would do, were it not for Python 3.6.
+    """
+
+    def __getattr__(self, name: str) -> object:
+        if name not in _HOME:
+            raise AttributeError("module %r has no attribute %r" % (self.__name__, name))
+        value = getattr(importlib.import_module("." + _HOME[name], __name__), name)
+        setattr(self, name, value)
+        return value
+
+
+sys.modules[__name__].__class__ = _Package

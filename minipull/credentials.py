@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Credentials: who we are to a registry, as docker and podman wrote it down.
+
+- A credential is bound to the exact ``host[:port]`` it was stored for; Docker
+  Hub alone goes by several names.
+- The first source that has an entry ends the search.  In one file a key below
+  the host (``host/ns/repo``, ``host/ns``) comes before the host's helper
+  (``credHelpers``, else ``credsStore``), and that before the host's own key.
+- A helper that is missing or fails makes its host anonymous: whoever moved a
+  password into a keychain does not mean an older one that lies elsewhere.
+- No secret is part of a message, a ``repr`` or an argument vector.
+
+Mirrors moby's registry/auth.go (ResolveAuthConfig), docker/cli's cli/config
+and the client of docker-credential-helpers.
+"""
+import base64
+import errno
+import json
+import os
+import re
+import shutil
+import subprocess
+import threading
+from typing import Any, Callable, Dict, Iterator, Mapping, NamedTuple, Optional, Sequence, Tuple
+
+from .errors import InvalidDocument, StorageError
+
+# Hub's entry stands under the URL of its long gone index, so that is asked for first.
+_HUB_NAMES = ("https://index.docker.io/v1/", "docker.io", "index.docker.io", "registry-1.docker.io")
+
+
+class Credential(NamedTuple):
+    """What to prove ourselves with; all empty is nobody in particular."""
+
+    username: str = ""
+    password: str = ""
+    identity_token: str = ""  # an OAuth2 refresh token
+    registry_token: str = ""  # a Bearer token, sent as it is
+
+    @property
+    def anonymous(self) -> bool:
+        return not any(self)
+
+    def __repr__(self) -> str:
+        return "Credential(%s)" % ", ".join("%s=..." % k for k, v in zip(self._fields, self) if v)
+
+
+class Source(NamedTuple):
+    """The file ``name``; or ``text``, which messages then call ``name``.
+
+    ``flat`` is the form of .dockercfg: the entries with nothing around them.
+    """
+
+    name: str
+    text: Optional[str] = None
+    flat: bool = False
+
+    def __repr__(self) -> str:
+        return "Source(%r)" % self.name
+
+
+class Credentials:
+    """Finds the credential for a repository; threads may share it.
+
+    ``explicit`` maps hosts to what overrules every source.  Helpers are found
+    on the PATH of ``helper_environ``, their whole environment.  Files are read
+    and helpers asked at most once, when first needed.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source] = (),
+        *,
+        explicit: Optional[Mapping[str, Credential]] = None,
+        helper_environ: Optional[Mapping[str, str]] = None,
+        helper_timeout: float = 30,
+        warn: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self._sources = sources
+        self._explicit = {host.lower(): found for host, found in (explicit or {}).items()}
+        self._environ = helper_environ or {}
+        self._timeout = helper_timeout
+        self._warn = warn
+        self._lock = threading.Lock()
+        self._files: Dict[Source, _File] = {}
+        self._asked: Dict[Tuple[str, str], Optional[Credential]] = {}
+
+    def get(self, host: str, path: str = "") -> Credential:
+        """The credential for ``path`` on ``host``, spelled as in a reference.
+
+        Raises StorageError or InvalidDocument for a source that can't be used.
+        """
+        host = host.lower()
+        if host in self._explicit:
+            return self._explicit[host]
+        with self._lock:
+            for source in self._sources:
+                if source not in self._files:
+                    self._files[source] = _File(source)
+                for found in self._search(self._files[source], host, path):
+                    if found is not None:
+                        return found
+        return Credential()
+
+    def _search(self, file: "_File", host: str, path: str) -> Iterator[Optional[Credential]]:
+        while path:
+            yield file.stored("%s/%s" % (host, path))
+            path = path.rpartition("/")[0]
+        names = _HUB_NAMES if host == "docker.io" else (host,)
+        helper = file.helper(names)
+        for name in names if helper else ():
+            if (helper, name) not in self._asked:
+                self._asked[helper, name] = self._ask(helper, name)
+            yield self._asked[helper, name]
+        for name in names:
+            yield file.stored(name)
+
+    def _ask(self, helper: str, name: str) -> Optional[Credential]:
+        """None if the helper has nothing; nobody in particular if it fails."""
+        program = "docker-credential-" + helper
+        try:
+            status, output = _run(program, name, self._environ, self._timeout)
+            if status and "credentials not found" in output:
+                return None
+            if status:
+                raise ChildProcessError(status, "exit status %d" % status)
+            answer = json.loads(output)
+            username, secret = answer["Username"], answer["Secret"]
+            if not (isinstance(username, str) and isinstance(secret, str)):
+                raise TypeError
+        except (OSError, subprocess.TimeoutExpired) as exc:
+            why = getattr(exc, "strerror", "no answer in %g s" % self._timeout)
+        except (LookupError, TypeError, ValueError, RecursionError):
+            why = "no answer of the kind"  # and not a word of it: the secret may be in it
+        else:
+            token = username == "<token>"
+            found = Credential(identity_token=secret) if token else Credential(username, secret)
+            return None if found.anonymous else found
+        self._warn("%s: %s; going on without credentials for %s" % (program, why, name))
+        return Credential()
+
+
+class _File:
+    """One source, read and taken apart; an entry is judged when it is asked for."""
+
+    def __init__(self, source: Source) -> None:
+        self._name = source.name
+        text = source.text
+        document: Any = None
+        try:
+            if text is None:
+                with open(source.name, "rb") as file:
+                    text = file.read(1 << 20).decode("utf-8-sig")
+            document = json.loads(text.strip() or "{}")
+        except (FileNotFoundError, NotADirectoryError):
+            document = {}
+        except OSError as exc:
+            raise StorageError("read %s: %s" % (source.name, exc.strerror)) from exc
+        except (ValueError, RecursionError):
+            pass  # and not a word of it either
+        self._check(isinstance(document, dict))
+        config = {"auths": document} if source.flat else document
+        self._auths = self._by_host(config.get("auths"))
+        self._helpers = self._by_host(config.get("credHelpers"))
+        self._store = config.get("credsStore") or ""
+
+    def helper(self, names: Sequence[str]) -> str:
+        """Who keeps what belongs to ``names``; empty if this file does."""
+        helper = next((self._helpers[name] for name in names if name in self._helpers), self._store)
+        self._check(isinstance(helper, str) and bool(re.fullmatch("[A-Za-z0-9._-]*", helper)))
+        return str(helper)
+
+    def stored(self, name: str) -> Optional[Credential]:
+        entry = self._auths.get(name) or {}
+        self._check(isinstance(entry, dict))
+        keys = ("username", "password", "identitytoken", "registrytoken", "auth")
+        values = [entry.get(key) or "" for key in keys]
+        self._check(all(isinstance(value, str) for value in values))
+        username, password, identity_token, registry_token, auth = values
+        # This one is sent as it is, and must not be able to end the header.
+        self._check(bool(re.fullmatch("[!-~]*", registry_token)))
+        if auth:
+            try:
+                text = base64.b64decode("".join(auth.split()), validate=True).decode("utf-8")
+            except ValueError:
+                text = ""
+            username, colon, password = text.partition(":")
+            self._check(bool(username and colon))
+        found = Credential(username, password.rstrip("\0"), identity_token, registry_token)
+        return None if found.anonymous else found
+
+    def _by_host(self, members: Any) -> Dict[str, Any]:
+        members = members or {}
+        self._check(isinstance(members, dict))
+        first = {_cut(key): value for key, value in reversed(list(members.items()))}
+        return dict(first, **members)  # the exact spelling before all others
+
+    def _check(self, good: bool) -> None:
+        if not good:
+            raise InvalidDocument("%s: Invalid auth configuration file" % self._name)
+
+
+def _cut(key: str) -> str:
+    """The host of an old key, which is a URL or the rest of one (``host/v1/``).
+
+    ``host/ns`` stays what it is: no key for all of the host.
+    """
+    bare = re.sub("^https?://", "", key)
+    host, slash, path = bare.partition("/")
+    return host.lower() + ("" if bare != key or key.endswith("/") else slash + path)
+
+
+def _run(program: str, name: str, environ: Mapping[str, str], timeout: float) -> Tuple[int, str]:
+    # A relative entry would run what happens to lie in the working directory.
+    folders = filter(os.path.isabs, environ.get("PATH", os.defpath).split(os.pathsep))
+    path = shutil.which(program, path=os.pathsep.join(folders))
+    if path is None:
+        raise FileNotFoundError(errno.ENOENT, "not found on PATH")
+    # Read once and afterwards: what a pipe can't hold, no helper has to say.
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    with open(reader, "rb", 0) as answer, open(writer, "wb", 0) as stdout:
+        done = subprocess.run(
+            [path, "get"], env=environ, timeout=timeout,
+            input=name.encode(), stdout=stdout, stderr=subprocess.DEVNULL,
+        )
+        return done.returncode, (answer.read(1 << 16) or b"").decode("utf-8")

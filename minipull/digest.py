@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Digests: the names of bytes.
+
+A digest from outside goes through :meth:`Digest.parse` before any path or URL
+is built from it; every other module may then trust the type.
+
+Mirrors opencontainers/go-digest and moby's layer.CreateChainID.
+Spec: image-spec, descriptor.md "Digests" and config.md "Layer ChainID".
+"""
+import hashlib
+import re
+from typing import NewType, Sequence, Union
+
+from .errors import ContentMismatch, InvalidDocument
+
+#   digest ::= algorithm ":" encoded          (only the registered algorithms)
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128}")
+
+
+class Digest(str):
+    """``algorithm:encoded``; a plain string to JSON, dicts and printf."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: object) -> "Digest":
+        """Check text from outside; raises InvalidDocument."""
+        if not isinstance(text, str) or _DIGEST.fullmatch(text) is None:
+            raise InvalidDocument("invalid digest %s" % ascii(text)[:100])
+        return cls(text)
+
+    @classmethod
+    def of(cls, data: bytes) -> "Digest":
+        return cls("sha256:" + hashlib.sha256(data).hexdigest())
+
+    @property
+    def algorithm(self) -> str:
+        return self.partition(":")[0]
+
+    @property
+    def encoded(self) -> str:
+        return self.partition(":")[2]
+
+    @property
+    def short(self) -> str:
+        """The first twelve hex digits, as docker shows them."""
+        return self.encoded[:12]
+
+
+DiffID = NewType("DiffID", Digest)  # names one uncompressed layer tar
+ChainID = NewType("ChainID", Digest)  # names that layer on top of its parents
+ImageID = NewType("ImageID", Digest)  # names an image config
+
+
+def chain_id(diff_ids: Sequence[DiffID]) -> ChainID:
+    """Fold diff_ids, bottom layer first; a chain of one is its own DiffID."""
+    chain = ChainID(diff_ids[0])
+    for diff_id in diff_ids[1:]:
+        chain = next_chain_id(chain, diff_id)
+    return chain
+
+
+def next_chain_id(parent: ChainID, diff_id: DiffID) -> ChainID:
+    return ChainID(Digest.of(("%s %s" % (parent, diff_id)).encode("ascii")))
+
+
+class Verifier:
+    """A running hash and byte count, to be compared with what was promised."""
+
+    def __init__(self, algorithm: str = "sha256") -> None:
+        self._hash = hashlib.new(algorithm)
+        self._algorithm = algorithm
+        self.size = 0
+
+    def update(self, data: Union[bytes, memoryview]) -> None:
+        self._hash.update(data)
+        self.size += len(data)
+
+    @property
+    def digest(self) -> Digest:
+        return Digest("%s:%s" % (self._algorithm, self._hash.hexdigest()))
+
+    def verify(self, digest: Digest, size: int, what: str) -> None:
+        """Raise ContentMismatch unless exactly ``size`` bytes of ``digest`` came by."""
+        if self.size != size:
+            raise ContentMismatch("%s: size is %d, expected %d" % (what, self.size, size))
+        if self.digest != digest:
+            raise ContentMismatch("%s: content is %s, expected %s" % (what, self.digest, digest))

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""pull(): one image by name, from whichever endpoint has it.
+
+The loop over endpoints stands here once: mirrors, then the registry; who is
+asked next after an error is errors.continue_on_error, and plain http is never
+tried on a host that has spoken TLS.
+
+Mirrors moby's distribution/pull.go.
+"""
+import contextlib
+import os
+from typing import Callable, List, Optional, TypeVar, Union
+
+from .connection import Origin
+from .credentials import Credentials
+from .descriptor import Platform
+from .download import LayerDownloadManager
+from .endpoints import Endpoint, RegistryService
+from .errors import Error, InvalidReference, NetworkError, NotFound, continue_on_error
+from .image import Image
+from .progress import Output, discard, serialized
+from .pull_v2 import Pulled, PullOptions, V2Puller
+from .reference import Reference
+from .repository import Client, Repository
+from .store import Store
+from .streams import Cancel
+
+T = TypeVar("T")
+
+_MACHINES = {"armv6l": "arm/v6", "armv7l": "arm/v7", "armv8l": "arm/v7"}
+
+
+def pull(
+    name: Union[str, Reference],
+    store: Store,
+    *,
+    platform: Union[str, Platform, None] = None,
+    all_platforms: bool = False,
+    foreign: bool = False,
+    progress: Output = discard,
+    service: Optional[RegistryService] = None,
+    credentials: Optional[Credentials] = None,
+    downloads: Optional[LayerDownloadManager] = None,
+    cancel: Optional[Cancel] = None
+) -> Image:
+    """Pull an image into ``store`` and return it.
+
+    ``platform`` defaults to the host's; ``downloads`` is shared by pulls that
+    are to share transfers.  Raises any minipull.Error; its text is one line
+    that says what failed, on what.
+    """
+    with Client(service or RegistryService(), credentials or Credentials()) as client:
+        return pull_with(
+            client, name, store, downloads or LayerDownloadManager(),
+            options(platform, all_platforms, foreign), progress, cancel or Cancel(),
+        ).image
+
+
+def options(
+    platform: Union[str, Platform, None] = None, all_platforms: bool = False, foreign: bool = False
+) -> PullOptions:
+    """What to take of what a name offers; raises InvalidReference."""
+    if platform is None:
+        return PullOptions(host_platform(), False, all_platforms, foreign)
+    if all_platforms:
+        raise InvalidReference("one platform and all platforms can't be asked for together")
+    if isinstance(platform, str):
+        platform = Platform.parse(platform, host_platform())
+    return PullOptions(platform, True, False, foreign)
+
+
+def pull_with(
+    client: Client,
+    name: Union[str, Reference],
+    store: Store,
+    downloads: LayerDownloadManager,
+    wanted: PullOptions,
+    progress: Output,
+    cancel: Cancel,
+) -> Pulled:
+    """As pull(), for several pulls through one client."""
+    reference = name if isinstance(name, Reference) else Reference.parse(name)
+    reference = reference.docker_ref()
+    if reference.path in ("scratch", "library/scratch"):
+        raise InvalidReference("'scratch' is a reserved name")
+    output = serialized(progress)
+
+    def from_one(repository: Repository) -> Pulled:
+        puller = V2Puller(repository, store, downloads, wanted, output, cancel)
+        with store.using(cancel, writing=True):
+            return puller.pull(reference)
+
+    return over_endpoints(client, reference, "pull %s" % (reference,), from_one, cancel)
+
+
+def over_endpoints(
+    client: Client,
+    reference: Reference,
+    what: str,
+    work: Callable[[Repository], T],
+    cancel: Cancel,
+) -> T:
+    """The first success of ``work`` on an endpoint of the repository.
+
+    Raises the error that decided, its text led by ``what`` and by what the
+    endpoints before said, if they are other hosts.
+    """
+    before: List[str] = []
+    decided: Optional[Error] = None
+    for endpoint in client.service.pull_endpoints(reference):
+        if endpoint.url.startswith("http:") and client.spoke_tls(endpoint):
+            continue
+        try:
+            return work(client.repository(endpoint, reference))
+        except Error as exc:
+            cancel.check()
+            text = _placed(exc, endpoint)
+            # Of two tries on one host the later one knows more.
+            if text not in before:
+                before.append(text)
+            if decided is not None and not isinstance(exc, NetworkError) and not endpoint.mirror:
+                before = [text]
+            decided = exc
+            if not continue_on_error(exc, endpoint.mirror):
+                break
+    if decided is None:
+        raise NotFound("%s: no endpoints found for %s" % (what, reference))
+    error = decided.within(what)
+    error.args = ("%s: %s" % (what, "; ".join(before)),)
+    raise error from decided
+
+
+def _placed(error: Error, endpoint: Endpoint) -> str:
+    place = str(Origin.of(endpoint.url))
+    text = str(error)
+    return text if place in text else "%s (%s)" % (text, place)
+
+
+def host_platform() -> Platform:
+    """What images run on here: Linux, but on Windows, and this machine."""
+    if os.name == "nt":
+        return Platform("windows", "amd64")
+    machine = os.uname().machine
+    return Platform.parse("linux/" + _MACHINES.get(machine, machine))

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Endpoints: which hosts to ask for a repository, and how far to trust them.
+
+Mirrors come first, then the registry itself over https, then, if it is
+insecure, over http.  Insecure are ``localhost``, literal loopback addresses
+and what the caller lists: nothing else ever falls back to http, and a host
+that has spoken TLS does not either.
+
+Mirrors moby's registry/{config,service,service_v2}.go.
+"""
+import ipaddress
+import re
+import socket
+import ssl
+from typing import Callable, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
+
+from .connection import Origin
+from .errors import InvalidReference, PolicyError, StorageError
+from .reference import DEFAULT_DOMAIN, Reference
+from .transport import Transport
+
+HUB_HOST = "registry-1.docker.io"
+
+
+class Endpoint(NamedTuple):
+    """One way to ask for a repository; ``url`` is scheme, host and port.
+
+    ``host`` is whose credentials go there: the reference's own domain, or the
+    mirror's.
+    """
+
+    url: str
+    host: str
+    mirror: bool = False
+
+    def __str__(self) -> str:
+        return str(Origin.of(self.url))
+
+
+class Host(NamedTuple):
+    """What the settings say of one registry."""
+
+    mirrors: Tuple[str, ...] = ()
+    fallback: bool = True  # may the registry itself be asked after its mirrors?
+    ca: str = ""  # file with the certificates to trust, besides the system's
+
+
+def _lookup(host: str) -> List[str]:
+    try:
+        return [str(found[4][0]) for found in socket.getaddrinfo(host, None)]
+    except OSError:
+        return []
+
+
+class RegistryService:
+    """How registries are reached; raises InvalidReference for a bad setting.
+
+    ``mirrors`` are Docker Hub's; ``insecure`` lists ``host[:port]`` and CIDRs;
+    ``lookup`` resolves a host, for the CIDRs alone.
+    """
+
+    def __init__(
+        self,
+        *,
+        mirrors: Sequence[str] = (),
+        insecure: Sequence[str] = (),
+        hosts: Optional[Mapping[str, Host]] = None,
+        plain_http: bool = False,
+        tls_verify: bool = True,
+        ca_file: str = "",
+        timeout: float = 60.0,
+        headers: Optional[Mapping[str, str]] = None,
+        lookup: Callable[[str], Sequence[str]] = _lookup
+    ) -> None:
+        self.hosts = dict(hosts or {})
+        if mirrors:
+            hub = self.hosts.get(DEFAULT_DOMAIN, Host())
+            self.hosts[DEFAULT_DOMAIN] = hub._replace(mirrors=hub.mirrors + tuple(mirrors))
+        for domain, host in self.hosts.items():
+            checked = tuple(validate_mirror(mirror) for mirror in host.mirrors)
+            self.hosts[domain] = host._replace(mirrors=checked)
+        self.plain_http = plain_http
+        self.tls_verify = tls_verify
+        self.ca_file = ca_file
+        self._timeout = timeout
+        self._headers = headers
+        self._lookup = lookup
+        self._insecure_hosts: Set[str] = set()
+        self._insecure_networks = []
+        for entry in insecure:
+            name = re.sub("^https?://", "", entry, flags=re.IGNORECASE)
+            try:
+                self._insecure_networks.append(ipaddress.ip_network(name, strict=False))
+            except ValueError:
+                _check_host(name, "insecure registry")
+                self._insecure_hosts.add(name)
+
+    def transport(self) -> Transport:
+        """A pool of connections by these rules; the caller closes it."""
+        return Transport(self.tls_context, self._timeout, self._headers)
+
+    def pull_endpoints(self, reference: Reference) -> List[Endpoint]:
+        """Where to ask, in order (moby: LookupPullEndpoints)."""
+        host = self.hosts.get(reference.domain, Host())
+        found = [
+            Endpoint(mirror.rstrip("/"), str(Origin.of(mirror)), mirror=True)
+            for mirror in host.mirrors
+        ]
+        if host.fallback or not host.mirrors:
+            found += self.push_endpoints(reference)
+        return found
+
+    def push_endpoints(self, reference: Reference) -> List[Endpoint]:
+        """The registry itself, never a mirror."""
+        domain = reference.domain
+        address = HUB_HOST if domain == DEFAULT_DOMAIN else domain
+        schemes = ["https"]
+        if self.plain_http:
+            schemes = ["http"]
+        elif not self.is_secure(domain):
+            schemes.append("http")
+        return [Endpoint("%s://%s" % (scheme, address), domain) for scheme in schemes]
+
+    def is_secure(self, domain: str) -> bool:
+        """Whether only verified TLS will do (moby: isSecureIndex)."""
+        if domain in self._insecure_hosts or not self.tls_verify:
+            return False
+        host = re.sub(r":[0-9]+$", "", domain).strip("[]").lower()
+        if host == "localhost":
+            return False
+        addresses: Sequence[str] = [host]
+        try:
+            if ipaddress.ip_address(host).is_loopback:
+                return False
+        except ValueError:
+            addresses = self._lookup(host) if self._insecure_networks else []
+        found = [ipaddress.ip_address(address.partition("%")[0]) for address in addresses]
+        return not any(
+            address in network
+            for address in found for network in self._insecure_networks
+            if address.version == network.version
+        )
+
+    def tls_context(self, origin: Origin) -> ssl.SSLContext:
+        """What to trust there; raises StorageError for a bad CA file."""
+        domain = DEFAULT_DOMAIN if origin.host == HUB_HOST else str(origin)
+        context = ssl.create_default_context()
+        ca_files = [self.ca_file, self.hosts.get(domain, Host()).ca]
+        for ca_file in filter(None, ca_files):
+            try:
+                context.load_verify_locations(ca_file)
+            except (OSError, ssl.SSLError) as exc:
+                raise StorageError("CA file %s: %s" % (ca_file, exc.strerror or exc)) from exc
+        if not self.is_secure(domain):
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context
+
+
+def validate_mirror(text: str) -> str:
+    """A mirror's URL with a slash at its end (moby: ValidateMirror)."""
+    scheme, _, rest = text.rpartition("://")
+    why = ""
+    if not scheme:
+        why = "no scheme specified"
+    elif scheme not in ("http", "https"):
+        why = 'unsupported scheme "%s"' % ascii(scheme)[1:-1]
+    elif "@" in rest:
+        why = "username/password not allowed in URI"
+    elif "?" in rest or "#" in rest:
+        why = "query or fragment at end of the URI"
+    elif "/" in rest.rstrip("/"):
+        why = "path, query, or fragment at end of the URI"
+    if why:
+        shown = ascii(re.sub("//[^/@]*@", "//xxxxx@", text))[1:-1]
+        raise InvalidReference("invalid mirror: %s: %s" % (why, shown))
+    _check_host(rest.rstrip("/"), "mirror")
+    return text.rstrip("/") + "/"
+
+
+def _check_host(name: str, kind: str) -> None:
+    if "://" in name:
+        raise InvalidReference("%s %s should not contain '://'" % (kind, ascii(name)))
+    if name.startswith("-") or name.endswith("-"):
+        raise InvalidReference("invalid index name (%s). Cannot begin or end with a hyphen" % name)
+    try:
+        Origin.of("https://" + name)
+    except PolicyError as exc:
+        raise InvalidReference("%s: invalid host %s" % (kind, ascii(name))) from exc

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can go wrong, whose fault it is, and what may be tried again.
+
+One tree under :class:`Error`.  A class stands for what the caller can do
+about it, so each carries the exit code of the command line; the policy that
+the rest of the package obeys is the two functions at the end.
+
+Mirrors moby's distribution/errors.go and docker/distribution's errcode.
+"""
+import contextlib
+import errno
+import json
+from typing import Iterator, List, NamedTuple, Sequence
+
+
+class Error(Exception):
+    """Root of every error that minipull raises on purpose."""
+
+    exit_code = 1
+    retry = False  # may the engine's attempts repeat the work?
+
+    def within(self, what: str) -> "Error":
+        """The same error, with a text that begins with what failed."""
+        other = type(self).__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other.args = ("%s: %s" % (what, self),)
+        return other
+
+
+class Cancelled(Error):
+    """The caller gave up; nothing is wrong."""
+
+    exit_code = 130
+
+    def __init__(self, text: str = "cancelled") -> None:
+        super().__init__(text)
+
+
+class InvalidReference(Error):
+    """A name, tag, platform or flag value that does not fit its grammar."""
+
+    exit_code = 2
+
+
+class NotFound(Error):
+    """No such manifest, repository, local image or platform."""
+
+    exit_code = 3
+
+
+class Unauthorized(Error):
+    """Authentication failed, or permission is missing."""
+
+    exit_code = 4
+
+
+class NetworkError(Error):
+    """DNS, connection, malformed HTTP, or a registry that keeps failing."""
+
+    exit_code = 5
+    retry = True
+
+
+class TLSError(NetworkError):
+    """The TLS handshake failed; asking again would not help."""
+
+    retry = False
+
+
+class InvalidDocument(Error):
+    """A manifest, config, archive or layer that is malformed or ambiguous."""
+
+    exit_code = 6
+
+
+class ContentMismatch(Error):
+    """Bytes that are not what their digest or size says."""
+
+    exit_code = 6
+
+    def __init__(self, text: str, retry: bool = False) -> None:
+        super().__init__(text)
+        self.retry = retry
+
+
+class StorageError(Error):
+    """The disk or the store: no space, read-only, corrupt, lock not had."""
+
+    exit_code = 7
+
+
+class RateLimited(Error):
+    """The registry asks us to wait longer than we are willing to."""
+
+    exit_code = 8
+
+
+class PolicyError(Error):
+    """Refused by our own rules: insecure, redirect, realm, certificate, limit."""
+
+    exit_code = 9
+
+
+class Unsupported(Error):
+    """Understood, but not something that this command can do."""
+
+
+#: The codes of docker/distribution and of distribution-spec, each with the
+#: message that adds nothing to it: an entry that says no more is shown as the code.
+CODES = {
+    "UNKNOWN": "unknown error",
+    "UNSUPPORTED": "The operation is unsupported.",
+    "UNAUTHORIZED": "authentication required",
+    "DENIED": "requested access to the resource is denied",
+    "UNAVAILABLE": "service unavailable",
+    "TOOMANYREQUESTS": "too many requests",
+    "DIGEST_INVALID": "provided digest did not match uploaded content",
+    "SIZE_INVALID": "provided length did not match content length",
+    "NAME_INVALID": "invalid repository name",
+    "TAG_INVALID": "manifest tag did not match URI",
+    "NAME_UNKNOWN": "repository name not known to registry",
+    "MANIFEST_UNKNOWN": "manifest unknown",
+    "MANIFEST_INVALID": "manifest invalid",
+    "MANIFEST_UNVERIFIED": "manifest failed signature verification",
+    "MANIFEST_BLOB_UNKNOWN": "blob unknown to registry",
+    "BLOB_UNKNOWN": "blob unknown to registry",
+    "BLOB_UPLOAD_UNKNOWN": "blob upload unknown to registry",
+    "BLOB_UPLOAD_INVALID": "blob upload invalid",
+    "PAGINATION_NUMBER_INVALID": "invalid number of results requested",
+    "RANGE_INVALID": "invalid content range",
+}
+
+
+class ErrorDetail(NamedTuple):
+    """One entry of a registry's error body (distribution-spec, "Error Codes")."""
+
+    code: str
+    message: str
+
+    def __str__(self) -> str:
+        words = self.code.lower().replace("_", " ")
+        return "%s: %s" % (words, self.message) if self.message not in ("", words) else words
+
+
+_EXIT_CODES = {
+    "UNAUTHORIZED": Unauthorized.exit_code,
+    "DENIED": Unauthorized.exit_code,
+    "MANIFEST_UNKNOWN": NotFound.exit_code,
+    "NAME_UNKNOWN": NotFound.exit_code,
+    "BLOB_UNKNOWN": NotFound.exit_code,
+    "TOOMANYREQUESTS": RateLimited.exit_code,
+    "NAME_INVALID": InvalidReference.exit_code,
+    "TAG_INVALID": InvalidReference.exit_code,
+}
+
+#: Codes that another attempt would not change (moby: retryOnError).
+DO_NOT_RETRY = frozenset(
+    ("UNAUTHORIZED", "UNSUPPORTED", "DENIED", "TOOMANYREQUESTS", "NAME_UNKNOWN", "BLOB_UNKNOWN")
+)
+
+
+class RegistryError(Error):
+    """An answer of the registry that says no; ``status`` is the HTTP status."""
+
+    def __init__(self, status: int, details: Sequence[ErrorDetail] = (), text: str = "") -> None:
+        super().__init__(text or "; ".join(str(detail) for detail in details))
+        self.status = status
+        self.details = details
+        #: The first code decides; empty when the body named none.
+        self.code = details[0].code if details else ""
+        self.exit_code = _EXIT_CODES.get(self.code, NetworkError.exit_code)
+        # An unreadable answer below 500 is no registry's: a proxy or a portal.
+        self.retry = self.code not in DO_NOT_RETRY if details else status >= 500
+
+
+def decode_answer(
+    status: int, reason: str, content_type: str, body: bytes, bearer_error: str = ""
+) -> RegistryError:
+    """The error that a registry's answer is; ``bearer_error`` is its challenge's.
+
+    docker/distribution registry/client/errors.go (HandleErrorResponse).
+    """
+    text = body.decode("utf-8", "replace")
+    if not 400 <= status < 500:
+        words = ("%d %s" % (status, reason)).strip()
+        return RegistryError(status, text="received unexpected HTTP status: %s" % words)
+    details: List[ErrorDetail] = []
+    code = {"invalid_token": "UNAUTHORIZED", "insufficient_scope": "DENIED"}.get(bearer_error)
+    if code is not None:
+        details.append(ErrorDetail(code, ""))
+    by_status = {401: "UNAUTHORIZED", 403: "DENIED", 429: "TOOMANYREQUESTS"}.get(status, "UNKNOWN")
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind not in ("application/json", "application/vnd.api+json"):
+        return RegistryError(status, details + [ErrorDetail(by_status, text.strip()[:1000])])
+    try:
+        answer = json.loads(text)
+        if isinstance(answer.get("details"), str) and answer["details"]:
+            return RegistryError(status, details + [ErrorDetail(by_status, answer["details"])])
+        for entry in answer["errors"]:
+            known = entry["code"] if entry["code"] in CODES else "UNKNOWN"
+            message = str(entry.get("message") or "")
+            bare = message == CODES[known] and entry.get("detail") is None
+            details.append(ErrorDetail(known, "" if bare else message[:1000]))
+        reason = "no error details found in HTTP response body"
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as exc:
+        reason = str(exc) if isinstance(exc, ValueError) else "no error details found in HTTP response body"
+    if not details and status == 401:
+        details.append(ErrorDetail("UNAUTHORIZED", "authentication required"))
+    return RegistryError(
+        status, details, "" if details else "error parsing HTTP %d response body: %s: %s"
+        % (status, reason, json.dumps(text[:1000])),
+    )
+
+
+def continue_on_error(error: Error, mirror: bool) -> bool:
+    """Whether the next endpoint may be tried after this one failed.
+
+    What a mirror's registry says never binds the origin; what the origin says
+    is final, but for the lack of an answer.  Trouble of our own never is a
+    reason to ask somebody else (moby: continueOnError).
+    """
+    if isinstance(error, (Cancelled, StorageError, InvalidReference, Unsupported)):
+        return False
+    if isinstance(error, RegistryError) and not error.details:
+        return True
+    return mirror or isinstance(error, NetworkError)
+
+
+@contextlib.contextmanager
+def storage_errors(what: str) -> Iterator[None]:
+    """Map the operating system's errors on the store to one clear StorageError.
+
+    ``what`` says what was being done, on what: "write /store/index.json".
+    """
+    try:
+        yield
+    except OSError as exc:
+        hint = _STORAGE_HINTS.get(exc.errno or 0, "")
+        raise StorageError("%s: %s%s" % (what, exc.strerror or exc, hint)) from exc
+
+
+_STORAGE_HINTS = {
+    errno.ENOSPC: "; free some space (minipull gc) and try again, what was downloaded is kept",
+    errno.EDQUOT: "; raise the quota or choose another --root, what was downloaded is kept",
+    errno.EROFS: "; choose another --root",
+    errno.EACCES: "; choose another --root or run as its owner",
+    errno.ELOOP: "; a symbolic link stands where the store keeps a file",
+}

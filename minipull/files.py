@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that survive a crash, and locks that die with their holder.
+
+The rules of the store on disk start here: a file appears under its final name
+only whole and synced, nothing is opened through a symbolic link, and a lock is
+a flock(2) on a file that is never unlinked while it may be held, so that
+kill -9 frees it.  flock belongs to the open file, so the same locks also keep
+the threads of one process apart.
+
+Mirrors moby's pkg/ioutils (AtomicFileWriter).
+"""
+import errno
+import os
+import stat
+import tempfile
+import time
+from typing import Callable, Optional
+
+from .errors import InvalidDocument, StorageError, storage_errors
+
+if os.name == "posix":  # elsewhere readers go on and writers stop
+    import fcntl
+
+class Locked(StorageError):
+    """A lock that somebody else holds and did not give up in time."""
+
+
+_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+
+
+def make_directory(path: str) -> None:
+    """Make ``path`` and its parents, private and durable."""
+    with storage_errors("create %s" % path):
+        missing = []
+        while not os.path.isdir(path):
+            missing.append(path)
+            path = os.path.dirname(path) or "."
+        for directory in reversed(missing):
+            try:
+                os.mkdir(directory, 0o700)
+            except FileExistsError:
+                continue
+            sync_directory(os.path.dirname(directory) or ".")
+
+
+def sync_directory(path: str) -> None:
+    """Make the names in ``path`` durable; an OSError is the caller's to map."""
+    if os.name != "posix":
+        return
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def open_regular(path: str, flags: int = os.O_RDONLY) -> int:
+    """Open a regular file without following a link in its last component.
+
+    Raises OSError as open(2) does, and StorageError for anything else there:
+    what lies in a store may have been planted.
+    """
+    fd = os.open(path, flags | _NOFOLLOW | getattr(os, "O_NONBLOCK", 0), 0o600)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise StorageError("%s is not a regular file" % path)
+    return fd
+
+
+def read_bytes(path: str, limit: int) -> Optional[bytes]:
+    """All of a small file, or None where there is none.
+
+    Raises InvalidDocument past ``limit`` bytes.
+    """
+    with storage_errors("read %s" % path):
+        try:
+            fd = open_regular(path)
+        except FileNotFoundError:
+            return None
+        with open(fd, "rb") as file:
+            data = file.read(limit + 1)
+    if len(data) > limit:
+        raise InvalidDocument("%s is larger than %d bytes" % (path, limit))
+    return data
+
+
+def write_all(fd: int, data: "memoryview") -> None:
+    """Write all of ``data``; a short write is how a full disk begins."""
+    while data:
+        data = data[os.write(fd, data):]
+
+
+def write_atomic(path: str, data: bytes, scratch: str, durable: bool = True) -> None:
+    """Put ``data`` at ``path`` in one step, by way of the directory ``scratch``.
+
+    Durable means file and directory are synced: after a power cut the old or
+    the new content is there.  Without it only a crash of the process is safe.
+    """
+    with storage_errors("write %s" % path):
+        fd, temporary = tempfile.mkstemp(prefix="tmp-", dir=scratch)
+        try:
+            try:
+                write_all(fd, memoryview(data))
+                if durable:
+                    os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+        if durable:
+            sync_directory(os.path.dirname(path))
+
+
+def lock(
+    fd: int,
+    path: str,
+    exclusive: bool,
+    pause: Callable[[float], object] = time.sleep,
+    timeout: float = 60.0,
+    alive: Callable[[], object] = lambda: None,
+) -> None:
+    """Take the advisory lock of an open file, by polling.
+
+    ``pause`` sleeps between two tries and may raise to give up.  The lock is
+    waited for until ``timeout`` seconds went by in which ``alive`` did not
+    change its answer; then Locked says who holds it.  Raises StorageError where
+    there are no locks.
+    """
+    deadline = time.monotonic() + timeout
+    delay, sign = 0.005, alive()
+    while True:
+        try:
+            if os.name != "posix":
+                raise OSError(errno.ENOTSUP, "no flock")
+            fcntl.flock(fd, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            return
+        except OSError as exc:
+            if exc.errno not in (errno.EAGAIN, errno.EACCES, errno.EINTR):
+                raise StorageError(
+                    "lock %s: %s; put --root on a file system with locks" % (path, exc.strerror)
+                ) from exc
+        if alive() != sign:
+            deadline, sign = time.monotonic() + timeout, alive()
+        if time.monotonic() >= deadline:
+            raise Locked(
+                "%s is locked by %s; wait for it or raise --timeout" % (path, _holder(fd))
+            )
+        pause(delay)
+        delay = min(delay * 1.5, 0.2)
+
+
+def _holder(fd: int) -> str:
+    """Who holds a lock on the file, as far as Linux tells."""
+    status = os.fstat(fd)
+    place = "%02x:%02x:%d" % (os.major(status.st_dev), os.minor(status.st_dev), status.st_ino)
+    try:
+        with open("/proc/locks") as table:
+            # 1: FLOCK  ADVISORY  WRITE 1234 08:01:12345 0 EOF
+            fields = [line.split() for line in table]
+        pid = next(row[4] for row in fields if row[1] == "FLOCK" and row[5] == place)
+        with open("/proc/%d/cmdline" % int(pid), "rb") as file:
+            command = file.read(200).replace(b"\0", b" ").strip()
+    except (OSError, StopIteration, ValueError, IndexError):
+        return "another process"
+    return "process %s (%s)" % (pid, ascii(command.decode("utf-8", "replace"))[1:-1])

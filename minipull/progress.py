@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Progress: what the library tells its caller while it works.
+
+An output is any callable that takes a :class:`Progress`; it is called from
+worker threads, never twice at once for one operation.
+
+Mirrors moby's pkg/progress.
+"""
+import threading
+from typing import Any, Callable, Mapping, NamedTuple, Optional
+
+
+class Progress(NamedTuple):
+    """One event: an action on ``id``, or a message for the reader.
+
+    ``current`` and ``total`` count bytes; a total of 0 is unknown.
+    """
+
+    id: str = ""
+    message: str = ""
+    action: str = ""
+    current: int = 0
+    total: int = 0
+    aux: Optional[Mapping[str, Any]] = None
+    last_update: bool = False
+
+    def __str__(self) -> str:
+        text = self.message or self.action
+        if self.current:
+            text += " %d/%d" % (self.current, self.total)
+        return "%s: %s" % (self.id, text) if self.id else text
+
+
+Output = Callable[[Progress], None]
+
+
+def discard(_: Progress) -> None:
+    """The output of a caller that wants none."""
+
+
+def serialized(output: Output) -> Output:
+    """``output``, called by one thread at a time."""
+    lock = threading.Lock()
+
+    def locked(progress: Progress) -> None:
+        with lock:
+            output(progress)
+
+    return locked
+
+
+class Meter:
+    """Counts bytes of one action and reports every 512 KiB or 1 %, the smaller."""
+
+    def __init__(self, output: Output, id: str, action: str, total: int) -> None:
+        self._output = output
+        self._event = Progress(id=id, action=action, total=total)
+        self._step = min(512 << 10, total // 100) if total > 0 else 512 << 10
+        self._reported = 0
+        self.current = 0
+
+    def advance(self, count: int) -> None:
+        self.current += count
+        if self.current - self._reported > self._step:
+            self._report(False)
+
+    def finish(self) -> None:
+        self._report(True)
+
+    def _report(self, last: bool) -> None:
+        self._reported = self.current
+        self._output(self._event._replace(current=self.current, last_update=last))

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""References: ``index.json``, which maps names to manifests.
+
+One descriptor a name, annotated with the full normalised reference where
+skopeo and podman look for it and where containerd does, and with what the name
+resolved to at the registry.  Everybody writes under one lock, and what others
+wrote is kept.
+
+Mirrors moby's reference/store.go.  Format: image-spec image-layout.md.
+"""
+import contextlib
+import json
+import os
+import time
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
+
+from . import files
+from .descriptor import OCI_INDEX, Descriptor, list_at, object_at, parse_json
+from .digest import Digest
+from .errors import Error, InvalidDocument, InvalidReference, StorageError, storage_errors
+from .reference import Reference
+
+REF_NAME = "org.opencontainers.image.ref.name"
+IMAGE_NAME = "io.containerd.image.name"
+SOURCE_DIGEST = "io.minipull.source.digest"
+LAYOUT = b'{"imageLayoutVersion": "1.0.0"}'
+_MAX_INDEX = 64 << 20  # bytes
+
+
+class Association(NamedTuple):
+    """A name, the manifest or index it points to, and what its tag resolved to."""
+
+    name: Reference
+    descriptor: Descriptor
+    source: Digest
+
+
+class ReferenceStore:
+    """The names of one root; ``timeout`` (seconds) is for the lock."""
+
+    def __init__(self, root: str, scratch: str, timeout: float = 60.0) -> None:
+        self.path = os.path.join(root, "index.json")
+        self._lock = os.path.join(root, "index.lock")
+        self._layout = os.path.join(root, "oci-layout")
+        self._scratch = scratch
+        self._timeout = timeout
+        # The parsed index and the inode, size and mtime that it was read at.
+        self._read: Tuple[Any, List[Dict[str, Any]]] = (None, [])
+
+    def descriptors(self) -> List[Dict[str, Any]]:
+        """Every entry as it stands, whoever wrote it; raises StorageError."""
+        with storage_errors("read %s" % self.path):
+            try:
+                status = os.stat(self.path)
+            except FileNotFoundError:
+                return []
+            identity = (status.st_ino, status.st_size, status.st_mtime_ns)
+            if self._read[0] != identity:
+                data = files.read_bytes(self.path, _MAX_INDEX) or b""
+                self._read = (identity, parse_index(data, self.path))
+            return self._read[1]
+
+    def all(self) -> List[Association]:
+        """Every name, sorted."""
+        found = (association(entry) for entry in self.descriptors())
+        return sorted((item for item in found if item), key=lambda item: str(item.name))
+
+    def get(self, name: Reference) -> Optional[Association]:
+        return next((item for item in self.all() if item.name == name), None)
+
+    def set(
+        self,
+        name: Reference,
+        descriptor: Descriptor,
+        source: Digest,
+        pause: Callable[[float], object] = time.sleep,
+    ) -> None:
+        """Point ``name`` to ``descriptor``, durably; raises StorageError.
+
+        ``pause`` is called while the lock is waited for, and may raise.
+        """
+        if name.tag == "" and name.digest is None:
+            raise InvalidReference("%s has neither tag nor digest" % (name,))
+        if name.familiar_name in ("sha256", "sha384", "sha512"):
+            raise InvalidReference(
+                "refusing to create an ambiguous tag using digest algorithm as name"
+            )
+        entry = descriptor._replace(
+            platform=None,
+            annotations={REF_NAME: str(name), IMAGE_NAME: str(name), SOURCE_DIGEST: source},
+        ).to_json()
+        with self._writing(pause) as entries:
+            entries[:] = [old for old in entries if _named(old) != str(name)] + [entry]
+
+    def delete(self, name: Reference, pause: Callable[[float], object] = time.sleep) -> bool:
+        """Forget ``name``; False if it was not there."""
+        with self._writing(pause) as entries:
+            kept = [old for old in entries if _named(old) != str(name)]
+            found = len(kept) < len(entries)
+            entries[:] = kept
+        return found
+
+    @contextlib.contextmanager
+    def _writing(self, pause: Callable[[float], object]) -> Iterator[List[Dict[str, Any]]]:
+        root = os.path.dirname(self.path)
+        for directory in (root, self._scratch):
+            if not os.path.isdir(directory):
+                files.make_directory(directory)
+        with storage_errors("write %s" % self.path):
+            fd = files.open_regular(self._lock, os.O_RDWR | os.O_CREAT)
+            try:
+                files.lock(fd, self._lock, True, pause, self._timeout)
+                entries = list(self.descriptors())
+                yield entries
+                if entries != self._read[1] or not os.path.exists(self.path):
+                    if not os.path.exists(self._layout):
+                        files.write_atomic(self._layout, LAYOUT, self._scratch)
+                    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}
+                    index = dict(self._members(), **index)
+                    data = json.dumps(index, separators=(",", ":")).encode()
+                    files.write_atomic(self.path, data, self._scratch)
+            finally:
+                os.close(fd)
+
+    def _members(self) -> Dict[str, Any]:
+        data = files.read_bytes(self.path, _MAX_INDEX)
+        return {} if data is None else parse_json(data, self.path)
+
+
+def parse_index(data: bytes, what: str) -> List[Dict[str, Any]]:
+    """The entries of an index.json; raises StorageError: it is our own file."""
+    try:
+        index = parse_json(data, what)
+        if index.get("schemaVersion") != 2 or "manifests" not in index:
+            raise InvalidDocument("%s: not an image index" % what)
+        entries = list_at(index, "manifests", what)
+        return [object_at({"entry": entry}, "entry", what) for entry in entries]
+    except InvalidDocument as exc:
+        raise StorageError("%s; move it away and pull or load the images again" % exc) from exc
+
+
+def association(entry: Dict[str, Any]) -> Optional[Association]:
+    """What an entry says if it is one of ours, else None."""
+    with contextlib.suppress(Error):
+        descriptor = Descriptor.from_json(entry, "index.json")
+        notes = descriptor.annotations or {}
+        name = Reference.parse(_named(entry))
+        if str(name) == _named(entry) and (name.tag or name.digest):
+            source = Digest.parse(notes.get(SOURCE_DIGEST, descriptor.digest))
+            return Association(name, descriptor._replace(annotations=None), source)
+    return None
+
+
+def _named(entry: Dict[str, Any]) -> str:
+    notes = entry.get("annotations")
+    name = (notes.get(IMAGE_NAME) or notes.get(REF_NAME)) if isinstance(notes, dict) else ""
+    return name if isinstance(name, str) else ""

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings: flags, environment and files become the objects that the library takes.
+
+First found wins: the flag, ``MINIPULL_<FLAG>``, the settings file, the default.
+Nothing is read from the process: the environment is an argument, so a program
+that embeds minipull may use this with a mapping of its own.
+
+The settings file takes the engine's keys, as its daemon.json does.
+"""
+import os
+import re
+import sys
+from typing import Any, Callable, Dict, List, Mapping, Optional
+
+from . import files
+from .credentials import Credential, Credentials, Source
+from .descriptor import list_at, object_at, parse_json, string_at, strings_at
+from .download import CONCURRENT_DOWNLOADS, MAX_ATTEMPTS, LayerDownloadManager
+from .endpoints import Host, RegistryService
+from .errors import InvalidReference
+from .store import Store
+from .streams import find_zstd
+
+#: What the command line asks for, where the engine's default is 3.
+JOBS = 6
+#: Flag to the key of the settings file that stands for the same.
+_KEYS = {"jobs": "max-concurrent-downloads", "attempts": "max-download-attempts"}
+_TRUTH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False, "": False}
+
+
+class Settings:
+    """What was asked for, by whom.  ``flags`` holds None for what was not given.
+
+    Raises InvalidReference for a value that does not fit, StorageError and
+    InvalidDocument for a file that can't be used.
+    """
+
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        flags: Optional[Mapping[str, Any]] = None,
+        warn: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.environ = environ
+        self._flags = dict(flags or {})
+        self._warn = warn
+        self._home = environ.get("HOME") or os.path.expanduser("~")
+        self._file = self._read(self._flags.get("config"))
+
+    def text(self, name: str, default: str = "") -> str:
+        value = self._flags.get(name)
+        if value is None:
+            value = self.environ.get("MINIPULL_" + name.upper())
+        if value is None and name in _KEYS:
+            value = self._file.get(_KEYS[name])
+        return default if value is None else str(value)
+
+    def truth(self, name: str, default: bool = False) -> bool:
+        text = self.text(name, str(default))
+        if text.lower() not in _TRUTH:
+            raise InvalidReference("--%s must be true or false" % name.replace("_", "-"))
+        return _TRUTH[text.lower()]
+
+    def number(self, name: str, default: int) -> int:
+        text = self.text(name, str(default))
+        if not re.fullmatch("[0-9]{1,6}", text) or int(text) < 1:
+            raise InvalidReference("--%s must be a number from 1" % name.replace("_", "-"))
+        return int(text)
+
+    @property
+    def timeout(self) -> float:
+        return float(self.number("timeout", 60))
+
+    @property
+    def platform(self) -> Optional[str]:
+        found = self.text("platform") or self.environ.get("DOCKER_DEFAULT_PLATFORM")
+        return found or None
+
+    def store(self) -> Store:
+        root = self.text("root")
+        if not root:
+            data = self.environ.get("XDG_DATA_HOME") or os.path.join(self._home, ".local", "share")
+            root = os.path.join(data, "minipull")
+        return Store(root, self.timeout, find_zstd(self.environ.get("PATH", os.defpath)))
+
+    def downloads(self) -> LayerDownloadManager:
+        return LayerDownloadManager(
+            self.number("jobs", JOBS), self.number("attempts", MAX_ATTEMPTS)
+        )
+
+    def service(self) -> RegistryService:
+        hosts: Dict[str, Host] = {}
+        members = object_at(self._file, "hosts", "settings")
+        for domain in members:
+            host = object_at(members, domain, "settings: hosts")
+            what = "settings: host %s" % ascii(domain)
+            fallback = host.get("fallback", True)
+            if not isinstance(fallback, bool):
+                raise InvalidReference("%s: fallback must be true or false" % what)
+            hosts[domain] = Host(
+                strings_at(host, "mirrors", what), fallback, string_at(host, "ca", what)
+            )
+        return RegistryService(
+            mirrors=strings_at(self._file, "registry-mirrors", "settings"),
+            insecure=strings_at(self._file, "insecure-registries", "settings"),
+            hosts=hosts,
+            plain_http=self.truth("plain_http"),
+            tls_verify=self.truth("tls_verify", True),
+            ca_file=self.text("ca_file"),
+            timeout=self.timeout,
+            headers=self._headers(),
+        )
+
+    def credentials(self, domains: List[str]) -> Credentials:
+        """What --creds says for ``domains``, and what docker and podman have stored."""
+        explicit: Dict[str, Credential] = {}
+        creds, token = self.text("creds"), self.text("registry_token")
+        if creds or token:
+            username, _, password = creds.partition(":")
+            credential = Credential(username, password, registry_token=token)
+            explicit = {domain: credential for domain in domains}
+        return Credentials(
+            self._sources(), explicit=explicit, helper_environ=self.environ, warn=self._warn
+        )
+
+    def _sources(self) -> List[Source]:
+        env = self.environ.get
+        alone = self.text("authfile") or env("REGISTRY_AUTH_FILE")
+        if alone:
+            if not os.path.exists(alone):
+                raise InvalidReference("authfile %s does not exist" % ascii(alone))
+            return [Source(alone)]
+        docker = env("DOCKER_CONFIG") or os.path.join(self._home, ".docker")
+        runtime = env("XDG_RUNTIME_DIR")
+        config = env("XDG_CONFIG_HOME") or os.path.join(self._home, ".config")
+        found = [
+            Source("DOCKER_AUTH_CONFIG", env("DOCKER_AUTH_CONFIG")),
+            Source(os.path.join(docker, "config.json")),
+            Source(os.path.join(runtime or "", "containers", "auth.json")),
+            Source(os.path.join(config, "containers", "auth.json")),
+            Source(os.path.join(self._home, ".dockercfg"), flat=True),
+        ]
+        absent = [not env("DOCKER_AUTH_CONFIG"), False, not runtime, False, False]
+        return [source for source, skip in zip(found, absent) if not skip]
+
+    def _headers(self) -> Dict[str, str]:
+        from_us = "minipull (python %d.%d; %s)" % (sys.version_info[:2] + (sys.platform,))
+        headers = {"User-Agent": from_us}
+        given = self._flags.get("header") or self.environ.get("MINIPULL_HEADER", "").splitlines()
+        for line in given:
+            name, colon, value = line.partition(":")
+            # Neither may be able to end the header (CVE-2016-5699).
+            if not colon or not re.fullmatch("[A-Za-z0-9-]+", name) or not value.isprintable():
+                raise InvalidReference("--header must be NAME:VALUE")
+            headers[name] = value.strip()
+        return headers
+
+    def _read(self, path: Optional[str]) -> Dict[str, Any]:
+        path = path or self.environ.get("MINIPULL_CONFIG")
+        if path:
+            data = files.read_bytes(path, 1 << 20)
+            if data is None:
+                raise InvalidReference("settings file %s does not exist" % ascii(path))
+            return parse_json(data, path)
+        config = self.environ.get("XDG_CONFIG_HOME") or os.path.join(self._home, ".config")
+        for place in (os.path.join(config, "minipull", "config.json"), "/etc/minipull/config.json"):
+            data = files.read_bytes(place, 1 << 20)
+            if data is not None:
+                return parse_json(data, place)
+        return {}

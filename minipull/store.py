@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The store: content, layers, names and metadata under one root.
+
+The root is an OCI image layout that others may read.  Whoever uses it holds a
+shared lock and ``gc`` an exclusive one, so nothing that an operation relies on
+disappears under it.  Layer records and metadata are caches; blobs and
+``index.json`` are the truth, and the index is written last.
+
+Mirrors moby's daemon wiring of its layer, image and reference stores.
+"""
+import contextlib
+import os
+import re
+import time
+from typing import Iterator, List, NamedTuple, Optional, Set, Tuple, Union
+
+from . import files, image, manifest
+from .content import ContentStore, listing
+from .descriptor import INDEX_TYPES, MANIFEST_TYPES, Descriptor, is_foreign
+from .digest import ChainID, Digest
+from .errors import (
+    Error,
+    InvalidDocument,
+    InvalidReference,
+    NotFound,
+    PolicyError,
+    StorageError,
+    storage_errors,
+)
+from .image import Image
+from .layer import LayerStore, parse_layer
+from .metadata import MetadataStore, V2MetadataService
+from .reference import Reference
+from .references import Association, ReferenceStore, association
+from .streams import Cancel
+
+MAX_MANIFEST = 8 << 20  # bytes; the specification asks for 4 MiB at least
+MAX_CONFIG = 8 << 20  # bytes
+MAX_DEPTH = 8  # of indexes within indexes
+
+
+class Collected(NamedTuple):
+    """What gc removed; ``size`` in bytes."""
+
+    blobs: List[Digest]
+    size: int
+
+
+class Store:
+    """Everything under ``root``; touches nothing until written to.
+
+    ``timeout`` (seconds) is how long a lock is waited for; ``zstd`` is the path
+    of that program for layers that need it.
+    """
+
+    def __init__(self, root: str, timeout: float = 60.0, zstd: Optional[str] = None) -> None:
+        self.root = os.path.abspath(root)
+        self.timeout = timeout
+        self.content = ContentStore(self.root, timeout)
+        self.layers = LayerStore(os.path.join(self.root, "layers"), self.content, zstd)
+        scratch = self.content.scratch
+        self.references = ReferenceStore(self.root, scratch, timeout)
+        self.metadata = V2MetadataService(
+            MetadataStore(os.path.join(self.root, "metadata"), scratch)
+        )
+
+    @contextlib.contextmanager
+    def using(self, cancel: Optional[Cancel] = None, writing: bool = False) -> Iterator[None]:
+        """Hold the shared lock; a reader goes on where there can be none.
+
+        Raises StorageError if gc holds the lock too long, Cancelled.
+        """
+        with self._locked(cancel or Cancel(), False, writing):
+            yield
+
+    def image(self, name: Union[str, Reference]) -> Image:
+        """A stored image by name, by image ID or by a prefix of that.
+
+        Raises NotFound, InvalidReference, StorageError.
+        """
+        if isinstance(name, str) and re.fullmatch(r"(sha256:)?[0-9a-f]{6,64}", name):
+            prefix = name.partition(":")[2] or name
+            found = {item.id: item for item in self.images() if item.id.encoded.startswith(prefix)}
+            if len(found) > 1:
+                raise NotFound("image ID prefix %s is ambiguous" % prefix)
+            if found:
+                return found.popitem()[1]
+            if len(prefix) == 64:
+                raise NotFound("No such image: %s" % name)
+        reference = name if isinstance(name, Reference) else Reference.parse(name)
+        reference = reference.docker_ref()
+        known = self.references.get(reference)
+        if known is None:
+            raise NotFound("No such image: %s" % reference.familiar)
+        return self.load(known)
+
+    def images(self) -> List[Image]:
+        """Every named image whose config can be read, by name."""
+        found = []
+        for known in self.references.all():
+            with contextlib.suppress(Error):
+                found.append(self.load(known))
+        return found
+
+    def load(self, known: Association) -> Image:
+        """The image that a name stands for; raises StorageError if it is damaged."""
+        config = None
+        with _corrupt():
+            if known.descriptor.media_type in MANIFEST_TYPES:
+                document = self.document(known.descriptor)
+                if isinstance(document, manifest.Manifest) and not document.artifact_type:
+                    config = image.parse(self.content.read(document.config.digest, MAX_CONFIG))
+        return Image(known.name, known.descriptor, known.source, config)
+
+    def document(self, descriptor: Descriptor) -> manifest.Document:
+        """A stored manifest or index, verified; raises StorageError."""
+        with _corrupt():
+            return manifest.parse(
+                self.content.read(descriptor.digest, MAX_MANIFEST), descriptor.media_type
+            )
+
+    def walk(
+        self, top: Descriptor
+    ) -> Iterator[Tuple[Descriptor, Optional[manifest.Document]]]:
+        """``top`` and everything below it, each once, parents first.
+
+        A manifest or index comes with its document if it is stored.  Raises
+        StorageError for one that is corrupt, PolicyError for too deep a nest.
+        """
+        seen: Set[Digest] = set()
+        stack = [(top, 0)]
+        while stack:
+            item, depth = stack.pop()
+            if item.digest in seen:
+                continue
+            seen.add(item.digest)
+            document = None
+            if item.media_type in MANIFEST_TYPES | INDEX_TYPES and (
+                self.content.size(item.digest) is not None
+            ):
+                document = self.document(item)
+            yield item, document
+            if isinstance(document, manifest.Index):
+                if depth == MAX_DEPTH:
+                    raise PolicyError("%s: indexes nested deeper than %d" % (item.digest, MAX_DEPTH))
+                stack.extend((child, depth + 1) for child in reversed(document.manifests))
+            elif document is not None:
+                for leaf in (document.config,) + document.layers:
+                    if leaf.digest not in seen:
+                        seen.add(leaf.digest)
+                        yield leaf, None
+
+    def missing(self, top: Descriptor) -> Iterator[Descriptor]:
+        """What ``top`` needs and the store has not; foreign layers may be elsewhere."""
+        for item, _ in self.walk(top):
+            if not self.content.has(item.digest, item.size) and not is_foreign(item.media_type):
+                yield item
+
+    def size(self, top: Descriptor) -> int:
+        """Bytes that an image takes in the store, shared or not."""
+        return sum(self.content.size(item.digest) or 0 for item, _ in self.walk(top))
+
+    def tag(self, name: Union[str, Reference], what: Image, cancel: Optional[Cancel] = None) -> None:
+        """Give an image one more name; raises StorageError, InvalidReference."""
+        reference = name if isinstance(name, Reference) else Reference.parse(name)
+        if reference.digest is not None:
+            raise InvalidReference("refusing to create a tag with a digest reference")
+        pause = (cancel or Cancel()).pause
+        with self.using(cancel, writing=True):
+            self.references.set(reference.with_default_tag(), what.descriptor, what.source, pause)
+
+    def remove(self, name: Reference, cancel: Optional[Cancel] = None) -> None:
+        """Forget a name; the blobs stay until gc.  Raises NotFound."""
+        with self.using(cancel, writing=True):
+            if not self.references.delete(name, (cancel or Cancel()).pause):
+                raise NotFound("No such image: %s" % name.familiar)
+
+    def gc(self, keep: float = 24 * 3600.0, cancel: Optional[Cancel] = None) -> Collected:
+        """Remove what no name needs and is older than ``keep`` seconds.
+
+        Raises StorageError if what the names need can't be told.
+        """
+        if not os.path.isdir(self.root):
+            return Collected([], 0)
+        with self._locked(cancel or Cancel(), True, True):
+            needed = self._needed()
+            horizon = time.time() - keep
+            doomed = [
+                digest for digest in self.content.digests()
+                if digest not in needed and self._older(self.content.path(digest), horizon, keep)
+            ]
+            # Records first: a crash in between then leaves none that lies.
+            self._forget(set(doomed))
+            size = sum(self.content.size(digest) or 0 for digest in doomed)
+            for path in [self.content.path(digest) for digest in doomed] + self._stale(horizon, keep):
+                with storage_errors("delete %s" % path):
+                    os.unlink(path)
+        return Collected(doomed, size)
+
+    def _needed(self) -> Set[Digest]:
+        needed: Set[Digest] = set()
+        for entry in self.references.descriptors():
+            known = association(entry)
+            if known is not None:
+                needed.add(known.source)
+            with _corrupt():
+                top = Descriptor.from_json(entry, "index.json")
+            needed.update(item.digest for item, _ in self.walk(top))
+        return needed
+
+    def _stale(self, horizon: float, keep: float) -> List[str]:
+        """Partials and temporary files that nobody can own: gc has the lock."""
+        scratch = self.content.scratch
+        with storage_errors("list %s" % scratch):
+            names = sorted(os.listdir(scratch)) if os.path.isdir(scratch) else []
+        paths = [os.path.join(scratch, name) for name in names]
+        return [path for path in paths if self._older(path, horizon, keep)]
+
+    @staticmethod
+    def _older(path: str, horizon: float, keep: float) -> bool:
+        with storage_errors("examine %s" % path):
+            return keep <= 0 or os.lstat(path).st_mtime < horizon
+
+    def _forget(self, doomed: Set[Digest]) -> None:
+        """Take blobs out of the caches, with whatever else there names none."""
+
+        def gone(digest: Digest) -> bool:
+            return digest in doomed or self.content.size(digest) is None
+
+        for chain_id, path in listing(self.layers.root):
+            layer = self.layers.get(ChainID(chain_id))
+            kept = tuple(blob for blob in layer.blobs if not gone(blob[0])) if layer else ()
+            if layer is None or not kept:
+                os.unlink(path)
+            elif kept != layer.blobs:
+                self.layers.write(layer._replace(blobs=kept))
+        service = self.metadata
+        for digest, path in listing(service.store.path(service.BY_DIGEST, "")):
+            if gone(digest):
+                os.unlink(path)
+        for diff_id, path in listing(service.store.path(service.BY_DIFF_ID, "")):
+            service.retain(diff_id, lambda digest: not gone(digest))
+
+    @contextlib.contextmanager
+    def _locked(self, cancel: Cancel, exclusive: bool, writing: bool) -> Iterator[None]:
+        path = os.path.join(self.root, "lock")
+        with contextlib.ExitStack() as stack:
+            try:
+                if writing and not os.path.isdir(self.root):
+                    files.make_directory(self.root)
+                with storage_errors("open %s" % path):
+                    flags = os.O_RDWR | os.O_CREAT if writing else os.O_RDONLY
+                    fd = files.open_regular(path, flags)
+                stack.callback(os.close, fd)
+                files.lock(fd, path, exclusive, cancel.pause, self.timeout)
+            except StorageError as exc:
+                # No lock file, or a file system without locks, stops no reader.
+                if writing or isinstance(exc, files.Locked):
+                    raise
+            yield
+
+
+@contextlib.contextmanager
+def _corrupt() -> Iterator[None]:
+    """A document of the store was checked when it came; now it is the disk's fault."""
+    try:
+        yield
+    except InvalidDocument as exc:
+        raise StorageError("%s; run minipull check" % exc) from exc

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Giving up, and undoing compression, with a bound on everything.
+
+:class:`Cancel` is what Go calls a context, and nothing more.  The rest turns a
+stored layer into its tar stream: what it is compressed with is decided by its
+first bytes, the output comes in pieces of at most 1 MiB however much a bomb
+holds, and a stream that just ends is an error (zlib itself does not say so).
+
+Mirrors moby's pkg/archive (DecompressStream).  RFC 1952 for gzip members.
+"""
+import contextlib
+import importlib
+import os
+import shutil
+import subprocess
+import threading
+import zlib
+from typing import Any, BinaryIO, Callable, Iterator, List, Optional, Union
+
+from .digest import Verifier
+from .errors import Cancelled, InvalidDocument, Unsupported
+
+BUFFER = 1 << 20  # bytes; one buffer of a byte path
+_INPUT = 128 << 10  # bytes; at the usual ratio one piece inflates in one call
+
+Buffer = Union[bytes, memoryview]
+
+
+class Cancel:
+    """A one-way switch: set once, by anyone; callbacks then run once each."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._event = threading.Event()
+        self._callbacks: List[Callable[[], None]] = []
+
+    @property
+    def cancelled(self) -> bool:
+        return self._event.is_set()
+
+    def cancel(self) -> None:
+        """Set the switch, then tell everybody who asked for it."""
+        with self._lock:
+            self._event.set()
+            callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback()
+
+    def check(self) -> None:
+        """Raise Cancelled if the switch is set."""
+        if self._event.is_set():
+            raise Cancelled()
+
+    def pause(self, seconds: float) -> None:
+        """Sleep, but raise Cancelled as soon as the switch is set."""
+        if self._event.wait(seconds):
+            raise Cancelled()
+
+    @contextlib.contextmanager
+    def calling(self, callback: Callable[[], None]) -> Iterator[None]:
+        """Call ``callback`` if the switch is set within the block, or was before."""
+        with self._lock:
+            early = self._event.is_set()
+            if not early:
+                self._callbacks.append(callback)
+        if early:
+            callback()
+        try:
+            yield
+        finally:
+            with self._lock, contextlib.suppress(ValueError):
+                self._callbacks.remove(callback)
+
+
+def find_zstd(path: str = os.defpath) -> Optional[str]:
+    """The zstd program in the directories of ``path``, as an absolute path."""
+    found = shutil.which("zstd", path=path)
+    return found if found and os.path.isabs(found) else None
+
+
+def decompressed(
+    file: BinaryIO,
+    cancel: Cancel,
+    zstd: Optional[str] = None,
+    raw: Optional[Verifier] = None,
+) -> Iterator[Buffer]:
+    """The tar stream in a layer file, piece by piece; a piece lives until the next.
+
+    ``file`` is unbuffered and at its start; ``raw``, if given, sees every stored
+    byte.  Raises InvalidDocument for a damaged stream or an unknown compression
+    and Unsupported for zstd without a decoder.
+    """
+    magic = file.read(6)
+    file.seek(0)
+    if magic.startswith(b"\x1f\x8b"):
+        yield from _gunzip(_pieces(file, cancel, raw))
+    elif magic.startswith(b"\x28\xb5\x2f\xfd") or magic[1:4] == b"\x2a\x4d\x18":
+        if raw is not None:  # the decoder reads the file by itself
+            for _ in _pieces(file, cancel, raw):
+                pass
+            file.seek(0)
+        yield from _unzstd(file, cancel, zstd)
+    elif magic.startswith((b"BZh", b"\xfd7zXZ\0")):
+        raise InvalidDocument("layer is compressed with bzip2 or xz, which no registry layer may be")
+    else:
+        yield from _pieces(file, cancel, raw)
+
+
+def _pieces(file: BinaryIO, cancel: Cancel, raw: Optional[Verifier] = None) -> Iterator[memoryview]:
+    buffer = memoryview(bytearray(_INPUT))
+    fd = file.fileno()
+    while True:
+        cancel.check()
+        count = os.readv(fd, [buffer])
+        if not count:
+            return
+        if raw is not None:
+            raw.update(buffer[:count])
+        yield buffer[:count]
+
+
+def _gunzip(pieces: Iterator[memoryview]) -> Iterator[bytes]:
+    """Inflate gzip members and the zeros that may pad the last one (RFC 1952)."""
+    member = zlib.decompressobj(31)
+    padding = False
+    try:
+        for piece in pieces:
+            data: Buffer = piece
+            while data:
+                if padding or (member.eof and data[0] == 0):
+                    padding = True
+                    if bytes(data).strip(b"\0"):
+                        raise InvalidDocument("layer has garbage after its gzip stream")
+                    break
+                if member.eof:
+                    member = zlib.decompressobj(31)
+                yield member.decompress(data, BUFFER)
+                data = member.unused_data if member.eof else member.unconsumed_tail
+        while not member.eof:
+            # What the output limit held back; nothing more means a short stream.
+            rest = member.decompress(b"", BUFFER)
+            if not rest and not member.eof:
+                raise InvalidDocument("layer's gzip stream is cut short")
+            yield rest
+    except zlib.error as exc:
+        raise InvalidDocument("layer's gzip stream is damaged (%s)" % exc) from exc
+
+
+def _unzstd(file: BinaryIO, cancel: Cancel, program: Optional[str]) -> Iterator[bytes]:
+    """Decode zstd by the interpreter's own module (3.14) or the zstd program.
+
+    The program is run for this magic alone, by absolute path, without a shell
+    and with an empty environment (threats: CVE-2014-9357).
+    """
+    try:
+        module: Any = importlib.import_module("compression.zstd")
+    except ImportError:
+        module = None
+    if module is not None:
+        try:
+            with module.ZstdFile(file) as stream:
+                while True:
+                    cancel.check()
+                    data = stream.read(BUFFER)
+                    if not data:
+                        return
+                    yield data
+        except (EOFError, module.ZstdError) as exc:
+            raise InvalidDocument("layer's zstd stream is damaged (%s)" % exc) from exc
+    if program is None:
+        raise Unsupported("layer is compressed with zstd: install zstd or use Python 3.14")
+    os.lseek(file.fileno(), 0, os.SEEK_SET)
+    process = subprocess.Popen(
+        [program, "-dcq"],
+        stdin=file, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={}, bufsize=0,
+    )
+    stdout = process.stdout
+    assert stdout is not None
+    try:
+        with cancel.calling(process.kill):
+            yield from iter(lambda: stdout.read(BUFFER), b"")
+            cancel.check()
+            if process.wait() != 0:
+                raise InvalidDocument("layer's zstd stream is damaged")
+    finally:
+        process.kill()
+        stdout.close()
+        process.wait()

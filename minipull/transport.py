@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HTTP: many connections, and what a single exchange can't decide.
+
+A :class:`Transport` is a ``urllib.request`` handler over kept-alive
+connections, since the handlers that come with it always close.  It keeps
+these rules for all above it:
+
+- redirects are followed here, ten at most, for GET and HEAD only: secrets stay
+  with their origin, https never becomes http, and who is on the public
+  internet can't send us to a private address;
+- a request that moved no byte is repeated three times, and a rate limit of up
+  to a minute is waited for.
+
+Mirrors moby's registry/ (NewTransport) and what Go's net/http does for it.
+"""
+import email.utils
+import random
+import re
+import ssl
+import threading
+import time
+import urllib.parse
+import urllib.request
+from typing import Callable, Dict, List, Mapping, Optional, Set, Tuple
+
+from .connection import Connection, Origin, Response
+from .errors import NetworkError, PolicyError, RateLimited
+from .streams import Cancel
+
+RETRY_DELAYS = (0.2, 0.4, 0.8)  # seconds, jittered
+RATE_LIMIT_DELAYS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds, where the registry names none
+MAX_RETRY_AFTER = 60.0  # seconds
+MAX_REDIRECTS = 10
+RETRIED = frozenset((408, 425, 429, 500, 502, 503, 504))
+
+_SECRET_HEADERS = frozenset(("authorization", "cookie", "proxy-authorization"))
+
+
+class Transport(urllib.request.BaseHandler):
+    """Connections to any number of hosts, shared by threads.
+
+    ``tls`` gives the context for an origin, ``timeout`` is in seconds.  close()
+    ends what is idle; what is in use ends when its user is done.
+    """
+
+    def __init__(
+        self,
+        tls: Callable[[Origin], ssl.SSLContext],
+        timeout: float = 60.0,
+        headers: Optional[Mapping[str, str]] = None,
+    ) -> None:
+        self.timeout = timeout
+        #: Who has completed a TLS handshake: plain http is over for that host.
+        self.spoke_tls: Set[Tuple[str, int]] = set()
+        self._tls = tls
+        self._headers = dict(headers or {})
+        self._lock = threading.Lock()
+        self._idle: Dict[Origin, List[Connection]] = {}
+        self._contexts: Dict[Origin, ssl.SSLContext] = {}
+        self._closed = False
+        self._opener = urllib.request.OpenerDirector()
+        self._opener.add_handler(self)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            idle = [conn for conns in self._idle.values() for conn in conns]
+            self._idle.clear()
+        for conn in idle:
+            conn.drop()
+
+    def request(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        cancel: Cancel,
+        body: Optional[bytes] = None,
+        redirect: bool = True,
+        only_public: bool = False,
+    ) -> Response:
+        """Send a request and return the answer, whatever its status.
+
+        For what can be repeated: GET, HEAD, and questions with a small body.
+        ``only_public`` refuses private addresses: it was a public host's idea.
+        Raises NetworkError, TLSError, PolicyError, RateLimited, Cancelled.
+        """
+        retries, limits = list(RETRY_DELAYS), list(RATE_LIMIT_DELAYS)
+        while True:
+            cancel.check()
+            try:
+                response = self._follow(method, url, headers, cancel, body, redirect, only_public)
+            except NetworkError as exc:
+                if not exc.retry or not retries:
+                    raise
+                cancel.pause(retries.pop(0) * random.uniform(0.75, 1.25))
+                continue
+            asked = _retry_after(response.header("Retry-After"))
+            if response.status == 429 and (asked or 0) > MAX_RETRY_AFTER:
+                response.close()
+                raise RateLimited(
+                    "rate limit of %s reached; try again in %d seconds" % (response.origin, asked or 0)
+                )
+            delays = limits if response.status == 429 else retries
+            if response.status not in RETRIED or not delays:
+                return response
+            response.close()
+            usual = delays.pop(0) * random.uniform(0.75, 1.25)
+            cancel.pause(min(max(asked or 0.0, usual), MAX_RETRY_AFTER))
+
+    def _follow(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        cancel: Cancel,
+        body: Optional[bytes],
+        redirect: bool,
+        public: bool,
+    ) -> Response:
+        sent = dict(self._headers, **headers)
+        first = Origin.of(url)
+        for _ in range(MAX_REDIRECTS + 1):
+            request = _Request(url, data=body, headers=sent, method=method)
+            request.cancel, request.only_public = cancel, public
+            response: Response = self._opener.open(request)
+            location = response.header("Location")
+            if response.status not in (301, 302, 303, 307, 308) or not location:
+                return response
+            public = public or response.public
+            response.close()
+            if not redirect or method not in ("GET", "HEAD"):
+                raise PolicyError("%s redirects a %s request, refused" % (response.origin, method))
+            url = re.sub(r"(?<=://)[^/?#@]*@", "", urllib.parse.urljoin(url, location))
+            origin = Origin.of(url)
+            if origin.scheme == "http" and response.origin.scheme == "https":
+                raise PolicyError("%s redirects from https to http, refused" % (response.origin,))
+            if origin != first:
+                sent = {k: v for k, v in sent.items() if k.lower() not in _SECRET_HEADERS}
+        raise NetworkError("%s: stopped after %d redirects" % (first, MAX_REDIRECTS))
+
+    # What urllib.request calls for its two schemes.
+
+    def http_open(self, request: "_Request") -> Response:
+        origin = Origin.of(request.full_url)
+        while True:
+            conn = self._checkout(origin)
+            try:
+                return conn.exchange(
+                    request.get_method(), request.full_url, dict(request.header_items()),
+                    request.data, request.cancel, request.only_public,
+                )
+            except NetworkError:
+                # The server may have closed it while it lay idle.
+                if not conn.used or conn.moved:
+                    raise
+            finally:
+                if conn.secure:
+                    self.spoke_tls.add((origin.host, origin.port))
+
+    https_open = http_open
+
+    def _checkout(self, origin: Origin) -> Connection:
+        while True:
+            with self._lock:
+                idle = self._idle.get(origin)
+                conn = idle.pop() if idle else None
+            if conn is None:
+                return Connection(
+                    origin, self.timeout, lambda: self._context(origin), self._checkin
+                )
+            if conn.quiet():
+                return conn
+            conn.drop()
+
+    def _checkin(self, conn: Connection) -> None:
+        with self._lock:
+            if not self._closed:
+                self._idle.setdefault(conn.origin, []).append(conn)
+                return
+        conn.drop()
+
+    def _context(self, origin: Origin) -> ssl.SSLContext:
+        with self._lock:
+            if origin not in self._contexts:
+                self._contexts[origin] = self._tls(origin)
+            return self._contexts[origin]
+
+
+class _Request(urllib.request.Request):
+    cancel: Cancel
+    only_public: bool
+
+
+def _retry_after(text: str) -> Optional[float]:
+    """Seconds to wait (RFC 9110, 10.2.3), or None for nothing that makes sense."""
+    if re.fullmatch(r"[0-9]{1,9}", text):
+        return float(text)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    except (TypeError, ValueError, OverflowError):
+        return None

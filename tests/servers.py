@@ -1,0 +1,644 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Servers that misbehave on purpose, and that remember who asked for what.
+
+* :class:`ScriptedServer` answers from a script, byte by byte if need be: for
+  faults that no real server can be made to show.
+* :class:`FaultProxy` stands in front of a real registry, counts, and spoils a
+  share of the responses; the same seed spoils the same requests.  It can send
+  blobs to another origin, and it can demand the tokens of a :class:`TokenAuth`.
+
+Both speak TLS when given a context from :class:`Certificates`.  A server is a
+context manager; another loopback address (127.0.0.2) is another origin.
+"""
+import base64
+import hashlib
+import http.client
+import json
+import re
+import socket
+import ssl
+import struct
+import subprocess
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import (
+    Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple, Type,
+    TypeVar, Union,
+)
+from urllib.parse import parse_qs, urlsplit
+
+CHUNK = 1 << 16
+
+
+class Request(NamedTuple):
+    method: str
+    target: str  # as sent, with the query
+    headers: Dict[str, str]  # names in lower case; values of one name joined by ", "
+    server: str  # the host:port that it arrived at
+
+    @property
+    def path(self) -> str:
+        return self.target.partition("?")[0]
+
+    @property
+    def query(self) -> Dict[str, str]:
+        return {key: values[-1] for key, values in
+                parse_qs(self.target.partition("?")[2], keep_blank_values=True).items()}
+
+
+class _Gone(Exception):
+    """The connection is over: the client left, or the script said so."""
+
+
+class Connection:
+    """One accepted connection, read and written as raw bytes."""
+
+    def __init__(self, sock: socket.socket, stopping: threading.Event) -> None:
+        self.socket = sock
+        self.stopping = stopping
+        self._file = sock.makefile("rb")
+        self.request = Request("", "", {}, "")
+        self.unread: Iterator[bytes] = iter(())  # the rest of this request's body
+
+    def read_request(self, server: str) -> bool:
+        try:
+            if self._file.peek(1)[:1] == b"\x16":  # a TLS client tries: answer as servers do
+                self.send(head(400, {"Connection": "close"}))
+                return False
+            line = self._file.readline(65537).decode("latin-1").split()
+            if len(line) != 3:
+                return False
+            headers: Dict[str, str] = {}
+            while True:
+                field = self._file.readline(65537).decode("latin-1")
+                if field in ("\r\n", "\n", ""):
+                    break
+                name, _, value = field.partition(":")
+                key = name.strip().lower()
+                headers[key] = headers[key] + ", " + value.strip() if key in headers else value.strip()
+        except (OSError, _Gone):
+            return False
+        self.request = Request(line[0], line[1], headers, server)
+        if headers.get("expect", "").lower() == "100-continue":
+            self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self.unread = self._chunked() if "transfer-encoding" in headers else self._sized(
+            int(headers.get("content-length", "0")))
+        return True
+
+    def _sized(self, left: int) -> Iterator[bytes]:
+        while left:
+            data = self._file.read1(min(left, CHUNK))
+            if not data:
+                raise _Gone
+            left -= len(data)
+            yield data
+
+    def _chunked(self) -> Iterator[bytes]:
+        while True:
+            size = int(self._file.readline(1024).split(b";")[0] or b"0", 16)
+            if size == 0:
+                self._file.readline(1024)
+                return
+            yield from self._sized(size)
+            self._file.readline(1024)
+
+    def body(self) -> bytes:
+        return b"".join(self.unread)
+
+    def send(self, data: bytes) -> None:
+        try:
+            self.socket.sendall(data)
+        except OSError:
+            raise _Gone from None
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, but not longer than the server lives."""
+        if self.stopping.wait(seconds):
+            raise _Gone
+
+    def reset(self) -> None:
+        """Close with RST: the client sees ECONNRESET after what was sent before."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        raise _Gone
+
+    def close(self) -> None:
+        self._file.close()
+        self.socket.close()
+
+
+_Self = TypeVar("_Self", bound="_Server")
+
+
+class _Server:
+    """Accepts connections, one thread each, until stopped."""
+
+    def __init__(self, host: str = "127.0.0.1", tls: Optional[ssl.SSLContext] = None) -> None:
+        self.requests: List[Request] = []
+        self.connections = 0  # how many were accepted
+        self.tls_errors: List[str] = []
+        self.lock = threading.Lock()
+        self._tls = tls
+        self._stopping = threading.Event()
+        self._open: Set[socket.socket] = set()
+        self._listener = socket.create_server((host, 0), backlog=128)
+        self.host = "%s:%d" % (host, self._listener.getsockname()[1])
+        self.url = ("https://" if tls else "http://") + self.host
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
+
+    def __enter__(self: _Self) -> _Self:
+        return self
+
+    def __exit__(self, kind: Optional[Type[BaseException]], error: Optional[BaseException],
+                 traceback: Optional[TracebackType]) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End at once, whatever the connections are doing."""
+        self._stopping.set()
+        try:
+            self._listener.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+        self._listener.close()
+        self._thread.join(10)
+        with self.lock:
+            for sock in self._open:
+                _shutdown(sock)
+
+    def seen(self, method: str = "", pattern: str = "") -> List[Request]:
+        """The requests so far whose method and path match (regular expressions)."""
+        with self.lock:
+            return [request for request in self.requests
+                    if re.fullmatch(method or ".*", request.method) and re.search(pattern, request.path)]
+
+    def assert_no_credentials(self) -> None:
+        """For a server that plays a foreign host."""
+        for request in self.seen():
+            for name in ("authorization", "cookie", "proxy-authorization"):
+                assert name not in request.headers, "%s sent %s to %s" % (name, request, self.host)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock = self._listener.accept()[0]
+            except OSError:
+                return
+            with self.lock:
+                self.connections += 1
+                self._open.add(sock)
+            threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
+
+    def _serve(self, raw: socket.socket) -> None:
+        sock = raw
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._tls is not None:
+                # wrap_socket detaches the raw socket, also when the handshake fails
+                sock = self._tls.wrap_socket(raw, server_side=True, do_handshake_on_connect=False)
+                with self.lock:
+                    self._open.discard(raw)
+                    self._open.add(sock)
+                sock.do_handshake()
+            connection = Connection(sock, self._stopping)
+            try:
+                while connection.read_request(self.host):
+                    with self.lock:
+                        self.requests.append(connection.request)
+                    self.handle(connection)
+                    for _ in connection.unread:
+                        pass
+                    if connection.request.headers.get("connection", "").lower() == "close":
+                        break
+            finally:
+                connection.close()
+        except ssl.SSLError as error:
+            self.tls_errors.append(str(error))
+        except (OSError, ValueError, http.client.HTTPException, _Gone):
+            pass
+        finally:
+            with self.lock:
+                self._open -= {raw, sock}
+            sock.close()
+
+    def handle(self, connection: Connection) -> None:
+        """Answer one request; raise _Gone to end the connection."""
+        raise NotImplementedError
+
+
+def _shutdown(sock: socket.socket) -> None:
+    try:
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+    except OSError:
+        pass
+
+
+# -- the scripted server -------------------------------------------------------
+
+Action = Callable[[Connection], None]
+Headers = Optional[Mapping[str, str]]
+
+
+def head(status: int, headers: Mapping[str, str]) -> bytes:
+    lines = ["HTTP/1.1 %d %s" % (status, http.client.responses.get(status, "Unknown"))]
+    lines += ["%s: %s" % item for item in headers.items()]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
+def reply(status: int, body: Union[bytes, str, Mapping[str, Any]] = b"", headers: Headers = None,
+          length: Optional[int] = None, chunked: bool = False) -> Action:
+    """A whole response; ``length`` lies about the Content-Length."""
+    if isinstance(body, Mapping):
+        body = json.dumps(body)
+    data = body.encode() if isinstance(body, str) else body
+
+    def act(connection: Connection) -> None:
+        fields = dict(headers or {})
+        if chunked:
+            fields["Transfer-Encoding"] = "chunked"
+            sent = b"%x\r\n%s\r\n0\r\n\r\n" % (len(data), data) if data else b"0\r\n\r\n"
+        else:
+            fields.setdefault("Content-Length", str(len(data) if length is None else length))
+            sent = data
+        connection.body()
+        connection.send(head(status, fields) + (b"" if connection.request.method == "HEAD" else sent))
+    return act
+
+
+def error(status: int, code: str = "", headers: Headers = None) -> Action:
+    """A response in the registry's own error format."""
+    return reply(status, {"errors": [{"code": code, "message": code.lower()}]},
+                 {"Content-Type": "application/json", **(headers or {})})
+
+
+def redirect(location: str, status: int = 307) -> Action:
+    return reply(status, headers={"Location": location})
+
+
+def challenge(value: str) -> Action:
+    return error(401, "UNAUTHORIZED", {"WWW-Authenticate": value})
+
+
+def content(data: bytes, media_type: str = "application/octet-stream", ranges: bool = True,
+            shift: int = 0, stop: Optional[int] = None, headers: Headers = None) -> Action:
+    """A blob or manifest.  ``ranges`` False ignores Range, ``shift`` answers a Range with
+    another one, ``stop`` resets the connection after so many bytes of the body."""
+    def act(connection: Connection) -> None:
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", connection.request.headers.get("range", ""))
+        fields = {"Content-Type": media_type, "Docker-Content-Digest":
+                  "sha256:" + hashlib.sha256(data).hexdigest()}
+        status, first, last = 200, 0, len(data)
+        if asked and ranges:
+            status, first = 206, int(asked.group(1)) + shift
+            last = min(len(data), int(asked.group(2)) + 1) if asked.group(2) else len(data)
+            fields["Content-Range"] = "bytes %d-%d/%d" % (first, last - 1, len(data))
+            if first >= len(data):
+                return error(416, "RANGE_INVALID", {"Content-Range": "bytes */%d" % len(data)})(connection)
+        fields.update({"Content-Length": str(last - first), **(headers or {})})
+        connection.send(head(status, fields))
+        if connection.request.method != "HEAD":
+            connection.send(data[first:last if stop is None else min(last, first + stop)])
+            if stop is not None and first + stop < last:
+                connection.reset()
+    return act
+
+
+def send(data: bytes) -> Action:
+    """These bytes and no others; nothing checks that they are HTTP."""
+    return lambda connection: connection.send(data)
+
+
+def sleep(seconds: float) -> Action:
+    return lambda connection: connection.wait(seconds)
+
+
+def hold(until: threading.Event) -> Action:
+    """Wait for the test (or for the end of the server)."""
+    def act(connection: Connection) -> None:
+        while not until.is_set():
+            connection.wait(0.01)
+    return act
+
+
+def drip(data: bytes, size: int = 1, pause: float = 0.05) -> Action:
+    """A slow sender: ``size`` bytes every ``pause`` seconds."""
+    def act(connection: Connection) -> None:
+        for start in range(0, len(data), size):
+            connection.send(data[start:start + size])
+            connection.wait(pause)
+    return act
+
+
+def reset(connection: Connection) -> None:
+    connection.reset()
+
+
+def close(connection: Connection) -> None:
+    raise _Gone
+
+
+Script = Union[Action, Sequence[Action]]
+
+
+class ScriptedServer(_Server):
+    """``server.on("GET", r"/blobs/", error(503), [send(b"HTTP/1.1 200 OK..."), reset])``
+
+    The nth request that a rule matches gets its nth script, later ones the
+    last; a script is an action or several.  Newer rules come first, HEAD
+    falls back to the rules of GET, and what no rule matches is a 404.
+    """
+
+    def __init__(self, host: str = "127.0.0.1", tls: Optional[ssl.SSLContext] = None) -> None:
+        self._rules: List[Tuple[str, str, List[Script]]] = []
+        super().__init__(host, tls)
+
+    def on(self, method: str, pattern: str, *scripts: Script) -> None:
+        with self.lock:
+            self._rules.insert(0, (method, pattern, list(scripts)))
+
+    def serve(self, layout_root: Path, repository: str) -> None:
+        """Rules for all blobs and names of an OCI layout, over which faults can be laid."""
+        index = json.loads((layout_root / "index.json").read_bytes())
+        types = {item["digest"]: item["mediaType"] for item in index["manifests"]}
+        names = {item["annotations"]["org.opencontainers.image.ref.name"]: item["digest"]
+                 for item in index["manifests"]}
+        blobs = {"sha256:" + path.name: path.read_bytes()
+                 for path in (layout_root / "blobs" / "sha256").iterdir()}
+        for data in blobs.values():
+            if data.startswith(b"{"):
+                types.update({child["digest"]: child["mediaType"]
+                              for child in json.loads(data).get("manifests", [])})
+        for digest, data in blobs.items():
+            self.on("GET", "/v2/%s/blobs/%s$" % (repository, digest), content(data))
+        for name, digest in [*names.items(), *((digest, digest) for digest in types)]:
+            self.on("GET", "/v2/%s/manifests/%s$" % (repository, name),
+                    content(blobs[digest], types[digest], ranges=False))
+        self.on("GET", "/v2/%s/tags/list$" % repository,
+                reply(200, {"name": repository, "tags": sorted(names)}))
+        self.on("GET", "/v2/$", reply(200, {}, {"Docker-Distribution-API-Version": "registry/2.0"}))
+
+    def handle(self, connection: Connection) -> None:
+        script = self._next(connection.request)
+        for action in [script] if callable(script) else script:
+            action(connection)
+
+    def _next(self, request: Request) -> Script:
+        methods = (request.method, "GET") if request.method == "HEAD" else (request.method,)
+        with self.lock:
+            for wanted in methods:
+                for method, pattern, scripts in self._rules:
+                    if re.fullmatch(method, wanted) and re.search(pattern, request.target):
+                        return scripts.pop(0) if len(scripts) > 1 else scripts[0]
+        return error(404, "NOT_FOUND")
+
+
+# -- tokens --------------------------------------------------------------------
+
+
+class TokenAuth:
+    """The token server of docker's specification, Basic and OAuth2 (refresh tokens).
+
+    ``users`` may do anything; without credentials only ``anonymous`` actions
+    are granted.  ``received`` is each Authorization header with its request.
+    """
+
+    def __init__(self, users: Optional[Mapping[str, str]] = None, anonymous: Sequence[str] = ("pull",),
+                 lifetime: int = 300, service: str = "test-registry") -> None:
+        self.users = dict(users or {})
+        self.anonymous = set(anonymous)
+        self.lifetime = lifetime
+        self.service = service
+        self.received: List[Tuple[Request, str]] = []
+        self.issued = 0
+        self._tokens: Dict[str, Tuple[float, Dict[str, Set[str]]]] = {}
+        self._refresh: Dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def revoke(self) -> None:
+        """Forget every token at once, as if all had expired."""
+        with self._lock:
+            self._tokens.clear()
+
+    def token(self, connection: Connection) -> None:
+        """Answer GET or POST /token."""
+        request = connection.request
+        posted = parse_qs(connection.body().decode())
+        form = {**request.query, **{key: values[-1] for key, values in posted.items()}}
+        scopes = parse_qs(request.target.partition("?")[2]).get("scope", []) + posted.get("scope", [])
+        user, known = self._user(request, form)
+        if not known:
+            return error(401, "UNAUTHORIZED")(connection)
+        granted: Dict[str, Set[str]] = {}
+        for scope in " ".join(scopes).split():
+            kind, _, rest = scope.partition(":")
+            name, _, actions = rest.rpartition(":")
+            if kind == "repository":
+                wanted = set(actions.split(","))
+                granted.setdefault(name, set()).update(wanted if user else wanted & self.anonymous)
+        with self._lock:
+            self.issued += 1
+            token = "token-%d-of-%s" % (self.issued, user or "anonymous")
+            self._tokens[token] = time.monotonic() + self.lifetime, granted
+            answer = {"token": token, "access_token": token, "expires_in": self.lifetime,
+                      "issued_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+            if user and (form.get("offline_token") == "true" or form.get("access_type") == "offline"):
+                answer["refresh_token"] = "refresh-of-" + user
+                self._refresh["refresh-of-" + user] = user
+        reply(200, answer, {"Content-Type": "application/json"})(connection)
+
+    def _user(self, request: Request, form: Mapping[str, str]) -> Tuple[str, bool]:
+        """(name, True), ("", True) for anonymous, or ("", False)."""
+        if form.get("grant_type") == "refresh_token":
+            user = self._refresh.get(form.get("refresh_token", ""), "")
+            return user, bool(user)
+        name, password = form.get("username", ""), form.get("password", "")
+        authorization = request.headers.get("authorization", "")
+        if authorization:
+            self.received.append((request, authorization))
+            name, _, password = base64.b64decode(authorization.partition(" ")[2]).decode().partition(":")
+        if not name:
+            return "", True
+        return (name, True) if self.users.get(name) == password else ("", False)
+
+    def admits(self, connection: Connection, realm: str) -> bool:
+        """Check the Bearer token of a request; answers 401 and says False without one."""
+        request = connection.request
+        authorization = request.headers.get("authorization", "")
+        if authorization:
+            self.received.append((request, authorization))
+        expiry, granted = self._tokens.get(authorization.partition(" ")[2], (0.0, {}))
+        repository = re.fullmatch(r"/v2/(.+)/(?:manifests|blobs|tags|referrers)/.*", request.path)
+        action = "pull" if request.method in ("GET", "HEAD") else "push"
+        if expiry > time.monotonic() and (
+                not repository or action in granted.get(repository.group(1), ())):
+            return True
+        value = 'Bearer realm="%s",service="%s"' % (realm, self.service)
+        if repository:
+            value += ',scope="repository:%s:%s"' % (
+                repository.group(1), "pull" if action == "pull" else "pull,push")
+        if expiry:
+            value += ',error="invalid_token"'
+        challenge(value)(connection)
+        return False
+
+
+# -- the proxy -----------------------------------------------------------------
+
+
+class FaultProxy(_Server):
+    """A registry's worst day: an HTTP proxy in front of ``target`` (host:port).
+
+    For a share ``rate`` of requests, chosen by ``(seed, method, path, nth
+    hit)``, the connection is reset before or after the target has worked, or in
+    mid-body of the request or the response, or it is slow, or answers 429, 502
+    or 503.  A ``rate`` of 0 counts only.  With ``blobs`` set to another
+    FaultProxy, GETs of blobs are redirected to that one.
+    """
+
+    def __init__(self, target: str, seed: int = 0, rate: float = 0, host: str = "127.0.0.1",
+                 tls: Optional[ssl.SSLContext] = None, auth: Optional[TokenAuth] = None,
+                 blobs: Optional["FaultProxy"] = None, realm: Optional[str] = None) -> None:
+        self.target, self.seed, self.rate = target, seed, rate
+        self.auth, self.blobs = auth, blobs
+        #: Per (method, path): how often asked, and bytes of bodies sent down and taken up.
+        self.hits: Dict[Tuple[str, str], int] = {}
+        self.down: Dict[Tuple[str, str], int] = {}
+        self.up: Dict[Tuple[str, str], int] = {}
+        self.faults: List[Tuple[str, Request]] = []
+        self._upstream = threading.local()
+        super().__init__(host, tls)
+        self.realm = realm or self.url + "/token"
+
+    def handle(self, connection: Connection) -> None:
+        request = connection.request
+        if self.auth and request.path == "/token":
+            return self.auth.token(connection)
+        key = request.method, re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "UUID", request.path)
+        with self.lock:
+            self.hits[key] = self.hits.get(key, 0) + 1
+            fault = self._choose(key, self.hits[key])
+            if fault:
+                self.faults.append((fault, request))
+        if fault == "reset":
+            connection.reset()
+        elif fault == "slow":
+            connection.wait(0.05 + self._dice(key) * 0.45)
+        elif fault in ("429", "502", "503"):
+            return error(int(fault), "TOOMANYREQUESTS" if fault == "429" else "UNAVAILABLE",
+                         {"Retry-After": "0"} if fault == "429" else {})(connection)
+        if self.auth and not self.auth.admits(connection, self.realm):
+            return
+        if self.blobs and request.method == "GET" and "/blobs/sha256:" in request.path:
+            return redirect("%s%s?signature=1" % (self.blobs.url, request.path))(connection)
+        self._forward(connection, key, fault)
+
+    def _dice(self, key: Tuple[str, str], hit: int = 0) -> float:
+        text = "%d %s %s %d" % (self.seed, key[0], key[1], hit)
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / (1 << 48)
+
+    def _choose(self, key: Tuple[str, str], hit: int) -> str:
+        dice = self._dice(key, hit)
+        kinds = ["reset", "cut", "slow", "502", "503", "429", "unheard"]
+        kinds += ["cut"] * 3 if key[0] == "GET" else ["cut-upload"] * 3 if key[0] in ("PUT", "PATCH") else []
+        return kinds[int(dice / self.rate * len(kinds))] if dice < self.rate else ""
+
+    def _forward(self, connection: Connection, key: Tuple[str, str], fault: str) -> None:
+        request = connection.request
+        upstream = http.client.HTTPConnection(self.target, timeout=60)
+        try:
+            # Host stays as sent, so that the registry's own URLs lead back here.
+            upstream.putrequest(request.method, request.target, skip_host=True, skip_accept_encoding=True)
+            for name, value in request.headers.items():
+                if name not in ("connection", "expect") and not (self.auth and name == "authorization"):
+                    upstream.putheader(name, value)
+            if self._tls:
+                upstream.putheader("X-Forwarded-Proto", "https")
+            upstream.endheaders()
+            chunked = "transfer-encoding" in request.headers
+            left = int(request.headers.get("content-length", CHUNK)) // 2
+            for data in connection.unread:
+                self._count(self.up, key, len(data))
+                left -= len(data)
+                if fault == "cut-upload" and left <= 0:
+                    connection.reset()
+                upstream.send(b"%x\r\n%s\r\n" % (len(data), data) if chunked else data)
+            if chunked:
+                upstream.send(b"0\r\n\r\n")
+            response = upstream.getresponse()
+            if fault == "unheard":
+                connection.reset()
+            self._relay(connection, key, response, fault == "cut")
+        finally:
+            upstream.close()
+
+    def _relay(self, connection: Connection, key: Tuple[str, str], response: http.client.HTTPResponse,
+               cut: bool) -> None:
+        fields = {name: value for name, value in response.getheaders() if name.lower() != "connection"}
+        chunked = response.length is None and connection.request.method != "HEAD"
+        start = head(response.status, fields)
+        if cut and response.length == 0:  # no body to cut
+            connection.send(start[:len(start) // 2])
+            connection.reset()
+        connection.send(start)
+        left = (response.length or CHUNK) // 2
+        while True:
+            data = response.read1(CHUNK)
+            if cut and (left <= len(data) or not data):
+                connection.send(b"%x\r\n%s" % (len(data), data[:left]) if chunked else data[:left])
+                self._count(self.down, key, min(left, len(data)))
+                connection.reset()
+            if not data:
+                break
+            left -= len(data)
+            self._count(self.down, key, len(data))
+            connection.send(b"%x\r\n%s\r\n" % (len(data), data) if chunked else data)
+        if chunked:
+            connection.send(b"0\r\n\r\n")
+
+    def _count(self, counter: Dict[Tuple[str, str], int], key: Tuple[str, str], size: int) -> None:
+        with self.lock:
+            counter[key] = counter.get(key, 0) + size
+
+
+# -- certificates --------------------------------------------------------------
+
+
+class Certificates:
+    """A certificate authority and what can be wrong with its certificates.
+
+    ``context(kind)`` is a server's side; ``ca`` is the file that a client trusts.
+    """
+
+    KINDS = ("valid", "expired", "wrong-host", "self-signed")
+
+    def __init__(self, root: Path, openssl: str) -> None:
+        self.root, self._openssl = root, openssl
+        self.ca = root / "ca.pem"
+        local = "subjectAltName=IP:127.0.0.1,IP:127.0.0.2,DNS:localhost"
+        self._ask("req", "-x509", *self._key("ca"), "-subj", "/CN=test authority", "-days", "30",
+                  "-out", "ca.pem")
+        self._ask("req", "-x509", *self._key("self-signed"), "-subj", "/CN=localhost", "-days", "30",
+                  "-addext", local, "-out", "self-signed.pem")
+        self._sign("valid", local, "30")
+        self._sign("wrong-host", "subjectAltName=DNS:registry.invalid", "30")
+        self._sign("expired", local, "-1")
+
+    def _ask(self, *args: str) -> None:
+        subprocess.run([self._openssl, *args], cwd=self.root, check=True, timeout=60,
+                       stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def _key(self, kind: str) -> List[str]:
+        return ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", kind + ".key"]
+
+    def _sign(self, kind: str, names: str, days: str) -> None:
+        (self.root / (kind + ".ext")).write_text(names + "\n")
+        self._ask("req", "-new", *self._key(kind), "-subj", "/CN=" + kind, "-out", kind + ".csr")
+        self._ask("x509", "-req", "-in", kind + ".csr", "-CA", "ca.pem", "-CAkey", "ca.key",
+                  "-CAcreateserial", "-days", days, "-extfile", kind + ".ext", "-out", kind + ".pem")
+
+    def context(self, kind: str = "valid") -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(str(self.root / (kind + ".pem")), str(self.root / (kind + ".key")))
+        return context
