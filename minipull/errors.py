@@ -158,6 +158,9 @@ DO_NOT_RETRY = frozenset(
     ("UNAUTHORIZED", "UNSUPPORTED", "DENIED", "TOOMANYREQUESTS", "NAME_UNKNOWN", "BLOB_UNKNOWN")
 )
 
+#: What a status means where the body has no code that we know.
+_BY_STATUS = {401: "UNAUTHORIZED", 403: "DENIED", 429: "TOOMANYREQUESTS"}
+
 
 class RegistryError(Error):
     """An answer of the registry that says no; ``status`` is the HTTP status."""
@@ -168,7 +171,8 @@ class RegistryError(Error):
         self.details = details
         #: The first code decides; empty when the body named none.
         self.code = details[0].code if details else ""
-        self.exit_code = _EXIT_CODES.get(self.code, NetworkError.exit_code)
+        code = self.code or _BY_STATUS.get(status, "")
+        self.exit_code = _EXIT_CODES.get(code, NetworkError.exit_code)
         # An unreadable answer below 500 is no registry's: a proxy or a portal.
         self.retry = self.code not in DO_NOT_RETRY if details else status >= 500
 
@@ -181,23 +185,23 @@ def decode_answer(
     docker/distribution registry/client/errors.go (HandleErrorResponse).
     """
     text = body.decode("utf-8", "replace")
+    words = ("%d %s" % (status, reason)).strip()
     if not 400 <= status < 500:
-        words = ("%d %s" % (status, reason)).strip()
         return RegistryError(status, text="received unexpected HTTP status: %s" % words)
     details: List[ErrorDetail] = []
     code = {"invalid_token": "UNAUTHORIZED", "insufficient_scope": "DENIED"}.get(bearer_error)
     if code is not None:
         details.append(ErrorDetail(code, ""))
-    by_status = {401: "UNAUTHORIZED", 403: "DENIED", 429: "TOOMANYREQUESTS"}.get(status, "UNKNOWN")
+    by_status = _BY_STATUS.get(status, "UNKNOWN")
     kind = content_type.partition(";")[0].strip().lower()
     if kind not in ("application/json", "application/vnd.api+json"):
-        return RegistryError(status, details + [ErrorDetail(by_status, text.strip()[:1000])])
+        return RegistryError(status, details + [ErrorDetail(by_status, text.strip()[:1000] or words)])
     try:
         answer = json.loads(text)
         if isinstance(answer.get("details"), str) and answer["details"]:
-            return RegistryError(status, details + [ErrorDetail(by_status, answer["details"])])
+            return RegistryError(status, details + [ErrorDetail(by_status, answer["details"][:1000])])
         for entry in answer["errors"]:
-            known = entry["code"] if entry["code"] in CODES else "UNKNOWN"
+            known = entry["code"] if entry.get("code") in CODES else by_status
             message = str(entry.get("message") or "")
             bare = message == CODES[known] and entry.get("detail") is None
             details.append(ErrorDetail(known, "" if bare else message[:1000]))

@@ -9,6 +9,7 @@ the threads of one process apart.
 
 Mirrors moby's pkg/ioutils (AtomicFileWriter).
 """
+import contextlib
 import errno
 import os
 import stat
@@ -20,6 +21,7 @@ from .errors import InvalidDocument, StorageError, storage_errors
 
 if os.name == "posix":  # elsewhere readers go on and writers stop
     import fcntl
+
 
 class Locked(StorageError):
     """A lock that somebody else holds and did not give up in time."""
@@ -39,15 +41,16 @@ def make_directory(path: str) -> None:
             try:
                 os.mkdir(directory, 0o700)
             except FileExistsError:
-                continue
-            sync_directory(os.path.dirname(directory) or ".")
+                if not os.path.isdir(directory):
+                    raise
+            sync_directory(os.path.dirname(directory))
 
 
 def sync_directory(path: str) -> None:
     """Make the names in ``path`` durable; an OSError is the caller's to map."""
     if os.name != "posix":
         return
-    fd = os.open(path, os.O_RDONLY)
+    fd = os.open(path or ".", os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:
@@ -107,7 +110,8 @@ def write_atomic(path: str, data: bytes, scratch: str, durable: bool = True) -> 
                 os.close(fd)
             os.replace(temporary, path)
         except BaseException:
-            os.unlink(temporary)
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
             raise
         if durable:
             sync_directory(os.path.dirname(path))

@@ -40,7 +40,7 @@ def discard(_: Progress) -> None:
 
 def serialized(output: Output) -> Output:
     """``output``, called by one thread at a time."""
-    lock = threading.Lock()
+    lock = threading.RLock()  # an output may cause another event
 
     def locked(progress: Progress) -> None:
         with lock:

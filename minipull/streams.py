@@ -11,6 +11,7 @@ Mirrors moby's pkg/archive (DecompressStream).  RFC 1952 for gzip members.
 import contextlib
 import importlib
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -18,10 +19,11 @@ import zlib
 from typing import Any, BinaryIO, Callable, Iterator, List, Optional, Union
 
 from .digest import Verifier
-from .errors import Cancelled, InvalidDocument, Unsupported
+from .errors import Cancelled, InvalidDocument, Unsupported, storage_errors
 
 BUFFER = 1 << 20  # bytes; one buffer of a byte path
 _INPUT = 128 << 10  # bytes; at the usual ratio one piece inflates in one call
+_ZSTD = re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")  # or a skippable frame
 
 Buffer = Union[bytes, memoryview]
 
@@ -73,9 +75,9 @@ class Cancel:
 
 
 def find_zstd(path: str = os.defpath) -> Optional[str]:
-    """The zstd program in the directories of ``path``, as an absolute path."""
-    found = shutil.which("zstd", path=path)
-    return found if found and os.path.isabs(found) else None
+    """The zstd program in the absolute directories of ``path``."""
+    absolute = filter(os.path.isabs, path.split(os.pathsep))
+    return shutil.which("zstd", path=os.pathsep.join(absolute))
 
 
 def decompressed(
@@ -87,23 +89,24 @@ def decompressed(
     """The tar stream in a layer file, piece by piece; a piece lives until the next.
 
     ``file`` is unbuffered and at its start; ``raw``, if given, sees every stored
-    byte.  Raises InvalidDocument for a damaged stream or an unknown compression
-    and Unsupported for zstd without a decoder.
+    byte.  Raises InvalidDocument for a damaged stream or an unknown compression,
+    Unsupported for zstd without a decoder, StorageError, Cancelled.
     """
-    magic = file.read(6)
-    file.seek(0)
-    if magic.startswith(b"\x1f\x8b"):
-        yield from _gunzip(_pieces(file, cancel, raw))
-    elif magic.startswith(b"\x28\xb5\x2f\xfd") or magic[1:4] == b"\x2a\x4d\x18":
-        if raw is not None:  # the decoder reads the file by itself
-            for _ in _pieces(file, cancel, raw):
-                pass
-            file.seek(0)
-        yield from _unzstd(file, cancel, zstd)
-    elif magic.startswith((b"BZh", b"\xfd7zXZ\0")):
-        raise InvalidDocument("layer is compressed with bzip2 or xz, which no registry layer may be")
-    else:
-        yield from _pieces(file, cancel, raw)
+    with storage_errors("read layer"):
+        magic = file.read(6)
+        file.seek(0)
+        if magic.startswith(b"\x1f\x8b"):
+            yield from _gunzip(_pieces(file, cancel, raw))
+        elif _ZSTD.match(magic):
+            if raw is not None:  # the decoder reads the file by itself
+                for _ in _pieces(file, cancel, raw):
+                    pass
+                file.seek(0)
+            yield from _unzstd(file, cancel, zstd)
+        elif magic.startswith((b"BZh", b"\xfd7zXZ\0")):
+            raise InvalidDocument("layer is compressed with bzip2 or xz, which no registry layer may be")
+        else:
+            yield from _pieces(file, cancel, raw)
 
 
 def _pieces(file: BinaryIO, cancel: Cancel, raw: Optional[Verifier] = None) -> Iterator[memoryview]:
@@ -136,12 +139,8 @@ def _gunzip(pieces: Iterator[memoryview]) -> Iterator[bytes]:
                     member = zlib.decompressobj(31)
                 yield member.decompress(data, BUFFER)
                 data = member.unused_data if member.eof else member.unconsumed_tail
-        while not member.eof:
-            # What the output limit held back; nothing more means a short stream.
-            rest = member.decompress(b"", BUFFER)
-            if not rest and not member.eof:
-                raise InvalidDocument("layer's gzip stream is cut short")
-            yield rest
+        if not member.eof:  # its checksum comes after all output, so nothing is held back
+            raise InvalidDocument("layer's gzip stream is cut short")
     except zlib.error as exc:
         raise InvalidDocument("layer's gzip stream is damaged (%s)" % exc) from exc
 
@@ -159,30 +158,34 @@ def _unzstd(file: BinaryIO, cancel: Cancel, program: Optional[str]) -> Iterator[
     if module is not None:
         try:
             with module.ZstdFile(file) as stream:
-                while True:
+                for data in iter(lambda: stream.read(BUFFER), b""):
                     cancel.check()
-                    data = stream.read(BUFFER)
-                    if not data:
-                        return
                     yield data
+            return
         except (EOFError, module.ZstdError) as exc:
             raise InvalidDocument("layer's zstd stream is damaged (%s)" % exc) from exc
     if program is None:
         raise Unsupported("layer is compressed with zstd: install zstd or use Python 3.14")
-    os.lseek(file.fileno(), 0, os.SEEK_SET)
     process = subprocess.Popen(
         [program, "-dcq"],
         stdin=file, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={}, bufsize=0,
     )
     stdout = process.stdout
     assert stdout is not None
+
+    def kill() -> None:
+        with contextlib.suppress(ProcessLookupError):  # it ends by itself just now
+            process.kill()
+
     try:
-        with cancel.calling(process.kill):
-            yield from iter(lambda: stdout.read(BUFFER), b"")
+        with cancel.calling(kill):
+            for data in iter(lambda: stdout.read(_INPUT), b""):
+                cancel.check()
+                yield data
             cancel.check()
             if process.wait() != 0:
                 raise InvalidDocument("layer's zstd stream is damaged")
     finally:
-        process.kill()
+        kill()
         stdout.close()
         process.wait()

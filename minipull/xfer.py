@@ -8,16 +8,16 @@ alive.  The rules:
 - a transfer is cancelled when its last watcher leaves before the manager has
   closed it, and by nothing else; a user who gives up only leaves;
 - it holds its slot until it ends or says :meth:`Transfer.inactive`; slots are
-  handed on in the order of asking;
+  given in the order of asking, and a limit set meanwhile holds for the next;
 - who joins sees the newest progress at once; who leaves has seen the newest,
   and after :meth:`TransferManager.release` the output is never called again;
 - who asks for the key of a cancelled transfer waits until that is gone and
-  gets a new one; a finished one that is still there is shared, error included.
+  gets a new one.
 
 The engine runs a goroutine for each role.  Here a transfer has one thread,
 made when it gets its slot, and all state lies under one Condition; progress is
-delivered by whoever emits it, and an output that is busy elsewhere is left to
-the thread that is in it, which then delivers the newest.
+delivered by whoever emits it, who waits while the output is busy elsewhere and
+skips what has been overtaken by then.
 
 Mirrors moby's distribution/xfer/transfer.go.  Knows no images.
 """
@@ -25,7 +25,7 @@ import collections
 import threading
 from typing import Any, Callable, Deque, Dict, List, Optional, Sequence
 
-from .errors import Cancelled
+from .errors import Cancelled, Error
 from .progress import Output, Progress, discard
 from .streams import Cancel
 
@@ -59,7 +59,6 @@ class Transfer:
         self._manager = manager
         self._run = run
         self._active = False  # holds a slot
-        self._closed = False
         self._watchers: List[Watcher] = []
         self._last: Optional[Progress] = None
         self._count = 0  # of progress so far
@@ -103,31 +102,36 @@ class TransferManager:
         )
 
     def transfer(
-        self, key: str, run: Run, output: Output, waiting: Optional[Progress] = None
+        self,
+        key: str,
+        run: Run,
+        output: Output,
+        waiting: Optional[Progress] = None,
+        cancel: Optional[Cancel] = None,
     ) -> Watcher:
         """Join the transfer of ``key`` or start it as ``run(transfer)``.
 
         ``waiting`` is what is shown until the transfer gets its slot.  The
-        watcher is to be released, whatever happens.
+        watcher is to be released, whatever happens.  ``cancel`` raises Cancelled
+        where a cancelled transfer has to go first.
         """
-        with self.changed:
+        cancel = cancel or Cancel()
+        with cancel.calling(self._wake), self.changed:
             while True:
                 transfer = self._transfers.get(key)
                 if transfer is None or not transfer.cancel.cancelled:
                     break
+                cancel.check()
                 self.changed.wait()
-            if transfer is None:
+            if transfer is not None:
+                watcher = self._add(transfer, output)
+            else:
                 transfer = self._transfers[key] = Transfer(self, key, run)
                 watcher = self._add(transfer, output)
-                if not self.limit or self.active < self.limit:
-                    self.active += 1
-                    self._start(transfer)
-                else:
-                    self.waiting.append(transfer)
-                    if waiting is not None:
-                        transfer._last, transfer._count = waiting, 1
-            else:
-                watcher = self._add(transfer, output)
+                self.waiting.append(transfer)
+                self._fill()
+                if not transfer.started and waiting is not None:
+                    transfer._last, transfer._count = waiting, 1
         self.deliver(watcher)
         return watcher
 
@@ -167,7 +171,7 @@ class TransferManager:
                 return
             transfer._watchers.remove(watcher)
             last = not transfer._watchers
-            if last and transfer._closed:
+            if last and transfer.done:
                 transfer.released = True
             elif last:
                 transfer.cancel.cancel()  # under the lock: nobody may join in between
@@ -182,40 +186,52 @@ class TransferManager:
             watcher.error = watcher.error or Cancelled()  # mutes it for good
 
     def deliver(self, watcher: Watcher) -> None:
-        """Call the output with the newest progress, unless another thread is in it."""
-        transfer = watcher.transfer
+        """Show the output the newest progress, unless somebody else does.
+
+        It is called once at most: what comes in meanwhile keeps nobody here but
+        who brought it.
+        """
+        transfer, current = watcher.transfer, threading.current_thread()
         with self.changed:
-            if watcher.busy is not None:
+            number = transfer._count
+            while watcher.seen < number and watcher.busy not in (None, current):
+                self.changed.wait()
+            if watcher.seen >= number or watcher.busy or watcher.error is not None:
                 return
-            watcher.busy = threading.current_thread()
+            watcher.busy, watcher.seen, progress = current, transfer._count, transfer._last
+            assert progress is not None
+            self.changed.release()
             try:
-                while watcher.seen < transfer._count and watcher.error is None:
-                    watcher.seen, progress = transfer._count, transfer._last
-                    assert progress is not None
-                    self.changed.release()
-                    try:
-                        watcher.output(progress)
-                    except BaseException as exc:
-                        # An output's error is its owner's: see wait().
-                        watcher.error = exc
-                    finally:
-                        self.changed.acquire()
+                watcher.output(progress)
+            except BaseException as exc:
+                # An output's error is its owner's: see wait().
+                watcher.error = exc
             finally:
+                self.changed.acquire()
                 watcher.busy = None
                 self.changed.notify_all()
 
     # The rest is called with the lock held.
 
     def free_slot(self, transfer: Transfer) -> None:
-        if not transfer._active:
-            return
-        transfer._active = False
-        # The slot is handed over as it is: a limit lowered meanwhile holds for
-        # new transfers only, as in the engine.
-        if self.waiting:
-            self._start(self.waiting.popleft())
-        else:
+        if transfer._active:
+            transfer._active = False
             self.active -= 1
+            self._fill()
+
+    def _fill(self) -> None:
+        while self.waiting and (not self.limit or self.active < self.limit):
+            transfer = self.waiting.popleft()
+            transfer.started = True
+            name = "transfer " + transfer.key
+            thread = threading.Thread(target=self._work, args=(transfer,), name=name, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as exc:  # the system has no more threads
+                self._finish(transfer, None, Error("%s: %s" % (name, exc)))
+            else:
+                transfer._active = True
+                self.active += 1
 
     def _add(self, transfer: Transfer, output: Output) -> Watcher:
         watcher = Watcher(transfer, output)
@@ -223,12 +239,6 @@ class TransferManager:
             watcher.seen = transfer._count
         transfer._watchers.append(watcher)
         return watcher
-
-    def _start(self, transfer: Transfer) -> None:
-        transfer.started = transfer._active = True
-        threading.Thread(
-            target=self._work, args=(transfer,), name="transfer " + transfer.key, daemon=True
-        ).start()
 
     def _work(self, transfer: Transfer) -> None:
         result, error = None, None
@@ -242,10 +252,9 @@ class TransferManager:
 
     def _finish(self, transfer: Transfer, result: Any, error: Optional[BaseException]) -> None:
         transfer.result, transfer.error, transfer.done = result, error, True
-        self.free_slot(transfer)
-        del self._transfers[transfer.key]
-        transfer._closed = True
         transfer.released = not transfer._watchers
+        del self._transfers[transfer.key]
+        self.free_slot(transfer)
         self.changed.notify_all()
 
     def _wake(self) -> None:

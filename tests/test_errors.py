@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+import errno
+import json
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Type
+
+import pytest
+
+from minipull import errors
+from minipull.errors import (
+    CODES, Cancelled, ContentMismatch, Error, ErrorDetail, InvalidDocument, InvalidReference,
+    NetworkError, NotFound, PolicyError, RateLimited, RegistryError, StorageError, TLSError,
+    Unauthorized, Unsupported, continue_on_error, decode_answer, storage_errors)
+
+TABLES = json.loads((Path(__file__).parent / "data" / "errors.json").read_text())
+
+
+def cases(name: str) -> List[Dict[str, Any]]:
+    return list(TABLES[name]["cases"])
+
+
+def answer(code: str, status: int = 400) -> RegistryError:
+    return RegistryError(status, [ErrorDetail(code, "some text")])
+
+
+def made(error: Mapping[str, Any]) -> Error:
+    """What minipull makes of an error of the upstream tables."""
+    text = error.get("text", "")
+    if error["kind"] == "Errors":
+        return RegistryError(400, [ErrorDetail(entry["code"], "") for entry in error["list"]])
+    if error["kind"] == "url":
+        inner = error["inner"]["text"]
+        return Unauthorized(inner) if "credentials" in inner else NetworkError(inner)
+    if "no space" in text or "no such process" in text:
+        return StorageError(text)
+    if error["kind"] == "Error":
+        return answer(error["code"])
+    return {
+        "UnexpectedHTTPResponseError": RegistryError(404, text="error parsing"),
+        "BlobUnknown": answer("BLOB_UNKNOWN", 404),
+        "ImageConfigPullError": ContentMismatch("image config verification failed"),
+        "cancelled": Cancelled(),
+        "other": NetworkError(text),
+    }[error["kind"]]
+
+
+@pytest.mark.parametrize("case", cases("retry_on_error"), ids=str)
+def test_only_what_may_change_is_retried(case: Mapping[str, Any]) -> None:
+    assert made(case["error"]).retry is not case["do_not_retry"]
+
+
+@pytest.mark.parametrize("case", cases("continue_on_error"), ids=str)
+def test_a_mirror_never_binds_the_origin_and_the_origin_is_final(case: Mapping[str, Any]) -> None:
+    assert continue_on_error(made(case["error"]), case["mirror"]) is case["expected"]
+
+
+@pytest.mark.parametrize("error", [Cancelled(), StorageError(""), InvalidReference(""), Unsupported("")])
+def test_trouble_of_our_own_is_no_reason_to_ask_somebody_else(error: Error) -> None:
+    assert not continue_on_error(error, True)
+
+
+def test_an_unreadable_answer_is_retried_only_if_the_server_failed() -> None:
+    assert RegistryError(503).retry
+    assert not RegistryError(404).retry
+    assert continue_on_error(RegistryError(503), False)
+
+
+@pytest.mark.parametrize("case", cases("error_responses"), ids=str)
+def test_answers_read_as_upstream(case: Mapping[str, Any]) -> None:
+    status, _, reason = case["status"].partition(" ")
+    error = decode_answer(int(status), reason, case["content_type"] or "", case["body"].encode())
+    assert error.status == int(status)
+    assert case["text_contains"] in str(error)
+    assert str(error).endswith(case.get("text_ends", ""))
+
+
+@pytest.mark.parametrize("case", cases("error_codes"), ids=str)
+def test_a_message_that_adds_nothing_to_its_code_is_left_out(case: Mapping[str, Any]) -> None:
+    code = case["code"]
+    words = code.lower().replace("_", " ")
+    assert CODES[code] == case["default_message"]
+    for entry, text in [
+        ({"code": code}, words),
+        ({"code": code, "message": ""}, words),
+        ({"code": code, "message": None, "detail": None}, words),
+        ({"code": code, "message": CODES[code], "detail": None}, words),
+        ({"code": code, "message": "because"}, words + ": because"),
+    ]:
+        error = decode(400, {"errors": [entry]})
+        assert (str(error), error.code) == (text, code)
+
+
+def decode(status: int, body: Any, bearer_error: str = "") -> RegistryError:
+    return decode_answer(status, "Reason", "application/json", json.dumps(body).encode(), bearer_error)
+
+
+DECODED = [
+    # status, body, text, code, exit code, retry
+    (404, {"errors": [{"code": "MANIFEST_UNKNOWN", "message": "manifest unknown"}]},
+     "manifest unknown", "MANIFEST_UNKNOWN", 3, True),
+    (400, {"errors": [{"code": "MANIFEST_INVALID", "message": "no"}, {"code": "DENIED"}]},
+     "manifest invalid: no; denied", "MANIFEST_INVALID", 5, True),
+    (404, {"errors": [{"code": "ALIEN", "message": "other world"}]},
+     "unknown: other world", "UNKNOWN", 5, True),
+    # Harbor, Artifactory and others: what has no code of ours is named by its status.
+    (403, {"errors": [{"code": "FORBIDDEN", "message": "no pull"}]}, "denied: no pull", "DENIED", 4, False),
+    (401, {"errors": [{"status": 401, "message": "bad token"}]},
+     "unauthorized: bad token", "UNAUTHORIZED", 4, False),
+    (429, {"errors": [{"message": "slow down"}]},
+     "toomanyrequests: slow down", "TOOMANYREQUESTS", 8, False),
+    (404, {"errors": [{"code": ["NAME_UNKNOWN"]}]}, None, "", 5, False),
+    (404, {"errors": [{"code": "NAME_UNKNOWN", "message": {"a": 1}}]},
+     "name unknown: {'a': 1}", "NAME_UNKNOWN", 3, False),
+    (404, {"errors": [{"code": "NAME_UNKNOWN"}, 7]}, "name unknown", "NAME_UNKNOWN", 3, False),
+    (429, {"details": "later"}, "toomanyrequests: later", "TOOMANYREQUESTS", 8, False),
+    (404, {"details": "x" * 5000}, "unknown: " + "x" * 1000, "UNKNOWN", 5, True),
+    (404, {"errors": [{"code": "NAME_INVALID", "message": "x" * 5000}]},
+     "name invalid: " + "x" * 1000, "NAME_INVALID", 2, True),
+    (404, {"details": ""}, None, "", 5, False),
+    (404, {"errors": []}, None, "", 5, False),
+    (404, {"errors": None}, None, "", 5, False),
+    (404, {"errors": "many"}, None, "", 5, False),
+    (403, [], None, "", 4, False),
+    (429, "text", None, "", 8, False),
+    (401, None, "unauthorized: authentication required", "UNAUTHORIZED", 4, False),
+    (500, {"errors": [{"code": "DENIED"}]},
+     "received unexpected HTTP status: 500 Reason", "", 5, True),
+    (304, {}, "received unexpected HTTP status: 304 Reason", "", 5, False),
+]
+
+
+@pytest.mark.parametrize("status,body,text,code,exit_code,retry", DECODED)
+def test_every_answer_becomes_one_error_with_text_and_policy(
+    status: int, body: Any, text: str, code: str, exit_code: int, retry: bool
+) -> None:
+    error = decode(status, body)
+    parsing = "error parsing HTTP %d response body: no error details found in HTTP response body: %s"
+    assert str(error) == (text or parsing % (status, json.dumps(json.dumps(body))))
+    assert (error.code, error.exit_code, error.retry) == (code, exit_code, retry)
+
+
+@pytest.mark.parametrize("bearer_error,text,code", [
+    ("invalid_token", "unauthorized; unknown: x", "UNAUTHORIZED"),
+    ("insufficient_scope", "denied; unknown: x", "DENIED"),
+    ("other", "unknown: x", "UNKNOWN"),
+])
+def test_the_challenge_of_a_bearer_comes_first(bearer_error: str, text: str, code: str) -> None:
+    body = {"errors": [{"code": "UNKNOWN", "message": "x"}]}
+    error = decode(401, body, bearer_error)
+    assert (str(error), error.code) == (text, code)
+    assert str(decode_answer(401, "", "text/plain", b"x", "invalid_token")) == "unauthorized; unauthorized: x"
+    assert str(decode(401, {}, "invalid_token")) == "unauthorized"
+
+
+@pytest.mark.parametrize("status,body,text", [
+    (401, b"", "unauthorized: 401 Reason"),
+    (403, b" <html>no\n ", "denied: <html>no"),
+    (429, b"\xff", "toomanyrequests: \ufffd"),
+    (404, b"x" * 5000, "unknown: " + "x" * 1000),
+    (404, b" \n", "unknown: 404 Reason"),
+])
+def test_what_is_not_json_is_named_by_its_status(status: int, body: bytes, text: str) -> None:
+    assert str(decode_answer(status, "Reason", "text/html", body)) == text
+
+
+@pytest.mark.parametrize("body", [
+    b"", b"{", b"\xff\xfe", b"[" * 200000, b'{"a":' * 200000, b'{"errors": ' + b"9" * 5000 + b"}",
+])
+def test_no_body_breaks_the_decoder(body: bytes) -> None:
+    error = decode_answer(404, "Reason", "Application/JSON; charset=utf-8", body)
+    assert str(error).startswith("error parsing HTTP 404 response body: ")
+    assert len(str(error)) < 7000 and "\n" not in str(error)
+    assert decode_answer(401, "Reason", "application/vnd.api+json", body).exit_code == 4
+
+
+EXIT_CODES: Dict[Type[Error], int] = {
+    Error: 1, Unsupported: 1, InvalidReference: 2, NotFound: 3, Unauthorized: 4, NetworkError: 5,
+    TLSError: 5, InvalidDocument: 6, ContentMismatch: 6, StorageError: 7, RateLimited: 8,
+    PolicyError: 9, Cancelled: 130,
+}
+
+
+@pytest.mark.parametrize("kind", EXIT_CODES, ids=lambda kind: str(kind.__name__))
+def test_a_class_is_an_exit_code_and_only_the_network_may_be_asked_again(kind: Type[Error]) -> None:
+    error = kind("text")
+    assert error.exit_code == EXIT_CODES[kind]
+    assert error.retry is (kind is NetworkError)
+    assert isinstance(error, Error) and str(error) == "text"
+
+
+def test_every_class_has_its_exit_code_here() -> None:
+    kinds = {kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Error)}
+    assert kinds == set(EXIT_CODES) | {RegistryError}
+
+
+@pytest.mark.parametrize("error", [
+    Cancelled(), ContentMismatch("bad", retry=True), answer("DENIED", 403), NetworkError("down")])
+def test_within_changes_the_text_and_nothing_else(error: Error) -> None:
+    text = str(error)
+    other = error.within("pull busybox")
+    assert str(other) == "pull busybox: " + text and str(error) == text
+    assert type(other) is type(error) and vars(other) == vars(error)
+    assert (other.exit_code, other.retry) == (error.exit_code, error.retry)
+
+
+@pytest.mark.parametrize("raised,text", [
+    (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; free some space"),
+    (OSError(errno.EROFS, "Read-only file system"), "Read-only file system; choose another --root"),
+    (OSError(errno.ELOOP, "Too many levels"), "Too many levels; a symbolic link stands"),
+    (PermissionError(errno.EACCES, "Permission denied"), "Permission denied; choose another --root or"),
+    (OSError(errno.EIO, "Input/output error"), "Input/output error"),
+    (OSError("no number"), "no number"),
+], ids=str)
+def test_trouble_with_the_disk_says_what_and_what_to_do(raised: OSError, text: str) -> None:
+    with pytest.raises(StorageError) as caught:
+        with storage_errors("write /store/x"):
+            raise raised
+    assert str(caught.value).startswith("write /store/x: " + text)
+    assert caught.value.__cause__ is raised
+
+
+def test_other_errors_pass_the_disk_unchanged() -> None:
+    for error in (NetworkError("down"), ValueError("bug")):
+        with pytest.raises(type(error)) as caught:
+            with storage_errors("write x"):
+                raise error
+        assert caught.value is error

@@ -1,0 +1,391 @@
+# SPDX-License-Identifier: Apache-2.0
+import errno
+import fcntl
+import os
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any, Callable, List, Tuple
+
+import pytest
+
+from minipull import files
+from minipull.errors import Cancelled, InvalidDocument, StorageError
+from minipull.files import (
+    Locked, lock, make_directory, open_regular, read_bytes, sync_directory, write_all, write_atomic)
+from minipull.streams import Cancel
+
+ROOT = Path(__file__).resolve().parent.parent
+TIMEOUT = 30.0
+
+
+def fails(number: int) -> Callable[..., Any]:
+    def call(*args: object, **kwargs: object) -> None:
+        raise OSError(number, os.strerror(number))
+    return call
+
+
+class Syscalls:
+    """What was written, synced and renamed, in order, by path; the calls still happen."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.done: List[Tuple[str, ...]] = []
+        write, fsync, replace, mkdir = os.write, os.fsync, os.replace, os.mkdir
+
+        def path(fd: int) -> str:
+            return os.path.basename(os.readlink("/proc/self/fd/%d" % fd))
+
+        def record(name: str, call: Callable[..., Any], names: Callable[..., Tuple[str, ...]]) -> None:
+            def recorded(*args: Any) -> Any:
+                self.done.append((name,) + names(*args))
+                return call(*args)
+            monkeypatch.setattr(os, name, recorded)
+
+        record("write", write, lambda fd, data: (path(fd)[:4],))
+        record("fsync", fsync, lambda fd: (path(fd)[:4],))
+        record("replace", replace, lambda old, new: (os.path.basename(old)[:4], os.path.basename(new)))
+        record("mkdir", mkdir, lambda name, mode: (os.path.basename(name), oct(mode)))
+
+
+linux = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs Linux's /proc")
+
+
+# -- directories -------------------------------------------------------------------
+
+
+@linux
+def test_directories_are_private_and_synced_into_their_parents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = Syscalls(monkeypatch)
+    base = tmp_path / "base"
+    base.mkdir(0o700)
+    calls.done.clear()
+    make_directory(str(base / "x" / "y"))
+    assert calls.done == [
+        ("mkdir", "x", "0o700"), ("fsync", "base"), ("mkdir", "y", "0o700"), ("fsync", "x")]
+    assert stat.S_IMODE((base / "x" / "y").stat().st_mode) == 0o700
+    make_directory(str(base / "x" / "y"))
+    assert len(calls.done) == 4
+
+
+def test_a_relative_directory_is_made_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_directory("one")
+    make_directory("two/three/")
+    write_atomic("file", b"x", "one")
+    assert sorted(os.listdir(".")) == ["file", "one", "two"] and os.listdir("two") == ["three"]
+
+
+def test_a_directory_that_somebody_else_makes_meanwhile_is_welcome(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mkdir = os.mkdir
+
+    def twice(path: str, mode: int) -> None:
+        mkdir(path, mode)
+        mkdir(path, mode)
+
+    monkeypatch.setattr(os, "mkdir", twice)
+    make_directory(str(tmp_path / "a" / "b"))
+    assert (tmp_path / "a" / "b").is_dir()
+
+
+@pytest.mark.parametrize("obstacle", ["file", "dangling link"])
+def test_what_is_in_the_way_of_a_directory_is_an_error(tmp_path: Path, obstacle: str) -> None:
+    path = tmp_path / "a"
+    if obstacle == "file":
+        path.write_bytes(b"")
+    else:
+        path.symlink_to("nowhere")
+    for wanted in (path, path / "b"):
+        with pytest.raises(StorageError, match="create %s: " % wanted):
+            make_directory(str(wanted))
+
+
+# -- opening and reading --------------------------------------------------------------
+
+
+def test_a_file_is_made_private_and_reopened(tmp_path: Path) -> None:
+    path = str(tmp_path / "file")
+    fd = open_regular(path, os.O_RDWR | os.O_CREAT)
+    os.write(fd, b"abc")
+    assert stat.S_IMODE(os.fstat(fd).st_mode) == 0o600 and not os.get_inheritable(fd)
+    os.close(fd)
+    assert read_bytes(path, 3) == b"abc"
+
+
+def test_what_was_planted_is_neither_followed_nor_waited_for(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_bytes(b"secret")
+    (tmp_path / "link").symlink_to(target)
+    with pytest.raises(OSError) as caught:
+        open_regular(str(tmp_path / "link"))
+    assert caught.value.errno == errno.ELOOP
+    with pytest.raises(StorageError, match="a symbolic link stands where the store keeps a file"):
+        read_bytes(str(tmp_path / "link"), 10)
+    os.mkfifo(str(tmp_path / "fifo"))
+    for name in ("fifo", "."):
+        with pytest.raises(StorageError, match="is not a regular file"):
+            open_regular(str(tmp_path / name))
+        with pytest.raises(StorageError, match="is not a regular file"):
+            read_bytes(str(tmp_path / name), 10)
+    assert target.read_bytes() == b"secret"
+
+
+def test_a_small_file_is_read_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = str(tmp_path / "file")
+    assert read_bytes(path, 10) is None
+    assert read_bytes(str(tmp_path / "no" / "file"), 10) is None
+    for size in (0, 9, 10):
+        (tmp_path / "file").write_bytes(b"x" * size)
+        assert read_bytes(path, 10) == b"x" * size
+    (tmp_path / "file").write_bytes(b"x" * 11)
+    with pytest.raises(InvalidDocument, match="file is larger than 10 bytes"):
+        read_bytes(path, 10)
+    with pytest.raises(StorageError, match="Not a directory"):
+        read_bytes(path + "/below", 10)
+
+
+# -- writing -------------------------------------------------------------------------
+
+
+def short_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:7]))
+
+
+def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = bytes(range(256)) * 5
+    with (tmp_path / "file").open("wb") as file:
+        with monkeypatch.context() as patch:
+            short_writes(patch)
+            write_all(file.fileno(), memoryview(data))
+            write_all(file.fileno(), memoryview(b""))
+    assert (tmp_path / "file").read_bytes() == data
+
+
+@linux
+def test_a_file_is_synced_before_it_has_its_name_and_the_name_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch, final = tmp_path / "scratch", tmp_path / "root"
+    scratch.mkdir()
+    final.mkdir()
+    calls = Syscalls(monkeypatch)
+    write_atomic(str(final / "x.json"), b"old", str(scratch))
+    assert calls.done == [
+        ("write", "tmp-"), ("fsync", "tmp-"), ("replace", "tmp-", "x.json"), ("fsync", "root")]
+    calls.done.clear()
+    write_atomic(str(final / "x.json"), b"new", str(scratch), durable=False)
+    assert [call[0] for call in calls.done] == ["write", "replace"]
+    assert (final / "x.json").read_bytes() == b"new"
+    assert stat.S_IMODE((final / "x.json").stat().st_mode) == 0o600
+    assert os.listdir(str(scratch)) == []
+
+
+def test_a_link_is_replaced_and_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "target").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("target")
+    write_atomic(str(tmp_path / "link"), b"new", str(tmp_path))
+    assert not (tmp_path / "link").is_symlink() and (tmp_path / "target").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS])
+@pytest.mark.parametrize("call", ["write", "fsync", "close", "replace"])
+def test_a_failing_disk_leaves_the_old_content_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
+) -> None:
+    write_atomic(str(tmp_path / "file"), b"old", str(tmp_path))
+    close = os.close
+
+    def closes(fd: int) -> None:
+        close(fd)
+        fails(number)()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, closes if call == "close" else fails(number))
+        with pytest.raises(StorageError) as caught:
+            write_atomic(str(tmp_path / "file"), b"new", str(tmp_path))
+    assert str(caught.value).startswith("write %s: %s" % (tmp_path / "file", os.strerror(number)))
+    assert caught.value.exit_code == 7
+    assert os.listdir(str(tmp_path)) == ["file"] and (tmp_path / "file").read_bytes() == b"old"
+
+
+def test_the_first_trouble_is_the_one_that_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", fails(errno.ENOSPC))
+        patch.setattr(os, "unlink", fails(errno.EIO))
+        with pytest.raises(StorageError, match="No space left on device; free some space"):
+            write_atomic(str(tmp_path / "file"), b"new", str(tmp_path))
+        with pytest.raises(StorageError, match="No such file or directory"):
+            write_atomic(str(tmp_path / "file"), b"new", str(tmp_path / "missing"))
+
+
+@linux
+def test_a_full_device_is_an_error() -> None:
+    with open("/dev/full", "wb", buffering=0) as file, pytest.raises(OSError) as caught:
+        write_all(file.fileno(), memoryview(b"x"))
+    assert caught.value.errno == errno.ENOSPC
+
+
+# -- locks ---------------------------------------------------------------------------
+
+
+class Clock:
+    """Time that passes only where somebody pauses."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.pauses: List[float] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def pause(self, seconds: float) -> None:
+        self.now += seconds
+        self.pauses.append(seconds)
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Any:
+    """Two open files of one path, as two threads or two processes have them."""
+    path = str(tmp_path / "lock")
+    fds = [open_regular(path, os.O_RDWR | os.O_CREAT) for _ in range(2)]
+    yield fds[0], fds[1], path
+    for fd in fds:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("first,second,both", [
+    (False, False, True), (False, True, False), (True, False, False), (True, True, False)])
+def test_an_exclusive_lock_shuts_everybody_else_out(
+    two: Tuple[int, int, str], first: bool, second: bool, both: bool
+) -> None:
+    one, other, path = two
+    lock(one, path, first)
+    if both:
+        lock(other, path, second)
+    else:
+        with pytest.raises(Locked, match="lock is locked by .*; wait for it or raise --timeout"):
+            lock(other, path, second, timeout=0)
+
+
+def test_a_lock_is_waited_for_until_it_is_free(two: Tuple[int, int, str]) -> None:
+    one, other, path = two
+    lock(one, path, True)
+    polled, had = threading.Event(), threading.Event()
+
+    def pause(seconds: float) -> None:
+        polled.set()
+        threading.Event().wait(seconds)
+
+    def take() -> None:
+        lock(other, path, True, pause, TIMEOUT)
+        had.set()
+
+    thread = threading.Thread(target=take, daemon=True)
+    thread.start()
+    assert polled.wait(TIMEOUT) and not had.is_set()
+    fcntl.flock(one, fcntl.LOCK_UN)
+    assert had.wait(TIMEOUT)
+    thread.join(TIMEOUT)
+
+
+def test_waiting_for_a_lock_can_be_cancelled(two: Tuple[int, int, str]) -> None:
+    one, other, path = two
+    lock(one, path, True)
+    cancel = Cancel()
+    timer = threading.Timer(0.02, cancel.cancel)
+    timer.start()
+    with pytest.raises(Cancelled):
+        lock(other, path, False, cancel.pause, TIMEOUT)
+    timer.join(TIMEOUT)
+
+
+@pytest.mark.parametrize("moves", [0, 40])
+def test_who_holds_a_lock_and_moves_is_not_given_up(
+    two: Tuple[int, int, str], monkeypatch: pytest.MonkeyPatch, moves: int
+) -> None:
+    one, other, path = two
+    lock(one, path, True)
+    clock = Clock()
+    monkeypatch.setattr(files, "time", clock)
+    with pytest.raises(Locked):
+        lock(other, path, True, clock.pause, 1.0, alive=lambda: min(len(clock.pauses), moves))
+    since = sum(clock.pauses[moves:])
+    assert len(clock.pauses) > moves and 1.0 <= since < 1.5
+    assert clock.pauses[0] == 0.005 and max(clock.pauses) == 0.2
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF])
+def test_a_file_system_without_locks_is_named_and_not_waited_for(
+    two: Tuple[int, int, str], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", fails(number))
+    with pytest.raises(StorageError, match="put --root on a file system with locks") as caught:
+        lock(two[0], two[2], False)
+    assert not isinstance(caught.value, Locked)
+
+
+def test_without_posix_there_are_no_locks_and_no_directories_to_sync(
+    two: Tuple[int, int, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "name", "nt")
+        sync_directory("/nowhere")
+        with pytest.raises(StorageError, match="no flock; put --root on a file system with locks"):
+            lock(two[0], two[2], False)
+
+
+HOLD = """
+import os, sys
+from minipull.files import lock, open_regular
+fd = open_regular(sys.argv[1], os.O_RDWR)
+lock(fd, sys.argv[1], True)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@linux
+def test_who_holds_a_lock_is_named_and_a_killed_one_holds_nothing(two: Tuple[int, int, str]) -> None:
+    one, _, path = two
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, path], cwd=str(ROOT), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert holder.stdout is not None and holder.stdin is not None
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(Locked, match=r"locked by process %d \(.*python" % holder.pid) as caught:
+            lock(one, path, True, timeout=0)
+        assert str(caught.value).isprintable()
+    finally:
+        holder.kill()
+        holder.wait(TIMEOUT)
+        holder.stdout.close()
+        holder.stdin.close()
+    lock(one, path, True, timeout=TIMEOUT)
+
+
+@pytest.mark.parametrize("table", [
+    "", "garbage\n1: FLOCK\n", "1: FLOCK ADVISORY WRITE -1 %s 0 EOF\n", "1: FLOCK ADVISORY WRITE x %s 0 EOF\n",
+    "1: -> FLOCK ADVISORY WRITE 1 %s 0 EOF\n", "1: POSIX ADVISORY WRITE 1 %s 0 EOF\n", None])
+def test_an_unknown_holder_is_another_process(
+    two: Tuple[int, int, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: str
+) -> None:
+    one, other, path = two
+    lock(one, path, True)
+    status = os.fstat(one)
+    place = "%02x:%02x:%d" % (os.major(status.st_dev), os.minor(status.st_dev), status.st_ino)
+    locks = tmp_path / "locks"
+    if table is not None:
+        locks.write_text(table.replace("%s", place))
+
+    def opened(name: str, mode: str = "r") -> Any:
+        return open(str(locks) if name == "/proc/locks" else name, mode)
+
+    monkeypatch.setattr(files, "open", opened, raising=False)
+    with pytest.raises(Locked, match="lock is locked by another process; wait"):
+        lock(other, path, True, timeout=0)
