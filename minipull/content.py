@@ -20,6 +20,7 @@ import types
 from typing import BinaryIO, List, Optional, Tuple, Type
 
 from . import files
+from .descriptor import int_at, parse_json, string_at
 from .digest import Digest, Verifier
 from .errors import ContentMismatch, InvalidDocument, StorageError, storage_errors
 from .streams import BUFFER, Buffer, Cancel
@@ -151,12 +152,12 @@ class Ingest:
             files.write_all(self._fd, memoryview(data))
             self._verifier.update(data)
             if self.offset - self._synced >= SYNC_EVERY:
-                os.fsync(self._fd)
-                self._synced = self.offset
+                self._sync()
                 self._note()
 
     def restart(self) -> None:
         """Forget every byte held."""
+        self.resumed = False
         with storage_errors("write %s" % self._path):
             os.ftruncate(self._fd, 0)
             os.lseek(self._fd, 0, os.SEEK_SET)
@@ -174,28 +175,30 @@ class Ingest:
         try:
             self._verifier.verify(self.digest, self.size, what)
         except ContentMismatch as exc:
-            self.restart()
             exc.retry = self.resumed
-            self.resumed = False
+            self.restart()
             raise
 
     def commit(self) -> None:
-        """Make the verified bytes durable, then give them their name."""
+        """Verify the bytes and make them durable, then give them their name."""
         if self.complete:
             return
+        self.verify("blob %s" % self.digest)
         with storage_errors("store blob %s" % self.digest):
-            os.fsync(self._fd)
+            self._sync()
             final = self._content.path(self.digest)
             os.rename(self._path, final)
             files.sync_directory(os.path.dirname(final))
             self.complete = True
-            os.unlink(self._path + ".json")
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path + ".json")
 
     def close(self) -> None:
         """Leave the partial to whoever comes next."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            with storage_errors("write %s" % self._path):
+                os.close(fd)
 
     def _own(self) -> None:
         while True:
@@ -223,16 +226,27 @@ class Ingest:
 
     def _kept(self) -> int:
         """How many bytes of the partial are as they were written."""
-        held = os.fstat(self._fd).st_size
+        held, what = os.fstat(self._fd).st_size, self._path + ".json"
         try:
-            note = json.loads((files.read_bytes(self._path + ".json", 4096) or b"").decode())
-            synced, boot = int(note["length"]), str(note["boot"])
-        except (ValueError, KeyError, TypeError, InvalidDocument):
+            note = parse_json(files.read_bytes(what, 4096) or b"", what)
+            synced, boot = int_at(note, "length", what), string_at(note, "boot", what)
+        except InvalidDocument:
             return 0
-        if boot != _boot_id() or not boot:
+        if not boot or boot != _boot_id():
             held = min(held, synced)
+        if held > self.size:
+            return 0
         self._synced = min(held, synced)
-        return held if held <= self.size else 0
+        return held
+
+    def _sync(self) -> None:
+        try:
+            os.fsync(self._fd)
+        except OSError:
+            # Any of it may be lost, and the next fsync would not say so.
+            self.restart()
+            raise
+        self._synced = self.offset
 
     def _note(self) -> None:
         note = json.dumps({"length": self._synced, "boot": _boot_id()}).encode()
@@ -254,10 +268,11 @@ def listing(folder: str) -> List[Tuple[Digest, str]]:
     found = []
     with storage_errors("list %s" % folder):
         for algorithm in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
-            for name in sorted(os.listdir(os.path.join(folder, algorithm))):
+            inner = os.path.join(folder, algorithm)
+            for name in sorted(os.listdir(inner)) if os.path.isdir(inner) else []:
                 with contextlib.suppress(InvalidDocument):
                     digest = Digest.parse("%s:%s" % (algorithm, name))
-                    found.append((digest, os.path.join(folder, algorithm, name)))
+                    found.append((digest, os.path.join(inner, name)))
     return found
 
 

@@ -115,7 +115,8 @@ class V2MetadataService:
             }
             for known in entries
         ]
-        self.store.set(self.BY_DIFF_ID, _key(diff_id), json.dumps(value).encode())
+        data = json.dumps(value, separators=(",", ":")).encode()
+        self.store.set(self.BY_DIFF_ID, _key(diff_id), data)
 
 
 def parse_metadata(data: bytes) -> List[V2Metadata]:

@@ -23,7 +23,8 @@ from .reference import Reference
 REF_NAME = "org.opencontainers.image.ref.name"
 IMAGE_NAME = "io.containerd.image.name"
 SOURCE_DIGEST = "io.minipull.source.digest"
-LAYOUT = b'{"imageLayoutVersion": "1.0.0"}'
+LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
+_EMPTY = b'{"schemaVersion":2,"mediaType":"%s","manifests":[]}' % OCI_INDEX.encode()
 _MAX_INDEX = 64 << 20  # bytes
 
 
@@ -33,6 +34,11 @@ class Association(NamedTuple):
     name: Reference
     descriptor: Descriptor
     source: Digest
+
+    def to_json(self) -> Dict[str, Any]:
+        """The entry of index.json."""
+        notes = {REF_NAME: str(self.name), IMAGE_NAME: str(self.name), SOURCE_DIGEST: self.source}
+        return self.descriptor._replace(platform=None, annotations=notes).to_json()
 
 
 class ReferenceStore:
@@ -56,8 +62,7 @@ class ReferenceStore:
                 return []
             identity = (status.st_ino, status.st_size, status.st_mtime_ns)
             if self._read[0] != identity:
-                data = files.read_bytes(self.path, _MAX_INDEX) or b""
-                self._read = (identity, parse_index(data, self.path))
+                self._read = (identity, parse_index(self._bytes(), self.path))
             return self._read[1]
 
     def all(self) -> List[Association]:
@@ -85,46 +90,48 @@ class ReferenceStore:
             raise InvalidReference(
                 "refusing to create an ambiguous tag using digest algorithm as name"
             )
-        entry = descriptor._replace(
-            platform=None,
-            annotations={REF_NAME: str(name), IMAGE_NAME: str(name), SOURCE_DIGEST: source},
-        ).to_json()
-        with self._writing(pause) as entries:
-            entries[:] = [old for old in entries if _named(old) != str(name)] + [entry]
+        entry = Association(name, descriptor, source).to_json()
+        with self._changing(pause) as entries:
+            if [old for old in entries if _named(old) == str(name)] != [entry]:
+                entries[:] = [old for old in entries if _named(old) != str(name)] + [entry]
 
     def delete(self, name: Reference, pause: Callable[[float], object] = time.sleep) -> bool:
         """Forget ``name``; False if it was not there."""
-        with self._writing(pause) as entries:
+        with self._changing(pause) as entries:
             kept = [old for old in entries if _named(old) != str(name)]
             found = len(kept) < len(entries)
             entries[:] = kept
         return found
 
     @contextlib.contextmanager
-    def _writing(self, pause: Callable[[float], object]) -> Iterator[List[Dict[str, Any]]]:
-        root = os.path.dirname(self.path)
-        for directory in (root, self._scratch):
+    def _changing(self, pause: Callable[[float], object]) -> Iterator[List[Dict[str, Any]]]:
+        """The entries as they are under the lock; written if the block changes them."""
+        for directory in (os.path.dirname(self.path), self._scratch):
             if not os.path.isdir(directory):
                 files.make_directory(directory)
         with storage_errors("write %s" % self.path):
             fd = files.open_regular(self._lock, os.O_RDWR | os.O_CREAT)
             try:
                 files.lock(fd, self._lock, True, pause, self._timeout)
-                entries = list(self.descriptors())
+                data = self._bytes()
+                before = parse_index(data, self.path)
+                entries = list(before)
                 yield entries
-                if entries != self._read[1] or not os.path.exists(self.path):
+                if entries != before:
                     if not os.path.exists(self._layout):
                         files.write_atomic(self._layout, LAYOUT, self._scratch)
-                    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}
-                    index = dict(self._members(), **index)
+                    index = dict(parse_json(data, self.path), mediaType=OCI_INDEX, manifests=entries)
                     data = json.dumps(index, separators=(",", ":")).encode()
                     files.write_atomic(self.path, data, self._scratch)
             finally:
                 os.close(fd)
 
-    def _members(self) -> Dict[str, Any]:
-        data = files.read_bytes(self.path, _MAX_INDEX)
-        return {} if data is None else parse_json(data, self.path)
+    def _bytes(self) -> bytes:
+        try:
+            data = files.read_bytes(self.path, _MAX_INDEX)
+        except InvalidDocument as exc:
+            raise StorageError(str(exc)) from exc
+        return _EMPTY if data is None else data
 
 
 def parse_index(data: bytes, what: str) -> List[Dict[str, Any]]:

@@ -16,7 +16,14 @@ from typing import Iterator, List, NamedTuple, Optional, Set, Tuple, Union
 
 from . import files, image, manifest
 from .content import ContentStore, listing
-from .descriptor import INDEX_TYPES, MANIFEST_TYPES, Descriptor, is_foreign
+from .descriptor import (
+    DOCKER_CONFIG,
+    INDEX_TYPES,
+    MANIFEST_TYPES,
+    OCI_CONFIG,
+    Descriptor,
+    is_foreign,
+)
 from .digest import ChainID, Digest
 from .errors import (
     Error,
@@ -28,15 +35,20 @@ from .errors import (
     storage_errors,
 )
 from .image import Image
-from .layer import LayerStore, parse_layer
+from .layer import LayerStore
 from .metadata import MetadataStore, V2MetadataService
 from .reference import Reference
-from .references import Association, ReferenceStore, association
+from .references import SOURCE_DIGEST, Association, ReferenceStore
 from .streams import Cancel
 
 MAX_MANIFEST = 8 << 20  # bytes; the specification asks for 4 MiB at least
 MAX_CONFIG = 8 << 20  # bytes
 MAX_DEPTH = 8  # of indexes within indexes
+
+#: What registries and old tools call the config of an image.
+CONFIG_TYPES = frozenset(
+    (DOCKER_CONFIG, OCI_CONFIG, "application/octet-stream", "application/json", "text/html")
+)
 
 
 class Collected(NamedTuple):
@@ -108,7 +120,7 @@ class Store:
         with _corrupt():
             if known.descriptor.media_type in MANIFEST_TYPES:
                 document = self.document(known.descriptor)
-                if isinstance(document, manifest.Manifest) and not document.artifact_type:
+                if isinstance(document, manifest.Manifest) and is_runnable(document):
                     config = image.parse(self.content.read(document.config.digest, MAX_CONFIG))
         return Image(known.name, known.descriptor, known.source, config)
 
@@ -167,6 +179,8 @@ class Store:
             raise InvalidReference("refusing to create a tag with a digest reference")
         pause = (cancel or Cancel()).pause
         with self.using(cancel, writing=True):
+            for lost in self.missing(what.descriptor):
+                raise StorageError("%s lacks blob %s; pull it again" % (what, lost.digest))
             self.references.set(reference.with_default_tag(), what.descriptor, what.source, pause)
 
     def remove(self, name: Reference, cancel: Optional[Cancel] = None) -> None:
@@ -193,19 +207,23 @@ class Store:
             self._forget(set(doomed))
             size = sum(self.content.size(digest) or 0 for digest in doomed)
             for path in [self.content.path(digest) for digest in doomed] + self._stale(horizon, keep):
-                with storage_errors("delete %s" % path):
-                    os.unlink(path)
+                _delete(path)
         return Collected(doomed, size)
 
     def _needed(self) -> Set[Digest]:
         needed: Set[Digest] = set()
         for entry in self.references.descriptors():
-            known = association(entry)
-            if known is not None:
-                needed.add(known.source)
             with _corrupt():
                 top = Descriptor.from_json(entry, "index.json")
-            needed.update(item.digest for item, _ in self.walk(top))
+                source = (top.annotations or {}).get(SOURCE_DIGEST)
+                needed.update([] if source is None else [Digest.parse(source)])
+            tops = list(self.walk(top))
+            if tops[0][1] is None:
+                raise StorageError(
+                    "manifest %s is missing or unknown, so what it needs can't be told;"
+                    " pull or remove its image" % top.digest
+                )
+            needed.update(item.digest for item, _ in tops)
         return needed
 
     def _stale(self, horizon: float, keep: float) -> List[str]:
@@ -214,7 +232,9 @@ class Store:
         with storage_errors("list %s" % scratch):
             names = sorted(os.listdir(scratch)) if os.path.isdir(scratch) else []
         paths = [os.path.join(scratch, name) for name in names]
-        return [path for path in paths if self._older(path, horizon, keep)]
+        return [
+            path for path in paths if not os.path.isdir(path) and self._older(path, horizon, keep)
+        ]
 
     @staticmethod
     def _older(path: str, horizon: float, keep: float) -> bool:
@@ -231,13 +251,13 @@ class Store:
             layer = self.layers.get(ChainID(chain_id))
             kept = tuple(blob for blob in layer.blobs if not gone(blob[0])) if layer else ()
             if layer is None or not kept:
-                os.unlink(path)
+                _delete(path)
             elif kept != layer.blobs:
                 self.layers.write(layer._replace(blobs=kept))
         service = self.metadata
         for digest, path in listing(service.store.path(service.BY_DIGEST, "")):
             if gone(digest):
-                os.unlink(path)
+                _delete(path)
         for diff_id, path in listing(service.store.path(service.BY_DIFF_ID, "")):
             service.retain(diff_id, lambda digest: not gone(digest))
 
@@ -258,6 +278,20 @@ class Store:
                 if writing or isinstance(exc, files.Locked):
                     raise
             yield
+
+
+def is_runnable(document: manifest.Manifest) -> bool:
+    """Whether this is an image, and no attestation, chart or other artifact."""
+    types = [document.config.media_type] + [layer.media_type for layer in document.layers]
+    return not document.artifact_type and types[0] in CONFIG_TYPES and all(
+        kind.startswith(("application/vnd.oci.image.", "application/vnd.docker."))
+        or kind in CONFIG_TYPES for kind in types
+    )
+
+
+def _delete(path: str) -> None:
+    with storage_errors("delete %s" % path):
+        os.unlink(path)
 
 
 @contextlib.contextmanager
