@@ -16,6 +16,7 @@ Mirrors docker/distribution's registry/client/auth.  RFC 6749 and 7617;
 distribution-spec's token authentication.
 """
 import base64
+import contextlib
 import json
 import re
 import threading
@@ -25,7 +26,15 @@ from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 from .connection import Origin, Response
 from .credentials import Credential
-from .errors import Error, NetworkError, PolicyError, RegistryError, Unauthorized, decode_answer
+from .errors import (
+    Error,
+    InvalidReference,
+    NetworkError,
+    PolicyError,
+    RegistryError,
+    Unauthorized,
+    decode_answer,
+)
 from .streams import Cancel
 from .transport import Transport
 
@@ -33,10 +42,11 @@ CLIENT_ID = "minipull"
 MIN_LIFETIME = 60.0  # seconds; what a token server says below that is taken for an error
 MAX_LIFETIME = 24 * 3600.0
 _MAX_ANSWER = 1 << 20  # bytes
+_MAX_HEADER = 16384
 
 #   challenge ::= scheme 1*SP [ param *( "," param ) ]            (RFC 9110, 11.3)
 _PARAM = re.compile(r'[\s,]*([A-Za-z0-9_-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s",]*))', re.DOTALL)
-_SCHEME = re.compile(r"\s*([A-Za-z0-9!#$%&'*+.^_`|~-]+)(?:\s+|$)")
+_SCHEME = re.compile(r"[\s,]*([A-Za-z0-9!#$%&'*+.^_`|~-]+)(?=[\s,]|$)")
 _VISIBLE = re.compile(r"[\x21-\x7e]+")
 
 
@@ -46,21 +56,23 @@ class Challenge(NamedTuple):
 
 
 def parse_challenges(headers: List[str]) -> List[Challenge]:
-    """One challenge a ``WWW-Authenticate`` header; what is malformed ends it."""
+    """All challenges of all ``WWW-Authenticate`` headers; what is malformed ends one."""
     found = []
     for header in headers:
-        match = _SCHEME.match(header[:16384])
-        if match is None:
-            continue
-        parameters: Dict[str, str] = {}
-        position = match.end()
-        param = _PARAM.match(header, position)
-        while param is not None:
-            quoted, token = param.group(2), param.group(3)
-            value = token if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
-            parameters.setdefault(param.group(1).lower(), value)
-            param = _PARAM.match(header, param.end())
-        found.append(Challenge(match.group(1).lower(), parameters))
+        header = header[:_MAX_HEADER]
+        match = _SCHEME.match(header)
+        while match is not None:
+            parameters: Dict[str, str] = {}
+            end = match.end()
+            param = _PARAM.match(header, end)
+            while param is not None:
+                quoted, token = param.group(2), param.group(3)
+                value = token if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
+                parameters.setdefault(param.group(1).lower(), value)
+                end = param.end()
+                param = _PARAM.match(header, end)
+            found.append(Challenge(match.group(1).lower(), parameters))
+            match = _SCHEME.match(header, end)
     return found
 
 
@@ -74,13 +86,11 @@ class Authorizer:
         self,
         transport: Transport,
         origin: Origin,
-        verified: bool,
         credential: Callable[[], Credential],
         scope: str,
     ) -> None:
         self._transport = transport
         self._origin = origin
-        self._verified = verified
         self._credential = credential
         self._scope = scope
         self._lock = threading.Lock()
@@ -93,7 +103,10 @@ class Authorizer:
     def request(
         self, method: str, url: str, headers: Mapping[str, str], cancel: Cancel
     ) -> Response:
-        """As Transport.request, once more if the registry asks who we are."""
+        """As Transport.request, once more if the registry asks who we are.
+
+        Raises Unauthorized, RegistryError if there is nothing to answer with.
+        """
         used = self._authorization(cancel)
         response = self._send(method, url, headers, cancel, used)
         if response.status != 401 or response.origin != self._origin:
@@ -102,8 +115,7 @@ class Authorizer:
         known = [c for c in challenges if c.scheme in ("bearer", "basic")]
         if not known:
             return response
-        response.read(_MAX_ANSWER)
-        response.close()
+        refusal = answer_error(response)
         with self._lock:
             # A token is better than a password, where both would do.
             self._challenge = sorted(known, key=lambda c: c.scheme != "bearer")[0]
@@ -111,6 +123,8 @@ class Authorizer:
             if used == "Bearer " + self._token:
                 self._token = ""  # else another thread has renewed it already
         again = self._authorization(cancel)
+        if again == used:
+            raise refusal
         return self._send(method, url, headers, cancel, again)
 
     def _send(
@@ -131,6 +145,8 @@ class Authorizer:
                                        % (self._origin,))
                 return _basic(credential)
             if credential.registry_token:
+                if not _VISIBLE.fullmatch(credential.registry_token):
+                    raise InvalidReference("registry token for %s is malformed" % (self._origin,))
                 return "Bearer " + credential.registry_token
             if not self._token or time.monotonic() >= self._expires:
                 self._fetch(self._challenge.parameters, credential, cancel)
@@ -159,23 +175,22 @@ class Authorizer:
                 query["account"] = credential.username
                 headers["Authorization"] = _basic(credential)
             realm += "&" if "?" in realm else "?"
-            realm += urllib.parse.urlencode(sorted(query.items()))
+            realm += urllib.parse.urlencode(sorted(query.items()), errors="surrogateescape")
         with self._transport.request(
             "POST" if body else "GET", realm, headers, cancel,
             body=body, redirect=False, only_public=self._public,
         ) as response:
+            if response.status >= 400:
+                raise _refused(response)
             answer = response.read(_MAX_ANSWER)
-        if response.status >= 400:
-            raise _refused(response, answer)
         self._accept(answer, server)
 
     def _check_realm(self, server: Origin, secrets: bool) -> None:
         """Refuse a token server that the registry should not have named (CVE-2026-33540)."""
         if self._origin.scheme == "https" and server.scheme != "https":
             raise PolicyError("%s names a token server without TLS, refused" % (self._origin,))
-        if secrets and server.host != self._origin.host and not (
-            server.scheme == "https" and self._verified
-        ):
+        verified = all(map(self._transport.verifies, (self._origin, server)))
+        if secrets and server.host != self._origin.host and not verified:
             raise PolicyError(
                 "%s names a token server on another host, %s, which gets no credentials"
                 " without verified TLS" % (self._origin, server)
@@ -196,7 +211,7 @@ class Authorizer:
         for value in (token, refresh_token or "-"):
             if not isinstance(value, str) or not _VISIBLE.fullmatch(value):
                 raise NetworkError("%s: malformed token" % (server,))
-        seconds = float(lifetime) if type(lifetime) in (int, float) else 0.0
+        seconds = lifetime if type(lifetime) in (int, float) else 0
         self._token = token
         self._refresh_token = refresh_token or self._refresh_token
         # Counted from its receipt by our own clock: the server's may be off.
@@ -205,18 +220,22 @@ class Authorizer:
 
 def _basic(credential: Credential) -> str:
     pair = "%s:%s" % (credential.username, credential.password)
-    return "Basic " + base64.b64encode(pair.encode()).decode()
+    return "Basic " + base64.b64encode(pair.encode("utf-8", "surrogateescape")).decode()
 
 
-def _refused(response: Response, answer: bytes) -> Error:
-    error: Error = answer_error(response, answer)
-    if response.status in (400, 401, 403) and isinstance(error, RegistryError):
+def _refused(response: Response) -> Error:
+    error = answer_error(response)
+    if response.status in (400, 401, 403):
         return Unauthorized("token server %s: %s" % (response.origin, error))
     return error
 
 
-def answer_error(response: Response, body: bytes) -> RegistryError:
-    """The error that an answer with its body stands for."""
+def answer_error(response: Response) -> RegistryError:
+    """The error that an answer stands for; reads its body and closes it."""
+    body = b""
+    # A 416 of docker-registry 2.8 promises a longer body than it sends.
+    with response, contextlib.suppress(NetworkError, PolicyError):
+        body = response.read(_MAX_ANSWER)
     challenges = parse_challenges(response.headers.get_all("WWW-Authenticate") or [])
     bearer = [c.parameters.get("error", "") for c in challenges if c.scheme == "bearer"]
     return decode_answer(

@@ -8,8 +8,8 @@ body, comes through :meth:`Connection.receive`, which keeps these rules:
 - one read returns what has arrived, never waits for a buffer to fill, and
   returns nothing once the exchange is cancelled;
 - a peer that moves less than 1 KiB within the timeout is stalled;
-- an answer that ends before its length is an error, and its length must be
-  unambiguous.
+- an answer that ends before its length is an error, its length must be
+  unambiguous, and more than that ends the connection.
 
 RFC 9110 and 9112.
 """
@@ -22,6 +22,7 @@ import select
 import socket
 import ssl
 import time
+import urllib.parse
 from typing import Any, Callable, Iterator, Mapping, NamedTuple, Optional
 
 from .errors import Cancelled, Error, NetworkError, PolicyError, TLSError
@@ -29,10 +30,16 @@ from .streams import Cancel
 
 CONNECT_TIMEOUT = 30.0  # seconds
 STALL_BYTES = 1024
+MAX_HEAD = 1 << 20  # bytes; to http.client "100 Continue" may come for ever
+_MAX_DISCARD = 64 << 10
+_MAX_LINE = 4096
+_MAX_TRAILERS = 100
 
 #   netloc ::= ( domain | IPv4 | "[" IPv6 "]" ) [ ":" port ]  (urllib lets far more through)
 _NETLOC = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?")
-_UNSAFE = re.compile(r"[\x00-\x20\x7f-\U0010ffff]")
+_UNSAFE = re.compile(r"[\x00-\x20\\\x7f-\U0010ffff]")
+#   chunk-size [ chunk-ext ]  (RFC 9112, 7.1; to http.client "-1" is a size too)
+_CHUNK = re.compile(br"([0-9A-Fa-f]{1,15})[ \t]*(?:;.*)?\r\n")
 
 
 class Origin(NamedTuple):
@@ -46,15 +53,34 @@ class Origin(NamedTuple):
     def of(cls, url: str) -> "Origin":
         """Parse by our own strict grammar; raises PolicyError."""
         scheme, _, rest = url.partition("://")
-        match = _NETLOC.fullmatch(re.split(r"[/?#]", rest, 1)[0])
+        scheme = scheme.lower()
+        match = _NETLOC.fullmatch(re.split("[/?#]", rest)[0])
         if scheme not in ("http", "https") or match is None or _UNSAFE.search(url):
-            raise PolicyError("refused URL %s" % ascii(url)[:200])
+            raise _refused(url)
         port = int(match.group(2) or (443 if scheme == "https" else 80))
+        if port > 65535:
+            raise _refused(url)
         return cls(scheme, match.group(1).lower(), port)
 
     def __str__(self) -> str:
         standard = {"http": 80, "https": 443}[self.scheme] == self.port
         return self.host if standard else "%s:%d" % (self.host, self.port)
+
+
+def joined(base: str, reference: str) -> str:
+    """What a Location or Link means (RFC 3986, 5.2), less any userinfo; raises PolicyError."""
+    try:
+        if _UNSAFE.search(reference):  # urljoin drops some of it
+            raise ValueError
+        return re.sub("^([a-z]+://)[^/?#]*@", r"\1", urllib.parse.urljoin(base, reference))
+    except ValueError as exc:
+        raise _refused(reference) from exc
+
+
+def _refused(url: str) -> PolicyError:
+    # Without what may be secret: userinfo, and the signature in a query.
+    shown = re.split("[?#]", re.sub("(?s)//.*@", "//", url))[0]
+    return PolicyError("refused URL %s" % ascii(shown)[:200])
 
 
 class Response:
@@ -69,6 +95,8 @@ class Response:
         self.public = conn.public
         self._raw = raw
         self._conn = conn
+        self._chunked = bool(self.header("Transfer-Encoding"))
+        self._chunk: Optional[int] = None  # what is left of it
         #: Bytes of body still to come, or None where the server did not say.
         self.remaining = self._length()
 
@@ -79,25 +107,29 @@ class Response:
         self.close()
 
     def header(self, name: str) -> str:
-        return str(self.headers.get(name) or "").strip()
+        """The value of a header; of one that comes several times, all that differ."""
+        values = [str(value).strip() for value in self.headers.get_all(name) or []]
+        return ", ".join(dict.fromkeys(values))
 
     def readinto(self, view: memoryview) -> int:
         """What has arrived, at most ``view``; 0 at the end.  Raises NetworkError."""
-        if self.remaining == 0:
-            return 0
         with self._conn.errors():
-            if self.remaining is None:  # chunked, or until the connection closes
-                data = self._raw.read1(len(view))
-                view[: len(data)] = data
-                if not data:
+            if self.remaining is None and self._chunked and not self._chunk:
+                self._chunk = self._next_chunk()
+                if not self._chunk:
                     self.remaining = 0
-                return len(data)
-            count: int = self._raw.fp.readinto1(view[: self.remaining])
-            if not count:
-                raise NetworkError(
-                    "%s closed the connection %d bytes early" % (self.origin, self.remaining)
-                )
-            self.remaining -= count
+            if self.remaining == 0:
+                return 0
+            left = self._chunk if self._chunked else self.remaining
+            count: int = self._raw.fp.readinto1(view[:left])
+            if not count and left is not None:
+                raise NetworkError("%s closed the connection %d bytes early" % (self.origin, left))
+            if self._chunk is not None:
+                self._chunk -= count
+            elif self.remaining is not None:
+                self.remaining -= count
+            elif not count:
+                self.remaining = 0
             return count
 
     def read(self, limit: int) -> bytes:
@@ -111,26 +143,48 @@ class Response:
             if len(body) > limit:
                 raise PolicyError("answer of %s is larger than %d bytes" % (self.origin, limit))
 
+    def discard(self) -> None:
+        """Close, but first read a body that is short, to keep the connection."""
+        with self, contextlib.suppress(NetworkError, PolicyError):
+            self.read(_MAX_DISCARD)
+
     def close(self) -> None:
         """Give the connection back if the body was read to its end, else drop it."""
         if self._conn.response is self:
-            reusable = self.remaining == 0 and not self._raw.will_close
+            whole = self.remaining == 0 and not self._raw.will_close
+            # What has come behind the body is no answer to anything.
+            reusable = whole and not self._raw.fp.peek(1)
             self._raw.close()
             self._conn.done(reusable)
 
     def _length(self) -> Optional[int]:
-        lengths = {value.strip() for value in self.headers.get_all("Content-Length") or []}
-        coding = self.headers.get_all("Transfer-Encoding") or []
-        if len(lengths) + len(coding) > 1 or coding and not self._raw.chunked:
-            raise NetworkError("malformed answer of %s: ambiguous length" % (self.origin,))
-        if self._raw.isclosed() or self._raw.length == 0:
+        text = self.header("Content-Length")
+        sized = "Content-Length" in self.headers
+        coded = self._chunked and (sized or self.header("Transfer-Encoding").lower() != "chunked")
+        if coded or sized and not re.fullmatch("[0-9]{1,18}", text):
+            raise self._malformed("ambiguous length")
+        if self._raw.length == 0:
             return 0  # HEAD, 204, 304 and such have no body whatever they say
-        if not lengths:
-            return None
-        text = lengths.pop()
-        if not re.fullmatch(r"[0-9]{1,18}", text):
-            raise NetworkError("malformed answer of %s: ambiguous length" % (self.origin,))
-        return int(text)
+        return int(text) if sized else None
+
+    def _next_chunk(self) -> int:
+        """Its size, which is 0 at the end of the body (RFC 9112, 7.1)."""
+        fp = self._raw.fp
+        if self._chunk is not None and fp.readline(_MAX_LINE) != b"\r\n":
+            raise self._malformed("chunk without end")
+        match = _CHUNK.fullmatch(fp.readline(_MAX_LINE))
+        if match is None:
+            raise self._malformed("chunk without size")
+        size = int(match.group(1), 16)
+        lines = 0
+        while not size and fp.readline(_MAX_LINE) != b"\r\n":
+            lines += 1
+            if lines > _MAX_TRAILERS:
+                raise self._malformed("body without end")
+        return size
+
+    def _malformed(self, what: str) -> NetworkError:
+        return NetworkError("malformed answer of %s: %s" % (self.origin, what))
 
 
 class Connection:
@@ -151,7 +205,7 @@ class Connection:
         self.public = False  # is the peer an address of the public internet?
         self.secure = False  # has TLS been spoken?
         self.used = False  # for an exchange before this one
-        self.moved = 0  # bytes of answer in the present stall window
+        self.received = 0  # bytes of the present answer
         self.response: Optional[Response] = None
         self._timeout = timeout
         self._context = context
@@ -160,7 +214,8 @@ class Connection:
         self._http = http.client.HTTPConnection(origin.host.strip("[]"), origin.port)
         self._cancel = Cancel()
         self._scope = contextlib.ExitStack()
-        self._since = 0.0
+        self._waited = 0.0  # seconds, for the bytes beyond self._mark
+        self._mark = 0
 
     def exchange(
         self,
@@ -180,10 +235,11 @@ class Connection:
                     self._connect()
                 if only_public and not self.public:
                     raise PolicyError("redirect to %s, a private address, refused" % (self.origin,))
-                self._since, self.moved = time.monotonic(), 0
+                self.received, self._mark, self._waited = 0, 0, 0.0
                 self._http.sock = self
-                selector = re.sub("^[^/?#]*", "", url.partition("://")[2]) or "/"
-                self._http.request(method, selector, body, dict(headers, Host=str(self.origin)))
+                path = re.sub("^[^/?#]*|#.*", "", url.partition("://")[2])
+                target = path if path.startswith("/") else "/" + path
+                self._http.request(method, target, body, dict(headers, Host=str(self.origin)))
                 self.response = Response(self._http.getresponse(), self, url)
         except BaseException:
             self.done(reusable=False)
@@ -214,7 +270,8 @@ class Connection:
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
-        """Map every foreign error to one of ours, with the peer in its text."""
+        """Map every foreign error to one of ours, with the peer in its text; or be Cancelled."""
+        self._cancel.check()
         try:
             yield
         except Error:
@@ -222,28 +279,49 @@ class Connection:
         except Exception as exc:
             if self._cancel.cancelled:
                 raise Cancelled() from exc
-            raise _mapped(exc, self.origin) from exc
+            raise _mapped(exc, self.origin, self.secure) from exc
 
     def _connect(self) -> None:
         host, port = self.origin.host.strip("[]"), self.origin.port
-        raw = socket.create_connection((host, port), CONNECT_TIMEOUT)
-        self._socket = raw
+        # What blocks must be known to _shutdown, so this is no create_connection.
+        found = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
+        for family, kind, protocol, _, address in found:
+            self.drop()
+            try:
+                raw = self._socket = socket.socket(family, kind, protocol)
+                raw.settimeout(CONNECT_TIMEOUT)
+                self._cancel.check()
+                raw.connect(address)
+                break
+            except OSError:
+                if address == found[-1][4]:
+                    raise
         self._cancel.check()
         self.public = _is_public(raw.getpeername()[0])
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self.origin.scheme == "https":
             context = self._context()
-            self._socket = context.wrap_socket(raw, server_hostname=host)
-            self.secure = True
+            self._socket = None  # shut down while it changes hands, it would be lost
+            with raw:
+                self._cancel.check()
+                # An end that TLS does not vouch for may be anybody's, so none is suppressed.
+                tls = context.wrap_socket(
+                    raw, server_hostname=host, do_handshake_on_connect=False,
+                    suppress_ragged_eofs=False,
+                )
+            raw = self._socket = tls
             self._cancel.check()
-        self._socket.settimeout(self._timeout)
+            tls.do_handshake()
+            self.secure = True
+        raw.settimeout(self._timeout)
 
     def _shutdown(self) -> None:
         # Never SSLSocket.shutdown: it turns TLS off under the reader, who would
         # then take ciphertext for content.
-        if self._socket is not None:
+        present = self._socket  # which may be another one at any moment
+        if present is not None:
             with contextlib.suppress(OSError):
-                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+                socket.socket.shutdown(present, socket.SHUT_RDWR)
 
     # The part of a socket that http.client uses.
 
@@ -258,17 +336,23 @@ class Connection:
     def close(self) -> None:
         """http.client is done with the socket; the body may not be."""
 
-    def receive(self, view: memoryview) -> int:
-        """What has arrived; raises Cancelled, or NetworkError for a stalled peer."""
+    def receive(self, view: memoryview) -> Optional[int]:
+        """What has arrived, None behind the answer; raises Cancelled, NetworkError if stalled."""
         assert self._socket is not None
+        if self.response is not None and self.response.remaining == 0:
+            return None
+        before = time.monotonic()
         count = self._socket.recv_into(view)
         self._cancel.check()
-        self.moved += count
-        now = time.monotonic()
-        if now - self._since >= self._timeout:
-            if self.moved < STALL_BYTES:
+        self.received += count
+        # Only what the peer took: the reader may be slow, or have been stopped.
+        self._waited += time.monotonic() - before
+        if self._waited >= self._timeout:
+            if self.received - self._mark < STALL_BYTES:
                 raise NetworkError("%s stalled" % (self.origin,))
-            self._since, self.moved = now, 0
+            self._waited, self._mark = 0.0, self.received
+        if self.response is None and self.received > MAX_HEAD:
+            raise NetworkError("malformed answer of %s: endless head" % (self.origin,))
         return count
 
 
@@ -281,11 +365,11 @@ class _Arriving(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Any) -> int:
+    def readinto(self, buffer: Any) -> Optional[int]:
         return self._conn.receive(memoryview(buffer))
 
 
-def _mapped(exc: Exception, origin: Origin) -> Error:
+def _mapped(exc: Exception, origin: Origin, secure: bool) -> Error:
     text = str(getattr(exc, "strerror", None) or exc) or type(exc).__name__
     if isinstance(exc, ssl.CertificateError) or "CERTIFICATE_VERIFY_FAILED" in text:
         reason = getattr(exc, "verify_message", "") or text
@@ -294,10 +378,10 @@ def _mapped(exc: Exception, origin: Origin) -> Error:
         )
     if isinstance(exc, socket.timeout):
         return NetworkError("%s: timed out" % (origin,))
-    if isinstance(exc, ssl.SSLError):
+    if isinstance(exc, ssl.SSLError) and not secure:
         reason = str(getattr(exc, "reason", None) or text).lower().replace("_", " ")
         return TLSError("%s: TLS failed (%s)" % (origin, reason))
-    if isinstance(exc, socket.gaierror):
+    if isinstance(exc, (socket.gaierror, UnicodeError)):  # the latter from its IDNA
         return NetworkError("lookup %s: %s" % (origin.host, text))
     if isinstance(exc, http.client.RemoteDisconnected):
         return NetworkError("%s closed the connection without an answer" % (origin,))
@@ -312,5 +396,7 @@ def _is_public(text: str) -> bool:
         inner = address.ipv4_mapped or address.sixtofour
         if address in ipaddress.ip_network("64:ff9b::/96"):  # NAT64, global to ipaddress
             inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-        return _is_public(str(inner)) if inner else address.is_global
+        if inner:
+            return _is_public(str(inner))
+        return address.is_global and int(address) >> 125 == 0b001  # 2000::/3
     return address.is_global and not address.is_multicast

@@ -12,6 +12,7 @@ import ipaddress
 import re
 import socket
 import ssl
+import sys
 from typing import Callable, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 from .connection import Origin
@@ -20,6 +21,14 @@ from .reference import DEFAULT_DOMAIN, Reference
 from .transport import Transport
 
 HUB_HOST = "registry-1.docker.io"
+
+#   field-name LF field-value  (RFC 9110, 5.1 and 5.5; neither may hold that LF)
+_HEADER = re.compile("[A-Za-z0-9!#$%&'*+.^_`|~-]+\n[\t -~]*")
+#: Secrets, which must not go to every host, and what the transfer itself decides.
+_OWN_HEADERS = frozenset((
+    "authorization", "proxy-authorization", "cookie", "host", "connection", "content-length",
+    "transfer-encoding", "accept-encoding", "range", "if-range",
+))
 
 
 class Endpoint(NamedTuple):
@@ -48,7 +57,7 @@ class Host(NamedTuple):
 def _lookup(host: str) -> List[str]:
     try:
         return [str(found[4][0]) for found in socket.getaddrinfo(host, None)]
-    except OSError:
+    except (OSError, UnicodeError):  # the latter from its IDNA
         return []
 
 
@@ -72,7 +81,7 @@ class RegistryService:
         headers: Optional[Mapping[str, str]] = None,
         lookup: Callable[[str], Sequence[str]] = _lookup
     ) -> None:
-        self.hosts = dict(hosts or {})
+        self.hosts = {_check_host(name, "host"): host for name, host in (hosts or {}).items()}
         if mirrors:
             hub = self.hosts.get(DEFAULT_DOMAIN, Host())
             self.hosts[DEFAULT_DOMAIN] = hub._replace(mirrors=hub.mirrors + tuple(mirrors))
@@ -83,17 +92,21 @@ class RegistryService:
         self.tls_verify = tls_verify
         self.ca_file = ca_file
         self._timeout = timeout
-        self._headers = headers
+        self._headers = dict(headers or {})
+        for name, value in self._headers.items():
+            if name.lower() in _OWN_HEADERS or not _HEADER.fullmatch("%s\n%s" % (name, value)):
+                raise InvalidReference("header %s can't be set" % ascii(name))
         self._lookup = lookup
         self._insecure_hosts: Set[str] = set()
         self._insecure_networks = []
         for entry in insecure:
             name = re.sub("^https?://", "", entry, flags=re.IGNORECASE)
             try:
+                if "/" not in name:  # an address alone is a host, and no network of one
+                    raise ValueError
                 self._insecure_networks.append(ipaddress.ip_network(name, strict=False))
             except ValueError:
-                _check_host(name, "insecure registry")
-                self._insecure_hosts.add(name)
+                self._insecure_hosts.add(_check_host(name, "insecure registry"))
 
     def transport(self) -> Transport:
         """A pool of connections by these rules; the caller closes it."""
@@ -101,7 +114,7 @@ class RegistryService:
 
     def pull_endpoints(self, reference: Reference) -> List[Endpoint]:
         """Where to ask, in order (moby: LookupPullEndpoints)."""
-        host = self.hosts.get(reference.domain, Host())
+        host = self._host(reference.domain)
         found = [
             Endpoint(mirror.rstrip("/"), str(Origin.of(mirror)), mirror=True)
             for mirror in host.mirrors
@@ -109,6 +122,9 @@ class RegistryService:
         if host.fallback or not host.mirrors:
             found += self.push_endpoints(reference)
         return found
+
+    def _host(self, domain: str) -> Host:
+        return self.hosts.get(str(Origin.of("https://" + domain)), Host())
 
     def push_endpoints(self, reference: Reference) -> List[Endpoint]:
         """The registry itself, never a mirror."""
@@ -123,9 +139,10 @@ class RegistryService:
 
     def is_secure(self, domain: str) -> bool:
         """Whether only verified TLS will do (moby: isSecureIndex)."""
-        if domain in self._insecure_hosts or not self.tls_verify:
+        origin = Origin.of("https://" + domain)
+        if str(origin) in self._insecure_hosts or not self.tls_verify:
             return False
-        host = re.sub(r":[0-9]+$", "", domain).strip("[]").lower()
+        host = origin.host.strip("[]")
         if host == "localhost":
             return False
         addresses: Sequence[str] = [host]
@@ -145,7 +162,13 @@ class RegistryService:
         """What to trust there; raises StorageError for a bad CA file."""
         domain = DEFAULT_DOMAIN if origin.host == HUB_HOST else str(origin)
         context = ssl.create_default_context()
-        ca_files = [self.ca_file, self.hosts.get(domain, Host()).ca]
+        # What is trusted must not depend on the interpreter: what the engine's
+        # documentation has its users make is not strict enough for 3.13, and
+        # before 3.10 the old versions of TLS are allowed.
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        if sys.version_info < (3, 10):
+            context.options |= ssl.OP_NO_TLSv1 | ssl.OP_NO_TLSv1_1
+        ca_files = [self.ca_file, self._host(domain).ca]
         for ca_file in filter(None, ca_files):
             try:
                 context.load_verify_locations(ca_file)
@@ -172,18 +195,21 @@ def validate_mirror(text: str) -> str:
     elif "/" in rest.rstrip("/"):
         why = "path, query, or fragment at end of the URI"
     if why:
-        shown = ascii(re.sub("//[^/@]*@", "//xxxxx@", text))[1:-1]
+        shown = ascii(re.sub("(?s)^([a-z]+://)?.*@", r"\1xxxxx@", text))[1:-1]
         raise InvalidReference("invalid mirror: %s: %s" % (why, shown))
     _check_host(rest.rstrip("/"), "mirror")
     return text.rstrip("/") + "/"
 
 
-def _check_host(name: str, kind: str) -> None:
+def _check_host(name: str, kind: str) -> str:
+    """``host[:port]`` as Origin writes it."""
     if "://" in name:
         raise InvalidReference("%s %s should not contain '://'" % (kind, ascii(name)))
     if name.startswith("-") or name.endswith("-"):
         raise InvalidReference("invalid index name (%s). Cannot begin or end with a hyphen" % name)
     try:
-        Origin.of("https://" + name)
+        if re.search("[/?#]", name):
+            raise PolicyError("not a host alone")
+        return str(Origin.of("https://" + name))
     except PolicyError as exc:
         raise InvalidReference("%s: invalid host %s" % (kind, ascii(name))) from exc

@@ -6,14 +6,12 @@ Every answer that is no success becomes an error here, whatever its body.
 Mirrors docker/distribution's registry/client/repository.go.
 Spec: distribution-spec.
 """
-import contextlib
 import re
 import threading
-import urllib.parse
 from typing import Dict, List, Mapping, NamedTuple, Optional, Set, Tuple
 
 from .auth import Authorizer, answer_error
-from .connection import Origin, Response
+from .connection import Origin, Response, joined
 from .credentials import Credentials
 from .descriptor import (
     DOCKER_LIST,
@@ -38,10 +36,9 @@ MAX_MANIFEST = 8 << 20  # bytes
 MAX_TAGS = 100000
 _MAX_PAGE = 16 << 20  # bytes
 _MAX_PAGES = 10000
-_MAX_ERROR = 1 << 20  # bytes
 
 _ACCEPT = ", ".join((OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST))
-_LINK = re.compile(r'\s*<([^<>]*)>\s*;\s*rel="?next"?', re.IGNORECASE)
+_LINK = re.compile(r'<([^<>]*)>[^<>]*;\s*rel="?next\b', re.IGNORECASE)
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 
 
@@ -102,7 +99,6 @@ class Repository:
         self._authorizer = Authorizer(
             client.transport,
             Origin.of(endpoint.url),
-            client.service.is_secure(endpoint.host),
             lambda: client.credentials.get(endpoint.host, path),
             "repository:%s:pull" % reference.path,
         )
@@ -165,8 +161,8 @@ class Repository:
                 found.append(tag)
             if len(found) > MAX_TAGS:
                 raise PolicyError("%s: more than %d tags" % (self.endpoint, MAX_TAGS))
-            link = _LINK.match(response.header("Link"))
-            url = urllib.parse.urljoin(url, link.group(1)) if link else ""
+            link = _LINK.search(response.header("Link"))
+            url = joined(url, link.group(1)) if link else ""
             if url and Origin.of(url) != Origin.of(self.endpoint.url):
                 raise PolicyError("%s: next page of tags is elsewhere, refused" % (self.endpoint,))
         return found
@@ -193,11 +189,7 @@ def _succeeded(response: Response) -> Response:
     """The answer, unless it is an error, which is raised."""
     if 200 <= response.status < 300:
         return response
-    body = b""
-    # A 416 of docker-registry 2.8 promises a longer body than it sends.
-    with response, contextlib.suppress(NetworkError, PolicyError):
-        body = response.read(_MAX_ERROR)
-    raise answer_error(response, body)
+    raise answer_error(response)
 
 
 def _ranged(response: Response, offset: int) -> Response:
@@ -205,7 +197,11 @@ def _ranged(response: Response, offset: int) -> Response:
     if response.status == 206:
         match = _CONTENT_RANGE.fullmatch(response.header("Content-Range"))
         start, end, total = match.groups() if match else ("-1", "-1", "*")
-        if int(start) != offset or total != "*" and int(total) != int(end) + 1:
+        after = int(end) + 1
+        if (
+            int(start) != offset or total not in ("*", str(after))
+            or response.remaining not in (None, after - offset)
+        ):
             response.close()
             raise NetworkError("%s answered with another range" % (response.origin,))
     return response

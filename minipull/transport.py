@@ -19,11 +19,10 @@ import re
 import ssl
 import threading
 import time
-import urllib.parse
 import urllib.request
 from typing import Callable, Dict, List, Mapping, Optional, Set, Tuple
 
-from .connection import Connection, Origin, Response
+from .connection import Connection, Origin, Response, joined
 from .errors import NetworkError, PolicyError, RateLimited
 from .streams import Cancel
 
@@ -33,7 +32,8 @@ MAX_RETRY_AFTER = 60.0  # seconds
 MAX_REDIRECTS = 10
 RETRIED = frozenset((408, 425, 429, 500, 502, 503, 504))
 
-_SECRET_HEADERS = frozenset(("authorization", "cookie", "proxy-authorization"))
+#: All that goes along to another origin: to resume must work there.
+_TRAVELLING = frozenset(("accept", "range", "if-range", "user-agent"))
 
 
 class Transport(urllib.request.BaseHandler):
@@ -95,18 +95,20 @@ class Transport(urllib.request.BaseHandler):
                     raise
                 cancel.pause(retries.pop(0) * random.uniform(0.75, 1.25))
                 continue
-            asked = _retry_after(response.header("Retry-After"))
-            if response.status == 429 and (asked or 0) > MAX_RETRY_AFTER:
-                response.close()
-                raise RateLimited(
-                    "rate limit of %s reached; try again in %d seconds" % (response.origin, asked or 0)
-                )
-            delays = limits if response.status == 429 else retries
-            if response.status not in RETRIED or not delays:
+            if response.status not in RETRIED:
                 return response
-            response.close()
-            usual = delays.pop(0) * random.uniform(0.75, 1.25)
-            cancel.pause(min(max(asked or 0.0, usual), MAX_RETRY_AFTER))
+            asked = _retry_after(response.header("Retry-After"))
+            limited = response.status == 429
+            delays = limits if limited else retries
+            if asked > MAX_RETRY_AFTER:
+                response.close()
+                raise RateLimited("%s %s; try again in %d seconds" % (
+                    response.origin, "limits our rate" if limited else "is not available", asked
+                ))
+            if not delays:
+                return response
+            response.discard()
+            cancel.pause(max(asked, delays.pop(0) * random.uniform(0.75, 1.25)))
 
     def _follow(
         self,
@@ -128,16 +130,16 @@ class Transport(urllib.request.BaseHandler):
             if response.status not in (301, 302, 303, 307, 308) or not location:
                 return response
             public = public or response.public
-            response.close()
+            response.discard()
             if not redirect or method not in ("GET", "HEAD"):
                 raise PolicyError("%s redirects a %s request, refused" % (response.origin, method))
-            url = re.sub(r"(?<=://)[^/?#@]*@", "", urllib.parse.urljoin(url, location))
+            url = joined(url, location)
             origin = Origin.of(url)
             if origin.scheme == "http" and response.origin.scheme == "https":
                 raise PolicyError("%s redirects from https to http, refused" % (response.origin,))
             if origin != first:
-                sent = {k: v for k, v in sent.items() if k.lower() not in _SECRET_HEADERS}
-        raise NetworkError("%s: stopped after %d redirects" % (first, MAX_REDIRECTS))
+                sent = {k: v for k, v in sent.items() if k.lower() in _TRAVELLING}
+        raise PolicyError("%s: stopped after %d redirects" % (first, MAX_REDIRECTS))
 
     # What urllib.request calls for its two schemes.
 
@@ -152,7 +154,7 @@ class Transport(urllib.request.BaseHandler):
                 )
             except NetworkError:
                 # The server may have closed it while it lay idle.
-                if not conn.used or conn.moved:
+                if not conn.used or conn.received:
                     raise
             finally:
                 if conn.secure:
@@ -180,6 +182,10 @@ class Transport(urllib.request.BaseHandler):
                 return
         conn.drop()
 
+    def verifies(self, origin: Origin) -> bool:
+        """Whether who answers there has proved to be who we meant."""
+        return origin.scheme == "https" and self._context(origin).verify_mode != ssl.CERT_NONE
+
     def _context(self, origin: Origin) -> ssl.SSLContext:
         with self._lock:
             if origin not in self._contexts:
@@ -192,11 +198,11 @@ class _Request(urllib.request.Request):
     only_public: bool
 
 
-def _retry_after(text: str) -> Optional[float]:
-    """Seconds to wait (RFC 9110, 10.2.3), or None for nothing that makes sense."""
-    if re.fullmatch(r"[0-9]{1,9}", text):
+def _retry_after(text: str) -> float:
+    """Seconds to wait (RFC 9110, 10.2.3), 0 for nothing that makes sense."""
+    if re.fullmatch("[0-9]{1,9}", text):
         return float(text)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    except (TypeError, ValueError, OverflowError):
-        return None
+    except (TypeError, ValueError, LookupError, OverflowError):
+        return 0.0
