@@ -17,7 +17,7 @@ The modules in reading order; each imports only from those above it:
     layer         what a blob's tar stream is called and lies on
     references    index.json: names to manifests
     metadata      which blob is which layer, and where it was seen
-    store         all of these under one root; gc, check
+    store         all of these under one root
     connection    one HTTP connection; where bytes come in
     transport     many of them; redirects, repeats
     credentials   who we are to a registry
@@ -27,6 +27,8 @@ The modules in reading order; each imports only from those above it:
     download      layers side by side, registered in order
     pull_v2       one reference from one endpoint
     distribution  pull(): the loop over endpoints
+    collect       gc: remove what no name needs
+    check         is every byte of a store what its name says?
     settings      flags, environment and files become objects
     render        progress on a terminal, in a log, as JSON
     cli           the command line
@@ -36,7 +38,7 @@ The names below are the public API; the rest may be imported by module.
 import importlib
 import sys
 import types
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, List
 
 if TYPE_CHECKING:
     from .credentials import Credentials as Credentials
@@ -98,6 +100,9 @@ class _Package(types.ModuleType):
         value = getattr(importlib.import_module("." + _HOME[name], __name__), name)
         setattr(self, name, value)
         return value
+
+    def __dir__(self) -> List[str]:
+        return sorted(set(vars(self)) | set(__all__))
 
 
 sys.modules[__name__].__class__ = _Package

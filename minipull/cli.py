@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import traceback
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, NoReturn, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, NoReturn, Optional, Sequence, Union
 
 from . import __version__
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 GRACE = 2.0  # seconds for a cancelled command to end by itself
 BROKEN_PIPE = 128 + 13
+DAMAGED = "damaged; rm the images, gc --keep 0, and pull them again"
 
 
 def run() -> NoReturn:
@@ -37,11 +38,12 @@ def run() -> NoReturn:
     code = main(sys.argv[1:])
     for stream in (sys.stdout, sys.stderr):
         try:
-            stream.flush()
+            if stream is not None:  # closed from the start
+                stream.flush()
         except BrokenPipeError:
             code = code or BROKEN_PIPE
-        except (OSError, ValueError, AttributeError):
-            code = code or 1  # full, or closed from the start
+        except (OSError, ValueError):
+            code = code or 1
     # Not sys.exit: a cancelled command's threads may still sit in a look-up.
     os._exit(code)
 
@@ -68,52 +70,41 @@ def main(arguments: Sequence[str]) -> int:
             done.set()
 
     signals: List[int] = []
+    before: Dict[int, Any] = {}
 
     def caught(number: int, frame: object) -> None:
         if signals:
             os._exit(128 + number)
-        signals.append(number)
-        raise InterruptedError
+        if not done.is_set():
+            signals.append(number)
+            raise InterruptedError
 
-    # Only the main thread may, and a program that embeds us keeps its own.
-    with contextlib.suppress(ValueError):
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, caught)
-    threading.Thread(target=work, name="command", daemon=True).start()
     try:
+        # Only the main thread may, and a program that embeds us keeps its own.
+        with contextlib.suppress(ValueError):
+            for number in (signal.SIGINT, signal.SIGTERM):
+                before[number] = signal.signal(number, caught)
+        threading.Thread(target=work, name="command", daemon=True).start()
         done.wait()
     except InterruptedError:
         cancel.cancel()
         done.wait(GRACE)
         return 128 + signals[0]
-    return codes[0] if codes else 1
+    finally:
+        for which, handler in before.items():
+            signal.signal(which, handler or signal.SIG_DFL)
+    return codes[0]
 
 
 def _guarded(flags: argparse.Namespace, cancel: "Cancel") -> int:
     """The command, with every error as one line and a code."""
-    from .errors import Error
-
     context = _Context(flags, cancel)
     try:
         with context:
             code: int = flags.function(context, flags)
         return code
-    except Error as exc:
-        if not cancel.cancelled:
-            context.say(str(exc))
-        if flags.verbose:
-            traceback.print_exc()
-        return exc.exit_code
-    except BrokenPipeError:
-        # Whoever read us has gone; what is still buffered must not raise again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
-    except Exception as exc:
-        hint = "" if flags.verbose else " (run with -v for the traceback)"
-        context.say("internal error: %s: %s%s" % (type(exc).__name__, exc, hint))
-        if flags.verbose:
-            traceback.print_exc()
-        return 1
+    except BaseException as exc:
+        return context.failed(exc)
 
 
 class _Context:
@@ -146,9 +137,15 @@ class _Context:
         if self._renderer is None:
             from .render import choose
 
-            mode = "none" if getattr(self._flags, "quiet", False) else "auto"
-            self._renderer = choose(self.settings.text("progress", mode), sys.stderr, os.environ)
+            mode = self.settings.text("progress", "auto")
+            if self.quiet and not self._flags.progress:
+                mode = "none"
+            self._renderer = choose(mode, sys.stderr, os.environ)
         return self._renderer
+
+    @property
+    def quiet(self) -> bool:
+        return self.settings.truth("quiet")
 
     @property
     def store(self) -> "Store":
@@ -166,21 +163,59 @@ class _Context:
 
         self.renderer(Progress(message="warning: " + text))
 
-    def say(self, text: str) -> None:
-        from .render import escape
+    def failed(self, error: BaseException) -> int:
+        """Say what went wrong, in one line; returns the exit code."""
+        from .errors import Error
 
-        line = "minipull: " + escape("; ".join(text.splitlines()))
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            print(line, file=sys.stderr, flush=True)
+        if isinstance(error, BrokenPipeError):
+            # Whoever read us has gone; what is still buffered must not raise again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return BROKEN_PIPE
+        if self._flags.verbose:
+            traceback.print_exception(type(error), error, error.__traceback__)
+        if isinstance(error, Error):
+            if not self.cancel.cancelled:
+                _say(str(error))
+            return error.exit_code
+        hint = "" if self._flags.verbose else " (run with -v for the traceback)"
+        _say("internal error: %s: %s%s" % (type(error).__name__, error, hint))
+        return 1
 
     def show(self, text: str) -> None:
-        """One line of the result; what came from outside is escaped."""
+        """Lines of the result; what came from outside is escaped."""
         from .render import escape
 
-        print("\n".join(escape(line) for line in text.split("\n")))
+        self.write("\n".join(escape(line) for line in text.split("\n")) + "\n")
 
     def dump(self, value: Any) -> None:
-        print(json.dumps(value, indent=2))
+        self.write(json.dumps(value, indent=2) + "\n")
+
+    def write(self, data: Union[str, bytes]) -> None:
+        """Write to stdout at once, so that progress does not overtake results."""
+        from .errors import StorageError
+
+        if sys.stdout is None:  # closed from the start
+            return
+        try:
+            if isinstance(data, bytes):
+                sys.stdout.buffer.write(data)
+            else:
+                # Not every stream can spell everything.
+                encoding = sys.stdout.encoding or "utf-8"
+                sys.stdout.write(data.encode(encoding, "backslashreplace").decode(encoding))
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as exc:
+            raise StorageError("write to stdout: %s" % exc.strerror) from exc
+
+
+def _say(text: str) -> None:
+    from .render import escape
+
+    with contextlib.suppress(OSError, ValueError):
+        if sys.stderr is not None:
+            print("minipull: " + escape("; ".join(text.splitlines())), file=sys.stderr, flush=True)
 
 
 # Commands on registries.
@@ -188,20 +223,20 @@ class _Context:
 
 def _pull(context: _Context, flags: argparse.Namespace) -> int:
     from .distribution import options, over_endpoints, pull_with
-    from .errors import Error, InvalidReference
+    from .errors import InvalidReference
     from .pull_v2 import Pulled
     from .reference import Reference
 
     names = [_reference(name) for name in flags.refs]
-    text = not (context.json or flags.quiet)
+    quiet = context.quiet and not context.json
+    text = not (context.json or quiet)
+    platform = flags.platform if flags.all_platforms else context.settings.platform
+    wanted = options(platform, flags.all_platforms, context.settings.truth("foreign"))
     for name in names:
         if flags.all_tags and (name.tag or name.digest):
             raise InvalidReference("tag can't be used with --all-tags/-a")
-        if text and not flags.all_tags and name == name._replace(tag="", digest=None):
+        if text and not flags.all_tags and not name.tag and not name.digest:
             context.show("Using default tag: latest")
-    wanted = options(context.settings.platform, flags.all_platforms, context.settings.truth("foreign"))
-    if flags.all_platforms:
-        wanted = options(None, True, wanted.foreign)
     store, downloads, output = context.store, context.settings.downloads(), context.renderer
     results: Dict[Reference, List[Pulled]] = {name: [] for name in names}
     errors: Dict[Reference, BaseException] = {}
@@ -233,7 +268,7 @@ def _pull(context: _Context, flags: argparse.Namespace) -> int:
     shown = []
     for name, pulled in results.items():
         for image, updated in pulled:
-            if flags.quiet:
+            if quiet:
                 context.show(str(image))
             elif context.json:
                 shown.append(dict(_row(store, image), updated=updated))
@@ -246,13 +281,8 @@ def _pull(context: _Context, flags: argparse.Namespace) -> int:
             context.show("Status: %s %s\n%s" % (status, whole.familiar, whole))
     if context.json:
         context.dump(shown)
-    failed = list(errors.values())
-    for error in failed[:-1]:
-        if isinstance(error, Error) and not context.cancel.cancelled:
-            context.say(str(error))
-    if failed:
-        raise failed[-1]
-    return 0
+    failed = [context.failed(errors[name]) for name in results if name in errors]
+    return failed[0] if failed else 0
 
 
 def _ask(
@@ -288,9 +318,10 @@ def _manifest(context: _Context, flags: argparse.Namespace) -> int:
         context, name, "manifest", lambda source: source.manifest(wanted, context.cancel)
     )
     if not context.json:
-        sys.stdout.flush()
-        sys.stdout.buffer.write(received.raw)
-        sys.stdout.buffer.flush()
+        if sys.stdout is not None and sys.stdout.isatty():
+            context.show(received.raw.decode("utf-8", "replace"))
+        else:
+            context.write(received.raw)
         return 0
     document = manifest.parse(received.raw, received.content_type)
     context.dump({
@@ -364,7 +395,7 @@ def _inspect(context: _Context, flags: argparse.Namespace) -> int:
 
 def _tag(context: _Context, flags: argparse.Namespace) -> int:
     store = context.store
-    with store.using(context.cancel, writing=True):
+    with store.using(context.cancel):
         image = store.image(_stripped(flags.source))
         name = _reference(flags.target).with_default_tag()
         store.tag(name, image, context.cancel)
@@ -388,6 +419,7 @@ def _rm(context: _Context, flags: argparse.Namespace) -> int:
 
 
 def _gc(context: _Context, flags: argparse.Namespace) -> int:
+    from .collect import gc
     from .errors import InvalidReference
     from .render import human_size
 
@@ -395,7 +427,7 @@ def _gc(context: _Context, flags: argparse.Namespace) -> int:
     if match is None:
         raise InvalidReference("--keep must be a time such as 0, 90s, 30m, 24h or 7d")
     keep = int(match.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match.group(2)]
-    collected = context.store.gc(keep, context.cancel)
+    collected = gc(context.store, keep, context.cancel)
     if context.json:
         context.dump({"deleted": collected.blobs, "size": collected.size})
         return 0
@@ -418,7 +450,7 @@ def _check(context: _Context, flags: argparse.Namespace) -> int:
     else:
         for problem in problems:
             context.show("%s: %s: %s" % problem)
-        context.show("%s: %s" % (store.root, "ok" if ok else "damaged; pull the images again"))
+        context.show("%s: %s" % (store.root, "ok" if ok else DAMAGED))
     return 0 if ok else StorageError.exit_code
 
 
@@ -455,8 +487,15 @@ def _row(store: "Store", image: "Image") -> Dict[str, Any]:
 # The parser.
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line here too."""
+        _say("%s; see %s --help" % (message, self.prog))
+        raise SystemExit(2)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="minipull", allow_abbrev=False,
         description="Pull container images with nothing but Python's standard library.",
         epilog="example: minipull pull alpine:3.20",
@@ -468,7 +507,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.required = True
 
-    network = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    network = _Parser(add_help=False, allow_abbrev=False)
     group = network.add_argument_group("network")
     group.add_argument("--creds", metavar="USER[:PASS]", help="for the reference's own registry")
     group.add_argument("--registry-token", metavar="TOKEN", help="sent as it is")
@@ -478,7 +517,7 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--ca-file", metavar="FILE", help="certificates to trust besides the system's")
     group.add_argument("--header", metavar="K:V", action="append", help="sent with every request")
     group.add_argument("--timeout", metavar="SECONDS", help="without progress (60)")
-    group.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    group.add_argument("-q", "--quiet", action="store_true", default=None, help="no progress")
     group.add_argument("--progress", metavar="MODE", help="auto, tty, plain, json or none")
 
     def command(

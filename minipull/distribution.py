@@ -9,13 +9,12 @@ Mirrors moby's distribution/pull.go.
 """
 import contextlib
 import os
-from typing import Callable, List, Optional, TypeVar, Union
+from typing import Callable, Dict, Optional, TypeVar, Union
 
-from .connection import Origin
 from .credentials import Credentials
 from .descriptor import Platform
 from .download import LayerDownloadManager
-from .endpoints import Endpoint, RegistryService
+from .endpoints import RegistryService
 from .errors import Error, InvalidReference, NetworkError, NotFound, continue_on_error
 from .image import Image
 from .progress import Output, discard, serialized
@@ -27,7 +26,8 @@ from .streams import Cancel
 
 T = TypeVar("T")
 
-_MACHINES = {"armv6l": "arm/v6", "armv7l": "arm/v7", "armv8l": "arm/v7"}
+_MACHINES = {"armv5tel": "arm/v5", "armv6l": "arm/v6", "armv7l": "arm/v7", "armv8l": "arm/v7",
+             "i586": "386", "i686": "386", "loongarch64": "loong64"}
 
 
 def pull(
@@ -81,7 +81,7 @@ def pull_with(
     """As pull(), for several pulls through one client."""
     reference = name if isinstance(name, Reference) else Reference.parse(name)
     reference = reference.docker_ref()
-    if reference.path in ("scratch", "library/scratch"):
+    if reference.familiar_name == "scratch":
         raise InvalidReference("'scratch' is a reserved name")
     output = serialized(progress)
 
@@ -102,10 +102,10 @@ def over_endpoints(
 ) -> T:
     """The first success of ``work`` on an endpoint of the repository.
 
-    Raises the error that decided, its text led by ``what`` and by what the
-    endpoints before said, if they are other hosts.
+    Raises the error that decided, its text led by ``what`` and by whom of the
+    endpoints before could not be reached, if none could.
     """
-    before: List[str] = []
+    said: Dict[str, str] = {}  # by host: the later of two tries knows more
     decided: Optional[Error] = None
     for endpoint in client.service.pull_endpoints(reference):
         if endpoint.url.startswith("http:") and client.spoke_tls(endpoint):
@@ -114,24 +114,20 @@ def over_endpoints(
             return work(client.repository(endpoint, reference))
         except Error as exc:
             cancel.check()
-            text = _placed(exc, endpoint)
-            # Of two tries on one host the later one knows more.
-            if text not in before:
-                before.append(text)
-            if decided is not None and not isinstance(exc, NetworkError) and not endpoint.mirror:
-                before = [text]
+            if not isinstance(exc, NetworkError):
+                said = {}  # an answer says more than what came before it
+            said[str(endpoint)] = _placed(exc, str(endpoint))
             decided = exc
             if not continue_on_error(exc, endpoint.mirror):
                 break
     if decided is None:
         raise NotFound("%s: no endpoints found for %s" % (what, reference))
     error = decided.within(what)
-    error.args = ("%s: %s" % (what, "; ".join(before)),)
+    error.args = ("%s: %s" % (what, "; ".join(said.values())),)
     raise error from decided
 
 
-def _placed(error: Error, endpoint: Endpoint) -> str:
-    place = str(Origin.of(endpoint.url))
+def _placed(error: Error, place: str) -> str:
     text = str(error)
     return text if place in text else "%s (%s)" % (text, place)
 

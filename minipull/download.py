@@ -100,7 +100,7 @@ class LayerDownloadManager:
 
             def start(key: str, run: Run, id: str) -> Watcher:
                 waiting = Progress(id=id, action="Waiting") if id else None
-                watcher = manager.transfer(store.root + key, run, output, waiting)
+                watcher = manager.transfer(store.root + key, run, output, waiting, cancel)
                 stack.callback(manager.release, watcher)
                 return watcher
 
@@ -133,7 +133,9 @@ class LayerDownloadManager:
 
     def attempts(self, descriptor: DownloadDescriptor, transfer: Transfer) -> Optional[Descriptor]:
         """The engine's attempts, with its countdown in between."""
-        for attempt in itertools.count(1):
+        attempt = 0
+        while True:
+            attempt += 1
             try:
                 return descriptor.download(transfer)
             except Error as exc:
@@ -144,7 +146,6 @@ class LayerDownloadManager:
                 text = "Retrying in %d second%s" % (left, "" if left == 1 else "s")
                 transfer.progress(Progress(id=descriptor.id, action=text))
                 transfer.cancel.pause(self._tick)
-        raise AssertionError("unreachable")
 
 
 class _Job:

@@ -10,56 +10,35 @@ Mirrors moby's distribution/pull_v2.go; presence is decided by blobs.
 """
 import contextlib
 import functools
+import os
 from typing import Callable, Iterator, List, NamedTuple, Optional, Set, Tuple, TypeVar
 
 from . import image, manifest
 from .connection import Response
 from .descriptor import (
-    DOCKER_CONFIG,
-    INDEX_TYPES,
-    MANIFEST_TYPES,
-    OCI_CONFIG,
-    Descriptor,
-    Platform,
-    is_foreign,
-    preference,
-    select,
-)
+    INDEX_TYPES, MANIFEST_TYPES, Descriptor, Platform, is_foreign, preference, select)
 from .content import Ingest
 from .digest import Digest, DiffID
 from .download import DownloadDescriptor, LayerDownloadManager
 from .errors import (
-    Cancelled,
-    ContentMismatch,
-    Error,
-    InvalidDocument,
-    NetworkError,
-    NotFound,
-    PolicyError,
-    RegistryError,
-    StorageError,
-    Unsupported,
-)
+    Cancelled, ContentMismatch, Error, InvalidDocument, NetworkError, NotFound, PolicyError,
+    RegistryError, StorageError, Unsupported)
 from .image import Image, ImageConfig
-from .layer import Diff
+from .layer import Diff, Layer
 from .manifest import Document, Index, Manifest
 from .metadata import V2Metadata
 from .progress import Meter, Output, Progress, discard
 from .reference import Reference
 from .references import Association
 from .repository import Repository
-from .store import MAX_CONFIG, MAX_DEPTH, MAX_MANIFEST, Store
+from .store import MAX_CONFIG, MAX_DEPTH, MAX_MANIFEST, Store, is_runnable
 from .streams import BUFFER, Cancel
 from .xfer import Transfer
 
 ENGINE_MAX_LAYERS = 125
 MAX_BREAKS = 100  # in one blob, and one more for each MiB
+STUCK_DELAY = 0.2  # seconds, before a body that broke off at its first byte
 DOCUMENT_DELAYS = (0.25, 0.5, 1.0, 2.0)  # seconds between five attempts
-#: Config types of an image to run; registries of old sent the last ones.
-CONFIG_TYPES = frozenset(
-    (DOCKER_CONFIG, OCI_CONFIG, "application/octet-stream", "application/json", "text/html")
-)
-
 T = TypeVar("T")
 
 
@@ -105,14 +84,14 @@ class V2Puller:
     def pull(self, reference: Reference) -> Pulled:
         """Pull a tag or digest; the caller holds the store's shared lock."""
         known = self._store.references.get(reference)
-        top = self._resolve(reference, known)
+        top = self._resolve(reference, known is not None)
         shown = str(reference) if reference.digest else reference.tag
         self._output(Progress(id=shown, message="Pulling from %s" % reference.path))
         if self._options.all_platforms and isinstance(top, Index):
             documents = list(self._everything(top))
             chosen: Document = top
         else:
-            documents = list(self._chosen(top))
+            documents = self._chosen(top, set())
             chosen = documents[-1]
         wanted = Association(reference, chosen.descriptor, top.digest)
         updated = known != wanted or not self._complete(chosen)
@@ -132,15 +111,18 @@ class V2Puller:
 
     # Manifests.
 
-    def _resolve(self, reference: Reference, known: Optional[Association]) -> Document:
+    def _resolve(self, reference: Reference, known: bool) -> Document:
         """What the reference means now, verified."""
         digest = reference.digest
-        if digest is None and known is not None:
-            digest = self._persist(lambda: self._repository.resolve(reference.tag, self._cancel))
+        if known:
+            digest = digest or self._persist(
+                self._cancel, lambda: self._repository.resolve(reference.tag, self._cancel)
+            )
+            with contextlib.suppress(Error):
+                if digest is not None:
+                    raw = self._store.content.read(digest, MAX_MANIFEST)
+                    return manifest.parse(raw)._replace(digest=digest)
         if digest is not None:
-            if known is not None and known.source == digest:
-                with contextlib.suppress(Error):
-                    return manifest.parse(self._store.content.read(digest, MAX_MANIFEST))
             try:
                 return self._fetch_document(str(digest))
             except RegistryError as exc:
@@ -150,7 +132,9 @@ class V2Puller:
         return self._fetch_document(reference.tag)
 
     def _fetch_document(self, reference: str) -> Document:
-        received = self._persist(lambda: self._repository.manifest(reference, self._cancel))
+        received = self._persist(
+            self._cancel, lambda: self._repository.manifest(reference, self._cancel)
+        )
         document = manifest.parse(received.raw, received.content_type)
         return document._replace(digest=received.digest)
 
@@ -163,25 +147,21 @@ class V2Puller:
                 document = manifest.parse(raw, descriptor.media_type)
         if document is None:
             document = self._fetch_document(str(descriptor.digest))
-        if (document.media_type, len(document.raw)) != (descriptor.media_type, descriptor.size):
-            raise InvalidDocument("manifest %s is not as its index says" % descriptor.digest)
+        _check_entry(descriptor, document.media_type, document.raw)
         return document._replace(digest=descriptor.digest)
 
-    def _chosen(self, top: Document, depth: int = 0) -> Iterator[Document]:
+    def _chosen(self, top: Document, seen: Set[Digest], depth: int = 0) -> List[Document]:
         """``top``, and if that is an index the way down to the wanted platform."""
         if isinstance(top, Manifest):
             _check_runnable(top)
-            yield top
-            return
-        if depth > MAX_DEPTH:
-            raise PolicyError("indexes nested deeper than %d" % MAX_DEPTH)
+            return [top]
+        _check_depth(depth)
         offered = [d for d in top.manifests if d.media_type in MANIFEST_TYPES | INDEX_TYPES]
         for candidate in select(self._options.platform, offered):
-            with contextlib.suppress(NoMatch):
-                below = list(self._chosen(self._child(candidate), depth + 1))
-                yield top
-                yield from below
-                return
+            if candidate.digest not in seen:
+                seen.add(candidate.digest)
+                with contextlib.suppress(NoMatch):
+                    return [top] + self._chosen(self._child(candidate), seen, depth + 1)
         there = sorted({str(d.platform) for d in offered if d.platform and d.platform.os != "unknown"})
         raise NoMatch(
             "no matching manifest for %s in the manifest list entries%s"
@@ -196,8 +176,7 @@ class V2Puller:
             document, depth = stack.pop()
             yield document
             if isinstance(document, Index):
-                if depth > MAX_DEPTH:
-                    raise PolicyError("indexes nested deeper than %d" % MAX_DEPTH)
+                _check_depth(depth)
                 for child in document.manifests:
                     if child.digest in seen:
                         continue
@@ -205,25 +184,33 @@ class V2Puller:
                     if child.media_type in MANIFEST_TYPES | INDEX_TYPES:
                         stack.append((self._child(child), depth + 1))
                     elif not self._store.content.has(child.digest, child.size):
-                        self._persist(lambda: self._opaque(child))
+                        self._opaque(child)
 
     def _opaque(self, child: Descriptor) -> None:
         """An entry of a kind that we know nothing of, kept as it is."""
-        received = self._repository.manifest(str(child.digest), self._cancel)
+        received = self._persist(
+            self._cancel, lambda: self._repository.manifest(str(child.digest), self._cancel)
+        )
+        _check_entry(child, child.media_type, received.raw)
         self._store.content.put(child.digest, received.raw)
 
     def _complete(self, top: Document) -> bool:
+        """Whether all of it is stored, but for foreign layers that nobody asks for."""
         with contextlib.suppress(StorageError):
-            return not any(True for _ in self._store.missing(top.descriptor))
+            return all(
+                self._store.content.has(item.digest, item.size)
+                or is_foreign(item.media_type) and not self._options.foreign
+                for item, _ in self._store.walk(top.descriptor)
+            )
         return False
 
     # Configs and layers.
 
     def _pull_manifest(self, document: Manifest, chosen: bool) -> Optional[ImageConfig]:
         """Have all that a manifest names; the config, if it is an image to run."""
-        if not _is_runnable(document):
+        if not is_runnable(document):
             for blob in (document.config,) + document.layers:
-                self._persist(lambda: self._plain_blob(blob, self._cancel))
+                self._plain_blob(blob, self._cancel)
             return None
         if len(document.layers) > ENGINE_MAX_LAYERS:
             text = "image has %d layers, docker will not load more than %d"
@@ -241,8 +228,9 @@ class V2Puller:
 
         def fetch(transfer: Transfer) -> ImageConfig:
             config = self._config(document, transfer.cancel)
-            if chosen:
-                self._check_platform(config)
+            text = self._misfit(config) if chosen and self._options.exact else ""
+            if text:
+                raise NotFound(text)
             return config
 
         for last in (False, True):
@@ -254,16 +242,26 @@ class V2Puller:
                 break
             if last:
                 raise ContentMismatch("layers from manifest don't match image configuration")
-            for layer in layers:  # or what we remember of them is wrong
-                self._store.metadata.forget(layer.blob.digest)
+            for layer, found in zip(layers, done.layers):
+                self._forget(layer.blob.digest, found)
+        text = self._misfit(config) if chosen else ""
+        if text:
+            self._output(Progress(message="WARNING: " + text))
         return config
+
+    def _forget(self, blob: Digest, layer: Layer) -> None:
+        """Let what we remember of a layer be found out again: it may be wrong."""
+        with contextlib.suppress(StorageError, OSError):
+            self._store.metadata.forget(blob)
+            self._store.metadata.retain(layer.diff.diff_id, lambda digest: digest != blob)
+            os.unlink(self._store.layers.path(layer.chain_id))
 
     def _config(self, document: Manifest, cancel: Cancel) -> ImageConfig:
         descriptor = document.config
         try:
             if descriptor.size > MAX_CONFIG:
                 raise PolicyError("config is larger than %d bytes" % MAX_CONFIG)
-            self._persist(lambda: self._plain_blob(descriptor, cancel))
+            self._plain_blob(descriptor, cancel)
             return image.parse(self._store.content.read(descriptor.digest, MAX_CONFIG))
         except Cancelled:
             raise
@@ -277,33 +275,33 @@ class V2Puller:
             raise ContentMismatch("layers from manifest don't match image configuration")
         return diff_ids[position]
 
-    def _check_platform(self, config: ImageConfig) -> None:
+    def _misfit(self, config: ImageConfig) -> str:
+        """What is wrong with the platform of an image, if anything."""
         wanted = self._options.platform
         fit = {(platform.os, platform.architecture) for platform in preference(wanted)}
         found = config.platform.normalized()
         if not found.os or (found.os, found.architecture) in fit:
-            return
-        text = "image is for %s, not for %s" % (str(found), str(wanted))
-        if self._options.exact:
-            raise NotFound(text)
-        self._output(Progress(message="WARNING: " + text))
+            return ""
+        return "image is for %s, not for %s" % (str(found), str(wanted))
 
     def _plain_blob(self, blob: Descriptor, cancel: Cancel) -> None:
-        fetch_blob(
+        self._persist(cancel, lambda: fetch_blob(
             self._store, blob, "blob verification failed for digest %s" % blob.digest, cancel,
             lambda offset: self._repository.blob(blob.digest, offset, cancel),
-        )
+        ))
 
-    def _persist(self, work: Callable[[], T]) -> T:
+    def _persist(self, cancel: Cancel, work: Callable[[], T]) -> T:
         """Small documents have their own attempts, as the engine's configs have."""
         for delay in DOCUMENT_DELAYS:
             try:
                 return work()
             except Error as exc:
                 # Who never answered is not there: that need not take long to say.
-                if not exc.retry or not self._repository.answered:
+                # Nor does a registry that said no say yes a second later.
+                said_no = isinstance(exc, RegistryError) and exc.status < 500
+                if not exc.retry or said_no or not self._repository.answered:
                     raise
-            self._cancel.pause(delay)
+            cancel.pause(delay)
         return work()
 
 
@@ -318,12 +316,13 @@ class V2LayerDescriptor(DownloadDescriptor):
         foreign: bool,
         word: Callable[[Cancel], DiffID],
     ) -> None:
-        self.key = "v2:" + blob.digest
+        # Pulls that differ in where they look don't share what they find.
+        self._urls = blob.urls if foreign and is_foreign(blob.media_type) else ()
+        self.key = "v2:%s %s" % (blob.digest, " ".join(self._urls))
         self.id = blob.digest.short
         self.blob = blob
         self._repository = repository
         self._store = store
-        self._foreign = foreign
         self._word = word
 
     def present(self) -> Optional[Tuple[Descriptor, Diff]]:
@@ -334,23 +333,22 @@ class V2LayerDescriptor(DownloadDescriptor):
 
     def download(self, transfer: Transfer) -> Optional[Descriptor]:
         blob, cancel = self.blob, transfer.cancel
-        sources = [lambda offset: self._repository.blob(blob.digest, offset, cancel)]
-        if is_foreign(blob.media_type) and self._foreign:
-            sources += [
-                functools.partial(self._repository.foreign_blob, url, cancel) for url in blob.urls
-            ]
-        for position, source in enumerate(sources, 1):
+        what = "filesystem layer verification failed for digest %s" % blob.digest
+
+        def fetch(source: Callable[[int], Response]) -> Descriptor:
+            fetch_blob(self._store, blob, what, cancel, source, transfer)
+            return blob
+
+        try:
+            return fetch(lambda offset: self._repository.blob(blob.digest, offset, cancel))
+        except RegistryError as exc:
+            if exc.status != 404 or not is_foreign(blob.media_type) or not blob.urls:
+                raise
+        for position, url in enumerate(self._urls, 1):
             try:
-                fetch_blob(
-                    self._store, blob,
-                    "filesystem layer verification failed for digest %s" % blob.digest,
-                    cancel, source, transfer,
-                )
-                return blob
-            except RegistryError as exc:
-                if exc.status != 404 or not is_foreign(blob.media_type) or not blob.urls:
-                    raise
-                if position == len(sources) and self._foreign:
+                return fetch(functools.partial(self._repository.foreign_blob, url, cancel))
+            except (NetworkError, RegistryError, PolicyError):
+                if position == len(self._urls):
                     raise
         transfer.progress(Progress(id=self.id, message="Skipped foreign layer"))
         return None
@@ -393,17 +391,28 @@ def fetch_blob(
     with store.content.ingest(blob.digest, blob.size, cancel) as ingest:
         if ingest.complete:
             return
-        meter = Meter(output, blob.digest.short, "Downloading", blob.size)
-        breaks = MAX_BREAKS + (blob.size >> 20)
+        breaks, stuck, again = MAX_BREAKS + (blob.size >> 20), 0, True
         while ingest.offset < blob.size:
-            start = ingest.offset
+            start, opened = ingest.offset, False
             try:
                 with source(start) as response:
-                    _copy(response, ingest, meter)
+                    opened = True
+                    _copy(response, ingest, output)
             except NetworkError:
                 breaks -= 1
-                if ingest.offset <= start or not breaks:
+                stuck = 0 if ingest.offset > start else stuck + 1
+                # What did not even open was tried again below.
+                if not breaks or stuck and not opened or stuck > 1:
                     raise
+                cancel.pause(stuck * STUCK_DELAY)
+                ingest.resumed = True  # who sends the rest may send something else
+            except (ContentMismatch, RegistryError) as exc:
+                # The rest can't be had, or is not the rest: all of it then, but once.
+                wrong = isinstance(exc, ContentMismatch) or exc.status == 416
+                if not (wrong and start and again):
+                    raise
+                again = False
+                ingest.restart()
         output(Progress(id=blob.digest.short, action="Verifying Checksum"))
         ingest.verify(what)
         output(Progress(id=blob.digest.short, action="Download complete"))
@@ -412,7 +421,7 @@ def fetch_blob(
         ingest.commit()
 
 
-def _copy(response: Response, ingest: Ingest, meter: Meter) -> None:
+def _copy(response: Response, ingest: Ingest, output: Output) -> None:
     if ingest.offset and response.status != 206:
         ingest.restart()  # the server sends it all, so never append
     if response.remaining not in (None, ingest.size - ingest.offset):
@@ -420,6 +429,7 @@ def _copy(response: Response, ingest: Ingest, meter: Meter) -> None:
         raise ContentMismatch(
             "blob %s: size is not %d as promised" % (ingest.digest, ingest.size)
         )
+    meter = Meter(output, ingest.digest.short, "Downloading", ingest.size)
     meter.current = ingest.offset
     view = memoryview(bytearray(BUFFER))
     while True:
@@ -432,16 +442,17 @@ def _copy(response: Response, ingest: Ingest, meter: Meter) -> None:
         raise NetworkError("%s ended the body early" % (response.origin,))
 
 
-def _is_runnable(document: Manifest) -> bool:
-    """Whether this is an image, and no attestation, chart or other artifact."""
-    types = [document.config.media_type] + [layer.media_type for layer in document.layers]
-    return not document.artifact_type and document.config.media_type in CONFIG_TYPES and all(
-        kind.startswith(("application/vnd.oci.image.", "application/vnd.docker."))
-        or kind in CONFIG_TYPES for kind in types
-    )
+def _check_entry(entry: Descriptor, media_type: str, raw: bytes) -> None:
+    if (media_type, len(raw)) != (entry.media_type, entry.size):
+        raise InvalidDocument("manifest %s is not as its index says" % entry.digest)
+
+
+def _check_depth(depth: int) -> None:
+    if depth == MAX_DEPTH:  # as Store.walk has it
+        raise PolicyError("indexes nested deeper than %d" % MAX_DEPTH)
 
 
 def _check_runnable(document: Manifest) -> None:
-    if not _is_runnable(document):
+    if not is_runnable(document):
         kind = document.artifact_type or document.config.media_type
         raise Unsupported("not an image to run but %s; minipull copy takes it as it is" % ascii(kind))

@@ -12,20 +12,23 @@ import re
 import sys
 from typing import Any, Callable, Dict, List, Mapping, Optional
 
-from . import files
+from . import __version__
 from .credentials import Credential, Credentials, Source
-from .descriptor import list_at, object_at, parse_json, string_at, strings_at
+from .descriptor import object_at, parse_json, string_at, strings_at
 from .download import CONCURRENT_DOWNLOADS, MAX_ATTEMPTS, LayerDownloadManager
 from .endpoints import Host, RegistryService
-from .errors import InvalidReference
+from .errors import InvalidReference, StorageError
 from .store import Store
 from .streams import find_zstd
 
 #: What the command line asks for, where the engine's default is 3.
 JOBS = 6
+_MAX_FILE = 1 << 20  # bytes
 #: Flag to the key of the settings file that stands for the same.
 _KEYS = {"jobs": "max-concurrent-downloads", "attempts": "max-download-attempts"}
-_TRUTH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False, "": False}
+_TRUTH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+#: What would go to every host that is asked; --creds and --registry-token don't.
+_SECRET_HEADERS = ("authorization", "cookie", "proxy-authorization")
 
 
 class Settings:
@@ -50,7 +53,7 @@ class Settings:
     def text(self, name: str, default: str = "") -> str:
         value = self._flags.get(name)
         if value is None:
-            value = self.environ.get("MINIPULL_" + name.upper())
+            value = self.environ.get("MINIPULL_" + name.upper()) or None
         if value is None and name in _KEYS:
             value = self._file.get(_KEYS[name])
         return default if value is None else str(value)
@@ -116,11 +119,23 @@ class Settings:
         explicit: Dict[str, Credential] = {}
         creds, token = self.text("creds"), self.text("registry_token")
         if creds or token:
+            if len(set(domains)) > 1:
+                raise InvalidReference(
+                    "--creds and --registry-token are for one registry, not for %s"
+                    % " and ".join(sorted(set(domains)))
+                )
+            if not re.fullmatch("[!-~]*", token):
+                raise InvalidReference("--registry-token must be visible ASCII")
             username, _, password = creds.partition(":")
             credential = Credential(username, password, registry_token=token)
             explicit = {domain: credential for domain in domains}
+        # Helpers have no business with what was said to us alone.
+        environ = {
+            name: value for name, value in self.environ.items()
+            if not name.startswith("MINIPULL_") and name != "DOCKER_AUTH_CONFIG"
+        }
         return Credentials(
-            self._sources(), explicit=explicit, helper_environ=self.environ, warn=self._warn
+            self._sources(), explicit=explicit, helper_environ=environ, warn=self._warn
         )
 
     def _sources(self) -> List[Source]:
@@ -144,27 +159,38 @@ class Settings:
         return [source for source, skip in zip(found, absent) if not skip]
 
     def _headers(self) -> Dict[str, str]:
-        from_us = "minipull (python %d.%d; %s)" % (sys.version_info[:2] + (sys.platform,))
-        headers = {"User-Agent": from_us}
+        python = "%d.%d" % sys.version_info[:2]
+        headers = {
+            "User-Agent": "minipull/%s (python %s; %s)" % (__version__, python, sys.platform)
+        }
         given = self._flags.get("header") or self.environ.get("MINIPULL_HEADER", "").splitlines()
         for line in given:
-            name, colon, value = line.partition(":")
             # Neither may be able to end the header (CVE-2016-5699).
-            if not colon or not re.fullmatch("[A-Za-z0-9-]+", name) or not value.isprintable():
-                raise InvalidReference("--header must be NAME:VALUE")
-            headers[name] = value.strip()
+            match = re.fullmatch(r"([A-Za-z0-9_-]+):([ -~]*)", line)
+            if match is None or match.group(1).lower() in _SECRET_HEADERS:
+                raise InvalidReference("--header must be NAME:VALUE, and no credential")
+            headers[match.group(1).title()] = match.group(2).strip()
         return headers
 
     def _read(self, path: Optional[str]) -> Dict[str, Any]:
         path = path or self.environ.get("MINIPULL_CONFIG")
         if path:
-            data = files.read_bytes(path, 1 << 20)
-            if data is None:
+            found = _load(path)
+            if found is None:
                 raise InvalidReference("settings file %s does not exist" % ascii(path))
-            return parse_json(data, path)
+            return found
         config = self.environ.get("XDG_CONFIG_HOME") or os.path.join(self._home, ".config")
-        for place in (os.path.join(config, "minipull", "config.json"), "/etc/minipull/config.json"):
-            data = files.read_bytes(place, 1 << 20)
-            if data is not None:
-                return parse_json(data, place)
-        return {}
+        found = _load(os.path.join(config, "minipull", "config.json"))
+        return found if found is not None else _load("/etc/minipull/config.json") or {}
+
+
+def _load(path: str) -> Optional[Dict[str, Any]]:
+    """The settings in a file, or None where there is none."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_MAX_FILE)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as exc:
+        raise StorageError("read %s: %s" % (path, exc.strerror)) from exc
+    return parse_json(data, path)

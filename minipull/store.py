@@ -11,29 +11,15 @@ Mirrors moby's daemon wiring of its layer, image and reference stores.
 import contextlib
 import os
 import re
-import time
-from typing import Iterator, List, NamedTuple, Optional, Set, Tuple, Union
+from typing import Iterator, List, Optional, Set, Tuple, Union
 
 from . import files, image, manifest
-from .content import ContentStore, listing
-from .descriptor import (
-    DOCKER_CONFIG,
-    INDEX_TYPES,
-    MANIFEST_TYPES,
-    OCI_CONFIG,
-    Descriptor,
-    is_foreign,
-)
-from .digest import ChainID, Digest
-from .errors import (
-    Error,
-    InvalidDocument,
-    InvalidReference,
-    NotFound,
-    PolicyError,
-    StorageError,
-    storage_errors,
-)
+from .content import ContentStore
+from .descriptor import (DOCKER_CONFIG, INDEX_TYPES, MANIFEST_TYPES, OCI_CONFIG, Descriptor,
+                         is_foreign)
+from .digest import Digest
+from .errors import (Error, InvalidDocument, InvalidReference, NotFound, PolicyError, StorageError,
+                     storage_errors)
 from .image import Image
 from .layer import LayerStore
 from .metadata import MetadataStore, V2MetadataService
@@ -49,13 +35,6 @@ MAX_DEPTH = 8  # of indexes within indexes
 CONFIG_TYPES = frozenset(
     (DOCKER_CONFIG, OCI_CONFIG, "application/octet-stream", "application/json", "text/html")
 )
-
-
-class Collected(NamedTuple):
-    """What gc removed; ``size`` in bytes."""
-
-    blobs: List[Digest]
-    size: int
 
 
 class Store:
@@ -117,7 +96,7 @@ class Store:
     def load(self, known: Association) -> Image:
         """The image that a name stands for; raises StorageError if it is damaged."""
         config = None
-        with _corrupt():
+        with damaged():
             if known.descriptor.media_type in MANIFEST_TYPES:
                 document = self.document(known.descriptor)
                 if isinstance(document, manifest.Manifest) and is_runnable(document):
@@ -126,7 +105,7 @@ class Store:
 
     def document(self, descriptor: Descriptor) -> manifest.Document:
         """A stored manifest or index, verified; raises StorageError."""
-        with _corrupt():
+        with damaged():
             return manifest.parse(
                 self.content.read(descriptor.digest, MAX_MANIFEST), descriptor.media_type
             )
@@ -189,77 +168,11 @@ class Store:
             if not self.references.delete(name, (cancel or Cancel()).pause):
                 raise NotFound("No such image: %s" % name.familiar)
 
-    def gc(self, keep: float = 24 * 3600.0, cancel: Optional[Cancel] = None) -> Collected:
-        """Remove what no name needs and is older than ``keep`` seconds.
-
-        Raises StorageError if what the names need can't be told.
-        """
-        if not os.path.isdir(self.root):
-            return Collected([], 0)
+    @contextlib.contextmanager
+    def alone(self, cancel: Optional[Cancel] = None) -> Iterator[None]:
+        """Hold the lock exclusively; raises StorageError, Cancelled."""
         with self._locked(cancel or Cancel(), True, True):
-            needed = self._needed()
-            horizon = time.time() - keep
-            doomed = [
-                digest for digest in self.content.digests()
-                if digest not in needed and self._older(self.content.path(digest), horizon, keep)
-            ]
-            # Records first: a crash in between then leaves none that lies.
-            self._forget(set(doomed))
-            size = sum(self.content.size(digest) or 0 for digest in doomed)
-            for path in [self.content.path(digest) for digest in doomed] + self._stale(horizon, keep):
-                _delete(path)
-        return Collected(doomed, size)
-
-    def _needed(self) -> Set[Digest]:
-        needed: Set[Digest] = set()
-        for entry in self.references.descriptors():
-            with _corrupt():
-                top = Descriptor.from_json(entry, "index.json")
-                source = (top.annotations or {}).get(SOURCE_DIGEST)
-                needed.update([] if source is None else [Digest.parse(source)])
-            tops = list(self.walk(top))
-            if tops[0][1] is None:
-                raise StorageError(
-                    "manifest %s is missing or unknown, so what it needs can't be told;"
-                    " pull or remove its image" % top.digest
-                )
-            needed.update(item.digest for item, _ in tops)
-        return needed
-
-    def _stale(self, horizon: float, keep: float) -> List[str]:
-        """Partials and temporary files that nobody can own: gc has the lock."""
-        scratch = self.content.scratch
-        with storage_errors("list %s" % scratch):
-            names = sorted(os.listdir(scratch)) if os.path.isdir(scratch) else []
-        paths = [os.path.join(scratch, name) for name in names]
-        return [
-            path for path in paths if not os.path.isdir(path) and self._older(path, horizon, keep)
-        ]
-
-    @staticmethod
-    def _older(path: str, horizon: float, keep: float) -> bool:
-        with storage_errors("examine %s" % path):
-            return keep <= 0 or os.lstat(path).st_mtime < horizon
-
-    def _forget(self, doomed: Set[Digest]) -> None:
-        """Take blobs out of the caches, with whatever else there names none."""
-
-        def gone(digest: Digest) -> bool:
-            return digest in doomed or self.content.size(digest) is None
-
-        for chain_id, path in listing(self.layers.root):
-            layer = self.layers.get(ChainID(chain_id))
-            kept = tuple(blob for blob in layer.blobs if not gone(blob[0])) if layer else ()
-            if layer is None or not kept:
-                _delete(path)
-            elif kept != layer.blobs:
-                self.layers.write(layer._replace(blobs=kept))
-        service = self.metadata
-        for digest, path in listing(service.store.path(service.BY_DIGEST, "")):
-            if gone(digest):
-                _delete(path)
-        for diff_id, path in listing(service.store.path(service.BY_DIFF_ID, "")):
-            service.retain(diff_id, lambda digest: not gone(digest))
+            yield
 
     @contextlib.contextmanager
     def _locked(self, cancel: Cancel, exclusive: bool, writing: bool) -> Iterator[None]:
@@ -289,13 +202,8 @@ def is_runnable(document: manifest.Manifest) -> bool:
     )
 
 
-def _delete(path: str) -> None:
-    with storage_errors("delete %s" % path):
-        os.unlink(path)
-
-
 @contextlib.contextmanager
-def _corrupt() -> Iterator[None]:
+def damaged() -> Iterator[None]:
     """A document of the store was checked when it came; now it is the disk's fault."""
     try:
         yield

@@ -494,14 +494,15 @@ class FaultProxy(_Server):
     hit)``, the connection is reset before or after the target has worked, or in
     mid-body of the request or the response, or it is slow, or answers 429, 502
     or 503.  A ``rate`` of 0 counts only.  With ``blobs`` set to another
-    FaultProxy, GETs of blobs are redirected to that one.
+    FaultProxy, GETs of blobs are redirected to that one.  ``pace`` is how many
+    seconds it rests after each 64 KiB of a body.
     """
 
     def __init__(self, target: str, seed: int = 0, rate: float = 0, host: str = "127.0.0.1",
                  tls: Optional[ssl.SSLContext] = None, auth: Optional[TokenAuth] = None,
-                 blobs: Optional["FaultProxy"] = None, realm: Optional[str] = None) -> None:
+                 blobs: Optional["FaultProxy"] = None, realm: Optional[str] = None, pace: float = 0) -> None:
         self.target, self.seed, self.rate = target, seed, rate
-        self.auth, self.blobs = auth, blobs
+        self.auth, self.blobs, self.pace = auth, blobs, pace
         #: Per (method, path): how often asked, and bytes of bodies sent down and taken up.
         self.hits: Dict[Tuple[str, str], int] = {}
         self.down: Dict[Tuple[str, str], int] = {}
@@ -594,6 +595,7 @@ class FaultProxy(_Server):
             left -= len(data)
             self._count(self.down, key, len(data))
             connection.send(b"%x\r\n%s\r\n" % (len(data), data) if chunked else data)
+            connection.wait(self.pace)
         if chunked:
             connection.send(b"0\r\n\r\n")
 

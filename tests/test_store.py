@@ -20,6 +20,7 @@ import images
 from conftest import ROOT, run, short_folder
 from images import Layout, Spec
 from minipull.check import Problem, check
+from minipull.collect import gc
 from minipull.descriptor import Descriptor
 from minipull.digest import ChainID, Digest
 from minipull.errors import (
@@ -112,7 +113,7 @@ def layout(tmp_path: Path) -> Layout:
 def test_reading_an_absent_store_creates_nothing(store: Store) -> None:
     with store.using():
         assert store.images() == []
-        assert store.gc(0) == ([], 0)
+        assert gc(store, 0) == ([], 0)
         assert problems(store) == []
     with pytest.raises(NotFound, match="No such image: busybox:latest"):
         store.image("busybox")
@@ -220,7 +221,7 @@ def test_a_nest_of_indexes_has_a_bottom(store: Store, layout: Layout) -> None:
     with pytest.raises(PolicyError, match="nested"):
         list(store.walk(descriptor(top.descriptor)))
     with pytest.raises(PolicyError):
-        store.gc(0)
+        gc(store, 0)
     assert "image" in [problem.kind for problem in problems(store)]
 
 
@@ -283,16 +284,16 @@ def test_gc_takes_what_no_name_needs(store: Store, layout: Layout) -> None:
     one, two = (layout.image([shared, text_layer(text)]) for text in ("one", "two"))
     keep(store, layout, one, "one:1")
     keep(store, layout, two, "two:1")
-    assert store.gc(0) == ([], 0)
+    assert gc(store, 0) == ([], 0)
     store.remove(Reference.parse("one:1").docker_ref())
-    collected = store.gc(0)
+    collected = gc(store, 0)
     gone = {one.digest, one.config["digest"], one.layers[1].descriptor["digest"]}
     assert set(collected.blobs) == gone
     assert collected.size == sum(len(layout.read(digest)) for digest in gone)
     assert not gone & set(blobs(store)) and problems(store) == []
     assert store.image("two:1").id == two.config["digest"]
     store.remove(Reference.parse("two:1").docker_ref())
-    store.gc(0)
+    gc(store, 0)
     left = [name for _, _, names in os.walk(store.root) for name in names]
     assert sorted(left) == ["index.json", "index.lock", "lock", "oci-layout"]
 
@@ -303,23 +304,23 @@ def test_gc_keeps_the_young_unless_forced(store: Store, layout: Layout) -> None:
         ingest.write(b"pa")
     store.remove(Reference.parse(NAME))
     before = blobs(store)
-    assert store.gc() == ([], 0) and blobs(store) == before
+    assert gc(store) == ([], 0) and blobs(store) == before
     assert len(os.listdir(store.content.scratch)) == 2
     age(store)
-    assert [str(digest) for digest in store.gc().blobs] == before
+    assert [str(digest) for digest in gc(store).blobs] == before
     assert os.listdir(store.content.scratch) == [] and problems(store) == []
 
 
 def test_gc_marks_nested_indexes_and_attestations(store: Store, tmp_path: Path) -> None:
     layout, top, _ = multi(tmp_path / "multi", nested=True)
     keep_index(store, layout, top)
-    assert store.gc(0) == ([], 0)
+    assert gc(store, 0) == ([], 0)
 
 
 def test_gc_marks_the_source_of_a_selected_platform(store: Store, tmp_path: Path) -> None:
     layout, top, made = multi(tmp_path / "multi")
     keep(store, layout, made["linux/amd64"], index=top)
-    assert store.gc(0) == ([], 0) and top.digest in blobs(store) and problems(store) == []
+    assert gc(store, 0) == ([], 0) and top.digest in blobs(store) and problems(store) == []
 
 
 @pytest.mark.parametrize("damage", ["corrupt", "missing", "torn child", "unknown type", "bad source",
@@ -346,7 +347,7 @@ def test_gc_deletes_nothing_when_what_a_name_needs_is_not_known(
         index.write_bytes(index.read_bytes()[:50])
     before = blobs(store)
     with pytest.raises(StorageError):
-        Store(store.root).gc(0)
+        gc(Store(store.root), 0)
     assert blobs(store) == before and problems(store) != []
 
 
@@ -355,7 +356,7 @@ def test_gc_tolerates_children_that_were_never_there(store: Store, tmp_path: Pat
     keep_index(store, layout, top)
     os.unlink(store.content.path(Digest(made["linux/arm64"].digest)))
     gone = {made["linux/arm64"].config["digest"], made["linux/arm64"].layers[0].descriptor["digest"]}
-    assert set(store.gc(0).blobs) == gone
+    assert set(gc(store, 0).blobs) == gone
 
 
 def test_gc_leaves_no_record_of_what_is_gone_or_torn(store: Store, layout: Layout) -> None:
@@ -367,7 +368,7 @@ def test_gc_leaves_no_record_of_what_is_gone_or_torn(store: Store, layout: Layou
     Path(service.store.path(service.BY_DIFF_ID, one.diff_ids[0].replace(":", "/"))).write_bytes(b"[")
     os.unlink(store.content.path(Digest(two.layers[0].descriptor["digest"])))
     assert {problem.kind for problem in problems(store)} == {"record", "metadata", "missing"}
-    store.gc()
+    gc(store)
     assert {problem.kind for problem in problems(store)} == {"missing"}
     for folder in ("layers", "metadata/v2metadata-by-diffid"):
         assert os.listdir(os.path.join(store.root, folder, "sha256")) == []
@@ -381,7 +382,7 @@ def test_gc_does_not_touch_what_is_not_the_stores(store: Store, layout: Layout) 
         path = Path(store.root, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
-    store.gc(0)
+    gc(store, 0)
     assert [name for name in strange if not Path(store.root, name).exists()] == []
     assert [problem.path for problem in problems(store)] == sorted(strange[:3])
 
@@ -396,7 +397,7 @@ def test_gc_maps_what_the_system_refuses(store: Store, layout: Layout,
 
     monkeypatch.setattr(os, "unlink", refused)
     with pytest.raises(StorageError, match="Read-only"):
-        store.gc(0)
+        gc(store, 0)
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
@@ -413,7 +414,7 @@ def test_twins_share_a_config_and_no_blob(store: Store, layout: Layout, order: S
     layer = store.layers.get(chain)
     assert layer is not None and len(layer.blobs) == 2
     store.remove(Reference.parse("twin:%d" % removed))
-    store.gc(0)
+    gc(store, 0)
     other = twins[1 - removed]
     expected = {other.digest, other.config["digest"]} | {one.descriptor["digest"] for one in other.layers}
     assert set(blobs(store)) == expected and problems(store) == []
@@ -453,6 +454,7 @@ def at_once(code: str, argvs: Sequence[Sequence[str]]) -> Iterator[List["subproc
 
 HOLD = """
 import sys
+from minipull.collect import gc
 from minipull.store import Store
 from minipull.streams import Cancel
 store = Store(sys.argv[1])
@@ -483,8 +485,8 @@ def test_users_share_and_gc_does_not(store: Store) -> None:
         with store.using(writing=True), store.using():
             pass
         with pytest.raises(StorageError, match="locked"):
-            store.gc(0)
-    store.gc(0)
+            gc(store, 0)
+    gc(store, 0)
 
 
 def test_a_lock_not_had_says_who_holds_it(store: Store) -> None:
@@ -527,7 +529,7 @@ def test_without_locks_readers_go_on_and_writers_stop(
         assert [image.id for image in store.images()] == [made.config["digest"]]
     assert problems(store) == []
     writes: List[Callable[[], object]] = [
-        lambda: store.gc(0), lambda: store.remove(Reference.parse(NAME)),
+        lambda: gc(store, 0), lambda: store.remove(Reference.parse(NAME)),
         lambda: store.tag("other", store.image("busybox")), lambda: keep(store, layout, made, "more:1"),
         lambda: store.content.ingest(Digest.of(b"new"), 3, Cancel())]
     for write in writes:
@@ -539,6 +541,7 @@ def test_without_locks_readers_go_on_and_writers_stop(
 READ = """
 import os, sys
 from minipull.check import check
+from minipull.collect import gc
 from minipull.store import Store
 check(Store("/nonexistent"))  # loads what is loaded late
 if os.geteuid() == 0:
@@ -546,7 +549,7 @@ if os.geteuid() == 0:
 store = Store(sys.argv[1])
 print([str(image.name) for image in store.images()], check(store))
 try:
-    store.gc(0)
+    gc(store, 0)
 except Exception as exc:
     print(type(exc).__name__, exc)
 """
@@ -628,7 +631,7 @@ def crash_keep(root: str) -> None:
         keep(Store(store.root, timeout=1), layout, made, index=index)
         assert problems(store) == [] and [str(item.name) for item in store.references.all()] == [NAME], k
         assert len(blobs(store)) == 5, k
-        store.gc(0)
+        gc(store, 0)
         assert os.listdir(store.content.scratch) == [] and len(blobs(store)) == 5, k
         if not killed:
             break
@@ -650,12 +653,12 @@ def crash_gc(root: str) -> None:
             ingest.write(b"pa")
         for name in ("one:1", "twin:1"):
             store.remove(Reference.parse(name))
-        killed = killed_at(k, lambda: store.gc(0) and None)
+        killed = killed_at(k, lambda: gc(store, 0) and None)
         assert problems(store) == [], (k, problems(store))
         assert store.image("two:1").id == two.config["digest"], k
         keep(store, layout, one, "one:1")
         assert problems(store) == [], k
-        store.gc(0)
+        gc(store, 0)
         assert problems(store) == [] and len(blobs(store)) == 7, k
         assert os.listdir(store.content.scratch) == [], k
         if not killed:

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The library as the README shows it, and what a program that embeds it may rely on."""
+import sys
+import threading
+from pathlib import Path
+from typing import Any, List, Tuple
+
+import pytest
+
+import images
+import minipull
+from conftest import ROOT, clean_env, run, wait_until
+from minipull.check import check
+from minipull.download import LayerDownloadManager
+from minipull.progress import Progress
+from servers import ScriptedServer, content, drip, error, head, hold, send
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> minipull.Store:
+    return minipull.Store(str(tmp_path / "store"))
+
+
+def in_python(tmp_path: Path, code: str) -> str:
+    env = clean_env(tmp_path, {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"})
+    return run([sys.executable, "-c", code], env).out
+
+
+def started(work: Any) -> Tuple[threading.Thread, List[Any]]:
+    results: List[Any] = []
+
+    def go() -> None:
+        try:
+            results.append(work())
+        except BaseException as exc:
+            results.append(exc)
+
+    thread = threading.Thread(target=go, daemon=True)
+    thread.start()
+    return thread, results
+
+
+# -- the package -----------------------------------------------------------------
+
+
+def test_every_public_name_is_found_when_it_is_used(tmp_path: Path) -> None:
+    out = in_python(tmp_path, """if True:
+        import minipull
+        before = set(vars(minipull))
+        assert set(minipull.__all__) <= set(dir(minipull)) and "__name__" in dir(minipull)
+        assert dir(minipull) == sorted(dir(minipull))
+        assert set(vars(minipull)) == before, "dir() loads nothing"
+        for name in minipull.__all__:
+            value = getattr(minipull, name)
+            assert vars(minipull)[name] is value is getattr(minipull, name)
+        from minipull import *
+        assert Store is minipull.Store and pull is minipull.pull
+        print(minipull.Store.__module__, minipull.pull.__name__)""")
+    assert out == "minipull.store pull\n"
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    assert not hasattr(minipull, "push_everything")
+    with pytest.raises(AttributeError, match="minipull.*nothing"):
+        getattr(minipull, "nothing")
+
+
+def test_the_module_runs_as_a_program(tmp_path: Path) -> None:
+    env = clean_env(tmp_path, {"PYTHONPATH": str(ROOT)})
+    assert run([sys.executable, "-m", "minipull", "--version"], env).out == (
+        "minipull %s\n" % minipull.__version__)
+
+
+# -- the README's example ----------------------------------------------------------
+
+
+def test_the_example_of_the_readme_works(
+        server: ScriptedServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    layout, index, made = images.multi_platform(tmp_path / "layout")
+    server.serve(layout.root, "r")
+    store = minipull.Store(str(tmp_path / "store"))
+    assert not (tmp_path / "store").exists()
+    image = minipull.pull(server.host + "/r:latest", store, platform="linux/arm64", progress=print)
+    store.tag("localhost:5000/r:3.20", image)
+    assert [str(each.name) for each in store.images()] == [
+        server.host + "/r:latest", "localhost:5000/r:3.20"]
+    assert (image.os, image.architecture, image.source) == ("linux", "arm64", index.digest)
+    out = capsys.readouterr().out
+    assert out.startswith("latest: Pulling from r\n")
+    assert out.count("Pull complete") == len(made["linux/arm64/v8"].layers)
+
+
+def test_the_library_says_nothing_by_itself(
+        server: ScriptedServer, store: minipull.Store, tmp_path: Path,
+        capfd: pytest.CaptureFixture[str]) -> None:
+    layout, _ = images.single(tmp_path / "layout")
+    server.serve(layout.root, "r")
+    minipull.pull(server.host + "/r", store)
+    with pytest.raises(minipull.Error):
+        minipull.pull(server.host + "/r:nope", store)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("when", ["message", "Downloading", "Pull complete"])
+def test_a_progress_callback_that_raises_ends_its_pull(
+        server: ScriptedServer, store: minipull.Store, tmp_path: Path, when: str) -> None:
+    layout, _ = images.single(tmp_path / "layout")
+    server.serve(layout.root, "r")
+
+    def progress(event: Progress) -> None:
+        if when in (event.action, "message" if event.message else ""):
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        minipull.pull(server.host + "/r", store, progress=progress)
+    assert store.images() == []
+    minipull.pull(server.host + "/r", store)
+    assert check(store) == []
+
+
+# -- one manager for several pulls ---------------------------------------------------
+
+
+class Held:
+    """A served image whose blobs stop after their first bytes until ``go`` is set."""
+
+    def __init__(self, server: ScriptedServer, tmp_path: Path, repositories: Tuple[str, ...] = ("r",)) -> None:
+        self.server, self.go = server, threading.Event()
+        self.layout, self.image = images.single(tmp_path / "layout", layers=3, size=200000)
+        self.blobs = [layer.descriptor["digest"] for layer in self.image.layers] + [
+            self.image.config["digest"]]
+        for repository in repositories:
+            server.serve(self.layout.root, repository)
+        for digest in self.blobs[:-1]:
+            server.on("GET", "/blobs/%s$" % digest, [hold(self.go), content(self.layout.read(digest))])
+
+    def asked(self) -> List[str]:
+        return [request.path.rpartition("/")[2] for request in self.server.seen("GET", "/blobs/")]
+
+    def pull(self, store: minipull.Store, downloads: LayerDownloadManager, name: str = "r",
+             **options: Any) -> Tuple[threading.Thread, List[Any]]:
+        return started(lambda: minipull.pull(
+            "%s/%s" % (self.server.host, name), store, downloads=downloads, **options))
+
+    def waiting(self) -> bool:
+        return len(self.asked()) == len(self.blobs)
+
+
+def test_pulls_that_share_a_manager_fetch_each_blob_once(
+        server: ScriptedServer, store: minipull.Store, tmp_path: Path) -> None:
+    held, downloads = Held(server, tmp_path, ("r", "other")), LayerDownloadManager()
+    events: List[List[Progress]] = [[], []]
+    pulls = [held.pull(store, downloads, name, progress=seen.append)
+             for name, seen in zip(("r", "other"), events)]
+    wait_until(lambda: held.waiting() and all(
+        sum(event.action == "Pulling fs layer" for event in list(seen)) == 3 for seen in events), "both")
+    held.go.set()
+    for thread, results in pulls:
+        thread.join(20)
+        assert results[0].source == held.image.digest
+    assert sorted(held.asked()) == sorted(held.blobs)
+    for seen in events:
+        assert sum(event.action == "Pull complete" for event in seen) == 3
+    assert len(store.images()) == 2 and check(store) == []
+
+
+def test_of_two_pulls_the_one_that_is_cancelled_goes_alone(
+        server: ScriptedServer, store: minipull.Store, tmp_path: Path) -> None:
+    held, downloads, cancel = Held(server, tmp_path), LayerDownloadManager(), minipull.Cancel()
+    first, gone = held.pull(store, downloads, cancel=cancel)
+    wait_until(held.waiting, "the first")
+    seen: List[Progress] = []
+    second, kept = held.pull(store, downloads, progress=seen.append)
+    wait_until(lambda: sum(event.action == "Pulling fs layer" for event in list(seen)) == 3, "the second")
+    cancel.cancel()
+    first.join(5)
+    assert isinstance(gone[0], minipull.Cancelled)
+    held.go.set()
+    second.join(20)
+    assert kept[0].source == held.image.digest
+    assert sorted(held.asked()) == sorted(held.blobs)
+    assert check(store) == []
+
+
+def test_a_cancelled_config_takes_nobody_with_it(
+        server: ScriptedServer, store: minipull.Store, tmp_path: Path) -> None:
+    """Also where the config has to be tried again after the pull that began it is gone."""
+    held, downloads, cancel = Held(server, tmp_path), LayerDownloadManager(4), minipull.Cancel()
+    config, go = held.blobs[-1], threading.Event()
+    server.on("GET", "/blobs/" + config, [hold(go), error(500)], error(500), error(500), error(500),
+              content(held.layout.read(config)))
+    first, gone = held.pull(store, downloads, cancel=cancel)
+    wait_until(held.waiting, "the first")
+    seen: List[Progress] = []
+    second, kept = held.pull(store, downloads, progress=seen.append)
+    wait_until(lambda: sum(event.action == "Pulling fs layer" for event in list(seen)) == 3, "the second")
+    cancel.cancel()
+    first.join(5)
+    go.set()
+    held.go.set()
+    second.join(20)
+    assert kept[0].source == held.image.digest
+
+
+def test_when_all_are_cancelled_every_socket_is_closed_within_a_second(
+        server: ScriptedServer, store: minipull.Store, tmp_path: Path) -> None:
+    held, downloads = Held(server, tmp_path), LayerDownloadManager()
+    for digest in held.blobs[:-1]:
+        data = held.layout.read(digest)
+        server.on("GET", "/blobs/" + digest, [
+            send(head(200, {"Content-Length": str(len(data))})), drip(data, 1, 0.02)])
+    cancels = [minipull.Cancel(), minipull.Cancel()]
+    pulls = [held.pull(store, downloads, cancel=cancel) for cancel in cancels]
+    wait_until(held.waiting, "both")
+    assert server._open
+    for cancel in cancels:
+        cancel.cancel()
+    wait_until(lambda: not server._open, "the sockets", seconds=1)
+    for thread, results in pulls:
+        thread.join(5)
+        assert isinstance(results[0], minipull.Cancelled)
+    assert store.images() == []
+
+
+def test_errors_carry_their_exit_code() -> None:
+    codes = {getattr(minipull, name).exit_code for name in minipull.__all__
+             if isinstance(getattr(minipull, name), type) and issubclass(getattr(minipull, name), minipull.Error)
+             and name != "RegistryError"}
+    assert codes == {1, 2, 3, 4, 5, 6, 7, 8, 9, 130}
