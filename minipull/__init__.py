@@ -20,13 +20,13 @@ The modules in reading order; each imports only from those above it:
     store         all of these under one root
     connection    one HTTP connection; where bytes come in
     transport     many of them; redirects, repeats
-    credentials   who we are to a registry
-    auth          challenges and tokens
+    auth          credentials, challenges and tokens
     endpoints     which hosts to ask, mirrors first
     repository    the v2 protocol
     download      layers side by side, registered in order
     pull_v2       one reference from one endpoint
     distribution  pull(): the loop over endpoints
+    credentials   what docker and podman have stored of who we are
     collect       gc: remove what no name needs
     check         is every byte of a store what its name says?
     settings      flags, environment and files become objects
@@ -59,8 +59,7 @@ if TYPE_CHECKING:
         RegistryError as RegistryError,
         StorageError as StorageError,
         Unauthorized as Unauthorized,
-        Unsupported as Unsupported,
-    )
+        Unsupported as Unsupported)
     from .image import Image as Image
     from .progress import Progress as Progress
     from .reference import Reference as Reference
@@ -81,8 +80,7 @@ _HOMES = {
     "progress": "Progress",
     "reference": "Reference",
     "store": "Store",
-    "streams": "Cancel",
-}
+    "streams": "Cancel"}
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 __all__ = sorted(_HOME) + ["__version__"]

@@ -25,16 +25,8 @@ import urllib.parse
 from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 from .connection import Origin, Response
-from .credentials import Credential
-from .errors import (
-    Error,
-    InvalidReference,
-    NetworkError,
-    PolicyError,
-    RegistryError,
-    Unauthorized,
-    decode_answer,
-)
+from .errors import (Error, InvalidReference, NetworkError, PolicyError, RegistryError,
+                     Unauthorized, decode_answer)
 from .streams import Cancel
 from .transport import Transport
 
@@ -48,6 +40,29 @@ _MAX_HEADER = 16384
 _PARAM = re.compile(r'[\s,]*([A-Za-z0-9_-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s",]*))', re.DOTALL)
 _SCHEME = re.compile(r"[\s,]*([A-Za-z0-9!#$%&'*+.^_`|~-]+)(?=[\s,]|$)")
 _VISIBLE = re.compile(r"[\x21-\x7e]+")
+
+
+class Credential(NamedTuple):
+    """What to prove ourselves with; all empty is nobody in particular."""
+    username: str = ""
+    password: str = ""
+    identity_token: str = ""  # an OAuth2 refresh token
+    registry_token: str = ""  # a Bearer token, sent as it is
+
+    @property
+    def anonymous(self) -> bool:
+        return not any(self)
+
+    def __repr__(self) -> str:
+        return "Credential(%s)" % ", ".join("%s=..." % k for k, v in zip(self._fields, self) if v)
+
+
+class Keyring:
+    """Where credentials come from; from this one, none."""
+
+    def get(self, host: str, path: str = "") -> Credential:
+        """The credential for ``path`` on ``host``, spelled as in a reference."""
+        return Credential()
 
 
 class Challenge(NamedTuple):
@@ -83,11 +98,7 @@ class Authorizer:
     """
 
     def __init__(
-        self,
-        transport: Transport,
-        origin: Origin,
-        credential: Callable[[], Credential],
-        scope: str,
+        self, transport: Transport, origin: Origin, credential: Callable[[], Credential], scope: str
     ) -> None:
         self._transport = transport
         self._origin = origin
@@ -165,8 +176,7 @@ class Authorizer:
         if refresh_token:
             form = dict(
                 query, grant_type="refresh_token", refresh_token=refresh_token,
-                client_id=CLIENT_ID, scope=self._scope,
-            )
+                client_id=CLIENT_ID, scope=self._scope)
             body = urllib.parse.urlencode(sorted(form.items())).encode()
             headers["Content-Type"] = "application/x-www-form-urlencoded"
         else:
@@ -193,8 +203,7 @@ class Authorizer:
         if secrets and server.host != self._origin.host and not verified:
             raise PolicyError(
                 "%s names a token server on another host, %s, which gets no credentials"
-                " without verified TLS" % (self._origin, server)
-            )
+                " without verified TLS" % (self._origin, server))
 
     def _accept(self, answer: bytes, server: Origin) -> None:
         try:
@@ -206,8 +215,7 @@ class Authorizer:
             raise NetworkError("%s: unable to decode token response" % (server,)) from exc
         if not token:
             raise Unauthorized(
-                "%s: authorization server did not include a token in the response" % (server,)
-            )
+                "%s: authorization server did not include a token in the response" % (server,))
         for value in (token, refresh_token or "-"):
             if not isinstance(value, str) or not _VISIBLE.fullmatch(value):
                 raise NetworkError("%s: malformed token" % (server,))

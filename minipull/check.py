@@ -31,13 +31,11 @@ from .streams import Cancel
 UNVERIFIED = "unverified"  # the one kind that is no damage
 _MAX_FILE = 64 << 20  # bytes; of what is no blob
 _INDEX_MEMBERS = {
-    "schemaVersion", "mediaType", "artifactType", "manifests", "subject", "annotations"
-}
+    "schemaVersion", "mediaType", "artifactType", "manifests", "subject", "annotations"}
 
 
 class Problem(NamedTuple):
     """What is wrong with the file ``path``, relative to the root."""
-
     path: str
     kind: str
     detail: str
@@ -121,8 +119,7 @@ class _Checker:
             index = parse_json(data, "index.json")
             # Others may leave the type out, or add members, but a flipped byte does both.
             if index.get("mediaType") != OCI_INDEX and (
-                "mediaType" in index or not set(index) <= _INDEX_MEMBERS
-            ):
+                "mediaType" in index or not set(index) <= _INDEX_MEMBERS):
                 raise StorageError("index.json: not an image index by its mediaType")
         return tops
 
@@ -162,8 +159,7 @@ class _Checker:
             config = image.parse(self._content.read(document.config.digest, MAX_CONFIG))
             if len(config.diff_ids) != len(document.layers):
                 raise StorageError("config has %d layers, manifest %s has %d" % (
-                    len(config.diff_ids), document.digest, len(document.layers)
-                ))
+                    len(config.diff_ids), document.digest, len(document.layers)))
             for layer, diff_id in zip(document.layers, config.diff_ids):
                 self._claim(layer.digest, diff_id, "config", path)
 

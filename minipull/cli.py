@@ -254,8 +254,7 @@ def _pull(context: _Context, flags: argparse.Namespace) -> int:
                     found = [name.with_tag(tag) for tag in tags]
                 for each in found:
                     results[name].append(
-                        pull_with(client, each, store, downloads, wanted, output, context.cancel)
-                    )
+                        pull_with(client, each, store, downloads, wanted, output, context.cancel))
             except BaseException as exc:
                 errors[name] = exc
 
@@ -315,8 +314,7 @@ def _manifest(context: _Context, flags: argparse.Namespace) -> int:
     name = _reference(flags.ref).docker_ref()
     wanted = str(name.digest or name.tag)
     received = _ask(
-        context, name, "manifest", lambda source: source.manifest(wanted, context.cancel)
-    )
+        context, name, "manifest", lambda source: source.manifest(wanted, context.cancel))
     if not context.json:
         if sys.stdout is not None and sys.stdout.isatty():
             context.show(received.raw.decode("utf-8", "replace"))
@@ -326,8 +324,7 @@ def _manifest(context: _Context, flags: argparse.Namespace) -> int:
     document = manifest.parse(received.raw, received.content_type)
     context.dump({
         "name": str(name), "digest": received.digest, "media_type": document.media_type,
-        "size": len(received.raw), "manifest": json.loads(received.raw.decode()),
-    })
+        "size": len(received.raw), "manifest": json.loads(received.raw.decode())})
     return 0
 
 
@@ -383,9 +380,7 @@ def _inspect(context: _Context, flags: argparse.Namespace) -> int:
             shown["layers"] = [
                 dict(layer.to_json(), diff_id=diff_id)
                 for layer, diff_id in zip(
-                    document.layers, list(diff_ids) + [None] * len(document.layers)
-                )
-            ]
+                    document.layers, list(diff_ids) + [None] * len(document.layers))]
             shown["config"] = json.loads(image.config.raw.decode()) if image.config else None
         else:
             shown["manifests"] = [child.to_json() for child in document.manifests]
@@ -480,8 +475,7 @@ def _row(store: "Store", image: "Image") -> Dict[str, Any]:
         "image_id": image.id,
         "platform": str(config.platform) if config else "",
         "size": store.size(image.descriptor),
-        "created": config.created if config else "",
-    }
+        "created": config.created if config else ""}
 
 
 # The parser.
@@ -498,8 +492,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="minipull", allow_abbrev=False,
         description="Pull container images with nothing but Python's standard library.",
-        epilog="example: minipull pull alpine:3.20",
-    )
+        epilog="example: minipull pull alpine:3.20")
     parser.add_argument("--version", action="version", version="minipull %s" % __version__)
     parser.add_argument("--root", metavar="DIR", help="where the store is")
     parser.add_argument("--config", metavar="FILE", help="settings file")
@@ -525,8 +518,7 @@ def _parser() -> argparse.ArgumentParser:
     ) -> argparse.ArgumentParser:
         made = commands.add_parser(
             name, help=help, description=help, allow_abbrev=False,
-            epilog="example: minipull " + example, parents=[network] if remote else [],
-        )
+            epilog="example: minipull " + example, parents=[network] if remote else [])
         made.add_argument("--format", choices=("text", "json"), default="text")
         made.set_defaults(function=function)
         return made

@@ -23,7 +23,6 @@ from .streams import Cancel
 
 class Collected(NamedTuple):
     """What gc removed; ``size`` in bytes."""
-
     blobs: List[Digest]
     size: int
 
@@ -36,12 +35,11 @@ def gc(store: Store, keep: float = 24 * 3600.0, cancel: Optional[Cancel] = None)
     if not os.path.isdir(store.root):
         return Collected([], 0)
     horizon = time.time() - keep if keep > 0 else float("inf")
-    with store.alone(cancel):
+    with store.using(cancel, writing=True, alone=True):
         needed, content = _needed(store), store.content
         doomed = [
             digest for digest in content.digests()
-            if digest not in needed and _mtime(content.path(digest)) < horizon
-        ]
+            if digest not in needed and _mtime(content.path(digest)) < horizon]
         # Records first: a crash in between then leaves none that lies.
         _forget(store, set(doomed))
         size = sum(content.size(digest) or 0 for digest in doomed)
@@ -62,8 +60,7 @@ def _needed(store: Store) -> Set[Digest]:
         if tops[0][1] is None:
             raise StorageError(
                 "manifest %s is missing or unknown, so what it needs can't be told;"
-                " pull or remove its image" % top.digest
-            )
+                " pull or remove its image" % top.digest)
         needed.update(item.digest for item, _ in tops)
     return needed
 

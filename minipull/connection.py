@@ -28,6 +28,7 @@ from typing import Any, Callable, Iterator, Mapping, NamedTuple, Optional
 from .errors import Cancelled, Error, NetworkError, PolicyError, TLSError
 from .streams import Cancel
 
+_READ_AHEAD = 64 << 10  # bytes
 CONNECT_TIMEOUT = 30.0  # seconds
 STALL_BYTES = 1024
 MAX_HEAD = 1 << 20  # bytes; to http.client "100 Continue" may come for ever
@@ -44,7 +45,6 @@ _CHUNK = re.compile(br"([0-9A-Fa-f]{1,15})[ \t]*(?:;.*)?\r\n")
 
 class Origin(NamedTuple):
     """Scheme, host and port: what a secret is bound to."""
-
     scheme: str
     host: str
     port: int
@@ -97,6 +97,7 @@ class Response:
         self._conn = conn
         self._chunked = bool(self.header("Transfer-Encoding"))
         self._chunk: Optional[int] = None  # what is left of it
+        self._ahead = True  # bytes of body may have been read with what was before
         #: Bytes of body still to come, or None where the server did not say.
         self.remaining = self._length()
 
@@ -116,12 +117,16 @@ class Response:
         with self._conn.errors():
             if self.remaining is None and self._chunked and not self._chunk:
                 self._chunk = self._next_chunk()
+                self._ahead = True
                 if not self._chunk:
                     self.remaining = 0
             if self.remaining == 0:
                 return 0
             left = self._chunk if self._chunked else self.remaining
-            count: int = self._raw.fp.readinto1(view[:left])
+            # More than the buffer's size at once would wait for more than is in it.
+            most = _READ_AHEAD if self._ahead else len(view)
+            self._ahead = False
+            count: int = self._raw.fp.readinto1(view[:left][:most])
             if not count and left is not None:
                 raise NetworkError("%s closed the connection %d bytes early" % (self.origin, left))
             if self._chunk is not None:
@@ -195,11 +200,8 @@ class Connection:
     """
 
     def __init__(
-        self,
-        origin: Origin,
-        timeout: float,
-        context: Callable[[], ssl.SSLContext],
-        keep: Callable[["Connection"], None],
+        self, origin: Origin, timeout: float, context: Callable[[], ssl.SSLContext],
+        keep: Callable[["Connection"], None]
     ) -> None:
         self.origin = origin
         self.public = False  # is the peer an address of the public internet?
@@ -218,13 +220,8 @@ class Connection:
         self._mark = 0
 
     def exchange(
-        self,
-        method: str,
-        url: str,
-        headers: Mapping[str, str],
-        body: Any,
-        cancel: Cancel,
-        only_public: bool,
+        self, method: str, url: str, headers: Mapping[str, str], body: Any, cancel: Cancel,
+        only_public: bool
     ) -> Response:
         """Send one request and read the head of its answer."""
         self._cancel = cancel
@@ -307,8 +304,7 @@ class Connection:
                 # An end that TLS does not vouch for may be anybody's, so none is suppressed.
                 tls = context.wrap_socket(
                     raw, server_hostname=host, do_handshake_on_connect=False,
-                    suppress_ragged_eofs=False,
-                )
+                    suppress_ragged_eofs=False)
             raw = self._socket = tls
             self._cancel.check()
             tls.do_handshake()
@@ -326,7 +322,7 @@ class Connection:
     # The part of a socket that http.client uses.
 
     def makefile(self, mode: str, *args: Any) -> io.BufferedReader:
-        return io.BufferedReader(_Arriving(self), 64 << 10)
+        return io.BufferedReader(_Arriving(self), _READ_AHEAD)
 
     def sendall(self, data: bytes) -> None:
         assert self._socket is not None
@@ -374,8 +370,7 @@ def _mapped(exc: Exception, origin: Origin, secure: bool) -> Error:
     if isinstance(exc, ssl.CertificateError) or "CERTIFICATE_VERIFY_FAILED" in text:
         reason = getattr(exc, "verify_message", "") or text
         return PolicyError(
-            "certificate of %s is not trusted (%s); give its CA with --ca-file" % (origin, reason)
-        )
+            "certificate of %s is not trusted (%s); give its CA with --ca-file" % (origin, reason))
     if isinstance(exc, socket.timeout):
         return NetworkError("%s: timed out" % (origin,))
     if isinstance(exc, ssl.SSLError) and not secure:

@@ -136,10 +136,8 @@ class Ingest:
         return self
 
     def __exit__(
-        self,
-        kind: Optional[Type[BaseException]],
-        error: Optional[BaseException],
-        trace: Optional[types.TracebackType],
+        self, kind: Optional[Type[BaseException]], error: Optional[BaseException],
+        trace: Optional[types.TracebackType]
     ) -> None:
         self.close()
 
@@ -205,8 +203,7 @@ class Ingest:
             self._fd = files.open_regular(self._path, os.O_RDWR | os.O_CREAT)
             files.lock(
                 self._fd, self._path, True, self._cancel.pause, self._content.timeout,
-                alive=lambda: os.fstat(self._fd).st_size,
-            )
+                alive=lambda: os.fstat(self._fd).st_size)
             try:
                 same = os.path.samestat(os.fstat(self._fd), os.lstat(self._path))
             except FileNotFoundError:

@@ -23,26 +23,11 @@ import subprocess
 import threading
 from typing import Any, Callable, Dict, Iterator, Mapping, NamedTuple, Optional, Sequence, Tuple
 
+from .auth import Credential, Keyring
 from .errors import InvalidDocument, StorageError
 
 # Hub's entry stands under the URL of its long gone index, so that is asked for first.
 _HUB_NAMES = ("https://index.docker.io/v1/", "docker.io", "index.docker.io", "registry-1.docker.io")
-
-
-class Credential(NamedTuple):
-    """What to prove ourselves with; all empty is nobody in particular."""
-
-    username: str = ""
-    password: str = ""
-    identity_token: str = ""  # an OAuth2 refresh token
-    registry_token: str = ""  # a Bearer token, sent as it is
-
-    @property
-    def anonymous(self) -> bool:
-        return not any(self)
-
-    def __repr__(self) -> str:
-        return "Credential(%s)" % ", ".join("%s=..." % k for k, v in zip(self._fields, self) if v)
 
 
 class Source(NamedTuple):
@@ -50,7 +35,6 @@ class Source(NamedTuple):
 
     ``flat`` is the form of .dockercfg: the entries with nothing around them.
     """
-
     name: str
     text: Optional[str] = None
     flat: bool = False
@@ -59,7 +43,7 @@ class Source(NamedTuple):
         return "Source(%r)" % self.name
 
 
-class Credentials:
+class Credentials(Keyring):
     """Finds the credential for a repository; threads may share it.
 
     ``explicit`` maps hosts to what overrules every source.  Helpers are found
@@ -68,12 +52,9 @@ class Credentials:
     """
 
     def __init__(
-        self,
-        sources: Sequence[Source] = (),
-        *,
+        self, sources: Sequence[Source] = (), *,
         explicit: Optional[Mapping[str, Credential]] = None,
-        helper_environ: Optional[Mapping[str, str]] = None,
-        helper_timeout: float = 30,
+        helper_environ: Optional[Mapping[str, str]] = None, helper_timeout: float = 30,
         warn: Callable[[str], None] = lambda _: None
     ) -> None:
         self._sources = sources
@@ -222,6 +203,5 @@ def _run(program: str, name: str, environ: Mapping[str, str], timeout: float) ->
     with open(reader, "rb", 0) as answer, open(writer, "wb", 0) as stdout:
         done = subprocess.run(
             [path, "get"], env=environ, timeout=timeout,
-            input=name.encode(), stdout=stdout, stderr=subprocess.DEVNULL,
-        )
+            input=name.encode(), stdout=stdout, stderr=subprocess.DEVNULL)
         return done.returncode, (answer.read(1 << 16) or b"").decode("utf-8")

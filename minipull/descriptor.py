@@ -114,7 +114,6 @@ def digest_at(obj: Mapping[str, Any], key: str, what: str) -> Digest:
 
 class Platform(NamedTuple):
     """What an image runs on; formatted, ``linux/arm64/v8``."""
-
     os: str
     architecture: str
     variant: str = ""
@@ -213,7 +212,6 @@ def select(wanted: Platform, descriptors: Sequence["Descriptor"]) -> List["Descr
 
 class Descriptor(NamedTuple):
     """Content by type, digest and size: the OCI kind, not a job of xfer."""
-
     media_type: str
     digest: Digest
     size: int

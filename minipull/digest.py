@@ -19,7 +19,6 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{1
 
 class Digest(str):
     """``algorithm:encoded``; a plain string to JSON, dicts and printf."""
-
     __slots__ = ()
 
     @classmethod

@@ -11,7 +11,7 @@ import contextlib
 import os
 from typing import Callable, Dict, Optional, TypeVar, Union
 
-from .credentials import Credentials
+from .auth import Keyring
 from .descriptor import Platform
 from .download import LayerDownloadManager
 from .endpoints import RegistryService
@@ -31,17 +31,10 @@ _MACHINES = {"armv5tel": "arm/v5", "armv6l": "arm/v6", "armv7l": "arm/v7", "armv
 
 
 def pull(
-    name: Union[str, Reference],
-    store: Store,
-    *,
-    platform: Union[str, Platform, None] = None,
-    all_platforms: bool = False,
-    foreign: bool = False,
-    progress: Output = discard,
-    service: Optional[RegistryService] = None,
-    credentials: Optional[Credentials] = None,
-    downloads: Optional[LayerDownloadManager] = None,
-    cancel: Optional[Cancel] = None
+    name: Union[str, Reference], store: Store, *, platform: Union[str, Platform, None] = None,
+    all_platforms: bool = False, foreign: bool = False, progress: Output = discard,
+    service: Optional[RegistryService] = None, credentials: Optional[Keyring] = None,
+    downloads: Optional[LayerDownloadManager] = None, cancel: Optional[Cancel] = None
 ) -> Image:
     """Pull an image into ``store`` and return it.
 
@@ -49,7 +42,7 @@ def pull(
     are to share transfers.  Raises any minipull.Error; its text is one line
     that says what failed, on what.
     """
-    with Client(service or RegistryService(), credentials or Credentials()) as client:
+    with Client(service or RegistryService(), credentials or Keyring()) as client:
         return pull_with(
             client, name, store, downloads or LayerDownloadManager(),
             options(platform, all_platforms, foreign), progress, cancel or Cancel(),
@@ -70,13 +63,8 @@ def options(
 
 
 def pull_with(
-    client: Client,
-    name: Union[str, Reference],
-    store: Store,
-    downloads: LayerDownloadManager,
-    wanted: PullOptions,
-    progress: Output,
-    cancel: Cancel,
+    client: Client, name: Union[str, Reference], store: Store, downloads: LayerDownloadManager,
+    wanted: PullOptions, progress: Output, cancel: Cancel
 ) -> Pulled:
     """As pull(), for several pulls through one client."""
     reference = name if isinstance(name, Reference) else Reference.parse(name)
@@ -94,11 +82,7 @@ def pull_with(
 
 
 def over_endpoints(
-    client: Client,
-    reference: Reference,
-    what: str,
-    work: Callable[[Repository], T],
-    cancel: Cancel,
+    client: Client, reference: Reference, what: str, work: Callable[[Repository], T], cancel: Cancel
 ) -> T:
     """The first success of ``work`` on an endpoint of the repository.
 
@@ -116,7 +100,8 @@ def over_endpoints(
             cancel.check()
             if not isinstance(exc, NetworkError):
                 said = {}  # an answer says more than what came before it
-            said[str(endpoint)] = _placed(exc, str(endpoint))
+            text, place = str(exc), str(endpoint)
+            said[place] = text if place in text else "%s (%s)" % (text, place)
             decided = exc
             if not continue_on_error(exc, endpoint.mirror):
                 break
@@ -125,11 +110,6 @@ def over_endpoints(
     error = decided.within(what)
     error.args = ("%s: %s" % (what, "; ".join(said.values())),)
     raise error from decided
-
-
-def _placed(error: Error, place: str) -> str:
-    text = str(error)
-    return text if place in text else "%s (%s)" % (text, place)
 
 
 def host_platform() -> Platform:

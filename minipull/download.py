@@ -12,29 +12,33 @@ the blob that was asked for is.
 """
 import abc
 import contextlib
+import functools
 import hashlib
 import heapq
 import itertools
 import os
 import threading
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
+from .connection import Response
+from .content import Ingest
 from .descriptor import Descriptor
 from .digest import ChainID
-from .errors import Error
+from .errors import ContentMismatch, Error, NetworkError, RegistryError
 from .layer import Diff, Layer
-from .progress import Output, Progress
+from .progress import Meter, Output, Progress, discard
 from .store import Store
-from .streams import Cancel
+from .streams import BUFFER, Cancel
 from .xfer import Run, Transfer, TransferManager, Watcher
 
 MAX_ATTEMPTS = 5
+MAX_BREAKS = 100  # in one blob, and one more for each MiB
+STUCK_DELAY = 0.2  # seconds, before a body that broke off at its first byte
 CONCURRENT_DOWNLOADS = 3
 
 
 class DownloadDescriptor(abc.ABC):
     """A layer to be had, and the protocol's way to have it."""
-
     key: str  # what the bytes are, for sharing
     id: str  # for the reader
 
@@ -59,7 +63,6 @@ class DownloadDescriptor(abc.ABC):
 
 class Downloaded(NamedTuple):
     """The layers, bottom first, and what the work beside them came to."""
-
     layers: List[Layer]
     beside: Any
 
@@ -72,10 +75,8 @@ class LayerDownloadManager:
     """
 
     def __init__(
-        self,
-        concurrency: int = CONCURRENT_DOWNLOADS,
-        attempts: int = MAX_ATTEMPTS,
-        tick: float = 1.0,
+        self, concurrency: int = CONCURRENT_DOWNLOADS, attempts: int = MAX_ATTEMPTS,
+        tick: float = 1.0
     ) -> None:
         self.transfers = TransferManager(concurrency)
         self.processors = Turnstile(os.cpu_count() or 1)
@@ -83,12 +84,8 @@ class LayerDownloadManager:
         self._tick = tick
 
     def download(
-        self,
-        store: Store,
-        layers: Sequence[DownloadDescriptor],
-        output: Output,
-        cancel: Cancel,
-        beside: Tuple[str, Run],
+        self, store: Store, layers: Sequence[DownloadDescriptor], output: Output, cancel: Cancel,
+        beside: Tuple[str, Run]
     ) -> Downloaded:
         """Have all ``layers``, bottom first, and the result of ``beside``.
 
@@ -100,7 +97,8 @@ class LayerDownloadManager:
 
             def start(key: str, run: Run, id: str) -> Watcher:
                 waiting = Progress(id=id, action="Waiting") if id else None
-                watcher = manager.transfer(store.root + key, run, output, waiting, cancel)
+                work = functools.partial(_locked, store, run)
+                watcher = manager.transfer(store.root + key, work, output, waiting, cancel)
                 stack.callback(manager.release, watcher)
                 return watcher
 
@@ -150,7 +148,6 @@ class LayerDownloadManager:
 
 class _Job:
     """The work of one layer's transfer, by whichever pull comes first."""
-
     below: Optional[Layer]  # the present layer that this one lies on, or
     parent: Optional[Transfer]  # the transfer that brings it
     same: Optional[Transfer]  # which brings the same blob, lower in the image
@@ -189,6 +186,74 @@ class _Job:
             parent: Layer = self._manager.transfers.result(self.parent, transfer.cancel)
             return parent.chain_id
         return self.below.chain_id if self.below else None
+
+
+def fetch_blob(
+    store: Store, blob: Descriptor, what: str, cancel: Cancel, source: Callable[[int], Response],
+    transfer: Optional[Transfer] = None
+) -> None:
+    """Bring a blob into the store, from where an earlier attempt left it.
+
+    ``source`` opens it at an offset.  A body that breaks off is continued at
+    once, as long as it moves.  ``what`` begins the text if the content is wrong.
+    """
+    output = transfer.progress if transfer else discard
+    with store.content.ingest(blob.digest, blob.size, cancel) as ingest:
+        if ingest.complete:
+            return
+        breaks, stuck, again = MAX_BREAKS + (blob.size >> 20), 0, True
+        while ingest.offset < blob.size:
+            start, opened = ingest.offset, False
+            try:
+                with source(start) as response:
+                    opened = True
+                    _copy(response, ingest, output)
+            except NetworkError:
+                breaks -= 1
+                stuck = 0 if ingest.offset > start else stuck + 1
+                # What did not even open was tried again below.
+                if not breaks or stuck and not opened or stuck > 1:
+                    raise
+                cancel.pause(stuck * STUCK_DELAY)
+                ingest.resumed = True  # who sends the rest may send something else
+            except (ContentMismatch, RegistryError) as exc:
+                # The rest can't be had, or is not the rest: all of it then, but once.
+                wrong = isinstance(exc, ContentMismatch) or exc.status == 416
+                if not (wrong and start and again):
+                    raise
+                again = False
+                ingest.restart()
+        output(Progress(id=blob.digest.short, action="Verifying Checksum"))
+        ingest.verify(what)
+        output(Progress(id=blob.digest.short, action="Download complete"))
+        if transfer is not None:
+            transfer.inactive()  # the sync below may overlap the next download
+        ingest.commit()
+
+
+def _copy(response: Response, ingest: Ingest, output: Output) -> None:
+    if ingest.offset and response.status != 206:
+        ingest.restart()  # the server sends it all, so never append
+    if response.remaining not in (None, ingest.size - ingest.offset):
+        ingest.restart()
+        raise ContentMismatch("blob %s: size is not %d as promised" % (ingest.digest, ingest.size))
+    meter = Meter(output, ingest.digest.short, "Downloading", ingest.size)
+    meter.current = ingest.offset
+    view = memoryview(bytearray(BUFFER))
+    while True:
+        count = response.readinto(view)
+        if not count:
+            break
+        ingest.write(view[:count])
+        meter.advance(count)
+    if ingest.offset < ingest.size:
+        raise NetworkError("%s ended the body early" % (response.origin,))
+
+
+def _locked(store: Store, run: Run, transfer: Transfer) -> Any:
+    # A lock of its own: a worker may outlive the pull that it works for.
+    with store.using(transfer.cancel, writing=True):
+        return run(transfer)
 
 
 class Turnstile:

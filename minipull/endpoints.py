@@ -27,8 +27,7 @@ _HEADER = re.compile("[A-Za-z0-9!#$%&'*+.^_`|~-]+\n[\t -~]*")
 #: Secrets, which must not go to every host, and what the transfer itself decides.
 _OWN_HEADERS = frozenset((
     "authorization", "proxy-authorization", "cookie", "host", "connection", "content-length",
-    "transfer-encoding", "accept-encoding", "range", "if-range",
-))
+    "transfer-encoding", "accept-encoding", "range", "if-range"))
 
 
 class Endpoint(NamedTuple):
@@ -37,7 +36,6 @@ class Endpoint(NamedTuple):
     ``host`` is whose credentials go there: the reference's own domain, or the
     mirror's.
     """
-
     url: str
     host: str
     mirror: bool = False
@@ -48,7 +46,6 @@ class Endpoint(NamedTuple):
 
 class Host(NamedTuple):
     """What the settings say of one registry."""
-
     mirrors: Tuple[str, ...] = ()
     fallback: bool = True  # may the registry itself be asked after its mirrors?
     ca: str = ""  # file with the certificates to trust, besides the system's
@@ -69,15 +66,9 @@ class RegistryService:
     """
 
     def __init__(
-        self,
-        *,
-        mirrors: Sequence[str] = (),
-        insecure: Sequence[str] = (),
-        hosts: Optional[Mapping[str, Host]] = None,
-        plain_http: bool = False,
-        tls_verify: bool = True,
-        ca_file: str = "",
-        timeout: float = 60.0,
+        self, *, mirrors: Sequence[str] = (), insecure: Sequence[str] = (),
+        hosts: Optional[Mapping[str, Host]] = None, plain_http: bool = False,
+        tls_verify: bool = True, ca_file: str = "", timeout: float = 60.0,
         headers: Optional[Mapping[str, str]] = None,
         lookup: Callable[[str], Sequence[str]] = _lookup
     ) -> None:
@@ -117,8 +108,7 @@ class RegistryService:
         host = self._host(reference.domain)
         found = [
             Endpoint(mirror.rstrip("/"), str(Origin.of(mirror)), mirror=True)
-            for mirror in host.mirrors
-        ]
+            for mirror in host.mirrors]
         if host.fallback or not host.mirrors:
             found += self.push_endpoints(reference)
         return found
@@ -155,8 +145,7 @@ class RegistryService:
         return not any(
             address in network
             for address in found for network in self._insecure_networks
-            if address.version == network.version
-        )
+            if address.version == network.version)
 
     def tls_context(self, origin: Origin) -> ssl.SSLContext:
         """What to trust there; raises StorageError for a bad CA file."""

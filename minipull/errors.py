@@ -15,7 +15,6 @@ from typing import Iterator, List, NamedTuple, Sequence
 
 class Error(Exception):
     """Root of every error that minipull raises on purpose."""
-
     exit_code = 1
     retry = False  # may the engine's attempts repeat the work?
 
@@ -29,7 +28,6 @@ class Error(Exception):
 
 class Cancelled(Error):
     """The caller gave up; nothing is wrong."""
-
     exit_code = 130
 
     def __init__(self, text: str = "cancelled") -> None:
@@ -38,44 +36,37 @@ class Cancelled(Error):
 
 class InvalidReference(Error):
     """A name, tag, platform or flag value that does not fit its grammar."""
-
     exit_code = 2
 
 
 class NotFound(Error):
     """No such manifest, repository, local image or platform."""
-
     exit_code = 3
 
 
 class Unauthorized(Error):
     """Authentication failed, or permission is missing."""
-
     exit_code = 4
 
 
 class NetworkError(Error):
     """DNS, connection, malformed HTTP, or a registry that keeps failing."""
-
     exit_code = 5
     retry = True
 
 
 class TLSError(NetworkError):
     """The TLS handshake failed; asking again would not help."""
-
     retry = False
 
 
 class InvalidDocument(Error):
     """A manifest, config, archive or layer that is malformed or ambiguous."""
-
     exit_code = 6
 
 
 class ContentMismatch(Error):
     """Bytes that are not what their digest or size says."""
-
     exit_code = 6
 
     def __init__(self, text: str, retry: bool = False) -> None:
@@ -85,19 +76,16 @@ class ContentMismatch(Error):
 
 class StorageError(Error):
     """The disk or the store: no space, read-only, corrupt, lock not had."""
-
     exit_code = 7
 
 
 class RateLimited(Error):
     """The registry asks us to wait longer than we are willing to."""
-
     exit_code = 8
 
 
 class PolicyError(Error):
     """Refused by our own rules: insecure, redirect, realm, certificate, limit."""
-
     exit_code = 9
 
 
@@ -127,13 +115,11 @@ CODES = {
     "BLOB_UPLOAD_UNKNOWN": "blob upload unknown to registry",
     "BLOB_UPLOAD_INVALID": "blob upload invalid",
     "PAGINATION_NUMBER_INVALID": "invalid number of results requested",
-    "RANGE_INVALID": "invalid content range",
-}
+    "RANGE_INVALID": "invalid content range"}
 
 
 class ErrorDetail(NamedTuple):
     """One entry of a registry's error body (distribution-spec, "Error Codes")."""
-
     code: str
     message: str
 
@@ -142,21 +128,14 @@ class ErrorDetail(NamedTuple):
         return "%s: %s" % (words, self.message) if self.message not in ("", words) else words
 
 
-_EXIT_CODES = {
-    "UNAUTHORIZED": Unauthorized.exit_code,
-    "DENIED": Unauthorized.exit_code,
-    "MANIFEST_UNKNOWN": NotFound.exit_code,
-    "NAME_UNKNOWN": NotFound.exit_code,
-    "BLOB_UNKNOWN": NotFound.exit_code,
-    "TOOMANYREQUESTS": RateLimited.exit_code,
-    "NAME_INVALID": InvalidReference.exit_code,
-    "TAG_INVALID": InvalidReference.exit_code,
-}
+_EXIT_CODES = dict.fromkeys(("UNAUTHORIZED", "DENIED"), Unauthorized.exit_code)
+_EXIT_CODES.update(dict.fromkeys(("NAME_INVALID", "TAG_INVALID"), InvalidReference.exit_code))
+_EXIT_CODES.update(dict.fromkeys(("MANIFEST_UNKNOWN", "NAME_UNKNOWN", "BLOB_UNKNOWN"), NotFound.exit_code))
+_EXIT_CODES["TOOMANYREQUESTS"] = RateLimited.exit_code
 
 #: Codes that another attempt would not change (moby: retryOnError).
 DO_NOT_RETRY = frozenset(
-    ("UNAUTHORIZED", "UNSUPPORTED", "DENIED", "TOOMANYREQUESTS", "NAME_UNKNOWN", "BLOB_UNKNOWN")
-)
+    ("UNAUTHORIZED", "UNSUPPORTED", "DENIED", "TOOMANYREQUESTS", "NAME_UNKNOWN", "BLOB_UNKNOWN"))
 
 #: What a status means where the body has no code that we know.
 _BY_STATUS = {401: "UNAUTHORIZED", 403: "DENIED", 429: "TOOMANYREQUESTS"}
@@ -212,8 +191,7 @@ def decode_answer(
         details.append(ErrorDetail("UNAUTHORIZED", "authentication required"))
     return RegistryError(
         status, details, "" if details else "error parsing HTTP %d response body: %s: %s"
-        % (status, reason, json.dumps(text[:1000])),
-    )
+        % (status, reason, json.dumps(text[:1000])))
 
 
 def continue_on_error(error: Error, mirror: bool) -> bool:
@@ -248,5 +226,4 @@ _STORAGE_HINTS = {
     errno.EDQUOT: "; raise the quota or choose another --root, what was downloaded is kept",
     errno.EROFS: "; choose another --root",
     errno.EACCES: "; choose another --root or run as its owner",
-    errno.ELOOP: "; a symbolic link stands where the store keeps a file",
-}
+    errno.ELOOP: "; a symbolic link stands where the store keeps a file"}

@@ -118,12 +118,8 @@ def write_atomic(path: str, data: bytes, scratch: str, durable: bool = True) -> 
 
 
 def lock(
-    fd: int,
-    path: str,
-    exclusive: bool,
-    pause: Callable[[float], object] = time.sleep,
-    timeout: float = 60.0,
-    alive: Callable[[], object] = lambda: None,
+    fd: int, path: str, exclusive: bool, pause: Callable[[float], object] = time.sleep,
+    timeout: float = 60.0, alive: Callable[[], object] = lambda: None
 ) -> None:
     """Take the advisory lock of an open file, by polling.
 
@@ -148,9 +144,7 @@ def lock(
         if alive() != sign:
             deadline, sign = time.monotonic() + timeout, alive()
         if time.monotonic() >= deadline:
-            raise Locked(
-                "%s is locked by %s; wait for it or raise --timeout" % (path, _holder(fd))
-            )
+            raise Locked("%s is locked by %s; wait for it or raise --timeout" % (path, _holder(fd)))
         pause(delay)
         delay = min(delay * 1.5, 0.2)
 

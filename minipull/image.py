@@ -16,7 +16,6 @@ from .reference import Reference
 
 class History(NamedTuple):
     """How one layer, or with ``empty_layer`` a change without one, was made."""
-
     created: str = ""
     author: str = ""
     created_by: str = ""
@@ -35,7 +34,6 @@ class History(NamedTuple):
 
 class ImageConfig(NamedTuple):
     """A parsed config; ``config`` is what a container is started with."""
-
     raw: bytes
     id: ImageID
     platform: Platform
@@ -70,7 +68,6 @@ class Image(NamedTuple):
     is what the registry's tag resolved to, and differs from it when a platform
     was selected from an index.  An index as a whole has no ``config``.
     """
-
     name: Reference
     descriptor: Descriptor
     source: Digest

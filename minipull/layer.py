@@ -27,14 +27,12 @@ class Diff(NamedTuple):
     ``verified`` is False where nobody could decompress the blob and the
     image's config was taken at its word.
     """
-
     diff_id: DiffID
     verified: bool = True
 
 
 class Layer(NamedTuple):
     """One layer on top of its parents, and every blob known to carry it."""
-
     chain_id: ChainID
     parent: Optional[ChainID]
     diff: Diff
@@ -61,11 +59,8 @@ class LayerStore:
         return None
 
     def diff(
-        self,
-        blob: Digest,
-        cancel: Cancel,
-        raw: Optional[Verifier] = None,
-        advance: Callable[[int], None] = lambda count: None,
+        self, blob: Digest, cancel: Cancel, raw: Optional[Verifier] = None,
+        advance: Callable[[int], None] = lambda count: None
     ) -> Diff:
         """Decompress a stored blob to find its DiffID.
 
@@ -82,9 +77,7 @@ class LayerStore:
                 position = file.tell()
         return Diff(DiffID(verifier.digest))
 
-    def register(
-        self, parent: Optional[ChainID], diff: Diff, blob: Optional[Descriptor]
-    ) -> Layer:
+    def register(self, parent: Optional[ChainID], diff: Diff, blob: Optional[Descriptor]) -> Layer:
         """Record that ``blob`` carries ``diff`` on top of ``parent``.
 
         Without a blob (it is a foreign layer's, say) only what is known by now
@@ -109,8 +102,7 @@ class LayerStore:
             "diff_id": layer.diff.diff_id,
             "parent": layer.parent,
             "verified": layer.diff.verified,
-            "blobs": [{"digest": digest, "size": size} for digest, size in layer.blobs],
-        }
+            "blobs": [{"digest": digest, "size": size} for digest, size in layer.blobs]}
         # Without blanks, every byte tells something: check sees each one that flips.
         data = json.dumps(record, separators=(",", ":")).encode()
         files.write_atomic(path, data, self._content.scratch, durable=False)

@@ -26,7 +26,6 @@ _NO_CLAIM = frozenset(
 
 class Manifest(NamedTuple):
     """One image: a config and its layers, the bottom one first."""
-
     raw: bytes
     digest: Digest
     media_type: str
@@ -42,7 +41,6 @@ class Manifest(NamedTuple):
 
 class Index(NamedTuple):
     """Manifests, or further indexes, of which a platform selects one."""
-
     raw: bytes
     digest: Digest
     media_type: str
@@ -116,9 +114,7 @@ def detect(obj: Mapping[str, Any], what: str, claimed: str = "") -> str:
     return media_type
 
 
-def _descriptors(
-    obj: Mapping[str, Any], key: str, what: str, limit: int
-) -> Tuple[Descriptor, ...]:
+def _descriptors(obj: Mapping[str, Any], key: str, what: str, limit: int) -> Tuple[Descriptor, ...]:
     items: List[Any] = list_at(obj, key, what)
     if len(items) > limit:
         raise PolicyError("%s: %d %s, the limit is %d" % (what, len(items), key, limit))

@@ -50,7 +50,6 @@ class MetadataStore:
 
 class V2Metadata(NamedTuple):
     """A blob that carries a layer, and a repository that has the blob."""
-
     digest: Digest
     source_repository: str
     hmac: str = ""
@@ -63,7 +62,6 @@ class V2Metadata(NamedTuple):
 
 class V2MetadataService:
     """Associations DiffID to blobs, newest last, and blob to DiffID."""
-
     BY_DIFF_ID = "v2metadata-by-diffid"
     BY_DIGEST = "diffid-by-digest"
 
@@ -111,10 +109,8 @@ class V2MetadataService:
                 "Digest": known.digest,
                 "SourceRepository": known.source_repository,
                 "HMAC": known.hmac,
-                "Sum": known.checksum,
-            }
-            for known in entries
-        ]
+                "Sum": known.checksum}
+            for known in entries]
         data = json.dumps(value, separators=(",", ":")).encode()
         self.store.set(self.BY_DIFF_ID, _key(diff_id), data)
 
@@ -125,11 +121,9 @@ def parse_metadata(data: bytes) -> List[V2Metadata]:
     try:
         for item in json.loads(data.decode()):
             entry = V2Metadata(
-                Digest.parse(item["Digest"]), str(item["SourceRepository"]), str(item["HMAC"])
-            )
+                Digest.parse(item["Digest"]), str(item["SourceRepository"]), str(item["HMAC"]))
             if set(item) != {"Digest", "SourceRepository", "HMAC", "Sum"} or (
-                item["Sum"] != entry.checksum
-            ):
+                item["Sum"] != entry.checksum):
                 raise InvalidDocument("association fails its checksum")
             entries.append(entry)
     except (ValueError, TypeError, KeyError, RecursionError) as exc:

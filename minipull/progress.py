@@ -15,7 +15,6 @@ class Progress(NamedTuple):
 
     ``current`` and ``total`` count bytes; a total of 0 is unknown.
     """
-
     id: str = ""
     message: str = ""
     action: str = ""

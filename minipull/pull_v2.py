@@ -15,36 +15,31 @@ from typing import Callable, Iterator, List, NamedTuple, Optional, Set, Tuple, T
 
 from . import image, manifest
 from .connection import Response
-from .descriptor import (
-    INDEX_TYPES, MANIFEST_TYPES, Descriptor, Platform, is_foreign, preference, select)
-from .content import Ingest
+from .descriptor import (INDEX_TYPES, MANIFEST_TYPES, Descriptor, Platform, is_foreign, preference,
+                         select)
 from .digest import Digest, DiffID
-from .download import DownloadDescriptor, LayerDownloadManager
-from .errors import (
-    Cancelled, ContentMismatch, Error, InvalidDocument, NetworkError, NotFound, PolicyError,
-    RegistryError, StorageError, Unsupported)
+from .download import DownloadDescriptor, LayerDownloadManager, fetch_blob
+from .errors import (Cancelled, ContentMismatch, Error, InvalidDocument, NetworkError, NotFound,
+                     PolicyError, RegistryError, StorageError, Unsupported)
 from .image import Image, ImageConfig
 from .layer import Diff, Layer
 from .manifest import Document, Index, Manifest
 from .metadata import V2Metadata
-from .progress import Meter, Output, Progress, discard
+from .progress import Meter, Output, Progress
 from .reference import Reference
 from .references import Association
-from .repository import Repository
+from .repository import Received, Repository
 from .store import MAX_CONFIG, MAX_DEPTH, MAX_MANIFEST, Store, is_runnable
-from .streams import BUFFER, Cancel
+from .streams import Cancel
 from .xfer import Transfer
 
 ENGINE_MAX_LAYERS = 125
-MAX_BREAKS = 100  # in one blob, and one more for each MiB
-STUCK_DELAY = 0.2  # seconds, before a body that broke off at its first byte
 DOCUMENT_DELAYS = (0.25, 0.5, 1.0, 2.0)  # seconds between five attempts
 T = TypeVar("T")
 
 
 class PullOptions(NamedTuple):
     """What to take of what a name offers."""
-
     platform: Platform
     exact: bool = False  # the user asked for the platform
     all_platforms: bool = False
@@ -53,7 +48,6 @@ class PullOptions(NamedTuple):
 
 class Pulled(NamedTuple):
     """An image, and whether the pull changed anything."""
-
     image: Image
     updated: bool
 
@@ -66,13 +60,8 @@ class V2Puller:
     """Pulls from one repository at one endpoint into one store."""
 
     def __init__(
-        self,
-        repository: Repository,
-        store: Store,
-        downloads: LayerDownloadManager,
-        options: PullOptions,
-        output: Output,
-        cancel: Cancel,
+        self, repository: Repository, store: Store, downloads: LayerDownloadManager,
+        options: PullOptions, output: Output, cancel: Cancel
     ) -> None:
         self._repository = repository
         self._store = store
@@ -102,9 +91,7 @@ class V2Puller:
                     config = self._pull_manifest(document, document is chosen)
             for document in documents:
                 self._store.content.put(document.digest, document.raw)
-            self._store.references.set(
-                reference, chosen.descriptor, top.digest, self._cancel.pause
-            )
+            self._store.references.set(reference, chosen.descriptor, top.digest, self._cancel.pause)
         if config is None or isinstance(chosen, Index):
             return Pulled(self._store.load(wanted), updated)
         return Pulled(Image(reference, chosen.descriptor, top.digest, config), updated)
@@ -116,8 +103,7 @@ class V2Puller:
         digest = reference.digest
         if known:
             digest = digest or self._persist(
-                self._cancel, lambda: self._repository.resolve(reference.tag, self._cancel)
-            )
+                self._cancel, lambda: self._repository.resolve(reference.tag, self._cancel))
             with contextlib.suppress(Error):
                 if digest is not None:
                     raw = self._store.content.read(digest, MAX_MANIFEST)
@@ -131,10 +117,12 @@ class V2Puller:
                     raise
         return self._fetch_document(reference.tag)
 
+    def _received(self, reference: str) -> Received:
+        return self._persist(
+            self._cancel, lambda: self._repository.manifest(reference, self._cancel))
+
     def _fetch_document(self, reference: str) -> Document:
-        received = self._persist(
-            self._cancel, lambda: self._repository.manifest(reference, self._cancel)
-        )
+        received = self._received(reference)
         document = manifest.parse(received.raw, received.content_type)
         return document._replace(digest=received.digest)
 
@@ -165,8 +153,7 @@ class V2Puller:
         there = sorted({str(d.platform) for d in offered if d.platform and d.platform.os != "unknown"})
         raise NoMatch(
             "no matching manifest for %s in the manifest list entries%s"
-            % (str(self._options.platform), "; there is " + ", ".join(there) if there else "")
-        )
+            % (str(self._options.platform), "; there is " + ", ".join(there) if there else ""))
 
     def _everything(self, top: Index) -> Iterator[Document]:
         """``top`` and every manifest below it, each once."""
@@ -184,24 +171,15 @@ class V2Puller:
                     if child.media_type in MANIFEST_TYPES | INDEX_TYPES:
                         stack.append((self._child(child), depth + 1))
                     elif not self._store.content.has(child.digest, child.size):
-                        self._opaque(child)
-
-    def _opaque(self, child: Descriptor) -> None:
-        """An entry of a kind that we know nothing of, kept as it is."""
-        received = self._persist(
-            self._cancel, lambda: self._repository.manifest(str(child.digest), self._cancel)
-        )
-        _check_entry(child, child.media_type, received.raw)
-        self._store.content.put(child.digest, received.raw)
+                        # Of a kind that we know nothing of: kept as it is.
+                        received = self._received(str(child.digest))
+                        _check_entry(child, child.media_type, received.raw)
+                        self._store.content.put(child.digest, received.raw)
 
     def _complete(self, top: Document) -> bool:
         """Whether all of it is stored, but for foreign layers that nobody asks for."""
         with contextlib.suppress(StorageError):
-            return all(
-                self._store.content.has(item.digest, item.size)
-                or is_foreign(item.media_type) and not self._options.foreign
-                for item, _ in self._store.walk(top.descriptor)
-            )
+            return not any(self._store.missing(top.descriptor, self._options.foreign))
         return False
 
     # Configs and layers.
@@ -218,10 +196,8 @@ class V2Puller:
         layers = [
             V2LayerDescriptor(
                 self._repository, self._store, layer, self._options.foreign,
-                functools.partial(self._word, document, position),
-            )
-            for position, layer in enumerate(document.layers)
-        ]
+                functools.partial(self._word, document, position))
+            for position, layer in enumerate(document.layers)]
         key = "config:" + document.config.digest
         if chosen and self._options.exact:
             key += ":%s" % (self._options.platform,)
@@ -235,8 +211,7 @@ class V2Puller:
 
         for last in (False, True):
             done = self._downloads.download(
-                self._store, layers, self._output, self._cancel, (key, fetch)
-            )
+                self._store, layers, self._output, self._cancel, (key, fetch))
             config: ImageConfig = done.beside
             if tuple(layer.diff.diff_id for layer in done.layers) == config.diff_ids:
                 break
@@ -287,8 +262,7 @@ class V2Puller:
     def _plain_blob(self, blob: Descriptor, cancel: Cancel) -> None:
         self._persist(cancel, lambda: fetch_blob(
             self._store, blob, "blob verification failed for digest %s" % blob.digest, cancel,
-            lambda offset: self._repository.blob(blob.digest, offset, cancel),
-        ))
+            lambda offset: self._repository.blob(blob.digest, offset, cancel)))
 
     def _persist(self, cancel: Cancel, work: Callable[[], T]) -> T:
         """Small documents have their own attempts, as the engine's configs have."""
@@ -309,12 +283,8 @@ class V2LayerDescriptor(DownloadDescriptor):
     """A layer of a manifest; ``word`` is what the image's config says it is."""
 
     def __init__(
-        self,
-        repository: Repository,
-        store: Store,
-        blob: Descriptor,
-        foreign: bool,
-        word: Callable[[Cancel], DiffID],
+        self, repository: Repository, store: Store, blob: Descriptor, foreign: bool,
+        word: Callable[[Cancel], DiffID]
     ) -> None:
         # Pulls that differ in where they look don't share what they find.
         self._urls = blob.urls if foreign and is_foreign(blob.media_type) else ()
@@ -372,74 +342,6 @@ class V2LayerDescriptor(DownloadDescriptor):
             if diff.verified:
                 entry = V2Metadata(self.blob.digest, self._repository.name)
                 self._store.metadata.add(diff.diff_id, entry)
-
-
-def fetch_blob(
-    store: Store,
-    blob: Descriptor,
-    what: str,
-    cancel: Cancel,
-    source: Callable[[int], Response],
-    transfer: Optional[Transfer] = None,
-) -> None:
-    """Bring a blob into the store, from where an earlier attempt left it.
-
-    ``source`` opens it at an offset.  A body that breaks off is continued at
-    once, as long as it moves.  ``what`` begins the text if the content is wrong.
-    """
-    output = transfer.progress if transfer else discard
-    with store.content.ingest(blob.digest, blob.size, cancel) as ingest:
-        if ingest.complete:
-            return
-        breaks, stuck, again = MAX_BREAKS + (blob.size >> 20), 0, True
-        while ingest.offset < blob.size:
-            start, opened = ingest.offset, False
-            try:
-                with source(start) as response:
-                    opened = True
-                    _copy(response, ingest, output)
-            except NetworkError:
-                breaks -= 1
-                stuck = 0 if ingest.offset > start else stuck + 1
-                # What did not even open was tried again below.
-                if not breaks or stuck and not opened or stuck > 1:
-                    raise
-                cancel.pause(stuck * STUCK_DELAY)
-                ingest.resumed = True  # who sends the rest may send something else
-            except (ContentMismatch, RegistryError) as exc:
-                # The rest can't be had, or is not the rest: all of it then, but once.
-                wrong = isinstance(exc, ContentMismatch) or exc.status == 416
-                if not (wrong and start and again):
-                    raise
-                again = False
-                ingest.restart()
-        output(Progress(id=blob.digest.short, action="Verifying Checksum"))
-        ingest.verify(what)
-        output(Progress(id=blob.digest.short, action="Download complete"))
-        if transfer is not None:
-            transfer.inactive()  # the sync below may overlap the next download
-        ingest.commit()
-
-
-def _copy(response: Response, ingest: Ingest, output: Output) -> None:
-    if ingest.offset and response.status != 206:
-        ingest.restart()  # the server sends it all, so never append
-    if response.remaining not in (None, ingest.size - ingest.offset):
-        ingest.restart()
-        raise ContentMismatch(
-            "blob %s: size is not %d as promised" % (ingest.digest, ingest.size)
-        )
-    meter = Meter(output, ingest.digest.short, "Downloading", ingest.size)
-    meter.current = ingest.offset
-    view = memoryview(bytearray(BUFFER))
-    while True:
-        count = response.readinto(view)
-        if not count:
-            break
-        ingest.write(view[:count])
-        meter.advance(count)
-    if ingest.offset < ingest.size:
-        raise NetworkError("%s ended the body early" % (response.origin,))
 
 
 def _check_entry(entry: Descriptor, media_type: str, raw: bytes) -> None:

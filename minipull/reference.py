@@ -48,7 +48,6 @@ def is_tag(text: str) -> bool:
 
 class Reference(NamedTuple):
     """A name with its domain, and a tag or digest or both or neither."""
-
     domain: str
     path: str
     tag: str = ""

@@ -30,7 +30,6 @@ _MAX_INDEX = 64 << 20  # bytes
 
 class Association(NamedTuple):
     """A name, the manifest or index it points to, and what its tag resolved to."""
-
     name: Reference
     descriptor: Descriptor
     source: Digest
@@ -74,11 +73,8 @@ class ReferenceStore:
         return next((item for item in self.all() if item.name == name), None)
 
     def set(
-        self,
-        name: Reference,
-        descriptor: Descriptor,
-        source: Digest,
-        pause: Callable[[float], object] = time.sleep,
+        self, name: Reference, descriptor: Descriptor, source: Digest,
+        pause: Callable[[float], object] = time.sleep
     ) -> None:
         """Point ``name`` to ``descriptor``, durably; raises StorageError.
 
@@ -88,8 +84,7 @@ class ReferenceStore:
             raise InvalidReference("%s has neither tag nor digest" % (name,))
         if name.familiar_name in ("sha256", "sha384", "sha512"):
             raise InvalidReference(
-                "refusing to create an ambiguous tag using digest algorithm as name"
-            )
+                "refusing to create an ambiguous tag using digest algorithm as name")
         entry = Association(name, descriptor, source).to_json()
         with self._changing(pause) as entries:
             if [old for old in entries if _named(old) == str(name)] != [entry]:

@@ -19,9 +19,7 @@ from .errors import InvalidReference
 from .progress import Progress
 
 # C0, DEL, C1; what turns the direction of text or ends a line; halves of a character.
-_CONTROL = re.compile(
-    "[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-)
+_CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB", "ZB", "YB")
 
 
@@ -93,8 +91,7 @@ class JSON(Renderer):
                 "progressDetail": {key: count for key, count in counts.items() if count},
                 "progress": bar(event.current, event.total),
                 "id": event.id,
-                "aux": event.aux and dict(event.aux),
-            }
+                "aux": event.aux and dict(event.aux)}
         kept = {key: value for key, value in members.items() if value or key == "progressDetail"}
         # ASCII throughout, and so harmless even on a terminal; dumps leaves only DEL.
         return json.dumps(kept, separators=(",", ":")).replace("\x7f", "\\u007f") + "\n"
@@ -102,7 +99,6 @@ class JSON(Renderer):
 
 class Plain(Renderer):
     """A line for each change of state, and byte counts every few seconds."""
-
     interval = 5.0
     _most = 4096  # ids that are remembered
 
@@ -138,14 +134,11 @@ class Terminal(Renderer):
     The cursor always rests at the start of the empty line below.  ``size``
     says how many columns and rows there are, and is asked before each drawing.
     """
-
     interval = 0.1
 
     def __init__(
-        self,
-        stream: IO[str],
-        clock: Callable[[], float] = time.monotonic,
-        size: Optional[Callable[[], Tuple[int, int]]] = None,
+        self, stream: IO[str], clock: Callable[[], float] = time.monotonic,
+        size: Optional[Callable[[], Tuple[int, int]]] = None
     ) -> None:
         super().__init__(stream, clock)
         self._size = size or (lambda: _terminal_size(stream))
@@ -165,8 +158,7 @@ class Terminal(Renderer):
             line is not None
             and line.action == event.action
             and not event.last_update
-            and now - line.drawn < self.interval
-        ):
+            and now - line.drawn < self.interval):
             return ""
         size = columns, rows = self._size()
         if size != self._last_size:

@@ -10,25 +10,12 @@ import re
 import threading
 from typing import Dict, List, Mapping, NamedTuple, Optional, Set, Tuple
 
-from .auth import Authorizer, answer_error
+from .auth import Authorizer, Keyring, answer_error
 from .connection import Origin, Response, joined
-from .credentials import Credentials
-from .descriptor import (
-    DOCKER_LIST,
-    DOCKER_MANIFEST,
-    OCI_INDEX,
-    OCI_MANIFEST,
-    parse_json,
-    list_at,
-)
+from .descriptor import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, parse_json, list_at
 from .digest import Digest, Verifier
 from .endpoints import Endpoint, RegistryService
-from .errors import (
-    InvalidDocument,
-    NetworkError,
-    PolicyError,
-    RegistryError,
-)
+from .errors import ContentMismatch, InvalidDocument, NetworkError, PolicyError, RegistryError
 from .reference import Reference, is_tag
 from .streams import Cancel
 
@@ -44,7 +31,6 @@ _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)
 
 class Received(NamedTuple):
     """A manifest as it came: its bytes, the type it claims, its digest."""
-
     raw: bytes
     content_type: str
     digest: Digest
@@ -56,7 +42,7 @@ class Client:
     Close it at the end, or use ``with``.
     """
 
-    def __init__(self, service: RegistryService, credentials: Credentials) -> None:
+    def __init__(self, service: RegistryService, credentials: Keyring) -> None:
         self.service = service
         self.credentials = credentials
         self.transport = service.transport()
@@ -100,8 +86,7 @@ class Repository:
             client.transport,
             Origin.of(endpoint.url),
             lambda: client.credentials.get(endpoint.host, path),
-            "repository:%s:pull" % reference.path,
-        )
+            "repository:%s:pull" % reference.path)
 
     def manifest(self, reference: str, cancel: Cancel) -> Received:
         """A manifest or index by tag or digest, its bytes compared with the digest.
@@ -200,8 +185,7 @@ def _ranged(response: Response, offset: int) -> Response:
         after = int(end) + 1
         if (
             int(start) != offset or total not in ("*", str(after))
-            or response.remaining not in (None, after - offset)
-        ):
+            or response.remaining not in (None, after - offset)):
             response.close()
-            raise NetworkError("%s answered with another range" % (response.origin,))
+            raise ContentMismatch("%s answered with another range" % (response.origin,))
     return response

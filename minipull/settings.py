@@ -9,17 +9,16 @@ The settings file takes the engine's keys, as its daemon.json does.
 """
 import os
 import re
-import sys
+import shutil
 from typing import Any, Callable, Dict, List, Mapping, Optional
 
-from . import __version__
-from .credentials import Credential, Credentials, Source
+from .auth import Credential
+from .credentials import Credentials, Source
 from .descriptor import object_at, parse_json, string_at, strings_at
 from .download import CONCURRENT_DOWNLOADS, MAX_ATTEMPTS, LayerDownloadManager
 from .endpoints import Host, RegistryService
 from .errors import InvalidReference, StorageError
 from .store import Store
-from .streams import find_zstd
 
 #: What the command line asks for, where the engine's default is 3.
 JOBS = 6
@@ -39,10 +38,8 @@ class Settings:
     """
 
     def __init__(
-        self,
-        environ: Mapping[str, str],
-        flags: Optional[Mapping[str, Any]] = None,
-        warn: Callable[[str], None] = lambda text: None,
+        self, environ: Mapping[str, str], flags: Optional[Mapping[str, Any]] = None,
+        warn: Callable[[str], None] = lambda text: None
     ) -> None:
         self.environ = environ
         self._flags = dict(flags or {})
@@ -88,8 +85,7 @@ class Settings:
 
     def downloads(self) -> LayerDownloadManager:
         return LayerDownloadManager(
-            self.number("jobs", JOBS), self.number("attempts", MAX_ATTEMPTS)
-        )
+            self.number("jobs", JOBS), self.number("attempts", MAX_ATTEMPTS))
 
     def service(self) -> RegistryService:
         hosts: Dict[str, Host] = {}
@@ -101,8 +97,7 @@ class Settings:
             if not isinstance(fallback, bool):
                 raise InvalidReference("%s: fallback must be true or false" % what)
             hosts[domain] = Host(
-                strings_at(host, "mirrors", what), fallback, string_at(host, "ca", what)
-            )
+                strings_at(host, "mirrors", what), fallback, string_at(host, "ca", what))
         return RegistryService(
             mirrors=strings_at(self._file, "registry-mirrors", "settings"),
             insecure=strings_at(self._file, "insecure-registries", "settings"),
@@ -111,8 +106,7 @@ class Settings:
             tls_verify=self.truth("tls_verify", True),
             ca_file=self.text("ca_file"),
             timeout=self.timeout,
-            headers=self._headers(),
-        )
+            headers=self._headers())
 
     def credentials(self, domains: List[str]) -> Credentials:
         """What --creds says for ``domains``, and what docker and podman have stored."""
@@ -122,8 +116,7 @@ class Settings:
             if len(set(domains)) > 1:
                 raise InvalidReference(
                     "--creds and --registry-token are for one registry, not for %s"
-                    % " and ".join(sorted(set(domains)))
-                )
+                    % " and ".join(sorted(set(domains))))
             if not re.fullmatch("[!-~]*", token):
                 raise InvalidReference("--registry-token must be visible ASCII")
             username, _, password = creds.partition(":")
@@ -132,11 +125,9 @@ class Settings:
         # Helpers have no business with what was said to us alone.
         environ = {
             name: value for name, value in self.environ.items()
-            if not name.startswith("MINIPULL_") and name != "DOCKER_AUTH_CONFIG"
-        }
+            if not name.startswith("MINIPULL_") and name != "DOCKER_AUTH_CONFIG"}
         return Credentials(
-            self._sources(), explicit=explicit, helper_environ=environ, warn=self._warn
-        )
+            self._sources(), explicit=explicit, helper_environ=environ, warn=self._warn)
 
     def _sources(self) -> List[Source]:
         env = self.environ.get
@@ -153,16 +144,12 @@ class Settings:
             Source(os.path.join(docker, "config.json")),
             Source(os.path.join(runtime or "", "containers", "auth.json")),
             Source(os.path.join(config, "containers", "auth.json")),
-            Source(os.path.join(self._home, ".dockercfg"), flat=True),
-        ]
+            Source(os.path.join(self._home, ".dockercfg"), flat=True)]
         absent = [not env("DOCKER_AUTH_CONFIG"), False, not runtime, False, False]
         return [source for source, skip in zip(found, absent) if not skip]
 
     def _headers(self) -> Dict[str, str]:
-        python = "%d.%d" % sys.version_info[:2]
-        headers = {
-            "User-Agent": "minipull/%s (python %s; %s)" % (__version__, python, sys.platform)
-        }
+        headers: Dict[str, str] = {}
         given = self._flags.get("header") or self.environ.get("MINIPULL_HEADER", "").splitlines()
         for line in given:
             # Neither may be able to end the header (CVE-2016-5699).
@@ -194,3 +181,9 @@ def _load(path: str) -> Optional[Dict[str, Any]]:
     except OSError as exc:
         raise StorageError("read %s: %s" % (path, exc.strerror)) from exc
     return parse_json(data, path)
+
+
+def find_zstd(path: str = os.defpath) -> Optional[str]:
+    """The zstd program in the absolute directories of ``path``."""
+    absolute = filter(os.path.isabs, path.split(os.pathsep))
+    return shutil.which("zstd", path=os.pathsep.join(absolute))

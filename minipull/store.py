@@ -33,8 +33,7 @@ MAX_DEPTH = 8  # of indexes within indexes
 
 #: What registries and old tools call the config of an image.
 CONFIG_TYPES = frozenset(
-    (DOCKER_CONFIG, OCI_CONFIG, "application/octet-stream", "application/json", "text/html")
-)
+    (DOCKER_CONFIG, OCI_CONFIG, "application/octet-stream", "application/json", "text/html"))
 
 
 class Store:
@@ -52,16 +51,30 @@ class Store:
         scratch = self.content.scratch
         self.references = ReferenceStore(self.root, scratch, timeout)
         self.metadata = V2MetadataService(
-            MetadataStore(os.path.join(self.root, "metadata"), scratch)
-        )
+            MetadataStore(os.path.join(self.root, "metadata"), scratch))
 
     @contextlib.contextmanager
-    def using(self, cancel: Optional[Cancel] = None, writing: bool = False) -> Iterator[None]:
-        """Hold the shared lock; a reader goes on where there can be none.
+    def using(
+        self, cancel: Optional[Cancel] = None, writing: bool = False, alone: bool = False
+    ) -> Iterator[None]:
+        """Hold the shared lock, or all of it ``alone``; a reader goes on where there is none.
 
-        Raises StorageError if gc holds the lock too long, Cancelled.
+        Raises StorageError if it is not had in time, Cancelled.
         """
-        with self._locked(cancel or Cancel(), False, writing):
+        path = os.path.join(self.root, "lock")
+        with contextlib.ExitStack() as stack:
+            try:
+                if writing and not os.path.isdir(self.root):
+                    files.make_directory(self.root)
+                with storage_errors("open %s" % path):
+                    flags = os.O_RDWR | os.O_CREAT if writing else os.O_RDONLY
+                    fd = files.open_regular(path, flags)
+                stack.callback(os.close, fd)
+                files.lock(fd, path, alone, (cancel or Cancel()).pause, self.timeout)
+            except StorageError as exc:
+                # No lock file, or a file system without locks, stops no reader.
+                if writing or isinstance(exc, files.Locked):
+                    raise
             yield
 
     def image(self, name: Union[str, Reference]) -> Image:
@@ -107,12 +120,9 @@ class Store:
         """A stored manifest or index, verified; raises StorageError."""
         with damaged():
             return manifest.parse(
-                self.content.read(descriptor.digest, MAX_MANIFEST), descriptor.media_type
-            )
+                self.content.read(descriptor.digest, MAX_MANIFEST), descriptor.media_type)
 
-    def walk(
-        self, top: Descriptor
-    ) -> Iterator[Tuple[Descriptor, Optional[manifest.Document]]]:
+    def walk(self, top: Descriptor) -> Iterator[Tuple[Descriptor, Optional[manifest.Document]]]:
         """``top`` and everything below it, each once, parents first.
 
         A manifest or index comes with its document if it is stored.  Raises
@@ -127,8 +137,7 @@ class Store:
             seen.add(item.digest)
             document = None
             if item.media_type in MANIFEST_TYPES | INDEX_TYPES and (
-                self.content.size(item.digest) is not None
-            ):
+                self.content.size(item.digest) is not None):
                 document = self.document(item)
             yield item, document
             if isinstance(document, manifest.Index):
@@ -141,11 +150,12 @@ class Store:
                         seen.add(leaf.digest)
                         yield leaf, None
 
-    def missing(self, top: Descriptor) -> Iterator[Descriptor]:
+    def missing(self, top: Descriptor, foreign: bool = False) -> Iterator[Descriptor]:
         """What ``top`` needs and the store has not; foreign layers may be elsewhere."""
         for item, _ in self.walk(top):
-            if not self.content.has(item.digest, item.size) and not is_foreign(item.media_type):
-                yield item
+            if not self.content.has(item.digest, item.size):
+                if foreign or not is_foreign(item.media_type):
+                    yield item
 
     def size(self, top: Descriptor) -> int:
         """Bytes that an image takes in the store, shared or not."""
@@ -168,38 +178,13 @@ class Store:
             if not self.references.delete(name, (cancel or Cancel()).pause):
                 raise NotFound("No such image: %s" % name.familiar)
 
-    @contextlib.contextmanager
-    def alone(self, cancel: Optional[Cancel] = None) -> Iterator[None]:
-        """Hold the lock exclusively; raises StorageError, Cancelled."""
-        with self._locked(cancel or Cancel(), True, True):
-            yield
-
-    @contextlib.contextmanager
-    def _locked(self, cancel: Cancel, exclusive: bool, writing: bool) -> Iterator[None]:
-        path = os.path.join(self.root, "lock")
-        with contextlib.ExitStack() as stack:
-            try:
-                if writing and not os.path.isdir(self.root):
-                    files.make_directory(self.root)
-                with storage_errors("open %s" % path):
-                    flags = os.O_RDWR | os.O_CREAT if writing else os.O_RDONLY
-                    fd = files.open_regular(path, flags)
-                stack.callback(os.close, fd)
-                files.lock(fd, path, exclusive, cancel.pause, self.timeout)
-            except StorageError as exc:
-                # No lock file, or a file system without locks, stops no reader.
-                if writing or isinstance(exc, files.Locked):
-                    raise
-            yield
-
 
 def is_runnable(document: manifest.Manifest) -> bool:
     """Whether this is an image, and no attestation, chart or other artifact."""
     types = [document.config.media_type] + [layer.media_type for layer in document.layers]
     return not document.artifact_type and types[0] in CONFIG_TYPES and all(
         kind.startswith(("application/vnd.oci.image.", "application/vnd.docker."))
-        or kind in CONFIG_TYPES for kind in types
-    )
+        or kind in CONFIG_TYPES for kind in types)
 
 
 @contextlib.contextmanager

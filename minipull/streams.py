@@ -12,7 +12,6 @@ import contextlib
 import importlib
 import os
 import re
-import shutil
 import subprocess
 import threading
 import zlib
@@ -74,17 +73,8 @@ class Cancel:
                 self._callbacks.remove(callback)
 
 
-def find_zstd(path: str = os.defpath) -> Optional[str]:
-    """The zstd program in the absolute directories of ``path``."""
-    absolute = filter(os.path.isabs, path.split(os.pathsep))
-    return shutil.which("zstd", path=os.pathsep.join(absolute))
-
-
 def decompressed(
-    file: BinaryIO,
-    cancel: Cancel,
-    zstd: Optional[str] = None,
-    raw: Optional[Verifier] = None,
+    file: BinaryIO, cancel: Cancel, zstd: Optional[str] = None, raw: Optional[Verifier] = None
 ) -> Iterator[Buffer]:
     """The tar stream in a layer file, piece by piece; a piece lives until the next.
 
@@ -168,8 +158,7 @@ def _unzstd(file: BinaryIO, cancel: Cancel, program: Optional[str]) -> Iterator[
         raise Unsupported("layer is compressed with zstd: install zstd or use Python 3.14")
     process = subprocess.Popen(
         [program, "-dcq"],
-        stdin=file, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={}, bufsize=0,
-    )
+        stdin=file, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={}, bufsize=0)
     stdout = process.stdout
     assert stdout is not None
 

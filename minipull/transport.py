@@ -17,15 +17,18 @@ import email.utils
 import random
 import re
 import ssl
+import sys
 import threading
 import time
 import urllib.request
 from typing import Callable, Dict, List, Mapping, Optional, Set, Tuple
 
+from . import __version__
 from .connection import Connection, Origin, Response, joined
 from .errors import NetworkError, PolicyError, RateLimited
 from .streams import Cancel
 
+USER_AGENT = "minipull/%s (python %d.%d; %s)" % ((__version__,) + sys.version_info[:2] + (sys.platform,))
 RETRY_DELAYS = (0.2, 0.4, 0.8)  # seconds, jittered
 RATE_LIMIT_DELAYS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds, where the registry names none
 MAX_RETRY_AFTER = 60.0  # seconds
@@ -44,16 +47,14 @@ class Transport(urllib.request.BaseHandler):
     """
 
     def __init__(
-        self,
-        tls: Callable[[Origin], ssl.SSLContext],
-        timeout: float = 60.0,
-        headers: Optional[Mapping[str, str]] = None,
+        self, tls: Callable[[Origin], ssl.SSLContext], timeout: float = 60.0,
+        headers: Optional[Mapping[str, str]] = None
     ) -> None:
         self.timeout = timeout
         #: Who has completed a TLS handshake: plain http is over for that host.
         self.spoke_tls: Set[Tuple[str, int]] = set()
         self._tls = tls
-        self._headers = dict(headers or {})
+        self._headers = dict({"User-Agent": USER_AGENT}, **(headers or {}))
         self._lock = threading.Lock()
         self._idle: Dict[Origin, List[Connection]] = {}
         self._contexts: Dict[Origin, ssl.SSLContext] = {}
@@ -70,14 +71,8 @@ class Transport(urllib.request.BaseHandler):
             conn.drop()
 
     def request(
-        self,
-        method: str,
-        url: str,
-        headers: Mapping[str, str],
-        cancel: Cancel,
-        body: Optional[bytes] = None,
-        redirect: bool = True,
-        only_public: bool = False,
+        self, method: str, url: str, headers: Mapping[str, str], cancel: Cancel,
+        body: Optional[bytes] = None, redirect: bool = True, only_public: bool = False
     ) -> Response:
         """Send a request and return the answer, whatever its status.
 
@@ -103,22 +98,15 @@ class Transport(urllib.request.BaseHandler):
             if asked > MAX_RETRY_AFTER:
                 response.close()
                 raise RateLimited("%s %s; try again in %d seconds" % (
-                    response.origin, "limits our rate" if limited else "is not available", asked
-                ))
+                    response.origin, "limits our rate" if limited else "is not available", asked))
             if not delays:
                 return response
             response.discard()
             cancel.pause(max(asked, delays.pop(0) * random.uniform(0.75, 1.25)))
 
     def _follow(
-        self,
-        method: str,
-        url: str,
-        headers: Mapping[str, str],
-        cancel: Cancel,
-        body: Optional[bytes],
-        redirect: bool,
-        public: bool,
+        self, method: str, url: str, headers: Mapping[str, str], cancel: Cancel,
+        body: Optional[bytes], redirect: bool, public: bool
     ) -> Response:
         sent = dict(self._headers, **headers)
         first = Origin.of(url)
@@ -150,8 +138,7 @@ class Transport(urllib.request.BaseHandler):
             try:
                 return conn.exchange(
                     request.get_method(), request.full_url, dict(request.header_items()),
-                    request.data, request.cancel, request.only_public,
-                )
+                    request.data, request.cancel, request.only_public)
             except NetworkError:
                 # The server may have closed it while it lay idle.
                 if not conn.used or conn.received:
@@ -169,8 +156,7 @@ class Transport(urllib.request.BaseHandler):
                 conn = idle.pop() if idle else None
             if conn is None:
                 return Connection(
-                    origin, self.timeout, lambda: self._context(origin), self._checkin
-                )
+                    origin, self.timeout, lambda: self._context(origin), self._checkin)
             if conn.quiet():
                 return conn
             conn.drop()

@@ -98,16 +98,11 @@ class TransferManager:
 
     def __repr__(self) -> str:
         return "<TransferManager: %d of %d active, %d waiting>" % (
-            self.active, self.limit, len(self.waiting),
-        )
+            self.active, self.limit, len(self.waiting))
 
     def transfer(
-        self,
-        key: str,
-        run: Run,
-        output: Output,
-        waiting: Optional[Progress] = None,
-        cancel: Optional[Cancel] = None,
+        self, key: str, run: Run, output: Output, waiting: Optional[Progress] = None,
+        cancel: Optional[Cancel] = None
     ) -> Watcher:
         """Join the transfer of ``key`` or start it as ``run(transfer)``.
 

@@ -14,7 +14,7 @@ import pytest
 from minipull import transport as transport_module
 from minipull.auth import Authorizer, parse_challenges
 from minipull.connection import Origin
-from minipull.credentials import Credential
+from minipull.auth import Credential
 from minipull.endpoints import RegistryService
 from minipull.errors import Error, InvalidReference, NetworkError, PolicyError, RegistryError, Unauthorized
 from minipull.streams import Cancel

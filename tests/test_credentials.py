@@ -11,7 +11,8 @@ from typing import Any, Dict, List, Mapping, Optional
 
 import pytest
 
-from minipull.credentials import Credential, Credentials, Source
+from minipull.auth import Credential
+from minipull.credentials import Credentials, Source
 from minipull.errors import InvalidDocument, StorageError
 
 HUB = "https://index.docker.io/v1/"

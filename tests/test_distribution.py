@@ -9,6 +9,7 @@ import pytest
 import images
 import minipull
 from conftest import free_port
+from minipull.auth import Credential
 from minipull.distribution import host_platform, options
 from minipull.endpoints import Host
 from minipull.errors import (
@@ -41,7 +42,7 @@ def test_a_mirror_is_asked_first_for_whom_it_mirrors(
     for blob in [made.config, *(layer.descriptor for layer in made.layers)]:
         server.on("GET", "/v2/library/r/blobs/" + blob["digest"], content(layout.read(blob["digest"])))
     credentials = minipull.Credentials(explicit={
-        "docker.io": minipull.credentials.Credential("user", "password")})
+        "docker.io": Credential("user", "password")})
     image = minipull.pull("r", store, service=mirrored(server.url), credentials=credentials)
     assert str(image) == "docker.io/library/r@" + made.digest
     assert {request.query.get("ns") for request in server.requests} == {"docker.io"}

@@ -12,6 +12,7 @@ import images
 import minipull
 from conftest import peer
 from images import Layout, Spec
+from minipull.auth import Credential
 from minipull.check import UNVERIFIED, check
 from minipull.digest import Digest
 from minipull.download import LayerDownloadManager
@@ -881,7 +882,7 @@ def test_a_store_that_cannot_be_written_ends_with_a_storage_error(
 def test_a_refused_login_is_final(server: ScriptedServer, store: minipull.Store) -> None:
     server.on("GET", "/v2/", error(401, "UNAUTHORIZED", {"WWW-Authenticate": 'Basic realm="r"'}))
     refused(Unauthorized, server, store)
-    credentials = minipull.Credentials(explicit={server.host: minipull.credentials.Credential("u", "wrong")})
+    credentials = minipull.Credentials(explicit={server.host: Credential("u", "wrong")})
     text = refused(RegistryError, server, store, credentials=credentials)
     assert "wrong" not in text
     assert [request.headers.get("authorization") for request in server.requests] == [None, None, "Basic dTp3cm9uZw=="]

@@ -11,7 +11,8 @@ import pytest
 
 from minipull import repository as module
 from minipull import transport as transport_module
-from minipull.credentials import Credential, Credentials
+from minipull.auth import Credential
+from minipull.credentials import Credentials
 from minipull.digest import Digest
 from minipull.endpoints import Endpoint, RegistryService
 from minipull.errors import (

@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Mapping, Optional
 import pytest
 
 import minipull
-from minipull.credentials import Credential
+from minipull.auth import Credential
 from minipull.errors import InvalidDocument, InvalidReference, StorageError
 from minipull.reference import Reference
 from minipull.settings import Settings

@@ -458,7 +458,7 @@ from minipull.collect import gc
 from minipull.store import Store
 from minipull.streams import Cancel
 store = Store(sys.argv[1])
-with store._locked(Cancel(), sys.argv[2] == "exclusive", True):
+with store.using(Cancel(), True, sys.argv[2] == "exclusive"):
     print("held", flush=True)
     sys.stdin.read()
 """

@@ -20,7 +20,8 @@ import pytest
 from conftest import peer
 from minipull.digest import Digest, Verifier
 from minipull.errors import Cancelled, InvalidDocument, StorageError, Unsupported
-from minipull.streams import BUFFER, Cancel, decompressed, find_zstd
+from minipull.settings import find_zstd
+from minipull.streams import BUFFER, Cancel, decompressed
 
 TIMEOUT = 30.0
 INPUT = 128 << 10  # bytes that the decoder reads at once
