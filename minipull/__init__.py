@@ -31,6 +31,7 @@ The modules in reading order; each imports only from those above it:
     check         is every byte of a store what its name says?
     settings      flags, environment and files become objects
     render        progress on a terminal, in a log, as JSON
+    commands      one function a command
     cli           the command line
 
 The names below are the public API; the rest may be imported by module.

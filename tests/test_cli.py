@@ -18,7 +18,7 @@ import images
 import minipull
 from conftest import clean_env, end, free_port, minipull_env, wait_until
 from images import Layout, Spec
-from minipull import cli
+from minipull import cli, commands
 from servers import ScriptedServer, content, drip, error, head, reply, send
 
 KEYS = {"name", "digest", "image_id", "platform", "size", "created"}
@@ -267,7 +267,7 @@ def test_a_bug_is_one_line_that_says_so(call: Call, monkeypatch: pytest.MonkeyPa
     def broken(context: object, flags: object) -> int:
         raise ValueError("two\nlines")
 
-    monkeypatch.setattr(cli, "_images", broken)
+    monkeypatch.setitem(commands._COMMANDS, "images", broken)
     done = call("images")
     assert (done.code, done.line) == (
         1, "minipull: internal error: ValueError: two; lines (run with -v for the traceback)\n")

@@ -13,7 +13,7 @@ READING_PATH, ALL = 4500, 7500  # lines
 SPDX = "# SPDX-License-Identifier: Apache-2.0"
 DOCUMENTS = {"descriptor", "reference", "manifest", "image", "schema1", "es256", "tar"}
 OUTSIDE = {"os", "socket", "http", "urllib.request", "threading"}
-ENTRY = {"cli", "render", "settings", "doctor", "__main__"}  # may read the environment and print
+ENTRY = {"cli", "commands", "render", "settings", "doctor", "__main__"}  # may read the environment and print
 LATE_IMPORTS = {"cli", "__init__"}
 STDLIB = set(sys.stdlib_module_names) | {"compression"}  # the latter since 3.14
 

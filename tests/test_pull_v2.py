@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Type
 
@@ -14,6 +15,7 @@ from conftest import peer
 from images import Layout, Spec
 from minipull.auth import Credential
 from minipull.check import UNVERIFIED, check
+from minipull.collect import gc
 from minipull.digest import Digest
 from minipull.download import LayerDownloadManager
 from minipull.errors import (
@@ -679,6 +681,46 @@ def test_a_rest_of_another_size_is_all_fetched_again(
     on_blob(server, one.digest, content(one.data + b"more"), content(one.data))
     pull(server, store, attempts=1)
     assert ranges(server, one.digest) == ["bytes=50000-", None]
+
+
+def test_a_rest_from_elsewhere_is_all_fetched_again(
+        server: ScriptedServer, store: minipull.Store, one: One) -> None:
+    one.partial(store)
+    on_blob(server, one.digest, content(one.data, shift=7), content(one.data))
+    pull(server, store, attempts=1)
+    assert ranges(server, one.digest) == ["bytes=50000-", None]
+    assert check(store) == []
+
+
+def test_gc_waits_for_the_worker_of_a_pull_that_was_cancelled(
+        server: ScriptedServer, store: minipull.Store, one: One,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    syncing, go, real = threading.Event(), threading.Event(), os.fsync
+
+    def fsync(fd: int) -> None:
+        if os.fstat(fd).st_size == len(one.data):  # the disk is slow
+            syncing.set()
+            assert go.wait(20)
+        real(fd)
+
+    on_blob(server, one.digest, content(one.data))
+    monkeypatch.setattr(os, "fsync", fsync)
+    cancel = minipull.Cancel()
+
+    def give_up() -> None:
+        assert syncing.wait(20)
+        cancel.cancel()
+
+    canceller = threading.Thread(target=give_up)
+    canceller.start()
+    with pytest.raises(minipull.Cancelled):
+        pull(server, store, cancel=cancel)
+    canceller.join()
+    with pytest.raises(StorageError, match="is locked by"):
+        gc(minipull.Store(store.root, timeout=0.1), 0)
+    go.set()
+    assert one.digest in [str(digest) for digest in gc(store, 0).blobs]
+    assert blobs(store) == []
 
 
 def test_a_partial_that_went_bad_is_fetched_again(

@@ -171,7 +171,7 @@ def test_a_range_that_was_not_asked_for_is_an_error(
     repository: Repository, server: ScriptedServer, text: str
 ) -> None:
     server.on("GET", "", reply(206, BLOB[4:], {"Content-Range": text} if text else {}))
-    with pytest.raises(NetworkError, match="another range"):
+    with pytest.raises(ContentMismatch, match="another range"):
         read(repository, offset=4)
 
 
@@ -183,7 +183,7 @@ def test_a_range_may_be_of_unknown_size(repository: Repository, server: Scripted
 
 def test_two_ranges_are_none(repository: Repository, server: ScriptedServer) -> None:
     server.on("GET", "", reply(206, BLOB[4:], {"Content-Range": "bytes 4-9/10\r\nContent-Range: bytes 5-9/10"}))
-    with pytest.raises(NetworkError, match="another range"):
+    with pytest.raises(ContentMismatch, match="another range"):
         read(repository, offset=4)
 
 

@@ -158,10 +158,9 @@ def headers(home: Path, env: Optional[Mapping[str, str]] = None, **flags: Any) -
     return dict(settings(home, env, **flags).service()._headers or {})
 
 
-def test_headers_are_ours_and_the_users(home: Path) -> None:
-    agent = "minipull/%s (python %d.%d; %s)" % ((minipull.__version__,) + sys.version_info[:2] + (sys.platform,))
-    assert headers(home) == {"User-Agent": agent}
-    assert headers(home, header=["X-One: 1 ", "x-two:a:b"]) == {"User-Agent": agent, "X-One": "1", "X-Two": "a:b"}
+def test_headers_are_the_users(home: Path) -> None:
+    assert headers(home) == {}
+    assert headers(home, header=["X-One: 1 ", "x-two:a:b"]) == {"X-One": "1", "X-Two": "a:b"}
     assert headers(home, {"MINIPULL_HEADER": "X-One: 1\nuser-agent: me"}) == {"User-Agent": "me", "X-One": "1"}
 
 
