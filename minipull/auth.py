@@ -22,7 +22,7 @@ import re
 import threading
 import time
 import urllib.parse
-from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Callable, Dict, List, Mapping, NamedTuple, Optional
 
 from .connection import Origin, Response
 from .errors import (Error, InvalidReference, NetworkError, PolicyError, RegistryError,

@@ -8,7 +8,7 @@ Spec: image-spec, descriptor.md and image-index.md "platform".
 """
 import json
 import re
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Type, TypeVar
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, TypeVar
 
 from .digest import Digest
 from .errors import InvalidDocument, InvalidReference

@@ -7,7 +7,6 @@ tried on a host that has spoken TLS.
 
 Mirrors moby's distribution/pull.go.
 """
-import contextlib
 import os
 from typing import Callable, Dict, Optional, TypeVar, Union
 

@@ -239,7 +239,7 @@ def _copy(response: Response, ingest: Ingest, output: Output) -> None:
         raise ContentMismatch("blob %s: size is not %d as promised" % (ingest.digest, ingest.size))
     meter = Meter(output, ingest.digest.short, "Downloading", ingest.size)
     meter.current = ingest.offset
-    view = memoryview(bytearray(BUFFER))
+    view = memoryview(bytearray(min(BUFFER, ingest.size + 1)))
     while True:
         count = response.readinto(view)
         if not count:

@@ -141,8 +141,10 @@ class V2Puller:
     def _chosen(self, top: Document, seen: Set[Digest], depth: int = 0) -> List[Document]:
         """``top``, and if that is an index the way down to the wanted platform."""
         if isinstance(top, Manifest):
-            _check_runnable(top)
-            return [top]
+            if is_runnable(top):
+                return [top]
+            kind = ascii(top.artifact_type or top.config.media_type)
+            raise Unsupported("not an image to run but %s; minipull copy takes it as it is" % kind)
         _check_depth(depth)
         offered = [d for d in top.manifests if d.media_type in MANIFEST_TYPES | INDEX_TYPES]
         for candidate in select(self._options.platform, offered):
@@ -352,9 +354,3 @@ def _check_entry(entry: Descriptor, media_type: str, raw: bytes) -> None:
 def _check_depth(depth: int) -> None:
     if depth == MAX_DEPTH:  # as Store.walk has it
         raise PolicyError("indexes nested deeper than %d" % MAX_DEPTH)
-
-
-def _check_runnable(document: Manifest) -> None:
-    if not is_runnable(document):
-        kind = document.artifact_type or document.config.media_type
-        raise Unsupported("not an image to run but %s; minipull copy takes it as it is" % ascii(kind))

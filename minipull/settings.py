@@ -15,7 +15,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional
 from .auth import Credential
 from .credentials import Credentials, Source
 from .descriptor import object_at, parse_json, string_at, strings_at
-from .download import CONCURRENT_DOWNLOADS, MAX_ATTEMPTS, LayerDownloadManager
+from .download import MAX_ATTEMPTS, LayerDownloadManager
 from .endpoints import Host, RegistryService
 from .errors import InvalidReference, StorageError
 from .store import Store

@@ -24,7 +24,7 @@ from .image import Image
 from .layer import LayerStore
 from .metadata import MetadataStore, V2MetadataService
 from .reference import Reference
-from .references import SOURCE_DIGEST, Association, ReferenceStore
+from .references import Association, ReferenceStore
 from .streams import Cancel
 
 MAX_MANIFEST = 8 << 20  # bytes; the specification asks for 4 MiB at least

@@ -95,6 +95,7 @@ class TransferManager:
         #: Guards every field here and in the transfers; notified on each change.
         self.changed = threading.Condition()
         self._transfers: Dict[str, Transfer] = {}
+        self._queued = 0  # threads that wait for an output
 
     def __repr__(self) -> str:
         return "<TransferManager: %d of %d active, %d waiting>" % (
@@ -177,7 +178,7 @@ class TransferManager:
         self.deliver(watcher)
         with self.changed:
             while watcher.busy not in (None, threading.current_thread()):
-                self.changed.wait()
+                self._wait_for_output()
             watcher.error = watcher.error or Cancelled()  # mutes it for good
 
     def deliver(self, watcher: Watcher) -> None:
@@ -190,7 +191,7 @@ class TransferManager:
         with self.changed:
             number = transfer._count
             while watcher.seen < number and watcher.busy not in (None, current):
-                self.changed.wait()
+                self._wait_for_output()
             if watcher.seen >= number or watcher.busy or watcher.error is not None:
                 return
             watcher.busy, watcher.seen, progress = current, transfer._count, transfer._last
@@ -204,7 +205,9 @@ class TransferManager:
             finally:
                 self.changed.acquire()
                 watcher.busy = None
-                self.changed.notify_all()
+                # Waking everybody for every event would cost more than the work.
+                if self._queued or watcher.error is not None:
+                    self.changed.notify_all()
 
     # The rest is called with the lock held.
 
@@ -227,6 +230,13 @@ class TransferManager:
             else:
                 transfer._active = True
                 self.active += 1
+
+    def _wait_for_output(self) -> None:
+        self._queued += 1
+        try:
+            self.changed.wait()
+        finally:
+            self._queued -= 1
 
     def _add(self, transfer: Transfer, output: Output) -> Watcher:
         watcher = Watcher(transfer, output)

@@ -27,7 +27,7 @@ from typing import (
     Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple, Type,
     TypeVar, Union,
 )
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 CHUNK = 1 << 16
 

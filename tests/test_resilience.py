@@ -4,7 +4,6 @@
 Processes are killed, disks are full, proxies spoil the answers; afterwards the
 store is sound and the next pull goes on from there.
 """
-import hashlib
 import json
 import os
 import random
@@ -24,7 +23,7 @@ import pytest
 import images
 import minipull
 from conftest import (
-    DockerRegistry, Minipull, end, minipull_env, missing, peer, run, wait_until,
+    DockerRegistry, Minipull, minipull_env, missing, peer, run, wait_until,
 )
 from servers import Certificates, FaultProxy
 

@@ -3,13 +3,11 @@
 import json
 import os
 import stat
-import sys
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional
 
 import pytest
 
-import minipull
 from minipull.auth import Credential
 from minipull.errors import InvalidDocument, InvalidReference, StorageError
 from minipull.reference import Reference

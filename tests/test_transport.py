@@ -15,7 +15,7 @@ from minipull.endpoints import RegistryService
 from minipull.errors import Cancelled, NetworkError, PolicyError, RateLimited, TLSError
 from minipull.streams import Cancel
 from minipull.transport import Transport, _retry_after
-from servers import Certificates, ScriptedServer, close, error, hold, redirect, reply, reset, send
+from servers import Certificates, ScriptedServer, close, error, redirect, reply, reset, send
 
 TABLES = json.loads((Path(__file__).parent / "data" / "network.json").read_text("utf-8"))
 SECRETS = {"Authorization": "Basic c2VjcmV0", "Cookie": "a=b", "X-Api-Key": "secret"}
