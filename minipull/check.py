@@ -118,8 +118,8 @@ class _Checker:
                     tops.append(self._entry(entry))
             index = parse_json(data, "index.json")
             # Others may leave the type out, or add members, but a flipped byte does both.
-            if index.get("mediaType") != OCI_INDEX and (
-                "mediaType" in index or not set(index) <= _INDEX_MEMBERS):
+            unclear = "mediaType" in index or not set(index) <= _INDEX_MEMBERS
+            if unclear and index.get("mediaType") != OCI_INDEX:
                 raise StorageError("index.json: not an image index by its mediaType")
         return tops
 

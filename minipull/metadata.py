@@ -122,8 +122,8 @@ def parse_metadata(data: bytes) -> List[V2Metadata]:
         for item in json.loads(data.decode()):
             entry = V2Metadata(
                 Digest.parse(item["Digest"]), str(item["SourceRepository"]), str(item["HMAC"]))
-            if set(item) != {"Digest", "SourceRepository", "HMAC", "Sum"} or (
-                item["Sum"] != entry.checksum):
+            members = {"Digest", "SourceRepository", "HMAC", "Sum"}
+            if set(item) != members or item["Sum"] != entry.checksum:
                 raise InvalidDocument("association fails its checksum")
             entries.append(entry)
     except (ValueError, TypeError, KeyError, RecursionError) as exc:

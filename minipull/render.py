@@ -155,10 +155,8 @@ class Terminal(Renderer):
             return "\r%s\x1b[K\n" % _label(event, event.message)
         now, line = self._clock(), self._lines.get(event.id)
         if not event.action or (
-            line is not None
-            and line.action == event.action
-            and not event.last_update
-            and now - line.drawn < self.interval):
+                line is not None and line.action == event.action
+                and not event.last_update and now - line.drawn < self.interval):
             return ""
         size = columns, rows = self._size()
         if size != self._last_size:

@@ -182,10 +182,8 @@ def _ranged(response: Response, offset: int) -> Response:
     if response.status == 206:
         match = _CONTENT_RANGE.fullmatch(response.header("Content-Range"))
         start, end, total = match.groups() if match else ("-1", "-1", "*")
-        after = int(end) + 1
-        if (
-            int(start) != offset or total not in ("*", str(after))
-            or response.remaining not in (None, after - offset)):
+        fits = response.remaining in (None, int(end) + 1 - offset)
+        if int(start) != offset or total not in ("*", str(int(end) + 1)) or not fits:
             response.close()
             raise ContentMismatch("%s answered with another range" % (response.origin,))
     return response

@@ -136,8 +136,8 @@ class Store:
                 continue
             seen.add(item.digest)
             document = None
-            if item.media_type in MANIFEST_TYPES | INDEX_TYPES and (
-                self.content.size(item.digest) is not None):
+            known = item.media_type in MANIFEST_TYPES | INDEX_TYPES
+            if known and self.content.size(item.digest) is not None:
                 document = self.document(item)
             yield item, document
             if isinstance(document, manifest.Index):
@@ -174,9 +174,11 @@ class Store:
 
     def remove(self, name: Reference, cancel: Optional[Cancel] = None) -> None:
         """Forget a name; the blobs stay until gc.  Raises NotFound."""
-        with self.using(cancel, writing=True):
-            if not self.references.delete(name, (cancel or Cancel()).pause):
-                raise NotFound("No such image: %s" % name.familiar)
+        if self.references.get(name) is not None:
+            with self.using(cancel, writing=True):
+                if self.references.delete(name, (cancel or Cancel()).pause):
+                    return
+        raise NotFound("No such image: %s" % name.familiar)
 
 
 def is_runnable(document: manifest.Manifest) -> bool:

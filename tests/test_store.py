@@ -683,3 +683,10 @@ def test_the_image_says_what_its_tag_resolved_to(store: Store, tmp_path: Path) -
     image: Image = store.image("busybox")
     assert (image.source, image.architecture, str(image)) == (
         top.digest, "arm64", "docker.io/library/busybox@" + top.digest)
+
+
+def test_removing_a_name_that_is_not_there_writes_nothing(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "absent"))
+    with pytest.raises(NotFound, match="No such image: x:1"):
+        store.remove(Reference.parse("x:1"))
+    assert not (tmp_path / "absent").exists()
