@@ -62,9 +62,7 @@ class ContentStore:
         data = files.read_bytes(self.path(digest), limit)
         if data is None:
             raise StorageError("blob %s is missing from the store; pull the image again" % digest)
-        verifier = Verifier(digest.algorithm)
-        verifier.update(data)
-        if verifier.digest != digest:
+        if Digest.of(data, digest.algorithm) != digest:
             raise StorageError("blob %s in the store is corrupt; run minipull check" % digest)
         return data
 
@@ -75,9 +73,8 @@ class ContentStore:
 
     def put(self, digest: Digest, data: bytes) -> None:
         """Store a small blob that is held in memory, unless it is there."""
-        verifier = Verifier(digest.algorithm)
-        verifier.update(data)
-        verifier.verify(digest, len(data), "blob %s" % digest)
+        if Digest.of(data, digest.algorithm) != digest:
+            raise ContentMismatch("blob %s: content is something else" % digest)
         with storage_errors("read blob %s" % digest):
             if self.size(digest) == len(data) and files.read_bytes(self.path(digest), len(data)) == data:
                 return

@@ -29,8 +29,8 @@ class Digest(str):
         return cls(text)
 
     @classmethod
-    def of(cls, data: bytes) -> "Digest":
-        return cls("sha256:" + hashlib.sha256(data).hexdigest())
+    def of(cls, data: bytes, algorithm: str = "sha256") -> "Digest":
+        return cls("%s:%s" % (algorithm, hashlib.new(algorithm, data).hexdigest()))
 
     @property
     def algorithm(self) -> str:

@@ -16,6 +16,7 @@ from .descriptor import (DOCKER_LIST, DOCKER_MANIFEST, INDEX_TYPES, MANIFEST_TYP
 from .digest import Digest
 from .errors import InvalidDocument, PolicyError, Unsupported
 
+MAX_MANIFEST = 8 << 20  # bytes; the specification asks for 4 MiB at least
 MAX_LAYERS = 1000
 MAX_ENTRIES = 10000
 

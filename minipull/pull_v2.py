@@ -23,13 +23,13 @@ from .errors import (Cancelled, ContentMismatch, Error, InvalidDocument, Network
                      PolicyError, RegistryError, StorageError, Unsupported)
 from .image import Image, ImageConfig
 from .layer import Diff, Layer
-from .manifest import Document, Index, Manifest
+from .manifest import MAX_MANIFEST, Document, Index, Manifest
 from .metadata import V2Metadata
 from .progress import Meter, Output, Progress
 from .reference import Reference
 from .references import Association
 from .repository import Received, Repository
-from .store import MAX_CONFIG, MAX_DEPTH, MAX_MANIFEST, Store, is_runnable
+from .store import MAX_CONFIG, MAX_DEPTH, Store, is_runnable
 from .streams import Cancel
 from .xfer import Transfer
 

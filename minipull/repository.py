@@ -13,13 +13,13 @@ from typing import Dict, List, Mapping, NamedTuple, Optional, Set, Tuple
 from .auth import Authorizer, Keyring, answer_error
 from .connection import Origin, Response, joined
 from .descriptor import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, parse_json, list_at
-from .digest import Digest, Verifier
+from .digest import Digest
 from .endpoints import Endpoint, RegistryService
 from .errors import ContentMismatch, InvalidDocument, NetworkError, PolicyError, RegistryError
+from .manifest import MAX_MANIFEST
 from .reference import Reference, is_tag
 from .streams import Cancel
 
-MAX_MANIFEST = 8 << 20  # bytes
 MAX_TAGS = 100000
 _MAX_PAGE = 16 << 20  # bytes
 _MAX_PAGES = 10000
@@ -99,9 +99,8 @@ class Repository:
         digest = Digest.of(raw)
         if wanted:
             digest = Digest.parse(wanted)
-            verifier = Verifier(digest.algorithm)
-            verifier.update(raw)
-            verifier.verify(digest, len(raw), "manifest verification failed for digest %s" % digest)
+            if Digest.of(raw, digest.algorithm) != digest:
+                raise ContentMismatch("manifest verification failed for digest %s" % digest)
         return Received(raw, response.header("Content-Type"), digest)
 
     def resolve(self, tag: str, cancel: Cancel) -> Optional[Digest]:

@@ -27,7 +27,6 @@ from .reference import Reference
 from .references import Association, ReferenceStore
 from .streams import Cancel
 
-MAX_MANIFEST = 8 << 20  # bytes; the specification asks for 4 MiB at least
 MAX_CONFIG = 8 << 20  # bytes
 MAX_DEPTH = 8  # of indexes within indexes
 
@@ -120,7 +119,7 @@ class Store:
         """A stored manifest or index, verified; raises StorageError."""
         with damaged():
             return manifest.parse(
-                self.content.read(descriptor.digest, MAX_MANIFEST), descriptor.media_type)
+                self.content.read(descriptor.digest, manifest.MAX_MANIFEST), descriptor.media_type)
 
     def walk(self, top: Descriptor) -> Iterator[Tuple[Descriptor, Optional[manifest.Document]]]:
         """``top`` and everything below it, each once, parents first.
