@@ -88,7 +88,7 @@ def main(arguments: Sequence[str]) -> int:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line here too."""
-        from .commands import say
+        from .context import say
 
         say("%s; see %s --help" % (message, self.prog))
         raise SystemExit(2)
@@ -155,4 +155,9 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--keep", metavar="TIME", default="24h", help="spare what is younger (24h)")
     made = command("check", "hash the store again, down to DiffIDs", "check")
     made.add_argument("refs", metavar="REF", nargs="*")
+    made = command("serve", "be a registry over the store", "serve --listen 0.0.0.0:5000")
+    made.add_argument("--listen", metavar="HOST:PORT", help="127.0.0.1:5000; port 0 picks one")
+    made.add_argument("--writable", action="store_true", default=None, help="take pushes, deletes")
+    made.add_argument("--as", metavar="DOMAIN", help="record pushes as DOMAIN/... (localhost)")
+    made.add_argument("--timeout", metavar="SECONDS", help="for clients that stand still (60)")
     return parser

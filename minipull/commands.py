@@ -1,37 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands, one function each, and what they share.
+"""The commands, one function each.
 
-A command writes its results to stdout by way of its :class:`Context`, its
-progress to stderr, and returns an exit code or raises; what comes from outside
-is escaped before it reaches a terminal.
+A command writes its results by way of its :class:`Context`, and returns an exit
+code or raises.
 """
 import argparse
-import contextlib
 import json
-import os
 import re
 import sys
 import threading
-import traceback
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Union
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 from . import manifest
 from .check import UNVERIFIED, check
 from .collect import gc
+from .context import Context, say
 from .distribution import options, over_endpoints, pull_with
-from .errors import Error, InvalidReference, StorageError
+from .errors import InvalidReference, StorageError
 from .image import Image
 from .manifest import Manifest
-from .progress import Progress
 from .pull_v2 import Pulled
 from .reference import Reference
-from .render import Renderer, choose, escape, human_size
-from .repository import Client, Repository
-from .settings import Settings
+from .render import human_size
+from .repository import Repository
+from .server import serve
 from .store import Store
 from .streams import Cancel
 
-BROKEN_PIPE = 128 + 13
 DAMAGED = "damaged; rm the images, gc --keep 0, and pull them again"
 
 
@@ -43,101 +38,6 @@ def perform(flags: argparse.Namespace, cancel: Cancel) -> int:
             return _COMMANDS[flags.command](context, flags)
     except BaseException as exc:
         return context.failed(exc)
-
-
-class Context:
-    """What commands share: settings, progress, the switch."""
-
-    def __init__(self, flags: argparse.Namespace, cancel: Cancel) -> None:
-        self.cancel = cancel
-        self.json = flags.format == "json"
-        self._flags = flags
-        self._renderer: Optional[Renderer] = None
-        self._settings: Optional[Settings] = None
-
-    def __enter__(self) -> "Context":
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        if self._renderer is not None:
-            self._renderer.finish()
-
-    @property
-    def settings(self) -> Settings:
-        if self._settings is None:
-            self._settings = Settings(os.environ, vars(self._flags), self.warn)
-        return self._settings
-
-    @property
-    def renderer(self) -> Renderer:
-        if self._renderer is None:
-            mode = self.settings.text("progress", "auto")
-            if self.quiet and not self._flags.progress:
-                mode = "none"
-            self._renderer = choose(mode, sys.stderr, os.environ)
-        return self._renderer
-
-    @property
-    def quiet(self) -> bool:
-        return self.settings.truth("quiet")
-
-    @property
-    def store(self) -> Store:
-        return self.settings.store()
-
-    @contextlib.contextmanager
-    def client(self, domains: List[str]) -> Iterator[Client]:
-        with Client(self.settings.service(), self.settings.credentials(domains)) as client:
-            yield client
-
-    def warn(self, text: str) -> None:
-        self.renderer(Progress(message="warning: " + text))
-
-    def failed(self, error: BaseException) -> int:
-        """Say what went wrong, in one line; returns the exit code."""
-        if isinstance(error, BrokenPipeError):
-            # Whoever read us has gone; what is still buffered must not raise again.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return BROKEN_PIPE
-        if self._flags.verbose:
-            traceback.print_exception(type(error), error, error.__traceback__)
-        if isinstance(error, Error):
-            if not self.cancel.cancelled:
-                say(str(error))
-            return error.exit_code
-        hint = "" if self._flags.verbose else " (run with -v for the traceback)"
-        say("internal error: %s: %s%s" % (type(error).__name__, error, hint))
-        return 1
-
-    def show(self, text: str) -> None:
-        """Lines of the result; what came from outside is escaped."""
-        self.write("\n".join(escape(line) for line in text.split("\n")) + "\n")
-
-    def dump(self, value: Any) -> None:
-        self.write(json.dumps(value, indent=2) + "\n")
-
-    def write(self, data: Union[str, bytes]) -> None:
-        """Write to stdout at once, so that progress does not overtake results."""
-        if sys.stdout is None:  # closed from the start
-            return
-        try:
-            if isinstance(data, bytes):
-                sys.stdout.buffer.write(data)
-            else:
-                # Not every stream can spell everything.
-                encoding = sys.stdout.encoding or "utf-8"
-                sys.stdout.write(data.encode(encoding, "backslashreplace").decode(encoding))
-            sys.stdout.flush()
-        except BrokenPipeError:
-            raise
-        except OSError as exc:
-            raise StorageError("write to stdout: %s" % exc.strerror) from exc
-
-
-def say(text: str) -> None:
-    with contextlib.suppress(OSError, ValueError):
-        if sys.stderr is not None:
-            print("minipull: " + escape("; ".join(text.splitlines())), file=sys.stderr, flush=True)
 
 
 # Commands on registries.
@@ -350,6 +250,29 @@ def _check(context: Context, flags: argparse.Namespace) -> int:
     return 0 if ok else StorageError.exit_code
 
 
+def _serve(context: Context, flags: argparse.Namespace) -> int:
+    settings = context.settings
+    listen, writable = settings.text("listen", "127.0.0.1:5000"), settings.truth("writable")
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:]*)):([0-9]{1,5})", listen)
+    if match is None:
+        raise InvalidReference("--listen must be HOST:PORT, not %s" % ascii(listen)[:100])
+    host = match.group(1) or match.group(2)
+
+    def ready(url: str) -> None:
+        if not re.fullmatch(r"localhost|127\.[0-9.]+|::1", host):
+            context.warn("no TLS, no passwords: whoever reaches %s may read%s every image" % (
+                url, " and replace" if writable else ""))
+        context.show("Listening on %s" % url)
+
+    def log(status: int, text: str) -> None:
+        if status >= 500 or flags.verbose:
+            say(text)
+
+    serve(context.store, host, int(match.group(3)), writable, settings.text("as", "localhost"),
+          context.cancel, ready, log)
+    return 0
+
+
 def _stripped(text: str) -> str:
     return text[len("docker://"):] if text.startswith("docker://") else text
 
@@ -378,5 +301,5 @@ def _row(store: Store, image: Image) -> Dict[str, Any]:
 
 _COMMANDS: Dict[str, Callable[[Context, argparse.Namespace], int]] = {
     "pull": _pull, "tags": _tags, "manifest": _manifest, "digest": _digest, "images": _images,
-    "inspect": _inspect, "tag": _tag, "rm": _rm, "gc": _gc, "check": _check,
+    "inspect": _inspect, "tag": _tag, "rm": _rm, "gc": _gc, "check": _check, "serve": _serve,
 }

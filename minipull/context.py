@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What commands share: settings, progress, the switch, and how things are said.
+
+Results go to stdout, progress and diagnostics to stderr; what comes from
+outside is escaped before it reaches a terminal.
+"""
+import argparse
+import contextlib
+import json
+import os
+import sys
+import traceback
+from typing import Any, Iterator, List, Optional, Union
+
+from .errors import Error, StorageError
+from .progress import Progress
+from .render import Renderer, choose, escape
+from .repository import Client
+from .settings import Settings
+from .store import Store
+from .streams import Cancel
+
+BROKEN_PIPE = 128 + 13
+
+
+class Context:
+    """What commands share: settings, progress, the switch."""
+
+    def __init__(self, flags: argparse.Namespace, cancel: Cancel) -> None:
+        self.cancel = cancel
+        self.json = flags.format == "json"
+        self._flags = flags
+        self._renderer: Optional[Renderer] = None
+        self._settings: Optional[Settings] = None
+
+    def __enter__(self) -> "Context":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._renderer is not None:
+            self._renderer.finish()
+
+    @property
+    def settings(self) -> Settings:
+        if self._settings is None:
+            self._settings = Settings(os.environ, vars(self._flags), self.warn)
+        return self._settings
+
+    @property
+    def renderer(self) -> Renderer:
+        if self._renderer is None:
+            mode = self.settings.text("progress", "auto")
+            if self.quiet and not self._flags.progress:
+                mode = "none"
+            self._renderer = choose(mode, sys.stderr, os.environ)
+        return self._renderer
+
+    @property
+    def quiet(self) -> bool:
+        return self.settings.truth("quiet")
+
+    @property
+    def store(self) -> Store:
+        return self.settings.store()
+
+    @contextlib.contextmanager
+    def client(self, domains: List[str]) -> Iterator[Client]:
+        with Client(self.settings.service(), self.settings.credentials(domains)) as client:
+            yield client
+
+    def warn(self, text: str) -> None:
+        self.renderer(Progress(message="warning: " + text))
+
+    def failed(self, error: BaseException) -> int:
+        """Say what went wrong, in one line; returns the exit code."""
+        if isinstance(error, BrokenPipeError):
+            # Whoever read us has gone; what is still buffered must not raise again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return BROKEN_PIPE
+        if self._flags.verbose:
+            traceback.print_exception(type(error), error, error.__traceback__)
+        if isinstance(error, Error):
+            if not self.cancel.cancelled:
+                say(str(error))
+            return error.exit_code
+        hint = "" if self._flags.verbose else " (run with -v for the traceback)"
+        say("internal error: %s: %s%s" % (type(error).__name__, error, hint))
+        return 1
+
+    def show(self, text: str) -> None:
+        """Lines of the result; what came from outside is escaped."""
+        self.write("\n".join(escape(line) for line in text.split("\n")) + "\n")
+
+    def dump(self, value: Any) -> None:
+        self.write(json.dumps(value, indent=2) + "\n")
+
+    def write(self, data: Union[str, bytes]) -> None:
+        """Write to stdout at once, so that progress does not overtake results."""
+        if sys.stdout is None:  # closed from the start
+            return
+        try:
+            if isinstance(data, bytes):
+                sys.stdout.buffer.write(data)
+            else:
+                # Not every stream can spell everything.
+                encoding = sys.stdout.encoding or "utf-8"
+                sys.stdout.write(data.encode(encoding, "backslashreplace").decode(encoding))
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as exc:
+            raise StorageError("write to stdout: %s" % exc.strerror) from exc
+
+
+def say(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        if sys.stderr is not None:
+            print("minipull: " + escape("; ".join(text.splitlines())), file=sys.stderr, flush=True)
