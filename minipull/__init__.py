@@ -29,8 +29,15 @@ The modules in reading order; each imports only from those above it:
     credentials   what docker and podman have stored of who we are
     collect       gc: remove what no name needs
     check         is every byte of a store what its name says?
+    framing       HTTP messages as a server meets them
+    httpd         a small HTTP/1.1 server
+    uploads       blobs on their way in whose digest is told last
+    blobs         the blobs of a registry, out and in
+    catalog       which repository a name in a URL means
+    server        a registry over a store
     settings      flags, environment and files become objects
     render        progress on a terminal, in a log, as JSON
+    context       what commands share
     commands      one function a command
     cli           the command line
 
@@ -64,6 +71,7 @@ if TYPE_CHECKING:
     from .image import Image as Image
     from .progress import Progress as Progress
     from .reference import Reference as Reference
+    from .server import serve as serve
     from .store import Store as Store
     from .streams import Cancel as Cancel
 
@@ -80,6 +88,7 @@ _HOMES = {
     "image": "Image",
     "progress": "Progress",
     "reference": "Reference",
+    "server": "serve",
     "store": "Store",
     "streams": "Cancel"}
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}

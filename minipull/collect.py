@@ -15,7 +15,7 @@ from typing import List, NamedTuple, Optional, Set
 from .content import listing
 from .descriptor import Descriptor
 from .digest import ChainID, Digest
-from .errors import StorageError, storage_errors
+from .errors import PolicyError, StorageError, storage_errors
 from .references import SOURCE_DIGEST
 from .store import Store, damaged
 from .streams import Cancel
@@ -47,6 +47,21 @@ def gc(store: Store, keep: float = 24 * 3600.0, cancel: Optional[Cancel] = None)
         for path in [content.path(digest) for digest in doomed] + stale:
             _delete(path)
     return Collected(doomed, size)
+
+
+def delete(store: Store, digest: Digest, cancel: Optional[Cancel] = None) -> bool:
+    """Remove one blob; False if there is none.
+
+    Raises PolicyError if a name needs it, StorageError.
+    """
+    with store.using(cancel, writing=True, alone=True):
+        if store.content.size(digest) is None:
+            return False
+        if digest in _needed(store):
+            raise PolicyError("blob %s is needed by an image of the store" % digest)
+        _forget(store, {digest})
+        _delete(store.content.path(digest))
+    return True
 
 
 def _needed(store: Store) -> Set[Digest]:

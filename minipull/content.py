@@ -69,7 +69,7 @@ class ContentStore:
     def hash(self, digest: Digest, verifier: Verifier, cancel: Cancel) -> None:
         """Show every byte of a blob to ``verifier``; raises StorageError, Cancelled."""
         with storage_errors("read blob %s" % digest), self.open(digest) as file:
-            _hash_on(file.fileno(), verifier, cancel)
+            hash_file(file.fileno(), verifier, cancel)
 
     def put(self, digest: Digest, data: bytes) -> None:
         """Store a small blob that is held in memory, unless it is there."""
@@ -215,7 +215,7 @@ class Ingest:
         keep = self._kept()
         os.ftruncate(self._fd, keep)
         self._note()
-        _hash_on(self._fd, self._verifier, self._cancel)
+        hash_file(self._fd, self._verifier, self._cancel)
         self.resumed = keep > 0
 
     def _kept(self) -> int:
@@ -247,7 +247,8 @@ class Ingest:
         files.write_atomic(self._path + ".json", note, self._content.scratch, durable=False)
 
 
-def _hash_on(fd: int, verifier: Verifier, cancel: Cancel) -> None:
+def hash_file(fd: int, verifier: Verifier, cancel: Cancel) -> None:
+    """Show what is left of an open file to ``verifier``; an OSError is the caller's to map."""
     buffer = memoryview(bytearray(BUFFER))
     while True:
         cancel.check()

@@ -19,11 +19,11 @@ from .errors import InvalidDocument, InvalidReference
 #   label       ::= alnum [ ( alnum | "-" )* alnum ]
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
 #   domain      ::= ( label ( "." label )* | "[" ( hex | ":" )+ "]" ) [ ":" port ]
-_DOMAIN = r"(?:%s(?:\.%s)*|\[[a-fA-F0-9:]+\])(?::[0-9]+)?" % (_LABEL, _LABEL)
+DOMAIN = r"(?:%s(?:\.%s)*|\[[a-fA-F0-9:]+\])(?::[0-9]+)?" % (_LABEL, _LABEL)
 #   component   ::= lower ( ( "." | "_" | "__" | "-"+ ) lower )*
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*"
 #   path        ::= component ( "/" component )*
-_PATH = r"%s(?:/%s)*" % (_COMPONENT, _COMPONENT)
+PATH = r"%s(?:/%s)*" % (_COMPONENT, _COMPONENT)
 #   tag         ::= word ( word | "." | "-" )*                     (128 at most)
 _TAG = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
 #   digest      ::= algorithm ":" hex+            (32 at least; see digest.py)
@@ -31,7 +31,7 @@ _ALGORITHM = r"[A-Za-z][A-Za-z0-9]*(?:[-_+.][A-Za-z][A-Za-z0-9]*)*"
 _DIGEST = r"%s:[0-9a-fA-F]{32,}" % _ALGORITHM
 
 _REFERENCE = re.compile(
-    r"(?:(%s)/)?(%s)(?::(%s))?(?:@(%s))?" % (_DOMAIN, _PATH, _TAG, _DIGEST))
+    r"(?:(%s)/)?(%s)(?::(%s))?(?:@(%s))?" % (DOMAIN, PATH, _TAG, _DIGEST))
 #   identifier  ::= hex{64}                     (an image ID is no name)
 _IDENTIFIER = re.compile(r"[a-f0-9]{64}")
 _ONLY_TAG = re.compile(_TAG)

@@ -121,14 +121,16 @@ class Store:
             return manifest.parse(
                 self.content.read(descriptor.digest, manifest.MAX_MANIFEST), descriptor.media_type)
 
-    def walk(self, top: Descriptor) -> Iterator[Tuple[Descriptor, Optional[manifest.Document]]]:
-        """``top`` and everything below it, each once, parents first.
+    def walk(
+        self, top: Descriptor, depth: int = 0
+    ) -> Iterator[Tuple[Descriptor, Optional[manifest.Document]]]:
+        """``top``, at ``depth``, and everything below it, each once, parents first.
 
         A manifest or index comes with its document if it is stored.  Raises
         StorageError for one that is corrupt, PolicyError for too deep a nest.
         """
         seen: Set[Digest] = set()
-        stack = [(top, 0)]
+        stack = [(top, depth)]
         while stack:
             item, depth = stack.pop()
             if item.digest in seen:
@@ -149,9 +151,9 @@ class Store:
                         seen.add(leaf.digest)
                         yield leaf, None
 
-    def missing(self, top: Descriptor, foreign: bool = False) -> Iterator[Descriptor]:
+    def missing(self, top: Descriptor, foreign: bool = False, depth: int = 0) -> Iterator[Descriptor]:
         """What ``top`` needs and the store has not; foreign layers may be elsewhere."""
-        for item, _ in self.walk(top):
+        for item, _ in self.walk(top, depth):
             if not self.content.has(item.digest, item.size):
                 if foreign or not is_foreign(item.media_type):
                     yield item
