@@ -38,6 +38,7 @@ The modules in reading order; each imports only from those above it:
     settings      flags, environment and files become objects
     render        progress on a terminal, in a log, as JSON
     context       what commands share
+    doctor        does it work here, what does this host offer?
     commands      one function a command
     cli           the command line
 

@@ -155,6 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--keep", metavar="TIME", default="24h", help="spare what is younger (24h)")
     made = command("check", "hash the store again, down to DiffIDs", "check")
     made.add_argument("refs", metavar="REF", nargs="*")
+    command("doctor", "test this program and this host", "doctor")
     made = command("serve", "be a registry over the store", "serve --listen 0.0.0.0:5000")
     made.add_argument("--listen", metavar="HOST:PORT", help="127.0.0.1:5000; port 0 picks one")
     made.add_argument("--writable", action="store_true", default=None, help="take pushes, deletes")

@@ -16,6 +16,7 @@ from .check import UNVERIFIED, check
 from .collect import gc
 from .context import Context, say
 from .distribution import options, over_endpoints, pull_with
+from .doctor import doctor
 from .errors import InvalidReference, StorageError
 from .image import Image
 from .manifest import Manifest
@@ -262,7 +263,10 @@ def _serve(context: Context, flags: argparse.Namespace) -> int:
         if not re.fullmatch(r"localhost|127\.[0-9.]+|::1", host):
             context.warn("no TLS, no passwords: whoever reaches %s may read%s every image" % (
                 url, " and replace" if writable else ""))
-        context.show("Listening on %s" % url)
+        if context.json:
+            context.dump({"url": url})
+        else:
+            context.show("Listening on %s" % url)
 
     def log(status: int, text: str) -> None:
         if status >= 500 or flags.verbose:
@@ -271,6 +275,10 @@ def _serve(context: Context, flags: argparse.Namespace) -> int:
     serve(context.store, host, int(match.group(3)), writable, settings.text("as", "localhost"),
           context.cancel, ready, log)
     return 0
+
+
+def _doctor(context: Context, flags: argparse.Namespace) -> int:
+    return doctor(context)
 
 
 def _stripped(text: str) -> str:
@@ -302,4 +310,5 @@ def _row(store: Store, image: Image) -> Dict[str, Any]:
 _COMMANDS: Dict[str, Callable[[Context, argparse.Namespace], int]] = {
     "pull": _pull, "tags": _tags, "manifest": _manifest, "digest": _digest, "images": _images,
     "inspect": _inspect, "tag": _tag, "rm": _rm, "gc": _gc, "check": _check, "serve": _serve,
+    "doctor": _doctor,
 }

@@ -50,7 +50,7 @@ class Context:
     def renderer(self) -> Renderer:
         if self._renderer is None:
             mode = self.settings.text("progress", "auto")
-            if self.quiet and not self._flags.progress:
+            if self.quiet and not vars(self._flags).get("progress"):
                 mode = "none"
             self._renderer = choose(mode, sys.stderr, os.environ)
         return self._renderer

@@ -187,6 +187,8 @@ class _Connection:
                 if not head:
                     since = time.monotonic()
                 head += self._buffer[self._start:self._end]
+                if not head[:1].isalpha():  # most likely TLS, whose client waits for our word
+                    raise Refusal(400, "UNSUPPORTED", "malformed request line")
                 end = head.find(b"\r\n\r\n")
                 if max(end, len(head) if end < 0 else 0) > MAX_HEAD:
                     raise Refusal(431, "UNSUPPORTED", "the head is larger than %d bytes" % MAX_HEAD)

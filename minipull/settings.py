@@ -127,9 +127,10 @@ class Settings:
             name: value for name, value in self.environ.items()
             if not name.startswith("MINIPULL_") and name != "DOCKER_AUTH_CONFIG"}
         return Credentials(
-            self._sources(), explicit=explicit, helper_environ=environ, warn=self._warn)
+            self.sources(), explicit=explicit, helper_environ=environ, warn=self._warn)
 
-    def _sources(self) -> List[Source]:
+    def sources(self) -> List[Source]:
+        """Where credentials may be, the first wins."""
         env = self.environ.get
         alone = self.text("authfile") or env("REGISTRY_AUTH_FILE")
         if alone:

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""doctor: does it work here, and what does this host offer?
+
+A registry on loopback, an image made on the spot and pushed to it, pulled into
+a fresh store and checked: by the commands that a user would type, in processes
+of their own, with none of the user's settings.  Then, what speed and trust
+depend on.  Needs no network but loopback and leaves nothing behind.
+"""
+import contextlib
+import gzip
+import hashlib
+import http.client
+import importlib.util
+import io
+import json
+import os
+import re
+import shutil
+import ssl
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+import time
+import zlib
+from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple
+
+from . import files
+from .context import Context
+from .descriptor import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Descriptor
+from .digest import Digest
+from .errors import ContentMismatch, Error, NetworkError
+from .render import human_size
+from .settings import find_zstd
+from .streams import Cancel
+
+PATIENCE = 20.0  # seconds for one command
+_SAMPLE = 0.1  # seconds of one measurement
+_USERS = re.compile("MINIPULL_|DOCKER_|REGISTRY_|XDG_|SSL_|.*_PROXY$", re.I)
+
+
+class Step(NamedTuple):
+    """A command as it would be typed, and what came of it."""
+    command: str
+    output: str
+    code: int
+
+
+def doctor(context: Context) -> int:
+    """Show the self-test and the host; returns an exit code."""
+    steps: List[Step] = []
+    error, code = "", 0
+    try:
+        with tempfile.TemporaryDirectory(prefix="minipull-") as folder:
+            for step in _SelfTest(folder, context.cancel).steps():
+                steps.append(step)
+                if not context.json:
+                    context.show("$ %s\n%s" % (step.command, step.output))
+                if step.code:
+                    raise Error("the last command failed")
+    except (Error, OSError, http.client.HTTPException) as exc:
+        context.cancel.check()
+        code = next((step.code for step in steps if step.code), getattr(exc, "exit_code", 1))
+        error = str(exc) or type(exc).__name__
+    host = _host(context)
+    if context.json:
+        context.dump({
+            "ok": not error, "error": error, "host": host,
+            "steps": [step._asdict() for step in steps]})
+        return code
+    context.show("self-test: %s\n" % (error or "ok"))
+    for name, text in host.items():
+        context.show("%-12s %s" % (name, text))
+    return code
+
+
+class _SelfTest:
+    def __init__(self, folder: str, cancel: Cancel) -> None:
+        self._folder = folder
+        self._cancel = cancel
+        settings = os.path.join(folder, "config.json")
+        with open(settings, "w") as file:
+            file.write("{}")
+        self._environ = {key: value for key, value in os.environ.items() if not _USERS.match(key)}
+        self._environ.update(HOME=folder, MINIPULL_CONFIG=settings)
+
+    def steps(self) -> Iterator[Step]:
+        """Serve, push, pull, check; raises Error where no command can show it."""
+        served, fresh = (os.path.join(self._folder, name) for name in ("served", "fresh"))
+        serve = ("--root", served, "serve", "--listen", "127.0.0.1:0", "--writable")
+        with self._running(*serve) as process:
+            assert process.stdout is not None
+            line = process.stdout.readline().decode().strip()
+            address = line.partition("http://")[2]
+            yield Step(_typed(serve) + " &", line, 0 if address else process.wait() or 1)
+            for pushed in _push(address):  # the manifest comes last
+                yield pushed
+            pulled = self._run("--root", fresh, "pull", "%s/doctor/hello:1" % address)
+            yield pulled
+            if "Digest: %s" % pushed.output.rpartition(" ")[2] not in pulled.output:
+                raise ContentMismatch("what was pulled is not what was pushed")
+        yield self._run("--root", fresh, "check")
+
+    def _run(self, *args: str) -> Step:
+        with self._running(*args) as process:
+            output = process.communicate()[0].decode("utf-8", "replace").strip()
+            if process.returncode < 0:
+                output += "\nended by signal %d, after at most %d s" % (-process.returncode, PATIENCE)
+            return Step(_typed(args), output, abs(process.returncode))
+
+    @contextlib.contextmanager
+    def _running(self, *args: str) -> Iterator["subprocess.Popen[bytes]"]:
+        """This very package as a command, wherever it was imported from."""
+        code = "import sys; sys.path[:0] = %r; from %s.cli import run; run()" % (
+            [os.path.abspath(path) for path in sys.path], __package__)
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *args], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, env=self._environ)
+        timer = threading.Timer(PATIENCE, process.kill)
+        try:
+            timer.start()
+            with process, self._cancel.calling(process.kill):
+                yield process
+                process.terminate()
+        finally:
+            timer.cancel()
+            process.kill()
+
+
+def _typed(args: Iterable[str]) -> str:
+    return "python3 -m minipull " + " ".join(args)
+
+
+def _push(address: str) -> Iterator[Step]:
+    """Push a small image by plain requests."""
+    text, tar = b"Hello from minipull.\n", io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w") as archive:
+        member = tarfile.TarInfo("hello")
+        member.size = len(text)
+        archive.addfile(member, io.BytesIO(text))
+    layer, diff_id = gzip.compress(tar.getvalue()), Digest.of(tar.getvalue())
+    config = json.dumps({
+        "architecture": "amd64", "os": "linux", "config": {"Cmd": ["cat", "/hello"]},
+        "rootfs": {"type": "layers", "diff_ids": [diff_id]}}).encode()
+    blobs = [(OCI_CONFIG, config), (OCI_LAYER + "+gzip", layer)]
+    parts = [Descriptor(kind, Digest.of(data), len(data)).to_json() for kind, data in blobs]
+    manifest = json.dumps({
+        "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": parts[0], "layers": parts[1:]})
+    requests = [("POST", "blobs/uploads/?digest=%s" % Digest.of(data), data) for _, data in blobs]
+    requests.append(("PUT", "manifests/1", manifest.encode()))
+    connection = http.client.HTTPConnection(address, timeout=PATIENCE)
+    with contextlib.closing(connection):
+        for method, path, data in requests:
+            url = "/v2/doctor/hello/" + path
+            connection.request(method, url, data, {"Content-Type": OCI_MANIFEST})
+            answer = connection.getresponse()
+            answer.read()
+            yield Step(
+                "curl -X %s --data-binary @- '%s%s'" % (method, address, url),
+                "%d %s %s" % (answer.status, answer.reason, answer.getheader("Docker-Content-Digest")),
+                0 if answer.status == 201 else NetworkError.exit_code)
+
+
+def _host(context: Context) -> Dict[str, str]:
+    return {
+        "Python": "%s, %s" % (sys.version.split()[0], sys.executable),
+        "OpenSSL": ssl.OPENSSL_VERSION, "SHA-256": _sha256(), "zlib": _zlib(), "zstd": _zstd(),
+        "CAs": _authorities(), "proxies": _proxies(), "credentials": _credentials(context),
+        "store": _store(context)}
+
+
+def _rate(work: Callable[[], int]) -> str:
+    """MB/s, by the bytes that ``work`` says it did."""
+    done, begun = 0, time.perf_counter()
+    while time.perf_counter() - begun < _SAMPLE:
+        done += work()
+    return "%.0f MB/s" % (done / (time.perf_counter() - begun) / 1e6)
+
+
+def _sha256() -> str:
+    block = bytes(1 << 20)
+    rate = _rate(lambda: len(hashlib.sha256(block).digest()) and len(block))
+    if type(hashlib.sha256()).__module__ != "_hashlib":
+        return rate + ", Python's own: with OpenSSL's hashing it would be several times faster"
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        found = re.search(r"^(?:flags|Features)\s*:.*?\b(sha_ni|sha2)\b", file.read(), re.M)
+        how = "accelerated by %s" % found.group(1) if found else "no help from the processor"
+        return "%s, OpenSSL, %s" % (rate, how)
+    return rate + ", OpenSSL"
+
+
+def _zlib() -> str:
+    text = "".join(hashlib.sha256(b"%d" % i).hexdigest() for i in range(4096))
+    packed = zlib.compress(text.encode())
+    rate = _rate(lambda: len(zlib.decompress(packed)))
+    return "%s, inflates %s" % (zlib.ZLIB_RUNTIME_VERSION, rate)
+
+
+def _zstd() -> str:
+    if importlib.util.find_spec("compression") and importlib.util.find_spec("compression.zstd"):
+        return "Python's own"
+    return find_zstd(os.environ.get("PATH", os.defpath)) or (
+        "none: install zstd or use Python 3.14, or layers that need it stay unverified")
+
+
+def _authorities() -> str:
+    paths = ssl.get_default_verify_paths()
+    places = [place for place in (paths.cafile, paths.capath) if place]
+    return ", ".join(places) or "none: install ca-certificates, or give --ca-file"
+
+
+def _proxies() -> str:
+    found = [
+        "%s=%s" % (name, re.sub("//.*@", "//...@", value)) for name, value in os.environ.items()
+        if re.fullmatch("(https?|all|no)_proxy", name, re.I) and value]
+    return ("not used yet: " + " ".join(sorted(found))) if found else "none"
+
+
+def _credentials(context: Context) -> str:
+    try:
+        found = [source.name for source in context.settings.sources()]
+    except Error as exc:
+        return str(exc)
+    return ", ".join(name for name in found if os.path.exists(name) or "/" not in name) or "none"
+
+
+def _store(context: Context) -> str:
+    """Locks and free space where the store is or would be."""
+    root = place = context.store.root
+    while not os.path.isdir(place):
+        place = os.path.dirname(place)
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
+            files.lock(file.fileno(), place, True)
+        return "%s, %s free, locks work" % (root, human_size(shutil.disk_usage(place).free))
+    except OSError as exc:
+        return "%s: %s; choose another --root" % (root, exc.strerror)
+    except Error as exc:
+        return str(exc)
