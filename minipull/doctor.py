@@ -24,7 +24,7 @@ import tempfile
 import threading
 import time
 import zlib
-from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple
+from typing import Callable, Dict, Generator, Iterable, Iterator, List, NamedTuple
 
 from . import files
 from .context import Context
@@ -53,12 +53,14 @@ def doctor(context: Context) -> int:
     error, code = "", 0
     try:
         with tempfile.TemporaryDirectory(prefix="minipull-") as folder:
-            for step in _SelfTest(folder, context.cancel).steps():
-                steps.append(step)
-                if not context.json:
-                    context.show("$ %s\n%s" % (step.command, step.output))
-                if step.code:
-                    raise Error("the last command failed")
+            test = _SelfTest(folder, context.cancel).steps()
+            with contextlib.closing(test):  # which ends the registry
+                for step in test:
+                    steps.append(step)
+                    if not context.json:
+                        context.show("$ %s\n%s" % (step.command, step.output))
+                    if step.code:
+                        raise Error("the last command failed")
     except (Error, OSError, http.client.HTTPException) as exc:
         context.cancel.check()
         code = next((step.code for step in steps if step.code), getattr(exc, "exit_code", 1))
@@ -85,7 +87,7 @@ class _SelfTest:
         self._environ = {key: value for key, value in os.environ.items() if not _USERS.match(key)}
         self._environ.update(HOME=folder, MINIPULL_CONFIG=settings)
 
-    def steps(self) -> Iterator[Step]:
+    def steps(self) -> Generator[Step, None, None]:
         """Serve, push, pull, check; raises Error where no command can show it."""
         served, fresh = (os.path.join(self._folder, name) for name in ("served", "fresh"))
         serve = ("--root", served, "serve", "--listen", "127.0.0.1:0", "--writable")
@@ -107,7 +109,7 @@ class _SelfTest:
             output = process.communicate()[0].decode("utf-8", "replace").strip()
             if process.returncode < 0:
                 output += "\nended by signal %d, after at most %d s" % (-process.returncode, PATIENCE)
-            return Step(_typed(args), output, abs(process.returncode))
+            return Step(_typed(args), output, process.returncode if process.returncode >= 0 else 1)
 
     @contextlib.contextmanager
     def _running(self, *args: str) -> Iterator["subprocess.Popen[bytes]"]:
@@ -118,14 +120,13 @@ class _SelfTest:
             [sys.executable, "-c", code, *args], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, env=self._environ)
         timer = threading.Timer(PATIENCE, process.kill)
-        try:
+        with process, self._cancel.calling(process.kill):
             timer.start()
-            with process, self._cancel.calling(process.kill):
+            try:
                 yield process
+            finally:
                 process.terminate()
-        finally:
-            timer.cancel()
-            process.kill()
+                timer.cancel()
 
 
 def _typed(args: Iterable[str]) -> str:
