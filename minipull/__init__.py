@@ -39,7 +39,8 @@ The modules in reading order; each imports only from those above it:
     render        progress on a terminal, in a log, as JSON
     context       what commands share
     doctor        does it work here, what does this host offer?
-    commands      one function a command
+    services      the commands that need the server
+    commands      the others, one function each
     cli           the command line
 
 The names below are the public API; the rest may be imported by module.

@@ -52,9 +52,13 @@ def main(arguments: Sequence[str]) -> int:
 
     def work() -> None:
         try:
-            from .commands import perform
+            from .context import perform
 
-            codes.append(perform(flags, cancel))
+            if flags.command in ("doctor", "serve"):
+                from .services import COMMANDS
+            else:
+                from .commands import COMMANDS
+            codes.append(perform(COMMANDS[flags.command], flags, cancel))
         finally:
             done.set()
 

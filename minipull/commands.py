@@ -14,9 +14,8 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 from . import manifest
 from .check import UNVERIFIED, check
 from .collect import gc
-from .context import Context, say
+from .context import Command, Context
 from .distribution import options, over_endpoints, pull_with
-from .doctor import doctor
 from .errors import InvalidReference, StorageError
 from .image import Image
 from .manifest import Manifest
@@ -24,21 +23,9 @@ from .pull_v2 import Pulled
 from .reference import Reference
 from .render import human_size
 from .repository import Repository
-from .server import serve
 from .store import Store
-from .streams import Cancel
 
 DAMAGED = "damaged; rm the images, gc --keep 0, and pull them again"
-
-
-def perform(flags: argparse.Namespace, cancel: Cancel) -> int:
-    """The command, with every error as one line and a code."""
-    context = Context(flags, cancel)
-    try:
-        with context:
-            return _COMMANDS[flags.command](context, flags)
-    except BaseException as exc:
-        return context.failed(exc)
 
 
 # Commands on registries.
@@ -251,36 +238,6 @@ def _check(context: Context, flags: argparse.Namespace) -> int:
     return 0 if ok else StorageError.exit_code
 
 
-def _serve(context: Context, flags: argparse.Namespace) -> int:
-    settings = context.settings
-    listen, writable = settings.text("listen", "127.0.0.1:5000"), settings.truth("writable")
-    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:]*)):([0-9]{1,5})", listen)
-    if match is None:
-        raise InvalidReference("--listen must be HOST:PORT, not %s" % ascii(listen)[:100])
-    host = match.group(1) or match.group(2)
-
-    def ready(url: str) -> None:
-        if not re.fullmatch(r"localhost|127\.[0-9.]+|::1", host):
-            context.warn("no TLS, no passwords: whoever reaches %s may read%s every image" % (
-                url, " and replace" if writable else ""))
-        if context.json:
-            context.dump({"url": url})
-        else:
-            context.show("Listening on %s" % url)
-
-    def log(status: int, text: str) -> None:
-        if status >= 500 or flags.verbose:
-            say(text)
-
-    serve(context.store, host, int(match.group(3)), writable, settings.text("as", "localhost"),
-          context.cancel, ready, log)
-    return 0
-
-
-def _doctor(context: Context, flags: argparse.Namespace) -> int:
-    return doctor(context)
-
-
 def _stripped(text: str) -> str:
     return text[len("docker://"):] if text.startswith("docker://") else text
 
@@ -307,8 +264,7 @@ def _row(store: Store, image: Image) -> Dict[str, Any]:
         "created": config.created if config else ""}
 
 
-_COMMANDS: Dict[str, Callable[[Context, argparse.Namespace], int]] = {
+COMMANDS: Dict[str, Command] = {
     "pull": _pull, "tags": _tags, "manifest": _manifest, "digest": _digest, "images": _images,
-    "inspect": _inspect, "tag": _tag, "rm": _rm, "gc": _gc, "check": _check, "serve": _serve,
-    "doctor": _doctor,
+    "inspect": _inspect, "tag": _tag, "rm": _rm, "gc": _gc, "check": _check,
 }

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import traceback
-from typing import Any, Iterator, List, Optional, Union
+from typing import Any, Callable, Iterator, List, Optional, Union
 
 from .errors import Error, StorageError
 from .progress import Progress
@@ -116,3 +116,16 @@ def say(text: str) -> None:
     with contextlib.suppress(OSError, ValueError):
         if sys.stderr is not None:
             print("minipull: " + escape("; ".join(text.splitlines())), file=sys.stderr, flush=True)
+
+
+Command = Callable[[Context, argparse.Namespace], int]
+
+
+def perform(command: Command, flags: argparse.Namespace, cancel: Cancel) -> int:
+    """Run a command, with every error as one line and a code."""
+    context = Context(flags, cancel)
+    try:
+        with context:
+            return command(context, flags)
+    except BaseException as exc:
+        return context.failed(exc)

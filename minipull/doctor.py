@@ -6,6 +6,7 @@ a fresh store and checked: by the commands that a user would type, in processes
 of their own, with none of the user's settings.  Then, what speed and trust
 depend on.  Needs no network but loopback and leaves nothing behind.
 """
+import argparse
 import contextlib
 import gzip
 import hashlib
@@ -47,7 +48,7 @@ class Step(NamedTuple):
     code: int
 
 
-def doctor(context: Context) -> int:
+def doctor(context: Context, flags: argparse.Namespace) -> int:
     """Show the self-test and the host; returns an exit code."""
     steps: List[Step] = []
     error, code = "", 0
