@@ -89,8 +89,8 @@ class Catalog:
     def names(self, ns: str) -> List[str]:
         """Repositories as they are asked for, ours without their domain."""
         bare = ns or self.domain
-        return [path if domain == bare else "%s/%s" % (domain, path)
-                for domain, path in self.repositories() if not ns or domain == ns]
+        return list({path if domain == bare else "%s/%s" % (domain, path)
+                     for domain, path in self.repositories() if not ns or domain == ns})
 
     def _behind(self, name: str) -> Iterator[Repository]:
         """What ``name`` means if it begins with a domain."""

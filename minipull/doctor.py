@@ -25,7 +25,7 @@ import tempfile
 import threading
 import time
 import zlib
-from typing import Callable, Dict, Generator, Iterable, Iterator, List, NamedTuple
+from typing import Callable, Dict, Iterator, List
 
 from . import files
 from .context import Context
@@ -34,83 +34,71 @@ from .digest import Digest
 from .errors import ContentMismatch, Error, NetworkError
 from .render import human_size
 from .settings import find_zstd
-from .streams import Cancel
 
 PATIENCE = 20.0  # seconds for one command
+_TYPED = "python3 -m minipull %s"
 _SAMPLE = 0.1  # seconds of one measurement
 _USERS = re.compile("MINIPULL_|DOCKER_|REGISTRY_|XDG_|SSL_|.*_PROXY$", re.I)
 
 
-class Step(NamedTuple):
-    """A command as it would be typed, and what came of it."""
-    command: str
-    output: str
-    code: int
-
-
 def doctor(context: Context, flags: argparse.Namespace) -> int:
     """Show the self-test and the host; returns an exit code."""
-    steps: List[Step] = []
-    error, code = "", 0
+    test, error, code = _SelfTest(context), "", 0
     try:
         with tempfile.TemporaryDirectory(prefix="minipull-") as folder:
-            test = _SelfTest(folder, context.cancel).steps()
-            with contextlib.closing(test):  # which ends the registry
-                for step in test:
-                    steps.append(step)
-                    if not context.json:
-                        context.show("$ %s\n%s" % (step.command, step.output))
-                    if step.code:
-                        raise Error("the last command failed")
+            test.run(folder)
     except (Error, OSError, http.client.HTTPException) as exc:
         context.cancel.check()
-        code = next((step.code for step in steps if step.code), getattr(exc, "exit_code", 1))
-        error = str(exc) or type(exc).__name__
+        error, code = str(exc) or type(exc).__name__, getattr(exc, "exit_code", 1)
     host = _host(context)
-    if context.json:
-        context.dump({
-            "ok": not error, "error": error, "host": host,
-            "steps": [step._asdict() for step in steps]})
-        return code
-    context.show("self-test: %s\n" % (error or "ok"))
-    for name, text in host.items():
-        context.show("%-12s %s" % (name, text))
+    context.answer(
+        {"ok": not error, "error": error, "host": host, "steps": test.steps},
+        ["self-test: %s\n" % (error or "ok")] + ["%-12s %s" % about for about in host.items()])
     return code
 
 
 class _SelfTest:
-    def __init__(self, folder: str, cancel: Cancel) -> None:
-        self._folder = folder
-        self._cancel = cancel
-        settings = os.path.join(folder, "config.json")
+    def __init__(self, context: Context) -> None:
+        self.steps: List[Dict[str, object]] = []
+        self._context = context
+        self._environ = {key: value for key, value in os.environ.items() if not _USERS.match(key)}
+
+    def run(self, folder: str) -> None:
+        """Serve, push, pull, check; raises Error after the first that fails."""
+        served, fresh, settings = (os.path.join(folder, x) for x in ("served", "fresh", "settings"))
         with open(settings, "w") as file:
             file.write("{}")
-        self._environ = {key: value for key, value in os.environ.items() if not _USERS.match(key)}
         self._environ.update(HOME=folder, MINIPULL_CONFIG=settings)
-
-    def steps(self) -> Generator[Step, None, None]:
-        """Serve, push, pull, check; raises Error where no command can show it."""
-        served, fresh = (os.path.join(self._folder, name) for name in ("served", "fresh"))
         serve = ("--root", served, "serve", "--listen", "127.0.0.1:0", "--writable")
         with self._running(*serve) as process:
             assert process.stdout is not None
             line = process.stdout.readline().decode().strip()
             address = line.partition("http://")[2]
-            yield Step(_typed(serve) + " &", line, 0 if address else process.wait() or 1)
-            for pushed in _push(address):  # the manifest comes last
-                yield pushed
-            pulled = self._run("--root", fresh, "pull", "%s/doctor/hello:1" % address)
-            yield pulled
-            if "Digest: %s" % pushed.output.rpartition(" ")[2] not in pulled.output:
+            self._done(_TYPED % " ".join(serve) + " &", line, 0 if address else process.wait() or 1)
+            pushed = self._push(address)
+            pulled = self._command("--root", fresh, "pull", "%s/doctor/hello:1" % address)
+            if "Digest: %s" % pushed not in pulled:
                 raise ContentMismatch("what was pulled is not what was pushed")
-        yield self._run("--root", fresh, "check")
+        self._command("--root", fresh, "check")
 
-    def _run(self, *args: str) -> Step:
+    def _done(self, command: str, output: str, code: int) -> None:
+        """A command as it would be typed, and what came of it."""
+        self.steps.append({"command": command, "output": output, "code": code})
+        if not self._context.json:
+            self._context.show("$ %s\n%s" % (command, output))
+        if code:
+            error = Error("the last command failed")
+            error.exit_code = code
+            raise error
+
+    def _command(self, *args: str) -> str:
         with self._running(*args) as process:
             output = process.communicate()[0].decode("utf-8", "replace").strip()
-            if process.returncode < 0:
-                output += "\nended by signal %d, after at most %d s" % (-process.returncode, PATIENCE)
-            return Step(_typed(args), output, process.returncode if process.returncode >= 0 else 1)
+        code = process.returncode
+        if code < 0:
+            output += "\nended by signal %d, after at most %d s" % (-code, PATIENCE)
+        self._done(_TYPED % " ".join(args), output, code if code >= 0 else 1)
+        return output
 
     @contextlib.contextmanager
     def _running(self, *args: str) -> Iterator["subprocess.Popen[bytes]"]:
@@ -121,7 +109,7 @@ class _SelfTest:
             [sys.executable, "-c", code, *args], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, env=self._environ)
         timer = threading.Timer(PATIENCE, process.kill)
-        with process, self._cancel.calling(process.kill):
+        with process, self._context.cancel.calling(process.kill):
             timer.start()
             try:
                 yield process
@@ -129,39 +117,36 @@ class _SelfTest:
                 process.terminate()
                 timer.cancel()
 
-
-def _typed(args: Iterable[str]) -> str:
-    return "python3 -m minipull " + " ".join(args)
-
-
-def _push(address: str) -> Iterator[Step]:
-    """Push a small image by plain requests."""
-    text, tar = b"Hello from minipull.\n", io.BytesIO()
-    with tarfile.open(fileobj=tar, mode="w") as archive:
-        member = tarfile.TarInfo("hello")
-        member.size = len(text)
-        archive.addfile(member, io.BytesIO(text))
-    layer, diff_id = gzip.compress(tar.getvalue()), Digest.of(tar.getvalue())
-    config = json.dumps({
-        "architecture": "amd64", "os": "linux", "config": {"Cmd": ["cat", "/hello"]},
-        "rootfs": {"type": "layers", "diff_ids": [diff_id]}}).encode()
-    blobs = [(OCI_CONFIG, config), (OCI_LAYER + "+gzip", layer)]
-    parts = [Descriptor(kind, Digest.of(data), len(data)).to_json() for kind, data in blobs]
-    manifest = json.dumps({
-        "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": parts[0], "layers": parts[1:]})
-    requests = [("POST", "blobs/uploads/?digest=%s" % Digest.of(data), data) for _, data in blobs]
-    requests.append(("PUT", "manifests/1", manifest.encode()))
-    connection = http.client.HTTPConnection(address, timeout=PATIENCE)
-    with contextlib.closing(connection):
-        for method, path, data in requests:
-            url = "/v2/doctor/hello/" + path
-            connection.request(method, url, data, {"Content-Type": OCI_MANIFEST})
-            answer = connection.getresponse()
-            answer.read()
-            yield Step(
-                "curl -X %s --data-binary @- '%s%s'" % (method, address, url),
-                "%d %s %s" % (answer.status, answer.reason, answer.getheader("Docker-Content-Digest")),
-                0 if answer.status == 201 else NetworkError.exit_code)
+    def _push(self, address: str) -> str:
+        """Push a small image by plain requests; the digest of its manifest, which comes last."""
+        text, tar = b"Hello from minipull.\n", io.BytesIO()
+        with tarfile.open(fileobj=tar, mode="w") as archive:
+            member = tarfile.TarInfo("hello")
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text))
+        layer, diff_id = gzip.compress(tar.getvalue()), Digest.of(tar.getvalue())
+        config = json.dumps({
+            "architecture": "amd64", "os": "linux", "config": {"Cmd": ["cat", "/hello"]},
+            "rootfs": {"type": "layers", "diff_ids": [diff_id]}}).encode()
+        blobs = [(OCI_CONFIG, config), (OCI_LAYER + "+gzip", layer)]
+        parts = [Descriptor(kind, Digest.of(data), len(data)).to_json() for kind, data in blobs]
+        manifest = json.dumps({
+            "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": parts[0], "layers": parts[1:]})
+        requests = [("POST", "blobs/uploads/?digest=" + Digest.of(data), data) for _, data in blobs]
+        requests.append(("PUT", "manifests/1", manifest.encode()))
+        connection = http.client.HTTPConnection(address, timeout=PATIENCE)
+        with contextlib.closing(connection):
+            for method, path, data in requests:
+                url = "/v2/doctor/hello/" + path
+                connection.request(method, url, data, {"Content-Type": OCI_MANIFEST})
+                answer = connection.getresponse()
+                answer.read()
+                digest = answer.getheader("Docker-Content-Digest", "")
+                self._done(
+                    "curl -X %s --data-binary @- '%s%s'" % (method, address, url),
+                    "%d %s %s" % (answer.status, answer.reason, digest),
+                    0 if answer.status == 201 else NetworkError.exit_code)
+        return digest
 
 
 def _host(context: Context) -> Dict[str, str]:
@@ -208,15 +193,15 @@ def _zstd() -> str:
 
 def _authorities() -> str:
     paths = ssl.get_default_verify_paths()
-    places = [place for place in (paths.cafile, paths.capath) if place]
-    return ", ".join(places) or "none: install ca-certificates, or give --ca-file"
+    places = ", ".join(filter(None, (paths.cafile, paths.capath)))
+    return places or "none: install ca-certificates, or give --ca-file"
 
 
 def _proxies() -> str:
     found = [
         "%s=%s" % (name, re.sub("//.*@", "//...@", value)) for name, value in os.environ.items()
         if re.fullmatch("(https?|all|no)_proxy", name, re.I) and value]
-    return ("not used yet: " + " ".join(sorted(found))) if found else "none"
+    return "not used yet: " + " ".join(sorted(found)) if found else "none"
 
 
 def _credentials(context: Context) -> str:

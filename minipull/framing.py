@@ -27,6 +27,8 @@ _REQUEST_LINE = re.compile(rb"(%s) ([!-~]+) HTTP/([0-9])\.([0-9])" % _TOKEN)
 _FIELD = re.compile(rb"(%s):([^\x00-\x08\x0a-\x1f\x7f]*)" % _TOKEN)
 #   chunk-line   ::= hex+ [ ";" extension ]
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t -~]*)?")
+#   line         ::= no control characters, CR LF      (a lone one may end it elsewhere)
+_LINE = re.compile(rb"([^\x00-\x08\x0a-\x1f\x7f]*)\r\n")
 #: Of these a second one would be a second opinion.
 _ONCE = frozenset(("content-length", "transfer-encoding", "host", "content-range", "content-type"))
 
@@ -98,7 +100,7 @@ class Body:
 
     def drain(self) -> bool:
         """Read what nobody read if that is little; whether the end was reached."""
-        if not self.finished and self._proceed is None and (self.length or 0) <= MAX_DRAINED:
+        if self._proceed is None:
             with contextlib.suppress(Refusal):
                 self.read(MAX_DRAINED)
         return self.finished
@@ -139,11 +141,12 @@ class Body:
 
     def _line(self) -> bytes:
         line = bytearray()
-        while not line.endswith(b"\r\n"):
+        while not line.endswith(b"\n") and len(line) < MAX_LINE:
             line += self._receive(1)
-            if len(line) > MAX_LINE:
-                raise Refusal(400, "SIZE_INVALID", "malformed chunk")
-        return bytes(line[:-2])
+        match = _LINE.fullmatch(line)
+        if match is None:
+            raise Refusal(400, "SIZE_INVALID", "malformed chunk")
+        return bytes(match.group(1))
 
 
 class Head(NamedTuple):

@@ -17,7 +17,7 @@ import threading
 import time
 from typing import Any, Callable, Optional, Set
 
-from .errors import Error, NetworkError
+from .errors import NetworkError
 from .framing import Body, Head, Refusal, Request, Response, parse_head
 from .streams import Cancel
 
@@ -29,9 +29,10 @@ HEAD_SECONDS = 20.0  # from the first byte of a head to its last
 IDLE_SECONDS = 60.0  # between two requests
 TICK = 0.2  # seconds; how soon a stop is noticed
 GRACE = 1.2  # seconds for answers under way after a stop
+_GONE = (ConnectionError, TimeoutError, socket.timeout)
 
 
-class Disconnected(Error):
+class Disconnected(ConnectionError):
     """The client has gone, or stands still."""
 
 
@@ -52,12 +53,12 @@ class Server:
         self.log = log
         self.leaving = False  # who waits for another request is to go
         self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
-        self._lock = threading.Lock()
         self._connections: Set["_Connection"] = set()
         try:
             found = socket.getaddrinfo(
-                host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-            self._socket = _listen(found[0][0], found[0][4])
+                host or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            address = found[0][4]
+            self._socket = _listen(found[0][0], (address[0], port, *address[2:]))
         except (OSError, UnicodeError, OverflowError) as exc:
             text = getattr(exc, "strerror", None) or exc
             raise NetworkError("listen on %s:%d: %s" % (host, port, text)) from exc
@@ -70,41 +71,43 @@ class Server:
             with self._socket:
                 self._socket.settimeout(TICK)
                 while not cancel.cancelled:
-                    self.leaving = not self._slots.acquire(timeout=TICK)
-                    if not self.leaving:
+                    self.leaving = not self._slots.acquire(blocking=False)
+                    if not self.leaving or self._slots.acquire(timeout=TICK):
                         self._accept()
         finally:
             self.leaving = True
             self._settle(GRACE)
-            with self._lock:
-                for connection in self._connections:
-                    connection.cut()
+            for connection in list(self._connections):
+                connection.cut()
             self._settle(TICK)
 
     def _accept(self) -> None:
         """Wait a moment for a client; it gets a thread, and our slot."""
+        held = contextlib.ExitStack()
+        held.callback(self._slots.release)
         try:
-            client, _ = self._socket.accept()
+            client = held.enter_context(self._socket.accept()[0])
             connection = _Connection(client, self)
-            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+            self._connections.add(connection)
+            held.callback(self._connections.discard, connection)
+            threading.Thread(target=self._serve, args=(connection, held), daemon=True).start()
             return
         except socket.timeout:
             pass
-        except (OSError, RuntimeError) as exc:  # out of descriptors or threads
+        except (MemoryError, OSError, RuntimeError) as exc:  # or out of descriptors, threads
             if getattr(exc, "errno", None) != errno.ECONNABORTED:
                 self.log(503, "accept: %s" % exc)
                 time.sleep(TICK)
-        self._slots.release()
+        held.close()
 
-    def _serve(self, connection: "_Connection") -> None:
-        with self._lock:
-            self._connections.add(connection)
-        try:
-            connection.run()
-        finally:
-            with self._lock:
-                self._connections.discard(connection)
-            self._slots.release()
+    def _serve(self, connection: "_Connection", held: contextlib.ExitStack) -> None:
+        with held:
+            try:
+                connection.run()
+            except _GONE:  # nobody is left to be told
+                pass
+            except Exception as exc:
+                self.log(500, "internal error: %s: %s" % (type(exc).__name__, exc))
 
     def _settle(self, seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -133,14 +136,13 @@ class _Connection:
         self._server = server
         self._buffer = memoryview(bytearray(BUFFER))
         self._start = self._end = 0  # of what is in the buffer and was not taken yet
-        self._since, self._moved = 0.0, 0  # bytes that arrived since then
+        self._waited, self._moved = 0.0, 0  # seconds for that many bytes of a body
 
     def run(self) -> None:
-        # Once the client has gone nobody is left to be told.
-        with contextlib.suppress(OSError, Disconnected), self._socket:
+        with contextlib.suppress(OSError):  # gone already
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            while self._exchange():
-                pass
+        while self._exchange():
+            pass
 
     def cut(self) -> None:
         with contextlib.suppress(OSError):
@@ -148,34 +150,32 @@ class _Connection:
 
     def _exchange(self) -> bool:
         """One request and its answer; whether there may be another."""
-        head, body, keep = None, None, False
+        head, body, keep, note = None, None, False, ""
         try:
             data = self._receive_head()
             if data is None:
                 return False
             head = parse_head(data)
             body = Body(head.length, self._receive, self._proceed if head.waits else None)
-            self._since, self._moved = time.monotonic(), 0
+            self._waited, self._moved = 0.0, 0
             response = self._server.application(Request(head, body))
             keep = not head.last
         except Refusal as exc:
             response = exc.response
             keep = head is not None and not head.last
             if exc.status >= 500 and exc.__cause__ is not None:
-                self._server.log(exc.status, str(exc.__cause__))
-        except (Disconnected, socket.timeout, ConnectionError):
+                note = ": %s" % exc.__cause__
+        except _GONE:
             raise
         except Exception as exc:
-            what = "%s %s: " % (head.method, head.path) if head else ""
-            self._server.log(500, "%sinternal error: %s: %s" % (what, type(exc).__name__, exc))
+            note = ": internal error: %s: %s" % (type(exc).__name__, exc)
             response = Refusal(500, "UNKNOWN", "internal error").response
         with contextlib.ExitStack() as stack:
             if response.file is not None:
                 stack.enter_context(response.file)
-            whole = body is not None and body.drain()
-            keep = keep and whole and not self._server.leaving
-            self._answer(head, response, keep)
-        if not whole:
+            keep = keep and body is not None and body.drain() and not self._server.leaving
+            self._answer(head, response, keep, note)
+        if not keep and (body is None or not body.finished or self._start < self._end):
             self._linger()
         return keep
 
@@ -186,39 +186,43 @@ class _Connection:
             if self._start < self._end:
                 if not head:
                     since = time.monotonic()
+                seen = max(0, len(head) - 3)
                 head += self._buffer[self._start:self._end]
                 if not head[:1].isalpha():  # most likely TLS, whose client waits for our word
                     raise Refusal(400, "UNSUPPORTED", "malformed request line")
-                end = head.find(b"\r\n\r\n")
+                end = head.find(b"\r\n\r\n", seen)
                 if max(end, len(head) if end < 0 else 0) > MAX_HEAD:
                     raise Refusal(431, "UNSUPPORTED", "the head is larger than %d bytes" % MAX_HEAD)
                 if end >= 0:
                     self._start = self._end - (len(head) - end - 4)
                     return bytes(head[:end])
-            waited = time.monotonic() - since
-            if head and waited > HEAD_SECONDS:
+            if head and time.monotonic() - since > HEAD_SECONDS:
                 raise Refusal(408, "UNSUPPORTED", "the head took too long")
-            if not head and (waited > IDLE_SECONDS or self._server.leaving):
-                return None
             self._start = self._end = 0
-            with contextlib.suppress(socket.timeout):
+            try:
                 self._socket.settimeout(TICK)
                 self._end = self._socket.recv_into(self._buffer)
                 if not self._end:
+                    return None
+            except socket.timeout:  # now, so that nothing that was sent is lost
+                idle = time.monotonic() - since > IDLE_SECONDS
+                if not head and (idle or self._server.leaving):
                     return None
 
     def _receive(self, limit: int) -> memoryview:
         """Some bytes of a body, at most ``limit``; alive until the next call."""
         if self._start == self._end:
             self._socket.settimeout(self._server.timeout)
+            before = time.monotonic()
             self._start, self._end = 0, self._socket.recv_into(self._buffer)
             if not self._end:
                 raise Disconnected("the client has gone")
+            self._waited += time.monotonic() - before
             self._moved += self._end
-            if time.monotonic() - self._since > self._server.timeout:
+            if self._waited > self._server.timeout:
                 if self._moved < STALLED:
                     raise Disconnected("the client is too slow")
-                self._since, self._moved = time.monotonic(), 0
+                self._waited, self._moved = 0.0, 0
         piece = self._buffer[self._start:min(self._end, self._start + limit)]
         self._start += len(piece)
         return piece
@@ -230,7 +234,7 @@ class _Connection:
         self._socket.settimeout(self._server.timeout)
         self._socket.sendall(data)
 
-    def _answer(self, head: Optional[Head], response: Response, keep: bool) -> None:
+    def _answer(self, head: Optional[Head], response: Response, keep: bool, note: str) -> None:
         status, size = response.status, response.length if response.file else len(response.body)
         lines = ["HTTP/1.1 %d %s" % (status, http.HTTPStatus(status).phrase)]
         fields = [
@@ -247,19 +251,18 @@ class _Connection:
             lines.append("%s: %s" % (name, value))
         data = "\r\n".join(lines + ["", ""]).encode("ascii")
         asked = head is None or head.method != "HEAD"
+        what = "%s %s" % (head.method, ascii(head.path)[1:-1]) if head else "malformed request"
+        self._server.log(status, "%s %d%s" % (what, status, note))
         self._send(data + response.body if asked else data)
-        if head is not None:
-            self._server.log(status, "%s %s %d" % (head.method, head.path, status))
-        if response.file is not None and asked:
+        if response.file is not None and asked and size:  # which sendfile takes no 0 for
             if self._socket.sendfile(response.file, response.offset, size) != size:
                 raise Disconnected("the file is shorter than it was")
 
     def _linger(self) -> None:
         """Let the client read our answer; what it still sends would reset the connection."""
-        self._socket.shutdown(socket.SHUT_WR)
         end = time.monotonic() + GRACE
-        self._socket.settimeout(TICK)
-        while time.monotonic() < end and not self._server.leaving:
-            with contextlib.suppress(socket.timeout):
-                if not self._socket.recv_into(self._buffer):
-                    return
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+            self._socket.settimeout(GRACE)
+            while time.monotonic() < end and self._socket.recv_into(self._buffer):
+                pass

@@ -23,7 +23,8 @@ from . import manifest
 from .blobs import Blobs, asked_digest, created
 from .catalog import Catalog, is_name
 from .collect import delete
-from .descriptor import OCI_INDEX, Descriptor, digest_at, object_at, parse_json, string_at
+from .descriptor import (OCI_INDEX, Descriptor, digest_at, is_foreign, object_at, parse_json,
+                         string_at)
 from .digest import Digest
 from .errors import (ContentMismatch, Error, InvalidDocument, InvalidReference, NotFound,
                      PolicyError, RateLimited, StorageError, Unsupported)
@@ -37,13 +38,15 @@ from .streams import Cancel
 
 MAX_PAGE = 10000  # names
 MAX_TAGS = 20  # given to one manifest by one request
-MAX_REFERRERS = 4 << 20  # bytes of a page
-SMALL = 256 << 10  # bytes of a manifest; of larger ones LARGE are in memory at a time
+MAX_REFERRERS = 1 << 20  # bytes of a page
+MAX_BELOW = 64 << 20  # bytes of the manifests below one that is pushed
+SMALL = 256 << 10  # bytes of a manifest; of larger ones LARGE come in, and one is parsed, at a time
 LARGE = 2
 
 _STATUS = {RateLimited: (429, "TOOMANYREQUESTS"), PolicyError: (413, "SIZE_INVALID"),
            ContentMismatch: (400, "DIGEST_INVALID"), InvalidReference: (400, "NAME_INVALID"),
            NotFound: (404, "BLOB_UPLOAD_UNKNOWN")}
+_OTHER = (InvalidDocument, PolicyError, Unsupported)  # content that is no manifest of ours
 
 
 class Registry:
@@ -57,7 +60,8 @@ class Registry:
         self._content = store.content
         self._writable = writable
         self._catalog = Catalog(store.references, domain)
-        self._large = threading.BoundedSemaphore(LARGE)
+        self._incoming = threading.BoundedSemaphore(LARGE)  # as slow as its client
+        self._parsing = threading.BoundedSemaphore()
         self._subject = functools.lru_cache(10000)(self._read_subject)
         blobs = Blobs(store)
         self._routes: Sequence[Tuple[str, Dict[str, Callable[..., Response]]]] = [
@@ -116,13 +120,13 @@ class Registry:
         wanted = [asked_digest(text)] if ":" in text else []
         if len(tags) > MAX_TAGS or not all(map(is_tag, tags if wanted else [*tags, text])):
             raise Refusal(400, "MANIFEST_INVALID", "malformed tag, or more than %d" % MAX_TAGS)
-        with self._memory(request.body.length):
+        with self._memory(self._incoming, request.body.length):
             raw = request.body.read(manifest.MAX_MANIFEST)
             digest = Digest.of(raw, wanted[0].algorithm if wanted else "sha256")
             if wanted and digest != wanted[0]:
                 raise Refusal(400, "DIGEST_INVALID", "the manifest is %s" % digest)
-            media_type = self._acceptable(raw, request.head.headers.get("content-type", ""))
-            subject = _subject_of(raw)
+            content_type = request.head.headers.get("content-type", "")
+            media_type, subject = self._acceptable(raw, content_type)
             self._content.put(digest, raw)
         names = [target.with_digest(digest) if wanted else target.with_tag(text)]
         for each in names + [target.with_tag(tag) for tag in tags]:
@@ -134,14 +138,15 @@ class Registry:
     def _delete(self, request: Request, name: str, text: str) -> Response:
         """Forget a tag; or every name of a digest, and the manifest unless others need it."""
         if ":" not in text:
-            self._store.remove(self._named(request, name, text).name)
+            with contextlib.suppress(NotFound):  # somebody else was quicker
+                self._store.remove(self._named(request, name, text).name)
             return Response(202)
         digest, _ = self._manifest(request, name, text)
         named = [
             known.name for there in self._places(request, name) for known in there.values()
             if digest in (known.descriptor.digest, known.source)]
         for each in named:
-            with contextlib.suppress(NotFound):  # somebody else was quicker
+            with contextlib.suppress(NotFound):
                 self._store.remove(each)
         try:
             delete(self._store, digest)
@@ -157,8 +162,8 @@ class Registry:
         else:
             digest = self._named(request, name, text).descriptor.digest
         if self._content.size(digest) is not None:
-            with contextlib.suppress(InvalidDocument, PolicyError, Unsupported):  # other content
-                return digest, self._document(digest).media_type
+            with contextlib.suppress(*_OTHER), self._reading(digest) as document:
+                return digest, document.media_type
         raise Refusal(404, "MANIFEST_UNKNOWN", "manifest unknown")
 
     def _named(self, request: Request, name: str, tag: str) -> Association:
@@ -170,35 +175,54 @@ class Registry:
     def _places(self, request: Request, name: str) -> Iterator[Dict[str, Association]]:
         return self._catalog.find(name, request.head.parameter("ns"))
 
-    def _document(self, digest: Digest) -> manifest.Document:
-        with self._memory(self._content.size(digest)):
-            return manifest.parse(self._content.read(digest, manifest.MAX_MANIFEST))
+    @contextlib.contextmanager
+    def _reading(self, digest: Digest) -> Iterator[manifest.Document]:
+        with self._memory(self._parsing, self._content.size(digest)):
+            yield manifest.parse(self._content.read(digest, manifest.MAX_MANIFEST))
 
     @contextlib.contextmanager
-    def _memory(self, size: Optional[int]) -> Iterator[None]:
+    def _memory(self, slots: threading.Semaphore, size: Optional[int]) -> Iterator[None]:
         """Only few may hold a large document at a time; ``size`` in bytes."""
         if size is not None and size <= SMALL:
             yield
-        elif not self._large.acquire(timeout=self._store.timeout):
+        elif not slots.acquire(timeout=self._store.timeout):
             raise RateLimited("too many large manifests at a time")
         else:
             try:
                 yield
             finally:
-                self._large.release()
+                slots.release()
 
-    def _acceptable(self, raw: bytes, content_type: str) -> str:
-        """The media type of a manifest that the store can keep; raises Refusal."""
+    def _acceptable(self, raw: bytes, content_type: str) -> Tuple[str, Optional[Digest]]:
+        """Media type and subject of a manifest that the store can keep; raises Refusal."""
         try:
-            document = manifest.parse(raw, content_type)
-            children = (document.manifests if isinstance(document, manifest.Index)
-                        else (document.config, *document.layers))
-            for child in children:
-                for lost in self._store.missing(child, depth=1):
-                    raise Refusal(404, "MANIFEST_BLOB_UNKNOWN", "blob %s is unknown" % lost.digest)
-        except (InvalidDocument, PolicyError, Unsupported) as exc:
+            with self._memory(self._parsing, None):  # what is below it may be large
+                document = manifest.parse(raw, content_type)
+                subject, _ = _referral(document, document.digest)
+                for item in self._needs(document):
+                    if not self._content.has(item.digest, item.size) and not is_foreign(item.media_type):
+                        raise Refusal(
+                            404, "MANIFEST_BLOB_UNKNOWN", "blob %s is unknown" % item.digest)
+        except _OTHER as exc:
             raise Refusal(400, "MANIFEST_INVALID", str(exc)) from exc
-        return document.media_type
+        except StorageError as exc:
+            if isinstance(exc.__cause__, InvalidDocument):  # what it is said to be, it is not
+                raise Refusal(400, "MANIFEST_INVALID", "a manifest below it is malformed") from exc
+            raise
+        return document.media_type, subject
+
+    def _needs(self, document: manifest.Document) -> Iterator[Descriptor]:
+        """All that is below a manifest; raises PolicyError if that is too much to read."""
+        if isinstance(document, manifest.Manifest):
+            yield from (document.config, *document.layers)
+            return
+        room = MAX_BELOW
+        for child in {child[:3]: child for child in document.manifests}.values():
+            for item, below in self._store.walk(child, depth=1):
+                yield item
+                room -= len(below.raw) if below else 0
+                if room < 0:
+                    raise PolicyError("more than %d bytes of manifests below it" % MAX_BELOW)
 
     # Lists.
 
@@ -219,12 +243,13 @@ class Registry:
         kind = request.head.parameter("artifactType")
         headers = [("OCI-Filters-Applied", "artifactType")] if kind else []
         found = {known.descriptor.digest for there in self._places(request, name)
-                 for known in there.values()}
+                 for known in there.values() if self._content.size(known.descriptor.digest)}
         entries: List[Dict[str, Any]] = []
         room = MAX_REFERRERS
         for digest in sorted(found):
             if digest > last and self._subject(digest) == subject:
-                entry = self._referrer(digest)
+                with self._reading(digest) as document:
+                    _, entry = _referral(document, digest)
                 if kind in ("", entry.get("artifactType")):
                     room -= len(json.dumps(entry))
                     if room < 0 and entries:
@@ -235,21 +260,9 @@ class Registry:
         return json_response(200, index, headers, OCI_INDEX)
 
     def _read_subject(self, digest: Digest) -> Optional[Digest]:
-        with contextlib.suppress(Error):
-            with self._memory(self._content.size(digest)):
-                return _subject_of(self._content.read(digest, manifest.MAX_MANIFEST))
+        with contextlib.suppress(*_OTHER), self._reading(digest) as document:
+            return _referral(document, digest)[0]
         return None
-
-    def _referrer(self, digest: Digest) -> Dict[str, Any]:
-        document = self._document(digest)
-        members = parse_json(document.raw, "manifest")
-        kind = string_at(members, "artifactType", "manifest")
-        if isinstance(document, manifest.Manifest):
-            kind = kind or document.config.media_type
-        descriptor = document.descriptor._replace(
-            digest=digest, artifact_type=kind,
-            annotations=object_at(members, "annotations", "manifest") or None)
-        return descriptor.to_json()
 
 
 def serve(
@@ -289,16 +302,27 @@ def _refusing() -> Iterator[None]:
         raise Refusal(status, code, str(exc)) from exc
 
 
-def _subject_of(raw: bytes) -> Optional[Digest]:
-    subject = object_at(parse_json(raw, "manifest"), "subject", "manifest")
-    return digest_at(subject, "digest", "subject") if subject else None
+def _referral(document: manifest.Document, digest: Digest) -> Tuple[Optional[Digest], Dict[str, Any]]:
+    """The subject of a manifest, and how it is listed among what refers to that."""
+    members = parse_json(document.raw, "manifest")
+    subject = object_at(members, "subject", "manifest")
+    kind = string_at(members, "artifactType", "manifest")
+    if isinstance(document, manifest.Manifest):
+        kind = kind or document.config.media_type
+    notes = object_at(members, "annotations", "manifest")
+    bare = document.descriptor._replace(digest=digest)
+    entry = bare._replace(
+        artifact_type=kind, annotations={key: string_at(notes, key, "annotations") for key in notes}
+    ).to_json()
+    found = digest_at(subject, "digest", "subject") if subject else None
+    return found, entry if len(json.dumps(entry)) <= SMALL else bare.to_json()
 
 
 def _page(request: Request, items: Sequence[str]) -> Tuple[List[str], Headers]:
     """A page of names, and the link to the next one."""
     wanted, last = request.head.parameter("n"), request.head.parameter("last")
     if "n" in request.head.query and not re.fullmatch("[0-9]{1,18}", wanted):
-        raise Refusal(400, "PAGINATION_NUMBER_INVALID", "n must be a number from 0")
+        raise Refusal(400, "UNSUPPORTED", "n must be a number from 0")
     limit = min(int(wanted or MAX_PAGE), MAX_PAGE)
     left = sorted(item for item in items if item > last)
     page = left[:limit]

@@ -10,7 +10,7 @@ from .errors import InvalidReference
 from .server import serve
 
 
-def _serve(context: Context, flags: argparse.Namespace) -> int:
+def _serve(context: Context, flags: argparse.Namespace) -> None:
     settings = context.settings
     listen, writable = settings.text("listen", "127.0.0.1:5000"), settings.truth("writable")
     match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:]*)):([0-9]{1,5})", listen)
@@ -22,10 +22,7 @@ def _serve(context: Context, flags: argparse.Namespace) -> int:
         if not re.fullmatch(r"localhost|127\.[0-9.]+|::1", host):
             context.warn("no TLS, no passwords: whoever reaches %s may read%s every image" % (
                 url, " and replace" if writable else ""))
-        if context.json:
-            context.dump({"url": url})
-        else:
-            context.show("Listening on %s" % url)
+        context.answer({"url": url}, ["Listening on %s" % url])
 
     def log(status: int, text: str) -> None:
         if status >= 500 or flags.verbose:
@@ -33,7 +30,6 @@ def _serve(context: Context, flags: argparse.Namespace) -> int:
 
     serve(context.store, host, int(match.group(3)), writable, settings.text("as", "localhost"),
           context.cancel, ready, log)
-    return 0
 
 
 COMMANDS: Dict[str, Command] = {"doctor": doctor, "serve": _serve}

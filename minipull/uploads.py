@@ -27,9 +27,9 @@ MAX_BLOB = 64 << 30  # bytes
 RESERVE = 64 << 20  # bytes of the disk that no upload may take
 EXPIRE = 24 * 3600.0  # seconds after the last byte
 BUSY = 5.0  # seconds to wait for the one who writes
-_CHECK_EVERY = 16 << 20  # bytes between two looks at the free space
+_CHECK_EVERY = 1 << 20  # bytes between two looks at the free space
 _ID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-_SESSION = re.compile("upload-(%s)-[0-9a-f]{16}" % _ID)
+_SESSION = re.compile("upload-%s-[0-9a-f]{16}" % _ID)
 
 
 class Upload:
@@ -90,7 +90,7 @@ class UploadStore:
 
     def __init__(self, content: ContentStore) -> None:
         self._content = content
-        # What was hashed so far of sessions that nobody owns just now.
+        # What was hashed so far of sessions that nobody owns just now, by path.
         self._hashed: Dict[str, Verifier] = {}
 
     def start(self, repository: str) -> str:
@@ -107,10 +107,10 @@ class UploadStore:
 
     def size(self, repository: str, name: str) -> int:
         """Bytes that a session holds; raises NotFound."""
-        try:
-            return os.lstat(self._path(repository, name)).st_size
-        except FileNotFoundError:
-            raise NotFound("no upload %s in %s" % (name, repository)) from None
+        path = self._path(repository, name)
+        with storage_errors("examine %s" % path), contextlib.suppress(FileNotFoundError):
+            return os.lstat(path).st_size
+        raise NotFound("no upload %s in %s" % (name, repository))
 
     @contextlib.contextmanager
     def owning(
@@ -128,24 +128,21 @@ class UploadStore:
                 except FileNotFoundError:
                     ours = False
             if not ours:  # committed or cancelled
-                self._hashed.pop(name, None)
                 raise NotFound("no upload %s in %s" % (name, repository))
-            upload = Upload(self._content, path, fd, self._hashed.pop(name, None))
+            upload = Upload(self._content, path, fd, self._hashed.pop(path, None))
             try:
                 yield upload
             finally:
                 if upload.verifier is not None:
-                    self._hashed[name] = upload.verifier
+                    self._hashed[path] = upload.verifier
 
     def sweep(self) -> int:
         """Forget sessions that nobody went on with; how many there are."""
-        alive = set()
-        for entry in os.scandir(self._content.scratch):
-            match = _SESSION.fullmatch(entry.name)
-            if match and not _expired(entry):
-                alive.add(match.group(1))
-        for name in set(self._hashed) - alive:
-            self._hashed.pop(name, None)
+        with storage_errors("list %s" % self._content.scratch):
+            entries = [e for e in os.scandir(self._content.scratch) if _SESSION.fullmatch(e.name)]
+        alive = {entry.path for entry in entries if not _expired(entry)}
+        for path in set(self._hashed) - alive:
+            self._hashed.pop(path, None)
         return len(alive)
 
     def _path(self, repository: str, name: str) -> str:
@@ -160,7 +157,7 @@ def _expired(entry: "os.DirEntry[str]") -> bool:
     with storage_errors("examine %s" % entry.path), contextlib.suppress(FileNotFoundError):
         if time.time() - entry.stat(follow_symlinks=False).st_mtime < EXPIRE:
             return False
-        fd = files.open_regular(entry.path)
+        fd = files.open_regular(entry.path, os.O_RDWR)  # as an exclusive lock needs on NFS
         try:
             files.lock(fd, entry.path, True, timeout=0)
             os.unlink(entry.path)

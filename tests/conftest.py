@@ -7,6 +7,7 @@ the peers were installed.  Every server listens on loopback on a free port, keep
 its files below pytest's temporary directory and is ended by the fixture that
 started it.
 """
+import contextlib
 import functools
 import http.client
 import os
@@ -18,7 +19,9 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Mapping, NoReturn, Optional, Sequence, Tuple, Union
+from typing import (
+    Callable, Dict, Iterable, Iterator, List, Mapping, NoReturn, Optional, Sequence, Tuple, Union,
+)
 
 import pytest
 
@@ -158,6 +161,63 @@ def minipull_env(home: Path, env: Optional[Mapping[str, str]] = None,
     if python != sys.executable:
         clean = {key: value for key, value in clean.items() if not key.startswith("COVERAGE_")}
     return clean
+
+
+class Serve:
+    """``python -m minipull serve`` over ``root`` on a free port; ``log`` is its stderr."""
+
+    def __init__(self, home: Path, root: Path, *flags: str, env: Optional[Mapping[str, str]] = None) -> None:
+        self.root = root
+        folder = Path(tempfile.mkdtemp(prefix="serve-", dir=home))
+        self.log = folder / "log"
+        out = folder / "out"
+        listen = () if "--listen" in flags else ("--listen", "127.0.0.1:0")
+        with out.open("wb") as stdout, self.log.open("wb") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "minipull", "--root", str(root), "serve", *listen, *flags],
+                stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, cwd=home,
+                env=minipull_env(home, env))
+        try:
+            wait_until(lambda: out.read_bytes().endswith(b"\n"), "minipull serve", self.process)
+        except RuntimeError as error:
+            end(self.process)
+            raise RuntimeError("%s: %s" % (error, self.log.read_text())) from None
+        words, self.url = out.read_text().strip().rsplit(" ", 1)
+        assert words == "Listening on"
+        self.host = self.url[len("http://"):]
+        self.port = int(self.host.rpartition(":")[2])
+
+    def request(self, method: str, path: str, body: Union[bytes, Iterable[bytes]] = b"",
+                headers: Optional[Mapping[str, str]] = None) -> Tuple[int, Dict[str, str], bytes]:
+        """One request on a connection of its own; a body that is no bytes goes in chunks."""
+        return ask(self.host, method, path, body, headers)
+
+    def stop(self) -> None:
+        end(self.process)
+
+
+def ask(host: str, method: str, path: str, body: Union[bytes, Iterable[bytes]] = b"",
+        headers: Optional[Mapping[str, str]] = None) -> Tuple[int, Dict[str, str], bytes]:
+    """Ask a server once: status, headers (names in lower case), body."""
+    connection = http.client.HTTPConnection(host, timeout=30)
+    try:
+        connection.request(method, path, body, dict(headers or {}))
+        response = connection.getresponse()
+        fields = {key.lower(): value for key, value in response.getheaders()}
+        return response.status, fields, response.read()
+    finally:
+        connection.close()
+
+
+@pytest.fixture
+def serve(home: Path) -> Iterator[Callable[..., Serve]]:
+    """``serve(ROOT, "--writable", env={...})``; every server is ended with the test."""
+    with contextlib.ExitStack() as stack:
+        def start(root: Path, *flags: str, env: Optional[Mapping[str, str]] = None) -> Serve:
+            started = Serve(home, root, *flags, env=env)
+            stack.callback(started.stop)
+            return started
+        yield start
 
 
 # -- docker-registry -----------------------------------------------------------

@@ -123,7 +123,7 @@ def test_credential_files_are_named_and_not_shown(run_minipull: Minipull, home: 
 
 
 @pytest.mark.parametrize("module, old, new, last, code", [
-    ("commands.py", "    serve(context.store", '    raise InvalidReference("no")\n    serve(context.store',
+    ("services.py", "    serve(context.store", '    raise InvalidReference("no")\n    serve(context.store',
      "serve", 2),
     ("blobs.py", "upload.commit(digest)", "pass; raise ValueError", "POST", 5),
     ("commands.py", 'context.show("Digest: %s" % image.source)', "pass", "pull", 6),
