@@ -57,19 +57,11 @@ if TYPE_CHECKING:
     from .distribution import pull as pull
     from .endpoints import RegistryService as RegistryService
     from .errors import (
-        Cancelled as Cancelled,
-        ContentMismatch as ContentMismatch,
-        Error as Error,
-        InvalidDocument as InvalidDocument,
-        InvalidReference as InvalidReference,
-        NetworkError as NetworkError,
-        NotFound as NotFound,
-        PolicyError as PolicyError,
-        RateLimited as RateLimited,
-        RegistryError as RegistryError,
-        StorageError as StorageError,
-        Unauthorized as Unauthorized,
-        Unsupported as Unsupported)
+        Cancelled as Cancelled, ContentMismatch as ContentMismatch, Error as Error,
+        InvalidDocument as InvalidDocument, InvalidReference as InvalidReference,
+        NetworkError as NetworkError, NotFound as NotFound, PolicyError as PolicyError,
+        RateLimited as RateLimited, RegistryError as RegistryError, StorageError as StorageError,
+        Unauthorized as Unauthorized, Unsupported as Unsupported)
     from .image import Image as Image
     from .progress import Progress as Progress
     from .reference import Reference as Reference
@@ -79,22 +71,13 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "credentials": "Credentials",
-    "descriptor": "Descriptor Platform",
-    "digest": "Digest",
-    "distribution": "pull",
-    "endpoints": "RegistryService",
-    "errors": "Cancelled ContentMismatch Error InvalidDocument InvalidReference NetworkError"
-    " NotFound PolicyError RateLimited RegistryError StorageError Unauthorized Unsupported",
-    "image": "Image",
-    "progress": "Progress",
-    "reference": "Reference",
-    "server": "serve",
-    "store": "Store",
-    "streams": "Cancel"}
-_HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
-
+_HOME = dict.fromkeys(
+    "Cancelled ContentMismatch Error InvalidDocument InvalidReference NetworkError NotFound"
+    " PolicyError RateLimited RegistryError StorageError Unauthorized Unsupported".split(), "errors")
+_HOME.update(
+    Cancel="streams", Credentials="credentials", Descriptor="descriptor", Digest="digest",
+    Image="image", Platform="descriptor", Progress="progress", Reference="reference",
+    RegistryService="endpoints", Store="store", pull="distribution", serve="server")
 __all__ = sorted(_HOME) + ["__version__"]
 
 

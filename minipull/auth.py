@@ -97,9 +97,8 @@ class Authorizer:
     ``credential`` is looked up when the registry asks for it, and not before.
     """
 
-    def __init__(
-        self, transport: Transport, origin: Origin, credential: Callable[[], Credential], scope: str
-    ) -> None:
+    def __init__(self, transport: Transport, origin: Origin, credential: Callable[[], Credential],
+                 scope: str) -> None:
         self._transport = transport
         self._origin = origin
         self._credential = credential
@@ -111,15 +110,14 @@ class Authorizer:
         self._expires = 0.0
         self._refresh_token = ""
 
-    def request(
-        self, method: str, url: str, headers: Mapping[str, str], cancel: Cancel
-    ) -> Response:
+    def request(self, method: str, url: str, headers: Mapping[str, str],
+                cancel: Cancel) -> Response:
         """As Transport.request, once more if the registry asks who we are.
 
         Raises Unauthorized, RegistryError if there is nothing to answer with.
         """
         used = self._authorization(cancel)
-        response = self._send(method, url, headers, cancel, used)
+        response = self._transport.request(method, url, dict(headers, **used), cancel)
         if response.status != 401 or response.origin != self._origin:
             return response
         challenges = parse_challenges(response.headers.get_all("WWW-Authenticate") or [])
@@ -131,37 +129,31 @@ class Authorizer:
             # A token is better than a password, where both would do.
             self._challenge = sorted(known, key=lambda c: c.scheme != "bearer")[0]
             self._public = response.public
-            if used == "Bearer " + self._token:
+            if used.get("Authorization") == "Bearer " + self._token:
                 self._token = ""  # else another thread has renewed it already
         again = self._authorization(cancel)
         if again == used:
             raise refusal
-        return self._send(method, url, headers, cancel, again)
+        return self._transport.request(method, url, dict(headers, **again), cancel)
 
-    def _send(
-        self, method: str, url: str, headers: Mapping[str, str], cancel: Cancel, value: str
-    ) -> Response:
-        if value:
-            headers = dict(headers, Authorization=value)
-        return self._transport.request(method, url, headers, cancel)
-
-    def _authorization(self, cancel: Cancel) -> str:
+    def _authorization(self, cancel: Cancel) -> Dict[str, str]:
+        """The header that the registry's challenge asks for, if there was one."""
         with self._lock:
             if self._challenge is None:
-                return ""
+                return {}
             credential = self._credential()
             if self._challenge.scheme == "basic":
                 if not credential.username:
                     raise Unauthorized("%s: no basic auth credentials; use minipull login or --creds"
                                        % (self._origin,))
-                return _basic(credential)
+                return {"Authorization": _basic(credential)}
             if credential.registry_token:
                 if not _VISIBLE.fullmatch(credential.registry_token):
                     raise InvalidReference("registry token for %s is malformed" % (self._origin,))
-                return "Bearer " + credential.registry_token
+                return {"Authorization": "Bearer " + credential.registry_token}
             if not self._token or time.monotonic() >= self._expires:
                 self._fetch(self._challenge.parameters, credential, cancel)
-            return "Bearer " + self._token
+            return {"Authorization": "Bearer " + self._token}
 
     def _fetch(self, challenge: Dict[str, str], credential: Credential, cancel: Cancel) -> None:
         realm = challenge.get("realm", "")
@@ -246,6 +238,5 @@ def answer_error(response: Response) -> RegistryError:
         body = response.read(_MAX_ANSWER)
     challenges = parse_challenges(response.headers.get_all("WWW-Authenticate") or [])
     bearer = [c.parameters.get("error", "") for c in challenges if c.scheme == "bearer"]
-    return decode_answer(
-        response.status, response.reason, response.header("Content-Type"), body, "".join(bearer[:1])
-    )
+    kind = response.header("Content-Type")
+    return decode_answer(response.status, response.reason, kind, body, "".join(bearer[:1]))

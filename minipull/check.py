@@ -41,9 +41,8 @@ class Problem(NamedTuple):
     detail: str
 
 
-def check(
-    store: Store, cancel: Optional[Cancel] = None, names: Sequence[Descriptor] = ()
-) -> List[Problem]:
+def check(store: Store, cancel: Optional[Cancel] = None,
+          names: Sequence[Descriptor] = ()) -> List[Problem]:
     """Every problem of a store, or of what ``names`` need; raises Cancelled."""
     checker = _Checker(store, cancel or Cancel())
     with store.using(cancel):
@@ -94,14 +93,11 @@ class _Checker:
     def _claim(self, blob: Digest, diff_id: DiffID, kind: str, path: str) -> None:
         self._claims.setdefault(blob, []).append((diff_id, kind, path))
 
-    # The image layout.
-
     def _layout(self) -> None:
         path = os.path.join(self._store.root, "oci-layout")
         with self._blaming(path, "layout"):
-            needed = os.path.lexists(self._store.references.path)
             data = files.read_bytes(path, _MAX_FILE)
-            if data is None and not needed:
+            if data is None and not os.path.lexists(self._store.references.path):
                 return
             if parse_json(data or b"", "oci-layout") != parse_json(LAYOUT, ""):
                 raise StorageError("not the layout file of an image layout 1.0.0")
@@ -163,8 +159,6 @@ class _Checker:
             for layer, diff_id in zip(document.layers, config.diff_ids):
                 self._claim(layer.digest, diff_id, "config", path)
 
-    # The caches.
-
     def _records(self) -> None:
         for chain_id, path in listing(self._store.layers.root):
             with self._blaming(path, "record"):
@@ -186,8 +180,6 @@ class _Checker:
             with self._blaming(path, "metadata"):
                 for entry in parse_metadata(files.read_bytes(path, _MAX_FILE) or b""):
                     self._claim(entry.digest, DiffID(named), "metadata", path)
-
-    # The blobs.
 
     def _strays(self) -> None:
         blobs = os.path.join(self._store.root, "blobs")

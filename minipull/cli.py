@@ -37,9 +37,6 @@ def run() -> NoReturn:
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit code."""
-    if list(arguments) == ["--version"]:
-        print("minipull %s" % __version__)
-        return 0
     try:
         flags = _parser().parse_args(arguments)
     except SystemExit as exc:
@@ -123,16 +120,17 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("-q", "--quiet", action="store_true", default=None, help="no progress")
     group.add_argument("--progress", metavar="MODE", help="auto, tty, plain, json or none")
 
-    def command(
-        name: str, help: str, example: str, remote: bool = False
-    ) -> argparse.ArgumentParser:
+    def command(name: str, help: str, example: str, *operands: str,
+                remote: bool = False) -> argparse.ArgumentParser:
         made = commands.add_parser(
             name, help=help, description=help, allow_abbrev=False,
             epilog="example: minipull " + example, parents=[network] if remote else [])
         made.add_argument("--format", choices=("text", "json"), default="text")
+        for operand in operands:
+            made.add_argument(operand, metavar=operand.upper())
         return made
 
-    made = command("pull", "store images from a registry", "pull alpine:3.20", True)
+    made = command("pull", "store images from a registry", "pull alpine:3.20", remote=True)
     made.add_argument("refs", metavar="REF", nargs="+")
     made.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help="instead of this host's")
     made.add_argument("--all-platforms", action="store_true", help="the index and all that is in it")
@@ -141,18 +139,13 @@ def _parser() -> argparse.ArgumentParser:
                       help="fetch layers from the URLs that a manifest names")
     made.add_argument("--jobs", metavar="N", help="downloads at once (6)")
     made.add_argument("--attempts", metavar="N", help="tries for one layer (5)")
-    made = command("tags", "list the tags of a repository", "tags alpine", True)
-    made.add_argument("repo", metavar="REPO")
-    made = command("manifest", "print a manifest as it is", "manifest alpine:3.20", True)
-    made.add_argument("ref", metavar="REF")
-    made = command("digest", "print what a tag points to", "digest alpine:3.20", True)
-    made.add_argument("ref", metavar="REF")
+    command("tags", "list the tags of a repository", "tags alpine", "repo", remote=True)
+    command("manifest", "print a manifest as it is", "manifest alpine:3.20", "ref", remote=True)
+    command("digest", "print what a tag points to", "digest alpine:3.20", "ref", remote=True)
     command("images", "list the stored images", "images --format json")
-    made = command("inspect", "show a stored image", "inspect alpine:3.20")
-    made.add_argument("ref", metavar="REF")
-    made = command("tag", "name a stored image", "tag alpine:3.20 localhost:5000/alpine:3.20")
-    made.add_argument("source", metavar="SRC")
-    made.add_argument("target", metavar="DST")
+    command("inspect", "show a stored image", "inspect alpine:3.20", "ref")
+    command(
+        "tag", "name a stored image", "tag alpine:3.20 localhost:5000/alpine:3.20", "src", "dst")
     made = command("rm", "forget names of stored images", "rm alpine:3.20")
     made.add_argument("refs", metavar="REF", nargs="+")
     made = command("gc", "delete what no name needs", "gc --keep 0")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands, one function each.
 
-A command writes its results by way of its :class:`Context`, and returns an exit
-code or raises.
+A command writes its results by way of its :class:`Context`; it returns an exit
+code, or None for 0, or raises.
 """
 import argparse
 import json
@@ -28,9 +28,6 @@ from .store import Store
 DAMAGED = "damaged; rm the images, gc --keep 0, and pull them again"
 
 
-# Commands on registries.
-
-
 def _pull(context: Context, flags: argparse.Namespace) -> int:
     names = [_reference(name) for name in flags.refs]
     quiet = context.quiet and not context.json
@@ -52,10 +49,9 @@ def _pull(context: Context, flags: argparse.Namespace) -> int:
             try:
                 found = [name]
                 if flags.all_tags:
-                    what = "list tags of %s" % name.name
                     tags = over_endpoints(
-                        client, name, what, lambda source: source.tags(context.cancel), context.cancel
-                    )
+                        client, name, "list tags of %s" % name.name,
+                        lambda source: source.tags(context.cancel), context.cancel)
                     found = [name.with_tag(tag) for tag in tags]
                 for each in found:
                     results[name].append(
@@ -89,45 +85,36 @@ def _pull(context: Context, flags: argparse.Namespace) -> int:
     return failed[0] if failed else 0
 
 
-def _ask(
-    context: Context, name: Reference, what: str, work: Callable[[Repository], Any]
-) -> Any:
+def _ask(context: Context, name: Reference, what: str, work: Callable[[Repository], Any]) -> Any:
     with context.client([name.domain]) as client:
         return over_endpoints(client, name, "%s %s" % (what, name), work, context.cancel)
 
 
-def _tags(context: Context, flags: argparse.Namespace) -> int:
+def _tags(context: Context, flags: argparse.Namespace) -> None:
     name = _reference(flags.repo)
     if name.tag or name.digest:
         raise InvalidReference("%s: want a repository, without tag or digest" % name.familiar)
     tags = _ask(context, name, "list tags of", lambda source: source.tags(context.cancel))
-    if context.json:
-        context.dump([{"name": str(name.with_tag(tag)), "tag": tag} for tag in tags])
-    else:
-        for tag in tags:
-            context.show(tag)
-    return 0
+    context.answer([{"name": str(name.with_tag(tag)), "tag": tag} for tag in tags], tags)
 
 
-def _manifest(context: Context, flags: argparse.Namespace) -> int:
+def _manifest(context: Context, flags: argparse.Namespace) -> None:
     name = _reference(flags.ref).docker_ref()
     wanted = str(name.digest or name.tag)
     received = _ask(
         context, name, "manifest", lambda source: source.manifest(wanted, context.cancel))
-    if not context.json:
-        if sys.stdout is not None and sys.stdout.isatty():
-            context.show(received.raw.decode("utf-8", "replace"))
-        else:
-            context.write(received.raw)
-        return 0
-    document = manifest.parse(received.raw, received.content_type)
-    context.dump({
-        "name": str(name), "digest": received.digest, "media_type": document.media_type,
-        "size": len(received.raw), "manifest": json.loads(received.raw.decode())})
-    return 0
+    if context.json:
+        document = manifest.parse(received.raw, received.content_type)
+        context.dump({
+            "name": str(name), "digest": received.digest, "media_type": document.media_type,
+            "size": len(received.raw), "manifest": json.loads(received.raw.decode())})
+    elif sys.stdout is not None and sys.stdout.isatty():
+        context.show(received.raw.decode("utf-8", "replace"))
+    else:
+        context.write(received.raw)
 
 
-def _digest(context: Context, flags: argparse.Namespace) -> int:
+def _digest(context: Context, flags: argparse.Namespace) -> None:
     name = _reference(flags.ref).docker_ref()
     wanted = str(name.digest or name.tag)
 
@@ -136,36 +123,24 @@ def _digest(context: Context, flags: argparse.Namespace) -> int:
         return str(found or source.manifest(wanted, context.cancel).digest)
 
     digest = _ask(context, name, "digest of", ask)
-    if context.json:
-        context.dump({"name": str(name), "digest": digest})
-    else:
-        context.show(digest)
-    return 0
+    context.answer({"name": str(name), "digest": digest}, [digest])
 
 
-# Commands on the store.
-
-
-def _images(context: Context, flags: argparse.Namespace) -> int:
+def _images(context: Context, flags: argparse.Namespace) -> None:
     store = context.store
     with store.using(context.cancel):
         rows = [_row(store, image) for image in store.images()]
-    if context.json:
-        context.dump(rows)
-        return 0
-
     table = [("NAME", "IMAGE ID", "PLATFORM", "CREATED", "SIZE")]
     for row in rows:
         short = row["image_id"].partition(":")[2][:12]
         size = human_size(row["size"])
         table.append((row["name"], short, row["platform"] or "-", row["created"][:10] or "-", size))
     widths = [max(len(line[column]) for line in table) for column in range(4)] + [0]
-    for line in table:
-        context.show("   ".join(cell.ljust(width) for cell, width in zip(line, widths)))
-    return 0
+    context.answer(rows, [
+        "   ".join(cell.ljust(width) for cell, width in zip(line, widths)) for line in table])
 
 
-def _inspect(context: Context, flags: argparse.Namespace) -> int:
+def _inspect(context: Context, flags: argparse.Namespace) -> None:
     store = context.store
     with store.using(context.cancel):
         image = store.image(_stripped(flags.ref))
@@ -181,21 +156,19 @@ def _inspect(context: Context, flags: argparse.Namespace) -> int:
         else:
             shown["manifests"] = [child.to_json() for child in document.manifests]
     context.dump(shown)
-    return 0
 
 
-def _tag(context: Context, flags: argparse.Namespace) -> int:
+def _tag(context: Context, flags: argparse.Namespace) -> None:
     store = context.store
     with store.using(context.cancel):
-        image = store.image(_stripped(flags.source))
-        name = _reference(flags.target).with_default_tag()
+        image = store.image(_stripped(flags.src))
+        name = _reference(flags.dst).with_default_tag()
         store.tag(name, image, context.cancel)
         if context.json:
             context.dump([_row(store, image._replace(name=name))])
-    return 0
 
 
-def _rm(context: Context, flags: argparse.Namespace) -> int:
+def _rm(context: Context, flags: argparse.Namespace) -> None:
     store = context.store
     removed = []
     for text in flags.refs:
@@ -204,24 +177,19 @@ def _rm(context: Context, flags: argparse.Namespace) -> int:
         removed.append({"name": str(name)})
         if not context.json:
             context.show("Untagged: %s" % name.familiar)
-    if context.json:
-        context.dump(removed)
-    return 0
+    context.answer(removed, [])
 
 
-def _gc(context: Context, flags: argparse.Namespace) -> int:
+def _gc(context: Context, flags: argparse.Namespace) -> None:
     match = re.fullmatch(r"([0-9]{1,9})([smhd]?)", flags.keep)
     if match is None:
         raise InvalidReference("--keep must be a time such as 0, 90s, 30m, 24h or 7d")
     keep = int(match.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match.group(2)]
     collected = gc(context.store, keep, context.cancel)
-    if context.json:
-        context.dump({"deleted": collected.blobs, "size": collected.size})
-        return 0
-    for digest in collected.blobs:
-        context.show("Deleted: %s" % digest)
-    context.show("Total reclaimed space: %s" % human_size(collected.size))
-    return 0
+    context.answer(
+        {"deleted": collected.blobs, "size": collected.size},
+        ["Deleted: %s" % digest for digest in collected.blobs]
+        + ["Total reclaimed space: %s" % human_size(collected.size)])
 
 
 def _check(context: Context, flags: argparse.Namespace) -> int:
@@ -229,12 +197,10 @@ def _check(context: Context, flags: argparse.Namespace) -> int:
     tops = [store.image(_stripped(name)).descriptor for name in flags.refs]
     problems = check(store, context.cancel, tops)
     ok = all(problem.kind == UNVERIFIED for problem in problems)
-    if context.json:
-        context.dump({"ok": ok, "problems": [problem._asdict() for problem in problems]})
-    else:
-        for problem in problems:
-            context.show("%s: %s: %s" % problem)
-        context.show("%s: %s" % (store.root, "ok" if ok else DAMAGED))
+    context.answer(
+        {"ok": ok, "problems": [problem._asdict() for problem in problems]},
+        ["%s: %s: %s" % problem for problem in problems]
+        + ["%s: %s" % (store.root, "ok" if ok else DAMAGED)])
     return 0 if ok else StorageError.exit_code
 
 
@@ -256,15 +222,11 @@ def _reference(text: str) -> Reference:
 def _row(store: Store, image: Image) -> Dict[str, Any]:
     config = image.config
     return {
-        "name": str(image.name),
-        "digest": image.source,
-        "image_id": image.id,
+        "name": str(image.name), "digest": image.source, "image_id": image.id,
         "platform": str(config.platform) if config else "",
-        "size": store.size(image.descriptor),
-        "created": config.created if config else ""}
+        "size": store.size(image.descriptor), "created": config.created if config else ""}
 
 
 COMMANDS: Dict[str, Command] = {
     "pull": _pull, "tags": _tags, "manifest": _manifest, "digest": _digest, "images": _images,
-    "inspect": _inspect, "tag": _tag, "rm": _rm, "gc": _gc, "check": _check,
-}
+    "inspect": _inspect, "tag": _tag, "rm": _rm, "gc": _gc, "check": _check}

@@ -140,13 +140,11 @@ class Response:
     def read(self, limit: int) -> bytes:
         """The whole body; raises PolicyError if it has more than ``limit`` bytes."""
         body, view = bytearray(), memoryview(bytearray(64 << 10))
-        while True:
-            count = self.readinto(view)
-            if not count:
-                return bytes(body)
+        for count in iter(lambda: self.readinto(view), 0):
             body += view[:count]
             if len(body) > limit:
                 raise PolicyError("answer of %s is larger than %d bytes" % (self.origin, limit))
+        return bytes(body)
 
     def discard(self) -> None:
         """Close, but first read a body that is short, to keep the connection."""
@@ -199,10 +197,8 @@ class Connection:
     back when it can be used again.  ``timeout`` is in seconds.
     """
 
-    def __init__(
-        self, origin: Origin, timeout: float, context: Callable[[], ssl.SSLContext],
-        keep: Callable[["Connection"], None]
-    ) -> None:
+    def __init__(self, origin: Origin, timeout: float, context: Callable[[], ssl.SSLContext],
+                 keep: Callable[["Connection"], None]) -> None:
         self.origin = origin
         self.public = False  # is the peer an address of the public internet?
         self.secure = False  # has TLS been spoken?
@@ -219,10 +215,8 @@ class Connection:
         self._waited = 0.0  # seconds, for the bytes beyond self._mark
         self._mark = 0
 
-    def exchange(
-        self, method: str, url: str, headers: Mapping[str, str], body: Any, cancel: Cancel,
-        only_public: bool
-    ) -> Response:
+    def exchange(self, method: str, url: str, headers: Mapping[str, str], body: Any, cancel: Cancel,
+                 only_public: bool) -> Response:
         """Send one request and read the head of its answer."""
         self._cancel = cancel
         self._scope.enter_context(self._cancel.calling(self._shutdown))

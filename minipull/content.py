@@ -16,14 +16,13 @@ Mirrors containerd's core/content.  Layout: image-spec image-layout.md.
 import contextlib
 import json
 import os
-import types
-from typing import BinaryIO, List, Optional, Tuple, Type
+from typing import BinaryIO, List, Optional, Tuple
 
 from . import files
 from .descriptor import int_at, parse_json, string_at
 from .digest import Digest, Verifier
 from .errors import ContentMismatch, InvalidDocument, StorageError, storage_errors
-from .streams import BUFFER, Buffer, Cancel
+from .streams import BUFFER, Buffer, Cancel, pieces
 
 SYNC_EVERY = 64 << 20  # bytes of a partial between two fsyncs
 
@@ -78,9 +77,8 @@ class ContentStore:
         with storage_errors("read blob %s" % digest):
             if self.size(digest) == len(data) and files.read_bytes(self.path(digest), len(data)) == data:
                 return
-        path = self.path(digest)
         self._prepare(digest)
-        files.write_atomic(path, data, self.scratch)
+        files.write_atomic(self.path(digest), data, self.scratch)
 
     def digests(self) -> List[Digest]:
         """Every stored blob."""
@@ -96,8 +94,7 @@ class ContentStore:
 
     def _prepare(self, digest: Digest) -> None:
         for directory in (self.scratch, os.path.dirname(self.path(digest))):
-            if not os.path.isdir(directory):
-                files.make_directory(directory)
+            files.make_directory(directory)
 
 
 class Ingest:
@@ -132,10 +129,7 @@ class Ingest:
     def __enter__(self) -> "Ingest":
         return self
 
-    def __exit__(
-        self, kind: Optional[Type[BaseException]], error: Optional[BaseException],
-        trace: Optional[types.TracebackType]
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self.close()
 
     def write(self, data: Buffer) -> None:
@@ -249,13 +243,8 @@ class Ingest:
 
 def hash_file(fd: int, verifier: Verifier, cancel: Cancel) -> None:
     """Show what is left of an open file to ``verifier``; an OSError is the caller's to map."""
-    buffer = memoryview(bytearray(BUFFER))
-    while True:
-        cancel.check()
-        count = os.readv(fd, [buffer])
-        if not count:
-            return
-        verifier.update(buffer[:count])
+    for _ in pieces(fd, cancel, verifier, BUFFER):
+        pass
 
 
 def listing(folder: str) -> List[Tuple[Digest, str]]:

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import traceback
-from typing import Any, Callable, Iterator, List, Optional, Union
+from typing import Any, Callable, Iterable, List, Optional, Union
 
 from .errors import Error, StorageError
 from .progress import Progress
@@ -24,21 +24,12 @@ BROKEN_PIPE = 128 + 13
 
 
 class Context:
-    """What commands share: settings, progress, the switch."""
-
     def __init__(self, flags: argparse.Namespace, cancel: Cancel) -> None:
         self.cancel = cancel
         self.json = flags.format == "json"
         self._flags = flags
         self._renderer: Optional[Renderer] = None
         self._settings: Optional[Settings] = None
-
-    def __enter__(self) -> "Context":
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        if self._renderer is not None:
-            self._renderer.finish()
 
     @property
     def settings(self) -> Settings:
@@ -63,10 +54,8 @@ class Context:
     def store(self) -> Store:
         return self.settings.store()
 
-    @contextlib.contextmanager
-    def client(self, domains: List[str]) -> Iterator[Client]:
-        with Client(self.settings.service(), self.settings.credentials(domains)) as client:
-            yield client
+    def client(self, domains: List[str]) -> Client:
+        return Client(self.settings.service(), self.settings.credentials(domains))
 
     def warn(self, text: str) -> None:
         self.renderer(Progress(message="warning: " + text))
@@ -90,6 +79,14 @@ class Context:
     def show(self, text: str) -> None:
         """Lines of the result; what came from outside is escaped."""
         self.write("\n".join(escape(line) for line in text.split("\n")) + "\n")
+
+    def answer(self, value: Any, lines: Iterable[str]) -> None:
+        """The result, as JSON or as text."""
+        if self.json:
+            self.dump(value)
+        else:
+            for line in lines:
+                self.show(line)
 
     def dump(self, value: Any) -> None:
         self.write(json.dumps(value, indent=2) + "\n")
@@ -118,14 +115,13 @@ def say(text: str) -> None:
             print("minipull: " + escape("; ".join(text.splitlines())), file=sys.stderr, flush=True)
 
 
-Command = Callable[[Context, argparse.Namespace], int]
+Command = Callable[[Context, argparse.Namespace], Optional[int]]
 
 
 def perform(command: Command, flags: argparse.Namespace, cancel: Cancel) -> int:
     """Run a command, with every error as one line and a code."""
     context = Context(flags, cancel)
     try:
-        with context:
-            return command(context, flags)
+        return command(context, flags) or 0
     except BaseException as exc:
         return context.failed(exc)

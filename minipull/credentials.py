@@ -14,6 +14,7 @@ Mirrors moby's registry/auth.go (ResolveAuthConfig), docker/cli's cli/config
 and the client of docker-credential-helpers.
 """
 import base64
+import contextlib
 import errno
 import json
 import os
@@ -26,6 +27,7 @@ from typing import Any, Callable, Dict, Iterator, Mapping, NamedTuple, Optional,
 from .auth import Credential, Keyring
 from .errors import InvalidDocument, StorageError
 
+_MAX_FILE = 1 << 20  # bytes
 # Hub's entry stands under the URL of its long gone index, so that is asked for first.
 _HUB_NAMES = ("https://index.docker.io/v1/", "docker.io", "index.docker.io", "registry-1.docker.io")
 
@@ -51,12 +53,10 @@ class Credentials(Keyring):
     and helpers asked at most once, when first needed.
     """
 
-    def __init__(
-        self, sources: Sequence[Source] = (), *,
-        explicit: Optional[Mapping[str, Credential]] = None,
-        helper_environ: Optional[Mapping[str, str]] = None, helper_timeout: float = 30,
-        warn: Callable[[str], None] = lambda _: None
-    ) -> None:
+    def __init__(self, sources: Sequence[Source] = (), *,
+                 explicit: Optional[Mapping[str, Credential]] = None,
+                 helper_environ: Optional[Mapping[str, str]] = None, helper_timeout: float = 30,
+                 warn: Callable[[str], None] = lambda _: None) -> None:
         self._sources = sources
         self._explicit = {host.lower(): found for host, found in (explicit or {}).items()}
         self._environ = helper_environ or {}
@@ -128,17 +128,10 @@ class _File:
         self._name = source.name
         text = source.text
         document: Any = None
-        try:
+        with contextlib.suppress(ValueError, RecursionError):  # and not a word of it either
             if text is None:
-                with open(source.name, "rb") as file:
-                    text = file.read(1 << 20).decode("utf-8-sig")
+                text = (read_file(source.name) or b"").decode("utf-8-sig")
             document = json.loads(text.strip() or "{}")
-        except (FileNotFoundError, NotADirectoryError):
-            document = {}
-        except OSError as exc:
-            raise StorageError("read %s: %s" % (source.name, exc.strerror)) from exc
-        except (ValueError, RecursionError):
-            pass  # and not a word of it either
         self._check(isinstance(document, dict))
         config = {"auths": document} if source.flat else document
         self._auths = self._by_host(config.get("auths"))
@@ -179,6 +172,17 @@ class _File:
     def _check(self, good: bool) -> None:
         if not good:
             raise InvalidDocument("%s: Invalid auth configuration file" % self._name)
+
+
+def read_file(path: str) -> Optional[bytes]:
+    """A file of the user's, or None where there is none; raises StorageError."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(_MAX_FILE)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as exc:
+        raise StorageError("read %s: %s" % (path, exc.strerror)) from exc
 
 
 def _cut(key: str) -> str:

@@ -29,12 +29,11 @@ _MACHINES = {"armv5tel": "arm/v5", "armv6l": "arm/v6", "armv7l": "arm/v7", "armv
              "i586": "386", "i686": "386", "loongarch64": "loong64"}
 
 
-def pull(
-    name: Union[str, Reference], store: Store, *, platform: Union[str, Platform, None] = None,
-    all_platforms: bool = False, foreign: bool = False, progress: Output = discard,
-    service: Optional[RegistryService] = None, credentials: Optional[Keyring] = None,
-    downloads: Optional[LayerDownloadManager] = None, cancel: Optional[Cancel] = None
-) -> Image:
+def pull(name: Union[str, Reference], store: Store, *, platform: Union[str, Platform, None] = None,
+         all_platforms: bool = False, foreign: bool = False, progress: Output = discard,
+         service: Optional[RegistryService] = None, credentials: Optional[Keyring] = None,
+         downloads: Optional[LayerDownloadManager] = None,
+         cancel: Optional[Cancel] = None) -> Image:
     """Pull an image into ``store`` and return it.
 
     ``platform`` defaults to the host's; ``downloads`` is shared by pulls that
@@ -48,9 +47,8 @@ def pull(
         ).image
 
 
-def options(
-    platform: Union[str, Platform, None] = None, all_platforms: bool = False, foreign: bool = False
-) -> PullOptions:
+def options(platform: Union[str, Platform, None] = None, all_platforms: bool = False,
+            foreign: bool = False) -> PullOptions:
     """What to take of what a name offers; raises InvalidReference."""
     if platform is None:
         return PullOptions(host_platform(), False, all_platforms, foreign)
@@ -61,10 +59,9 @@ def options(
     return PullOptions(platform, True, False, foreign)
 
 
-def pull_with(
-    client: Client, name: Union[str, Reference], store: Store, downloads: LayerDownloadManager,
-    wanted: PullOptions, progress: Output, cancel: Cancel
-) -> Pulled:
+def pull_with(client: Client, name: Union[str, Reference], store: Store,
+              downloads: LayerDownloadManager, wanted: PullOptions, progress: Output,
+              cancel: Cancel) -> Pulled:
     """As pull(), for several pulls through one client."""
     reference = name if isinstance(name, Reference) else Reference.parse(name)
     reference = reference.docker_ref()
@@ -80,9 +77,8 @@ def pull_with(
     return over_endpoints(client, reference, "pull %s" % (reference,), from_one, cancel)
 
 
-def over_endpoints(
-    client: Client, reference: Reference, what: str, work: Callable[[Repository], T], cancel: Cancel
-) -> T:
+def over_endpoints(client: Client, reference: Reference, what: str, work: Callable[[Repository], T],
+                   cancel: Cancel) -> T:
     """The first success of ``work`` on an endpoint of the repository.
 
     Raises the error that decided, its text led by ``what`` and by whom of the

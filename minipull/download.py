@@ -14,7 +14,6 @@ import abc
 import contextlib
 import functools
 import hashlib
-import heapq
 import itertools
 import os
 import threading
@@ -74,19 +73,15 @@ class LayerDownloadManager:
     countdown between them.
     """
 
-    def __init__(
-        self, concurrency: int = CONCURRENT_DOWNLOADS, attempts: int = MAX_ATTEMPTS,
-        tick: float = 1.0
-    ) -> None:
+    def __init__(self, concurrency: int = CONCURRENT_DOWNLOADS, attempts: int = MAX_ATTEMPTS,
+                 tick: float = 1.0) -> None:
         self.transfers = TransferManager(concurrency)
         self.processors = Turnstile(os.cpu_count() or 1)
         self._attempts = attempts
         self._tick = tick
 
-    def download(
-        self, store: Store, layers: Sequence[DownloadDescriptor], output: Output, cancel: Cancel,
-        beside: Tuple[str, Run]
-    ) -> Downloaded:
+    def download(self, store: Store, layers: Sequence[DownloadDescriptor], output: Output,
+                 cancel: Cancel, beside: Tuple[str, Run]) -> Downloaded:
         """Have all ``layers``, bottom first, and the result of ``beside``.
 
         ``beside`` is the key and the work of one more transfer, which starts
@@ -117,10 +112,9 @@ class LayerDownloadManager:
                     output(Progress(id=descriptor.id, action="Already exists"))
                     descriptor.registered(diff)
                     continue
-                job = _Job(self, store, descriptor)
-                job.below = found[-1] if found else None
-                job.parent = watchers[-1].transfer if watchers else None
-                job.same = by_key.get(descriptor.key)
+                job = _Job(
+                    self, store, descriptor, found[-1] if found else None,
+                    watchers[-1].transfer if watchers else None, by_key.get(descriptor.key))
                 if job.same is None:
                     output(Progress(id=descriptor.id, action="Pulling fs layer"))
                 id = "" if job.same else descriptor.id
@@ -146,52 +140,46 @@ class LayerDownloadManager:
                 transfer.cancel.pause(self._tick)
 
 
-class _Job:
+class _Job(NamedTuple):
     """The work of one layer's transfer, by whichever pull comes first."""
+    manager: LayerDownloadManager
+    store: Store
+    descriptor: DownloadDescriptor
     below: Optional[Layer]  # the present layer that this one lies on, or
     parent: Optional[Transfer]  # the transfer that brings it
     same: Optional[Transfer]  # which brings the same blob, lower in the image
-
-    def __init__(
-        self, manager: LayerDownloadManager, store: Store, descriptor: DownloadDescriptor
-    ) -> None:
-        self._manager = manager
-        self._store = store
-        self._descriptor = descriptor
 
     def run(self, transfer: Transfer) -> Layer:
         if self.parent is not None and self.parent.error is not None:
             raise self.parent.error
         blob, diff = self._copy(transfer) if self.same else self._fetch(transfer)
-        layer = self._store.layers.register(self._chain(transfer), diff, blob)
+        layer = self.store.layers.register(self._chain(transfer), diff, blob)
         if self.same is None:
-            transfer.progress(Progress(id=self._descriptor.id, action="Pull complete"))
-        self._descriptor.registered(diff)
+            transfer.progress(Progress(id=self.descriptor.id, action="Pull complete"))
+        self.descriptor.registered(diff)
         return layer
 
     def _fetch(self, transfer: Transfer) -> Tuple[Optional[Descriptor], Diff]:
-        blob = self._manager.attempts(self._descriptor, transfer)
+        blob = self.manager.attempts(self.descriptor, transfer)
         transfer.inactive()
-        with self._manager.processors.turn(blob.size if blob else 0, transfer.cancel):
-            return blob, self._descriptor.diff(transfer, blob)
+        with self.manager.processors.turn(blob.size if blob else 0, transfer.cancel):
+            return blob, self.descriptor.diff(transfer, blob)
 
     def _copy(self, transfer: Transfer) -> Tuple[Optional[Descriptor], Diff]:
         transfer.inactive()
         assert self.same is not None
-        source: Layer = self._manager.transfers.result(self.same, transfer.cancel)
-        return self._descriptor.present() or (None, source.diff)
+        source: Layer = self.manager.transfers.result(self.same, transfer.cancel)
+        return self.descriptor.present() or (None, source.diff)
 
     def _chain(self, transfer: Transfer) -> Optional[ChainID]:
         if self.parent is not None:
-            parent: Layer = self._manager.transfers.result(self.parent, transfer.cancel)
+            parent: Layer = self.manager.transfers.result(self.parent, transfer.cancel)
             return parent.chain_id
         return self.below.chain_id if self.below else None
 
 
-def fetch_blob(
-    store: Store, blob: Descriptor, what: str, cancel: Cancel, source: Callable[[int], Response],
-    transfer: Optional[Transfer] = None
-) -> None:
+def fetch_blob(store: Store, blob: Descriptor, what: str, cancel: Cancel,
+               source: Callable[[int], Response], transfer: Optional[Transfer] = None) -> None:
     """Bring a blob into the store, from where an earlier attempt left it.
 
     ``source`` opens it at an offset.  A body that breaks off is continued at
@@ -240,10 +228,7 @@ def _copy(response: Response, ingest: Ingest, output: Output) -> None:
     meter = Meter(output, ingest.digest.short, "Downloading", ingest.size)
     meter.current = ingest.offset
     view = memoryview(bytearray(min(BUFFER, ingest.size + 1)))
-    while True:
-        count = response.readinto(view)
-        if not count:
-            break
+    for count in iter(lambda: response.readinto(view), 0):
         ingest.write(view[:count])
         meter.advance(count)
     if ingest.offset < ingest.size:
@@ -271,15 +256,14 @@ class Turnstile:
         """Be inside within the block; raises Cancelled while waiting."""
         with cancel.calling(self._wake), self._changed:
             place = (-size, next(self._arrivals))
-            heapq.heappush(self._queue, place)
+            self._queue.append(place)
             try:
-                while self._inside >= self._limit or self._queue[0] != place:
+                while self._inside >= self._limit or min(self._queue) != place:
                     cancel.check()
                     self._changed.wait()
                 self._inside += 1
             finally:
                 self._queue.remove(place)
-                heapq.heapify(self._queue)
                 self._changed.notify_all()
         try:
             yield

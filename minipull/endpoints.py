@@ -65,13 +65,11 @@ class RegistryService:
     ``lookup`` resolves a host, for the CIDRs alone.
     """
 
-    def __init__(
-        self, *, mirrors: Sequence[str] = (), insecure: Sequence[str] = (),
-        hosts: Optional[Mapping[str, Host]] = None, plain_http: bool = False,
-        tls_verify: bool = True, ca_file: str = "", timeout: float = 60.0,
-        headers: Optional[Mapping[str, str]] = None,
-        lookup: Callable[[str], Sequence[str]] = _lookup
-    ) -> None:
+    def __init__(self, *, mirrors: Sequence[str] = (), insecure: Sequence[str] = (),
+                 hosts: Optional[Mapping[str, Host]] = None, plain_http: bool = False,
+                 tls_verify: bool = True, ca_file: str = "", timeout: float = 60.0,
+                 headers: Optional[Mapping[str, str]] = None,
+                 lookup: Callable[[str], Sequence[str]] = _lookup) -> None:
         self.hosts = {_check_host(name, "host"): host for name, host in (hosts or {}).items()}
         if mirrors:
             hub = self.hosts.get(DEFAULT_DOMAIN, Host())
@@ -157,8 +155,7 @@ class RegistryService:
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         if sys.version_info < (3, 10):
             context.options |= ssl.OP_NO_TLSv1 | ssl.OP_NO_TLSv1_1
-        ca_files = [self.ca_file, self._host(domain).ca]
-        for ca_file in filter(None, ca_files):
+        for ca_file in filter(None, (self.ca_file, self._host(domain).ca)):
             try:
                 context.load_verify_locations(ca_file)
             except (OSError, ssl.SSLError) as exc:

@@ -156,9 +156,8 @@ class RegistryError(Error):
         self.retry = self.code not in DO_NOT_RETRY if details else status >= 500
 
 
-def decode_answer(
-    status: int, reason: str, content_type: str, body: bytes, bearer_error: str = ""
-) -> RegistryError:
+def decode_answer(status: int, reason: str, content_type: str, body: bytes,
+                  bearer_error: str = "") -> RegistryError:
     """The error that a registry's answer is; ``bearer_error`` is its challenge's.
 
     docker/distribution registry/client/errors.go (HandleErrorResponse).

@@ -117,10 +117,8 @@ def write_atomic(path: str, data: bytes, scratch: str, durable: bool = True) -> 
             sync_directory(os.path.dirname(path))
 
 
-def lock(
-    fd: int, path: str, exclusive: bool, pause: Callable[[float], object] = time.sleep,
-    timeout: float = 60.0, alive: Callable[[], object] = lambda: None
-) -> None:
+def lock(fd: int, path: str, exclusive: bool, pause: Callable[[float], object] = time.sleep,
+         timeout: float = 60.0, alive: Callable[[], object] = lambda: None) -> None:
     """Take the advisory lock of an open file, by polling.
 
     ``pause`` sleeps between two tries and may raise to give up.  The lock is

@@ -53,15 +53,11 @@ class LayerStore:
     def get(self, chain_id: ChainID) -> Optional[Layer]:
         """The record of a layer, or None if there is none that is sound."""
         with contextlib.suppress(Error):
-            data = files.read_bytes(self.path(chain_id), 1 << 20)
-            if data is not None:
-                return parse_layer(chain_id, data)
+            return parse_layer(chain_id, files.read_bytes(self.path(chain_id), 1 << 20) or b"")
         return None
 
-    def diff(
-        self, blob: Digest, cancel: Cancel, raw: Optional[Verifier] = None,
-        advance: Callable[[int], None] = lambda count: None
-    ) -> Diff:
+    def diff(self, blob: Digest, cancel: Cancel, raw: Optional[Verifier] = None,
+             advance: Callable[[int], None] = lambda count: None) -> Diff:
         """Decompress a stored blob to find its DiffID.
 
         ``raw`` sees the stored bytes, ``advance`` is told how many were read.
@@ -96,8 +92,7 @@ class LayerStore:
 
     def write(self, layer: Layer) -> None:
         path = self.path(layer.chain_id)
-        if not os.path.isdir(os.path.dirname(path)):
-            files.make_directory(os.path.dirname(path))
+        files.make_directory(os.path.dirname(path))
         record = {
             "diff_id": layer.diff.diff_id,
             "parent": layer.parent,

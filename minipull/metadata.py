@@ -38,8 +38,7 @@ class MetadataStore:
     def set(self, namespace: str, key: str, value: bytes) -> None:
         path = self.path(namespace, key)
         for directory in (self._scratch, os.path.dirname(path)):
-            if not os.path.isdir(directory):
-                files.make_directory(directory)
+            files.make_directory(directory)
         files.write_atomic(path, value, self._scratch, durable=False)
 
     def delete(self, namespace: str, key: str) -> None:
@@ -76,9 +75,8 @@ class V2MetadataService:
     def get_diff_id(self, digest: Digest) -> Optional[DiffID]:
         """The DiffID of a blob whose content was seen, or None."""
         with contextlib.suppress(Error):
-            value = self.store.get(self.BY_DIGEST, _key(digest))
-            if value is not None:
-                return DiffID(Digest.parse(value.decode("ascii", "replace")))
+            value = self.store.get(self.BY_DIGEST, _key(digest)) or b""
+            return DiffID(Digest.parse(value.decode("ascii", "replace")))
         return None
 
     def add(self, diff_id: DiffID, entry: V2Metadata) -> None:
@@ -105,11 +103,8 @@ class V2MetadataService:
 
     def _set(self, diff_id: Digest, entries: List[V2Metadata]) -> None:
         value = [
-            {
-                "Digest": known.digest,
-                "SourceRepository": known.source_repository,
-                "HMAC": known.hmac,
-                "Sum": known.checksum}
+            {"Digest": known.digest, "SourceRepository": known.source_repository,
+             "HMAC": known.hmac, "Sum": known.checksum}
             for known in entries]
         data = json.dumps(value, separators=(",", ":")).encode()
         self.store.set(self.BY_DIFF_ID, _key(diff_id), data)

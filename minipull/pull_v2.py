@@ -59,10 +59,8 @@ class NoMatch(NotFound):
 class V2Puller:
     """Pulls from one repository at one endpoint into one store."""
 
-    def __init__(
-        self, repository: Repository, store: Store, downloads: LayerDownloadManager,
-        options: PullOptions, output: Output, cancel: Cancel
-    ) -> None:
+    def __init__(self, repository: Repository, store: Store, downloads: LayerDownloadManager,
+                 options: PullOptions, output: Output, cancel: Cancel) -> None:
         self._repository = repository
         self._store = store
         self._downloads = downloads
@@ -84,17 +82,14 @@ class V2Puller:
             chosen = documents[-1]
         wanted = Association(reference, chosen.descriptor, top.digest)
         updated = known != wanted or not self._complete(chosen)
-        config = None
         if updated:
             for document in documents:
                 if isinstance(document, Manifest):
-                    config = self._pull_manifest(document, document is chosen)
+                    self._pull_manifest(document, document is chosen)
             for document in documents:
                 self._store.content.put(document.digest, document.raw)
             self._store.references.set(reference, chosen.descriptor, top.digest, self._cancel.pause)
-        if config is None or isinstance(chosen, Index):
-            return Pulled(self._store.load(wanted), updated)
-        return Pulled(Image(reference, chosen.descriptor, top.digest, config), updated)
+        return Pulled(self._store.load(wanted), updated)
 
     # Manifests.
 
@@ -129,10 +124,8 @@ class V2Puller:
     def _child(self, descriptor: Descriptor) -> Document:
         """An entry of an index, which must be what the index says."""
         document = None
-        if self._store.content.has(descriptor.digest, descriptor.size):
-            with contextlib.suppress(Error):
-                raw = self._store.content.read(descriptor.digest, MAX_MANIFEST)
-                document = manifest.parse(raw, descriptor.media_type)
+        with contextlib.suppress(Error):
+            document = self._store.document(descriptor)
         if document is None:
             document = self._fetch_document(str(descriptor.digest))
         _check_entry(descriptor, document.media_type, document.raw)
@@ -186,12 +179,12 @@ class V2Puller:
 
     # Configs and layers.
 
-    def _pull_manifest(self, document: Manifest, chosen: bool) -> Optional[ImageConfig]:
-        """Have all that a manifest names; the config, if it is an image to run."""
+    def _pull_manifest(self, document: Manifest, chosen: bool) -> None:
+        """Have all that a manifest names."""
         if not is_runnable(document):
             for blob in (document.config,) + document.layers:
                 self._plain_blob(blob, self._cancel)
-            return None
+            return
         if len(document.layers) > ENGINE_MAX_LAYERS:
             text = "image has %d layers, docker will not load more than %d"
             self._output(Progress(message=text % (len(document.layers), ENGINE_MAX_LAYERS)))
@@ -224,7 +217,6 @@ class V2Puller:
         text = self._misfit(config) if chosen else ""
         if text:
             self._output(Progress(message="WARNING: " + text))
-        return config
 
     def _forget(self, blob: Digest, layer: Layer) -> None:
         """Let what we remember of a layer be found out again: it may be wrong."""
@@ -284,10 +276,8 @@ class V2Puller:
 class V2LayerDescriptor(DownloadDescriptor):
     """A layer of a manifest; ``word`` is what the image's config says it is."""
 
-    def __init__(
-        self, repository: Repository, store: Store, blob: Descriptor, foreign: bool,
-        word: Callable[[Cancel], DiffID]
-    ) -> None:
+    def __init__(self, repository: Repository, store: Store, blob: Descriptor, foreign: bool,
+                 word: Callable[[Cancel], DiffID]) -> None:
         # Pulls that differ in where they look don't share what they find.
         self._urls = blob.urls if foreign and is_foreign(blob.media_type) else ()
         self.key = "v2:%s %s" % (blob.digest, " ".join(self._urls))

@@ -30,8 +30,7 @@ _TAG = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
 _ALGORITHM = r"[A-Za-z][A-Za-z0-9]*(?:[-_+.][A-Za-z][A-Za-z0-9]*)*"
 _DIGEST = r"%s:[0-9a-fA-F]{32,}" % _ALGORITHM
 
-_REFERENCE = re.compile(
-    r"(?:(%s)/)?(%s)(?::(%s))?(?:@(%s))?" % (DOMAIN, PATH, _TAG, _DIGEST))
+_REFERENCE = re.compile(r"(?:(%s)/)?(%s)(?::(%s))?(?:@(%s))?" % (DOMAIN, PATH, _TAG, _DIGEST))
 #   identifier  ::= hex{64}                     (an image ID is no name)
 _IDENTIFIER = re.compile(r"[a-f0-9]{64}")
 _ONLY_TAG = re.compile(_TAG)

@@ -72,10 +72,8 @@ class ReferenceStore:
     def get(self, name: Reference) -> Optional[Association]:
         return next((item for item in self.all() if item.name == name), None)
 
-    def set(
-        self, name: Reference, descriptor: Descriptor, source: Digest,
-        pause: Callable[[float], object] = time.sleep
-    ) -> None:
+    def set(self, name: Reference, descriptor: Descriptor, source: Digest,
+            pause: Callable[[float], object] = time.sleep) -> None:
         """Point ``name`` to ``descriptor``, durably; raises StorageError.
 
         ``pause`` is called while the lock is waited for, and may raise.
@@ -102,8 +100,7 @@ class ReferenceStore:
     def _changing(self, pause: Callable[[float], object]) -> Iterator[List[Dict[str, Any]]]:
         """The entries as they are under the lock; written if the block changes them."""
         for directory in (os.path.dirname(self.path), self._scratch):
-            if not os.path.isdir(directory):
-                files.make_directory(directory)
+            files.make_directory(directory)
         with storage_errors("write %s" % self.path):
             fd = files.open_regular(self._lock, os.O_RDWR | os.O_CREAT)
             try:

@@ -13,7 +13,7 @@ import os
 import re
 import threading
 import time
-from typing import IO, Any, Callable, Dict, Mapping, NamedTuple, Optional, Tuple, Type
+from typing import IO, Any, Callable, Dict, Mapping, NamedTuple, Optional, Tuple
 
 from .errors import InvalidReference
 from .progress import Progress
@@ -51,9 +51,8 @@ def bar(current: int, total: int, width: int = 200) -> str:
 class Renderer:
     """An Output that draws nothing; the base of those that do."""
 
-    def __init__(
-        self, stream: Optional[IO[str]], clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, stream: Optional[IO[str]],
+                 clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
         self._clock = clock
         self._lock = threading.Lock()
@@ -136,10 +135,8 @@ class Terminal(Renderer):
     """
     interval = 0.1
 
-    def __init__(
-        self, stream: IO[str], clock: Callable[[], float] = time.monotonic,
-        size: Optional[Callable[[], Tuple[int, int]]] = None
-    ) -> None:
+    def __init__(self, stream: IO[str], clock: Callable[[], float] = time.monotonic,
+                 size: Optional[Callable[[], Tuple[int, int]]] = None) -> None:
         super().__init__(stream, clock)
         self._size = size or (lambda: _terminal_size(stream))
         self._last_size = (0, 0)
@@ -187,8 +184,7 @@ def choose(mode: str, stream: Optional[IO[str]], environ: Mapping[str, str]) -> 
     if mode == "auto":
         plain = environ.get("TERM") == "dumb" or environ.get("NO_COLOR") or environ.get("CI")
         mode = "plain" if plain or not stream.isatty() else "tty"
-    drawn: Dict[str, Type[Renderer]] = {"json": JSON, "plain": Plain, "tty": Terminal}
-    return drawn[mode](stream)
+    return {"json": JSON, "plain": Plain, "tty": Terminal}[mode](stream)
 
 
 def _label(event: Progress, text: str) -> str:

@@ -24,7 +24,7 @@ MAX_TAGS = 100000
 _MAX_PAGE = 16 << 20  # bytes
 _MAX_PAGES = 10000
 
-_ACCEPT = ", ".join((OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST))
+_ACCEPT = {"Accept": ", ".join((OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST))}
 _LINK = re.compile(r'<([^<>]*)>[^<>]*;\s*rel="?next\b', re.IGNORECASE)
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 
@@ -83,8 +83,7 @@ class Repository:
         self._query = "?ns=" + reference.domain if endpoint.mirror else ""
         path = "" if endpoint.mirror else reference.path
         self._authorizer = Authorizer(
-            client.transport,
-            Origin.of(endpoint.url),
+            client.transport, Origin.of(endpoint.url),
             lambda: client.credentials.get(endpoint.host, path),
             "repository:%s:pull" % reference.path)
 
@@ -93,7 +92,7 @@ class Repository:
 
         Raises RegistryError, ContentMismatch, PolicyError for one over 8 MiB.
         """
-        with self._get("manifests/" + reference, {"Accept": _ACCEPT}, cancel) as response:
+        with self._request("GET", "manifests/" + reference, _ACCEPT, cancel) as response:
             raw = response.read(MAX_MANIFEST)
         wanted = reference if ":" in reference else response.header("Docker-Content-Digest")
         digest = Digest.of(raw)
@@ -106,7 +105,7 @@ class Repository:
     def resolve(self, tag: str, cancel: Cancel) -> Optional[Digest]:
         """What a tag points to, by HEAD, which costs no pull quota; None if untold."""
         try:
-            with self._request("HEAD", "manifests/" + tag, {"Accept": _ACCEPT}, cancel) as response:
+            with self._request("HEAD", "manifests/" + tag, _ACCEPT, cancel) as response:
                 return Digest.parse(response.header("Docker-Content-Digest"))
         except (RegistryError, InvalidDocument):
             return None  # the GET that follows knows better why
@@ -118,7 +117,7 @@ class Repository:
         """
         # No If-Range: whether the bytes still fit is for the digest to say.
         headers = {"Range": "bytes=%d-" % offset} if offset else {}
-        return _ranged(self._get("blobs/" + digest, headers, cancel), offset)
+        return _ranged(self._request("GET", "blobs/" + digest, headers, cancel), offset)
 
     def foreign_blob(self, url: str, cancel: Cancel, offset: int) -> Response:
         """A foreign layer from where its manifest says: by https, as nobody."""
@@ -151,17 +150,12 @@ class Repository:
                 raise PolicyError("%s: next page of tags is elsewhere, refused" % (self.endpoint,))
         return found
 
-    def _get(self, path: str, headers: Mapping[str, str], cancel: Cancel) -> Response:
-        return self._request("GET", path, headers, cancel)
-
-    def _request(
-        self, method: str, path: str, headers: Mapping[str, str], cancel: Cancel
-    ) -> Response:
+    def _request(self, method: str, path: str, headers: Mapping[str, str],
+                 cancel: Cancel) -> Response:
         return self._checked(method, self._base + path + self._query, headers, cancel)
 
-    def _checked(
-        self, method: str, url: str, headers: Mapping[str, str], cancel: Cancel
-    ) -> Response:
+    def _checked(self, method: str, url: str, headers: Mapping[str, str],
+                 cancel: Cancel) -> Response:
         response = self._authorizer.request(method, url, headers, cancel)
         self.answered = True
         if response.origin == Origin.of(self.endpoint.url):

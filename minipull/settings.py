@@ -13,16 +13,15 @@ import shutil
 from typing import Any, Callable, Dict, List, Mapping, Optional
 
 from .auth import Credential
-from .credentials import Credentials, Source
+from .credentials import Credentials, Source, read_file
 from .descriptor import object_at, parse_json, string_at, strings_at
 from .download import MAX_ATTEMPTS, LayerDownloadManager
 from .endpoints import Host, RegistryService
-from .errors import InvalidReference, StorageError
+from .errors import InvalidReference
 from .store import Store
 
 #: What the command line asks for, where the engine's default is 3.
 JOBS = 6
-_MAX_FILE = 1 << 20  # bytes
 #: Flag to the key of the settings file that stands for the same.
 _KEYS = {"jobs": "max-concurrent-downloads", "attempts": "max-download-attempts"}
 _TRUTH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
@@ -37,14 +36,13 @@ class Settings:
     InvalidDocument for a file that can't be used.
     """
 
-    def __init__(
-        self, environ: Mapping[str, str], flags: Optional[Mapping[str, Any]] = None,
-        warn: Callable[[str], None] = lambda text: None
-    ) -> None:
+    def __init__(self, environ: Mapping[str, str], flags: Optional[Mapping[str, Any]] = None,
+                 warn: Callable[[str], None] = lambda text: None) -> None:
         self.environ = environ
         self._flags = dict(flags or {})
         self._warn = warn
         self._home = environ.get("HOME") or os.path.expanduser("~")
+        self._config = environ.get("XDG_CONFIG_HOME") or os.path.join(self._home, ".config")
         self._file = self._read(self._flags.get("config"))
 
     def text(self, name: str, default: str = "") -> str:
@@ -73,8 +71,7 @@ class Settings:
 
     @property
     def platform(self) -> Optional[str]:
-        found = self.text("platform") or self.environ.get("DOCKER_DEFAULT_PLATFORM")
-        return found or None
+        return self.text("platform") or self.environ.get("DOCKER_DEFAULT_PLATFORM") or None
 
     def store(self) -> Store:
         root = self.text("root")
@@ -101,12 +98,9 @@ class Settings:
         return RegistryService(
             mirrors=strings_at(self._file, "registry-mirrors", "settings"),
             insecure=strings_at(self._file, "insecure-registries", "settings"),
-            hosts=hosts,
-            plain_http=self.truth("plain_http"),
-            tls_verify=self.truth("tls_verify", True),
-            ca_file=self.text("ca_file"),
-            timeout=self.timeout,
-            headers=self._headers())
+            hosts=hosts, plain_http=self.truth("plain_http"),
+            tls_verify=self.truth("tls_verify", True), ca_file=self.text("ca_file"),
+            timeout=self.timeout, headers=self._headers())
 
     def credentials(self, domains: List[str]) -> Credentials:
         """What --creds says for ``domains``, and what docker and podman have stored."""
@@ -138,16 +132,12 @@ class Settings:
                 raise InvalidReference("authfile %s does not exist" % ascii(alone))
             return [Source(alone)]
         docker = env("DOCKER_CONFIG") or os.path.join(self._home, ".docker")
-        runtime = env("XDG_RUNTIME_DIR")
-        config = env("XDG_CONFIG_HOME") or os.path.join(self._home, ".config")
-        found = [
-            Source("DOCKER_AUTH_CONFIG", env("DOCKER_AUTH_CONFIG")),
-            Source(os.path.join(docker, "config.json")),
-            Source(os.path.join(runtime or "", "containers", "auth.json")),
-            Source(os.path.join(config, "containers", "auth.json")),
-            Source(os.path.join(self._home, ".dockercfg"), flat=True)]
-        absent = [not env("DOCKER_AUTH_CONFIG"), False, not runtime, False, False]
-        return [source for source, skip in zip(found, absent) if not skip]
+        given, runtime = env("DOCKER_AUTH_CONFIG"), env("XDG_RUNTIME_DIR")
+        found = [Source("DOCKER_AUTH_CONFIG", given)] if given else []
+        found.append(Source(os.path.join(docker, "config.json")))
+        for folder in filter(None, (runtime, self._config)):
+            found.append(Source(os.path.join(folder, "containers", "auth.json")))
+        return found + [Source(os.path.join(self._home, ".dockercfg"), flat=True)]
 
     def _headers(self) -> Dict[str, str]:
         headers: Dict[str, str] = {}
@@ -167,21 +157,14 @@ class Settings:
             if found is None:
                 raise InvalidReference("settings file %s does not exist" % ascii(path))
             return found
-        config = self.environ.get("XDG_CONFIG_HOME") or os.path.join(self._home, ".config")
-        found = _load(os.path.join(config, "minipull", "config.json"))
+        found = _load(os.path.join(self._config, "minipull", "config.json"))
         return found if found is not None else _load("/etc/minipull/config.json") or {}
 
 
 def _load(path: str) -> Optional[Dict[str, Any]]:
     """The settings in a file, or None where there is none."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read(_MAX_FILE)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as exc:
-        raise StorageError("read %s: %s" % (path, exc.strerror)) from exc
-    return parse_json(data, path)
+    data = read_file(path)
+    return None if data is None else parse_json(data, path)
 
 
 def find_zstd(path: str = os.defpath) -> Optional[str]:

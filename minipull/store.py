@@ -53,9 +53,8 @@ class Store:
             MetadataStore(os.path.join(self.root, "metadata"), scratch))
 
     @contextlib.contextmanager
-    def using(
-        self, cancel: Optional[Cancel] = None, writing: bool = False, alone: bool = False
-    ) -> Iterator[None]:
+    def using(self, cancel: Optional[Cancel] = None, writing: bool = False,
+              alone: bool = False) -> Iterator[None]:
         """Hold the shared lock, or all of it ``alone``; a reader goes on where there is none.
 
         Raises StorageError if it is not had in time, Cancelled.
@@ -63,7 +62,7 @@ class Store:
         path = os.path.join(self.root, "lock")
         with contextlib.ExitStack() as stack:
             try:
-                if writing and not os.path.isdir(self.root):
+                if writing:
                     files.make_directory(self.root)
                 with storage_errors("open %s" % path):
                     flags = os.O_RDWR | os.O_CREAT if writing else os.O_RDONLY
@@ -121,9 +120,8 @@ class Store:
             return manifest.parse(
                 self.content.read(descriptor.digest, manifest.MAX_MANIFEST), descriptor.media_type)
 
-    def walk(
-        self, top: Descriptor, depth: int = 0
-    ) -> Iterator[Tuple[Descriptor, Optional[manifest.Document]]]:
+    def walk(self, top: Descriptor,
+             depth: int = 0) -> Iterator[Tuple[Descriptor, Optional[manifest.Document]]]:
         """``top``, at ``depth``, and everything below it, each once, parents first.
 
         A manifest or index comes with its document if it is stored.  Raises

@@ -73,9 +73,8 @@ class Cancel:
                 self._callbacks.remove(callback)
 
 
-def decompressed(
-    file: BinaryIO, cancel: Cancel, zstd: Optional[str] = None, raw: Optional[Verifier] = None
-) -> Iterator[Buffer]:
+def decompressed(file: BinaryIO, cancel: Cancel, zstd: Optional[str] = None,
+                 raw: Optional[Verifier] = None) -> Iterator[Buffer]:
     """The tar stream in a layer file, piece by piece; a piece lives until the next.
 
     ``file`` is unbuffered and at its start; ``raw``, if given, sees every stored
@@ -86,22 +85,23 @@ def decompressed(
         magic = file.read(6)
         file.seek(0)
         if magic.startswith(b"\x1f\x8b"):
-            yield from _gunzip(_pieces(file, cancel, raw))
+            yield from _gunzip(pieces(file.fileno(), cancel, raw))
         elif _ZSTD.match(magic):
             if raw is not None:  # the decoder reads the file by itself
-                for _ in _pieces(file, cancel, raw):
+                for _ in pieces(file.fileno(), cancel, raw):
                     pass
                 file.seek(0)
             yield from _unzstd(file, cancel, zstd)
         elif magic.startswith((b"BZh", b"\xfd7zXZ\0")):
             raise InvalidDocument("layer is compressed with bzip2 or xz, which no registry layer may be")
         else:
-            yield from _pieces(file, cancel, raw)
+            yield from pieces(file.fileno(), cancel, raw)
 
 
-def _pieces(file: BinaryIO, cancel: Cancel, raw: Optional[Verifier] = None) -> Iterator[memoryview]:
-    buffer = memoryview(bytearray(_INPUT))
-    fd = file.fileno()
+def pieces(fd: int, cancel: Cancel, raw: Optional[Verifier] = None,
+           size: int = _INPUT) -> Iterator[memoryview]:
+    """What is left of an open file, shown to ``raw``; an OSError is the caller's to map."""
+    buffer = memoryview(bytearray(size))
     while True:
         cancel.check()
         count = os.readv(fd, [buffer])

@@ -46,10 +46,8 @@ class Transport(urllib.request.BaseHandler):
     ends what is idle; what is in use ends when its user is done.
     """
 
-    def __init__(
-        self, tls: Callable[[Origin], ssl.SSLContext], timeout: float = 60.0,
-        headers: Optional[Mapping[str, str]] = None
-    ) -> None:
+    def __init__(self, tls: Callable[[Origin], ssl.SSLContext], timeout: float = 60.0,
+                 headers: Optional[Mapping[str, str]] = None) -> None:
         self.timeout = timeout
         #: Who has completed a TLS handshake: plain http is over for that host.
         self.spoke_tls: Set[Tuple[str, int]] = set()
@@ -70,10 +68,9 @@ class Transport(urllib.request.BaseHandler):
         for conn in idle:
             conn.drop()
 
-    def request(
-        self, method: str, url: str, headers: Mapping[str, str], cancel: Cancel,
-        body: Optional[bytes] = None, redirect: bool = True, only_public: bool = False
-    ) -> Response:
+    def request(self, method: str, url: str, headers: Mapping[str, str], cancel: Cancel,
+                body: Optional[bytes] = None, redirect: bool = True,
+                only_public: bool = False) -> Response:
         """Send a request and return the answer, whatever its status.
 
         For what can be repeated: GET, HEAD, and questions with a small body.
@@ -104,10 +101,8 @@ class Transport(urllib.request.BaseHandler):
             response.discard()
             cancel.pause(max(asked, delays.pop(0) * random.uniform(0.75, 1.25)))
 
-    def _follow(
-        self, method: str, url: str, headers: Mapping[str, str], cancel: Cancel,
-        body: Optional[bytes], redirect: bool, public: bool
-    ) -> Response:
+    def _follow(self, method: str, url: str, headers: Mapping[str, str], cancel: Cancel,
+                body: Optional[bytes], redirect: bool, public: bool) -> Response:
         sent = dict(self._headers, **headers)
         first = Origin.of(url)
         for _ in range(MAX_REDIRECTS + 1):

@@ -101,10 +101,8 @@ class TransferManager:
         return "<TransferManager: %d of %d active, %d waiting>" % (
             self.active, self.limit, len(self.waiting))
 
-    def transfer(
-        self, key: str, run: Run, output: Output, waiting: Optional[Progress] = None,
-        cancel: Optional[Cancel] = None
-    ) -> Watcher:
+    def transfer(self, key: str, run: Run, output: Output, waiting: Optional[Progress] = None,
+                 cancel: Optional[Cancel] = None) -> Watcher:
         """Join the transfer of ``key`` or start it as ``run(transfer)``.
 
         ``waiting`` is what is shown until the transfer gets its slot.  The
