@@ -12,10 +12,12 @@ Mirrors moby's pkg/ioutils (AtomicFileWriter).
 import contextlib
 import errno
 import os
+import select
+import socket
 import stat
 import tempfile
 import time
-from typing import Callable, Optional
+from typing import BinaryIO, Callable, Iterator, Optional
 
 from .errors import InvalidDocument, StorageError, storage_errors
 
@@ -27,6 +29,7 @@ class Locked(StorageError):
     """A lock that somebody else holds and did not give up in time."""
 
 
+_PIECE = 128 << 10  # bytes of one sendfile: with more, less is still in the cache when it is read
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -91,6 +94,31 @@ def write_all(fd: int, data: "memoryview") -> None:
     """Write all of ``data``; a short write is how a full disk begins."""
     while data:
         data = data[os.write(fd, data):]
+
+
+def send(sock: socket.socket, file: BinaryIO, offset: int, count: int) -> Iterator[int]:
+    """Send a part of a file by sendfile(2), and say after each piece how long it was.
+
+    Ends early where the file does.  Raises OSError, socket.timeout as the socket does.
+    """
+    if not hasattr(os, "sendfile"):
+        yield sock.sendfile(file, offset, count)
+        return
+    timeout = sock.gettimeout()
+    poll = select.poll()
+    poll.register(sock, select.POLLOUT)
+    end = offset + count
+    while offset < end:
+        try:
+            sent = os.sendfile(sock.fileno(), file.fileno(), offset, min(_PIECE, end - offset))
+        except BlockingIOError:
+            if not poll.poll(timeout and timeout * 1000):
+                raise socket.timeout("timed out") from None
+            continue
+        if not sent:
+            return
+        offset += sent
+        yield sent
 
 
 def write_atomic(path: str, data: bytes, scratch: str, durable: bool = True) -> None:

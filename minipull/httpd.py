@@ -17,6 +17,7 @@ import threading
 import time
 from typing import Any, Callable, Optional, Set
 
+from . import files
 from .errors import NetworkError
 from .framing import Body, Head, Refusal, Request, Response, parse_head
 from .streams import Cancel
@@ -255,7 +256,7 @@ class _Connection:
         self._server.log(status, "%s %d%s" % (what, status, note))
         self._send(data + response.body if asked else data)
         if response.file is not None and asked and size:  # which sendfile takes no 0 for
-            if self._socket.sendfile(response.file, response.offset, size) != size:
+            if sum(files.send(self._socket, response.file, response.offset, size)) != size:
                 raise Disconnected("the file is shorter than it was")
 
     def _linger(self) -> None:
