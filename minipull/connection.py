@@ -17,28 +17,35 @@ import contextlib
 import http.client
 import io
 import ipaddress
+import os
 import re
 import select
 import socket
 import ssl
 import time
 import urllib.parse
-from typing import Any, Callable, Iterator, Mapping, NamedTuple, Optional
+from typing import (
+    Any, BinaryIO, Callable, Iterable, Iterator, Mapping, NamedTuple, Optional, Union)
 
-from .errors import Cancelled, Error, NetworkError, PolicyError, TLSError
-from .streams import Cancel
+from . import files
+from .errors import (
+    Cancelled, Error, NetworkError, PolicyError, StorageError, TLSError, Unauthorized)
+from .streams import Buffer, Cancel
+from .trust import issuer
 
 _READ_AHEAD = 64 << 10  # bytes
+_PIECE = 64 << 10  # bytes sent at once: 1 KiB a second is no stall yet
 CONNECT_TIMEOUT = 30.0  # seconds
 STALL_BYTES = 1024
 MAX_HEAD = 1 << 20  # bytes; to http.client "100 Continue" may come for ever
 _MAX_DISCARD = 64 << 10
 _MAX_LINE = 4096
 _MAX_TRAILERS = 100
+_NO_CA = frozenset((2, 18, 19, 20, 21))  # OpenSSL's X509_V_ERR_*
 
 #   netloc ::= ( domain | IPv4 | "[" IPv6 "]" ) [ ":" port ]  (urllib lets far more through)
 _NETLOC = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?")
-_UNSAFE = re.compile(r"[\x00-\x20\\\x7f-\U0010ffff]")
+_UNSAFE = re.compile(r"[^!-\[\]-~]")  # all but printable ASCII, and the backslash
 #   chunk-size [ chunk-ext ]  (RFC 9112, 7.1; to http.client "-1" is a size too)
 _CHUNK = re.compile(br"([0-9A-Fa-f]{1,15})[ \t]*(?:;.*)?\r\n")
 
@@ -67,6 +74,28 @@ class Origin(NamedTuple):
         return self.host if standard else "%s:%d" % (self.host, self.port)
 
 
+class Proxy(NamedTuple):
+    """An HTTP proxy; ``authorization`` is a secret that it shares with us alone."""
+    host: str
+    port: int
+    authorization: str = ""
+
+    def __repr__(self) -> str:
+        return "proxy %s:%d" % (self.host, self.port)
+
+    def fields(self) -> Mapping[str, str]:
+        return {"Proxy-Authorization": self.authorization} if self.authorization else {}
+
+    def refusal(self, answer: http.client.HTTPResponse) -> Error:
+        """The error that its own answer is."""
+        text = "%s: %d %s" % (self, answer.status, answer.reason[:100])
+        if answer.status == 407:
+            return Unauthorized(text + "; put USER:PASSWORD@ in front of its host")
+        error = NetworkError(text)
+        error.retry = answer.status >= 500
+        return error
+
+
 def joined(base: str, reference: str) -> str:
     """What a Location or Link means (RFC 3986, 5.2), less any userinfo; raises PolicyError."""
     try:
@@ -81,6 +110,38 @@ def _refused(url: str) -> PolicyError:
     # Without what may be secret: userinfo, and the signature in a query.
     shown = re.split("[?#]", re.sub("(?s)//.*@", "//", url))[0]
     return PolicyError("refused URL %s" % ascii(shown)[:200])
+
+
+class Body:
+    """What a request brings: pieces, made anew whenever it is sent.
+
+    ``size`` is in bytes; None sends chunks.  ``sent`` is told how many have gone.
+    """
+
+    def __init__(self, pieces: Callable[[], Iterable[Buffer]], size: Optional[int] = None,
+                 sent: Callable[[int], None] = lambda count: None) -> None:
+        self.pieces = pieces
+        self.size = size
+        self.sent = sent
+
+    @classmethod
+    def of(cls, data: bytes) -> "Body":
+        return cls(lambda: [data], len(data))
+
+
+class FileBody(Body):
+    """``size`` bytes of an open file from ``offset`` on."""
+
+    def __init__(self, file: BinaryIO, offset: int, size: int,
+                 sent: Callable[[int], None] = lambda count: None) -> None:
+        super().__init__(self._read, size, sent)
+        self.file = file
+        self.offset = offset
+
+    def _read(self) -> Iterator[Buffer]:
+        for start in range(0, self.size or 0, _PIECE):
+            most = min(_PIECE, (self.size or 0) - start)
+            yield os.pread(self.file.fileno(), most, self.offset + start)
 
 
 class Response:
@@ -194,20 +255,25 @@ class Connection:
     """One connection to one origin, used by one thread at a time.
 
     ``context`` makes the TLS context, for https; ``keep`` takes the connection
-    back when it can be used again.  ``timeout`` is in seconds.
+    back when it can be used again.  ``timeout`` is in seconds.  By way of a
+    ``proxy`` https is tunnelled, http relayed, and addresses are its business.
     """
 
     def __init__(self, origin: Origin, timeout: float, context: Callable[[], ssl.SSLContext],
-                 keep: Callable[["Connection"], None]) -> None:
+                 keep: Callable[["Connection"], None], proxy: Optional[Proxy] = None) -> None:
         self.origin = origin
         self.public = False  # is the peer an address of the public internet?
         self.secure = False  # has TLS been spoken?
         self.used = False  # for an exchange before this one
         self.received = 0  # bytes of the present answer
+        self._whole = True  # was all of the present request sent?
         self.response: Optional[Response] = None
         self._timeout = timeout
         self._context = context
         self._keep = keep
+        self._proxy = proxy
+        self._relay = proxy if origin.scheme == "http" else None
+        self._peer: Union[Origin, Proxy] = origin  # who is spoken to
         self._socket: Optional[socket.socket] = None
         self._http = http.client.HTTPConnection(origin.host.strip("[]"), origin.port)
         self._cancel = Cancel()
@@ -215,8 +281,8 @@ class Connection:
         self._waited = 0.0  # seconds, for the bytes beyond self._mark
         self._mark = 0
 
-    def exchange(self, method: str, url: str, headers: Mapping[str, str], body: Any, cancel: Cancel,
-                 only_public: bool) -> Response:
+    def exchange(self, method: str, url: str, headers: Mapping[str, str], body: Optional[Body],
+                 cancel: Cancel, only_public: bool) -> Response:
         """Send one request and read the head of its answer."""
         self._cancel = cancel
         self._scope.enter_context(self._cancel.calling(self._shutdown))
@@ -224,25 +290,67 @@ class Connection:
             with self.errors():
                 if self._socket is None:
                     self._connect()
-                if only_public and not self.public:
+                if only_public and not self.public and self._proxy is None:
                     raise PolicyError("redirect to %s, a private address, refused" % (self.origin,))
                 self.received, self._mark, self._waited = 0, 0, 0.0
                 self._http.sock = self
                 path = re.sub("^[^/?#]*|#.*", "", url.partition("://")[2])
                 target = path if path.startswith("/") else "/" + path
-                self._http.request(method, target, body, dict(headers, Host=str(self.origin)))
-                self.response = Response(self._http.getresponse(), self, url)
+                fields = dict(headers, Host=str(self.origin))
+                if self._relay is not None:
+                    target = "http://%s%s" % (self.origin, target)
+                    fields.update(self._relay.fields())
+                if body is not None and body.size is None:
+                    fields["Transfer-Encoding"] = "chunked"
+                elif body is not None:
+                    fields["Content-Length"] = str(body.size)
+                self._http.request(method, target, None, fields)
+                self._whole = body is None
+                if body is not None:
+                    # Whoever closes the connection may have said why before.
+                    with contextlib.suppress(ConnectionError, ssl.SSLError):
+                        self._whole = self._send(body)
+                answer = self._http.getresponse()
+                if self._relay is not None and answer.status == 407:
+                    raise self._relay.refusal(answer)
+                self.response = Response(answer, self, url)
         except BaseException:
             self.done(reusable=False)
             raise
         return self.response
+
+    def _send(self, body: Body) -> bool:
+        """Send a body; False if the answer came before its end."""
+        sent = 0
+        for count in self._sending(body):
+            sent += count
+            body.sent(sent)
+            self._cancel.check()
+            if sent != body.size and not self.quiet():
+                return False
+        if body.size is None:
+            self.sendall(b"0\r\n\r\n")
+        elif sent != body.size:
+            raise StorageError("what is sent to %s ends at byte %d of %d" % (
+                self.origin, sent, body.size))
+        return True
+
+    def _sending(self, body: Body) -> Iterator[int]:
+        if isinstance(body, FileBody) and self.origin.scheme == "http" and self._socket:
+            yield from files.send(self._socket, body.file, body.offset, body.size or 0)
+            return
+        for piece in body.pieces():
+            for start in range(0, len(piece), _PIECE):
+                part = piece[start:start + _PIECE]
+                self.sendall(part if body.size is not None else b"%x\r\n%s\r\n" % (len(part), part))
+                yield len(part)
 
     def done(self, reusable: bool) -> None:
         """The exchange is over; only a connection with nothing on it is kept."""
         self.response = None
         self._scope.close()
         self._scope = contextlib.ExitStack()
-        if reusable and not self._cancel.cancelled:
+        if reusable and self._whole and not self._cancel.cancelled:
             self.used = True
             self._keep(self)
         else:
@@ -270,12 +378,30 @@ class Connection:
         except Exception as exc:
             if self._cancel.cancelled:
                 raise Cancelled() from exc
-            raise _mapped(exc, self.origin, self.secure) from exc
+            raise _mapped(exc, self._peer, self.secure) from exc
 
     def _connect(self) -> None:
-        host, port = self.origin.host.strip("[]"), self.origin.port
+        raw = self._reach()
+        if self.origin.scheme == "https":
+            try:
+                raw = self._handshake(raw, self._context())
+            except ssl.SSLError as exc:
+                # Python 3.6 can't tell why a certificate was refused.
+                refused = getattr(exc, "reason", "") == "CERTIFICATE_VERIFY_FAILED"
+                if not refused or getattr(exc, "verify_code", 20) not in _NO_CA:
+                    raise
+                raise PolicyError(
+                    "certificate of %s is not trusted (%s): it was issued by %s; put the"
+                    " certificate of that CA in certs.d/%s/ca.crt or give it with --ca-file" % (
+                        self.origin, _reason(exc), self._ask_issuer(), self.origin)) from exc
+            self.secure = True
+        raw.settimeout(self._timeout)
+
+    def _reach(self) -> socket.socket:
+        """Connect, by a tunnel where a proxy must not look in."""
+        peer = self._peer = self._proxy or self.origin
         # What blocks must be known to _shutdown, so this is no create_connection.
-        found = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
+        found = socket.getaddrinfo(peer.host.strip("[]"), peer.port, 0, socket.SOCK_STREAM)
         for family, kind, protocol, _, address in found:
             self.drop()
             try:
@@ -288,22 +414,40 @@ class Connection:
                 if address == found[-1][4]:
                     raise
         self._cancel.check()
-        self.public = _is_public(raw.getpeername()[0])
+        self.public = self._proxy is None and _is_public(raw.getpeername()[0])
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if self.origin.scheme == "https":
-            context = self._context()
-            self._socket = None  # shut down while it changes hands, it would be lost
-            with raw:
-                self._cancel.check()
-                # An end that TLS does not vouch for may be anybody's, so none is suppressed.
-                tls = context.wrap_socket(
-                    raw, server_hostname=host, do_handshake_on_connect=False,
-                    suppress_ragged_eofs=False)
-            raw = self._socket = tls
+        if self._proxy is not None and self._relay is None:
+            target = "%s:%d" % (self.origin.host, self.origin.port)
+            self._http.sock = self
+            self._http.request("CONNECT", target, None, dict(self._proxy.fields(), Host=target))
+            with self._http.getresponse() as answer:
+                if answer.status != 200:
+                    raise self._proxy.refusal(answer)
+        self._peer = self.origin
+        return raw
+
+    def _handshake(self, raw: socket.socket, context: ssl.SSLContext) -> ssl.SSLSocket:
+        self._socket = None  # shut down while it changes hands, it would be lost
+        with raw:
             self._cancel.check()
-            tls.do_handshake()
-            self.secure = True
-        raw.settimeout(self._timeout)
+            # An end that TLS does not vouch for may be anybody's, so none is suppressed.
+            tls = context.wrap_socket(
+                raw, server_hostname=self.origin.host.strip("[]"), do_handshake_on_connect=False,
+                suppress_ragged_eofs=False)
+        self._socket = tls
+        self._cancel.check()
+        tls.do_handshake()
+        return tls
+
+    def _ask_issuer(self) -> str:
+        """Who issued the certificate that was refused; a handshake of its own, and no request."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        found = ""
+        with contextlib.suppress(NetworkError, OSError, http.client.HTTPException):
+            found = issuer(self._handshake(self._reach(), context).getpeercert(True) or b"")
+        return ascii(found)[:200] if found else "an unknown CA"
 
     def _shutdown(self) -> None:
         # Never SSLSocket.shutdown: it turns TLS off under the reader, who would
@@ -318,7 +462,7 @@ class Connection:
     def makefile(self, mode: str, *args: Any) -> io.BufferedReader:
         return io.BufferedReader(_Arriving(self), _READ_AHEAD)
 
-    def sendall(self, data: bytes) -> None:
+    def sendall(self, data: Buffer) -> None:
         assert self._socket is not None
         self._socket.sendall(data)
         self._cancel.check()
@@ -339,10 +483,10 @@ class Connection:
         self._waited += time.monotonic() - before
         if self._waited >= self._timeout:
             if self.received - self._mark < STALL_BYTES:
-                raise NetworkError("%s stalled" % (self.origin,))
+                raise NetworkError("%s stalled" % (self._peer,))
             self._waited, self._mark = 0.0, self.received
         if self.response is None and self.received > MAX_HEAD:
-            raise NetworkError("malformed answer of %s: endless head" % (self.origin,))
+            raise NetworkError("malformed answer of %s: endless head" % (self._peer,))
         return count
 
 
@@ -359,24 +503,32 @@ class _Arriving(io.RawIOBase):
         return self._conn.receive(memoryview(buffer))
 
 
-def _mapped(exc: Exception, origin: Origin, secure: bool) -> Error:
+def _mapped(exc: Exception, peer: Union[Origin, Proxy], secure: bool) -> Error:
     text = str(getattr(exc, "strerror", None) or exc) or type(exc).__name__
     if isinstance(exc, ssl.CertificateError) or "CERTIFICATE_VERIFY_FAILED" in text:
-        reason = getattr(exc, "verify_message", "") or text
-        return PolicyError(
-            "certificate of %s is not trusted (%s); give its CA with --ca-file" % (origin, reason))
+        return PolicyError("certificate of %s is not trusted (%s)" % (peer, _reason(exc)))
     if isinstance(exc, socket.timeout):
-        return NetworkError("%s: timed out" % (origin,))
-    if isinstance(exc, ssl.SSLError) and not secure:
+        return NetworkError("%s: timed out" % (peer,))
+    if isinstance(exc, ssl.SSLError):
         reason = str(getattr(exc, "reason", None) or text).lower().replace("_", " ")
-        return TLSError("%s: TLS failed (%s)" % (origin, reason))
+        if re.search("alert .*(certificate|unknown ca)", reason):
+            return TLSError(
+                "%s wants a client certificate that it trusts (%s); put NAME.cert and NAME.key in"
+                " certs.d/%s or in a --cert-dir" % (peer, reason, peer))
+        if not secure:
+            hint = "; it may want a client certificate" if "alert handshake" in reason else ""
+            return TLSError("%s: TLS failed (%s)%s" % (peer, reason, hint))
     if isinstance(exc, (socket.gaierror, UnicodeError)):  # the latter from its IDNA
-        return NetworkError("lookup %s: %s" % (origin.host, text))
+        return NetworkError("lookup %s: %s" % (peer.host, text))
     if isinstance(exc, http.client.RemoteDisconnected):
-        return NetworkError("%s closed the connection without an answer" % (origin,))
+        return NetworkError("%s closed the connection without an answer" % (peer,))
     if isinstance(exc, OSError):
-        return NetworkError("%s: %s" % (origin, text.lower()))
-    return NetworkError("malformed answer of %s (%s)" % (origin, type(exc).__name__))
+        return NetworkError("%s: %s" % (peer, text.lower()))
+    return NetworkError("malformed answer of %s (%s)" % (peer, type(exc).__name__))
+
+
+def _reason(exc: Exception) -> str:
+    return str(getattr(exc, "verify_message", "") or getattr(exc, "strerror", "") or exc)
 
 
 def _is_public(text: str) -> bool:

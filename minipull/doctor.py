@@ -153,7 +153,7 @@ def _host(context: Context) -> Dict[str, str]:
     return {
         "Python": "%s, %s" % (sys.version.split()[0], sys.executable),
         "OpenSSL": ssl.OPENSSL_VERSION, "SHA-256": _sha256(), "zlib": _zlib(), "zstd": _zstd(),
-        "CAs": _authorities(), "proxies": _proxies(), "credentials": _credentials(context),
+        "CAs": _authorities(), "proxies": _proxies(context), "credentials": _credentials(context),
         "store": _store(context)}
 
 
@@ -197,11 +197,15 @@ def _authorities() -> str:
     return places or "none: install ca-certificates, or give --ca-file"
 
 
-def _proxies() -> str:
-    found = [
-        "%s=%s" % (name, re.sub("//.*@", "//...@", value)) for name, value in os.environ.items()
-        if re.fullmatch("(https?|all|no)_proxy", name, re.I) and value]
-    return "not used yet: " + " ".join(sorted(found)) if found else "none"
+def _proxies(context: Context) -> str:
+    try:
+        proxies = context.settings.proxies()
+        found = [(scheme, proxies.get(scheme)) for scheme in ("https", "http")]
+    except Error as exc:
+        return str(exc)
+    used = ", ".join("%s by %s" % each for each in found if each[1])
+    listed = " and what NO_PROXY lists: " + proxies.no_proxy if proxies.no_proxy else ""
+    return "%s; but for loopback%s" % (used, listed) if used else "none"
 
 
 def _credentials(context: Context) -> str:

@@ -9,6 +9,7 @@ that has spoken TLS does not either.
 Mirrors moby's registry/{config,service,service_v2}.go.
 """
 import ipaddress
+import os
 import re
 import socket
 import ssl
@@ -16,9 +17,11 @@ import sys
 from typing import Callable, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 from .connection import Origin
-from .errors import InvalidReference, PolicyError, StorageError
+from .errors import InvalidReference, PolicyError
+from .proxies import Proxies
 from .reference import DEFAULT_DOMAIN, Reference
 from .transport import Transport
+from .trust import add_authorities, add_folder
 
 HUB_HOST = "registry-1.docker.io"
 
@@ -62,14 +65,18 @@ class RegistryService:
     """How registries are reached; raises InvalidReference for a bad setting.
 
     ``mirrors`` are Docker Hub's; ``insecure`` lists ``host[:port]`` and CIDRs;
-    ``lookup`` resolves a host, for the CIDRs alone.
+    ``lookup`` resolves a host, for the CIDRs alone.  Certificates for a host lie in
+    the first of ``certs`` that has a ``HOST[:PORT]``, and in its ``cert_dirs``.
     """
 
     def __init__(self, *, mirrors: Sequence[str] = (), insecure: Sequence[str] = (),
                  hosts: Optional[Mapping[str, Host]] = None, plain_http: bool = False,
                  tls_verify: bool = True, ca_file: str = "", timeout: float = 60.0,
                  headers: Optional[Mapping[str, str]] = None,
-                 lookup: Callable[[str], Sequence[str]] = _lookup) -> None:
+                 lookup: Callable[[str], Sequence[str]] = _lookup,
+                 proxies: Optional[Proxies] = None, certs: Sequence[str] = (),
+                 cert_dirs: Optional[Mapping[str, str]] = None,
+                 warn: Callable[[str], None] = lambda text: None) -> None:
         self.hosts = {_check_host(name, "host"): host for name, host in (hosts or {}).items()}
         if mirrors:
             hub = self.hosts.get(DEFAULT_DOMAIN, Host())
@@ -80,6 +87,11 @@ class RegistryService:
         self.plain_http = plain_http
         self.tls_verify = tls_verify
         self.ca_file = ca_file
+        self.proxies = proxies or Proxies()
+        self._certs = certs
+        self._cert_dirs = {
+            _check_host(name, "host"): folder for name, folder in (cert_dirs or {}).items()}
+        self._warn = warn
         self._timeout = timeout
         self._headers = dict(headers or {})
         for name, value in self._headers.items():
@@ -99,7 +111,8 @@ class RegistryService:
 
     def transport(self) -> Transport:
         """A pool of connections by these rules; the caller closes it."""
-        return Transport(self.tls_context, self._timeout, self._headers)
+        return Transport(
+            self.tls_context, self._timeout, self._headers, self.proxies.find, self._warn)
 
     def pull_endpoints(self, reference: Reference) -> List[Endpoint]:
         """Where to ask, in order (moby: LookupPullEndpoints)."""
@@ -146,9 +159,11 @@ class RegistryService:
             if address.version == network.version)
 
     def tls_context(self, origin: Origin) -> ssl.SSLContext:
-        """What to trust there; raises StorageError for a bad CA file."""
+        """What to trust there; raises StorageError, InvalidReference for bad certificates."""
         domain = DEFAULT_DOMAIN if origin.host == HUB_HOST else str(origin)
-        context = ssl.create_default_context()
+        secure = self.is_secure(domain)
+        # Who is not verified needs no CAs, which take their time to load.
+        context = ssl.create_default_context() if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         # What is trusted must not depend on the interpreter: what the engine's
         # documentation has its users make is not strict enough for 3.13, and
         # before 3.10 the old versions of TLS are allowed.
@@ -156,11 +171,13 @@ class RegistryService:
         if sys.version_info < (3, 10):
             context.options |= ssl.OP_NO_TLSv1 | ssl.OP_NO_TLSv1_1
         for ca_file in filter(None, (self.ca_file, self._host(domain).ca)):
-            try:
-                context.load_verify_locations(ca_file)
-            except (OSError, ssl.SSLError) as exc:
-                raise StorageError("CA file %s: %s" % (ca_file, exc.strerror or exc)) from exc
-        if not self.is_secure(domain):
+            add_authorities(context, ca_file)
+        places = (os.path.join(root, name) for root in self._certs
+                  for name in (domain, "%s:%d" % (origin.host, origin.port)))
+        found = next(filter(os.path.isdir, places), "")
+        for folder in filter(None, (found, self._cert_dirs.get(domain, ""))):
+            add_folder(context, folder)
+        if not secure:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
         return context

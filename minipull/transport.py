@@ -5,9 +5,10 @@ A :class:`Transport` is a ``urllib.request`` handler over kept-alive
 connections, since the handlers that come with it always close.  It keeps
 these rules for all above it:
 
-- redirects are followed here, ten at most, for GET and HEAD only: secrets stay
-  with their origin, https never becomes http, and who is on the public
-  internet can't send us to a private address;
+- redirects are followed here, ten at most, and those of other requests than GET
+  and HEAD only on their own host: secrets stay with their origin, https never
+  becomes http, and who is on the public internet can't send us to a private
+  address;
 - a request that moved no byte is repeated three times, and a rate limit of up
   to a minute is waited for.
 
@@ -24,7 +25,7 @@ import urllib.request
 from typing import Callable, Dict, List, Mapping, Optional, Set, Tuple
 
 from . import __version__
-from .connection import Connection, Origin, Response, joined
+from .connection import Body, Connection, Origin, Proxy, Response, joined
 from .errors import NetworkError, PolicyError, RateLimited
 from .streams import Cancel
 
@@ -35,6 +36,9 @@ MAX_RETRY_AFTER = 60.0  # seconds
 MAX_REDIRECTS = 10
 RETRIED = frozenset((408, 425, 429, 500, 502, 503, 504))
 
+#   warning ::= "299 - " quoted-string  (distribution-spec, "Warnings")
+_WARNING = re.compile(r'299 - "((?:[^"\\]|\\.)*)"')
+_MAX_WARNING = 4096
 #: All that goes along to another origin: to resume must work there.
 _TRAVELLING = frozenset(("accept", "range", "if-range", "user-agent"))
 
@@ -42,16 +46,22 @@ _TRAVELLING = frozenset(("accept", "range", "if-range", "user-agent"))
 class Transport(urllib.request.BaseHandler):
     """Connections to any number of hosts, shared by threads.
 
-    ``tls`` gives the context for an origin, ``timeout`` is in seconds.  close()
+    ``tls`` gives the context for an origin, ``proxy`` the way to it, ``timeout``
+    is in seconds; ``warn`` hears, once, what a registry has to say.  close()
     ends what is idle; what is in use ends when its user is done.
     """
 
     def __init__(self, tls: Callable[[Origin], ssl.SSLContext], timeout: float = 60.0,
-                 headers: Optional[Mapping[str, str]] = None) -> None:
+                 headers: Optional[Mapping[str, str]] = None,
+                 proxy: Callable[[Origin], Optional[Proxy]] = lambda origin: None,
+                 warn: Callable[[str], None] = lambda text: None) -> None:
         self.timeout = timeout
         #: Who has completed a TLS handshake: plain http is over for that host.
         self.spoke_tls: Set[Tuple[str, int]] = set()
         self._tls = tls
+        self._proxy = proxy
+        self._warn = warn
+        self._warned: Set[str] = set()
         self._headers = dict({"User-Agent": USER_AGENT}, **(headers or {}))
         self._lock = threading.Lock()
         self._idle: Dict[Origin, List[Connection]] = {}
@@ -69,11 +79,11 @@ class Transport(urllib.request.BaseHandler):
             conn.drop()
 
     def request(self, method: str, url: str, headers: Mapping[str, str], cancel: Cancel,
-                body: Optional[bytes] = None, redirect: bool = True,
-                only_public: bool = False) -> Response:
+                body: Optional[Body] = None, redirect: bool = True, only_public: bool = False,
+                repeat: bool = True) -> Response:
         """Send a request and return the answer, whatever its status.
 
-        For what can be repeated: GET, HEAD, and questions with a small body.
+        Without ``repeat`` it is sent again only if it was refused for its rate.
         ``only_public`` refuses private addresses: it was a public host's idea.
         Raises NetworkError, TLSError, PolicyError, RateLimited, Cancelled.
         """
@@ -81,16 +91,17 @@ class Transport(urllib.request.BaseHandler):
         while True:
             cancel.check()
             try:
-                response = self._follow(method, url, headers, cancel, body, redirect, only_public)
+                response = self._follow(
+                    method, url, headers, cancel, body, redirect, only_public, repeat)
             except NetworkError as exc:
-                if not exc.retry or not retries:
+                if not exc.retry or not retries or not repeat:
                     raise
                 cancel.pause(retries.pop(0) * random.uniform(0.75, 1.25))
                 continue
-            if response.status not in RETRIED:
+            limited = response.status == 429
+            if response.status not in RETRIED or not repeat and not limited:
                 return response
             asked = _retry_after(response.header("Retry-After"))
-            limited = response.status == 429
             delays = limits if limited else retries
             if asked > MAX_RETRY_AFTER:
                 response.close()
@@ -102,27 +113,40 @@ class Transport(urllib.request.BaseHandler):
             cancel.pause(max(asked, delays.pop(0) * random.uniform(0.75, 1.25)))
 
     def _follow(self, method: str, url: str, headers: Mapping[str, str], cancel: Cancel,
-                body: Optional[bytes], redirect: bool, public: bool) -> Response:
+                body: Optional[Body], redirect: bool, public: bool, repeat: bool) -> Response:
         sent = dict(self._headers, **headers)
         first = Origin.of(url)
         for _ in range(MAX_REDIRECTS + 1):
-            request = _Request(url, data=body, headers=sent, method=method)
+            request = _Request(url, headers=sent, method=method)
+            request.body, request.repeat = body, repeat
             request.cancel, request.only_public = cancel, public
             response: Response = self._opener.open(request)
+            if response.origin == first:
+                self._pass_on(response)
             location = response.header("Location")
             if response.status not in (301, 302, 303, 307, 308) or not location:
                 return response
             public = public or response.public
             response.discard()
-            if not redirect or method not in ("GET", "HEAD"):
-                raise PolicyError("%s redirects a %s request, refused" % (response.origin, method))
             url = joined(url, location)
             origin = Origin.of(url)
+            stays = response.status in (307, 308) and origin == response.origin
+            if not redirect or method not in ("GET", "HEAD") and not stays:
+                raise PolicyError("%s redirects a %s request, refused" % (response.origin, method))
             if origin.scheme == "http" and response.origin.scheme == "https":
                 raise PolicyError("%s redirects from https to http, refused" % (response.origin,))
             if origin != first:
                 sent = {k: v for k, v in sent.items() if k.lower() in _TRAVELLING}
         raise PolicyError("%s: stopped after %d redirects" % (first, MAX_REDIRECTS))
+
+    def _pass_on(self, response: Response) -> None:
+        for text in _WARNING.findall(response.header("Warning")[:_MAX_WARNING]):
+            line = "%s: %s" % (response.origin, re.sub(r"\\(.)", r"\1", text))
+            with self._lock:
+                known = line in self._warned
+                self._warned.add(line)
+            if not known:
+                self._warn(line)
 
     # What urllib.request calls for its two schemes.
 
@@ -133,10 +157,10 @@ class Transport(urllib.request.BaseHandler):
             try:
                 return conn.exchange(
                     request.get_method(), request.full_url, dict(request.header_items()),
-                    request.data, request.cancel, request.only_public)
+                    request.body, request.cancel, request.only_public)
             except NetworkError:
                 # The server may have closed it while it lay idle.
-                if not conn.used or conn.received:
+                if not conn.used or conn.received or not request.repeat:
                     raise
             finally:
                 if conn.secure:
@@ -151,7 +175,8 @@ class Transport(urllib.request.BaseHandler):
                 conn = idle.pop() if idle else None
             if conn is None:
                 return Connection(
-                    origin, self.timeout, lambda: self._context(origin), self._checkin)
+                    origin, self.timeout, lambda: self._context(origin), self._checkin,
+                    self._proxy(origin))
             if conn.quiet():
                 return conn
             conn.drop()
@@ -175,6 +200,8 @@ class Transport(urllib.request.BaseHandler):
 
 
 class _Request(urllib.request.Request):
+    body: Optional[Body]
+    repeat: bool
     cancel: Cancel
     only_public: bool
 

@@ -6,8 +6,9 @@
 * :class:`FaultProxy` stands in front of a real registry, counts, and spoils a
   share of the responses; the same seed spoils the same requests.  It can send
   blobs to another origin, and it can demand the tokens of a :class:`TokenAuth`.
+* :class:`Proxy` is what ``HTTPS_PROXY`` names.
 
-Both speak TLS when given a context from :class:`Certificates`.  A server is a
+The first two speak TLS when given a context from :class:`Certificates`.  A server is a
 context manager; another loopback address (127.0.0.2) is another origin.
 """
 import base64
@@ -15,6 +16,8 @@ import hashlib
 import http.client
 import json
 import re
+import select
+import shutil
 import socket
 import ssl
 import struct
@@ -484,7 +487,59 @@ class TokenAuth:
         return False
 
 
-# -- the proxy -----------------------------------------------------------------
+# -- proxies -------------------------------------------------------------------
+
+
+class Proxy(_Server):
+    """Tunnels and relays, to ``hosts`` (names as they are asked for, to host:port) alone.
+
+    ``login`` is the USER:PASSWORD that it demands.  ``script`` answers instead, if set.
+    """
+
+    def __init__(self, hosts: Mapping[str, str], login: str = "") -> None:
+        self.hosts, self.login = hosts, login
+        self.script: Optional[Action] = None
+        super().__init__()
+
+    def handle(self, connection: Connection) -> None:
+        request = connection.request
+        wanted = "Basic " + base64.b64encode(self.login.encode()).decode() if self.login else ""
+        name, _, path = request.target.partition("://")[2].partition("/")
+        address = self.hosts.get(name or request.target)
+        if self.script:
+            self.script(connection)
+        elif request.headers.get("proxy-authorization", "") != wanted:
+            reply(407, headers={"Proxy-Authenticate": 'Basic realm="proxy"'})(connection)
+        elif address is None:
+            reply(502)(connection)
+        elif request.method == "CONNECT":
+            self._tunnel(connection, address)
+        else:
+            self._relay(connection, address, "/" + path)
+
+    def _tunnel(self, connection: Connection, address: str) -> None:
+        host, _, port = address.rpartition(":")
+        with socket.create_connection((host, int(port)), 10) as upstream:
+            connection.send(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            ends = {connection.socket: upstream, upstream: connection.socket}
+            while True:
+                for ready in select.select(list(ends), [], [])[0]:
+                    data = ready.recv(CHUNK)
+                    if not data:
+                        raise _Gone
+                    ends[ready].sendall(data)
+
+    def _relay(self, connection: Connection, address: str, path: str) -> None:
+        hop = ("connection", "proxy-authorization", "transfer-encoding")
+        upstream = http.client.HTTPConnection(address, timeout=60)
+        try:
+            fields = {key: value for key, value in connection.request.headers.items() if key not in hop}
+            upstream.request(connection.request.method, path, connection.body() or None, fields)
+            response = upstream.getresponse()
+            fields = {key: value for key, value in response.getheaders() if key.lower() not in hop}
+            reply(response.status, response.read(), fields)(connection)
+        finally:
+            upstream.close()
 
 
 class FaultProxy(_Server):
@@ -610,15 +665,16 @@ class FaultProxy(_Server):
 class Certificates:
     """A certificate authority and what can be wrong with its certificates.
 
-    ``context(kind)`` is a server's side; ``ca`` is the file that a client trusts.
+    ``context(kind)`` is a server's side, which with ``mutual`` demands a certificate
+    of the client's, such as ``client``; ``ca`` is the file that a client trusts.
     """
 
-    KINDS = ("valid", "expired", "wrong-host", "self-signed")
+    KINDS = ("valid", "expired", "wrong-host", "self-signed", "client")
 
     def __init__(self, root: Path, openssl: str) -> None:
         self.root, self._openssl = root, openssl
         self.ca = root / "ca.pem"
-        local = "subjectAltName=IP:127.0.0.1,IP:127.0.0.2,DNS:localhost"
+        local = "subjectAltName=IP:127.0.0.1,IP:127.0.0.2,DNS:localhost,DNS:registry.test"
         self._ask("req", "-x509", *self._key("ca"), "-subj", "/CN=test authority", "-days", "30",
                   "-out", "ca.pem")
         self._ask("req", "-x509", *self._key("self-signed"), "-subj", "/CN=localhost", "-days", "30",
@@ -626,6 +682,7 @@ class Certificates:
         self._sign("valid", local, "30")
         self._sign("wrong-host", "subjectAltName=DNS:registry.invalid", "30")
         self._sign("expired", local, "-1")
+        self._sign("client", "extendedKeyUsage=clientAuth", "30")
 
     def _ask(self, *args: str) -> None:
         subprocess.run([self._openssl, *args], cwd=self.root, check=True, timeout=60,
@@ -640,7 +697,20 @@ class Certificates:
         self._ask("x509", "-req", "-in", kind + ".csr", "-CA", "ca.pem", "-CAkey", "ca.key",
                   "-CAcreateserial", "-days", days, "-extfile", kind + ".ext", "-out", kind + ".pem")
 
-    def context(self, kind: str = "valid") -> ssl.SSLContext:
+    def context(self, kind: str = "valid", mutual: bool = False) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(str(self.root / (kind + ".pem")), str(self.root / (kind + ".key")))
+        if mutual:
+            context.verify_mode = ssl.CERT_REQUIRED
+            context.load_verify_locations(str(self.ca))
         return context
+
+    def folder(self, path: Path, ca: bool = True, client: str = "") -> Path:
+        """What certs.d/HOST or --cert-dir may hold."""
+        path.mkdir(parents=True)
+        if ca:
+            shutil.copy(str(self.ca), str(path / "ca.crt"))
+        if client:
+            shutil.copy(str(self.root / (client + ".pem")), str(path / "client.cert"))
+            shutil.copy(str(self.root / (client + ".key")), str(path / "client.key"))
+        return path

@@ -96,7 +96,8 @@ def test_the_users_settings_and_proxies_have_no_part_in_the_self_test(
         "http_proxy": "http://user:%s@127.0.0.1:1" % PASSWORD, "NO_PROXY": ".example.com",
         "MINIPULL_ROOT": str(home / "mine")})
     assert done.code == 0, done
-    assert host(done)["proxies"] == "not used yet: NO_PROXY=.example.com http_proxy=http://...@127.0.0.1:1"
+    assert host(done)["proxies"] == (
+        "http by proxy 127.0.0.1:1; but for loopback and what NO_PROXY lists: .example.com")
     assert host(done)["store"].startswith("%s, " % (home / "mine"))
     assert host(done)["store"].endswith(" free, locks work")
     assert PASSWORD not in done.out
@@ -106,12 +107,13 @@ def test_the_users_settings_and_proxies_have_no_part_in_the_self_test(
 def test_what_the_host_lacks_is_said_with_the_remedy(run_minipull: Minipull, home: Path) -> None:
     done = run_minipull("doctor", env={
         "PATH": "/nonexistent", "SSL_CERT_FILE": "/nonexistent", "SSL_CERT_DIR": "/nonexistent",
-        "REGISTRY_AUTH_FILE": "/nonexistent"})
+        "REGISTRY_AUTH_FILE": "/nonexistent", "https_proxy": "socks5://user:%s@127.0.0.1:1" % PASSWORD})
     assert done.code == 0, done
     if sys.version_info < (3, 14):
         assert host(done)["zstd"].startswith("none: install zstd or use Python 3.14")
     assert host(done)["CAs"] == "none: install ca-certificates, or give --ca-file"
     assert host(done)["credentials"] == "authfile '/nonexistent' does not exist"
+    assert host(done)["proxies"] == "HTTPS_PROXY names a proxy that speaks socks5; only http:// will do"
 
 
 def test_credential_files_are_named_and_not_shown(run_minipull: Minipull, home: Path) -> None:

@@ -3,16 +3,17 @@
 import json
 import ssl
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Sequence, Type
 
 import pytest
 
+import minipull
 from minipull.connection import Origin
 from minipull.endpoints import Endpoint, Host, RegistryService, _lookup, validate_mirror
-from minipull.errors import InvalidReference, StorageError
+from minipull.errors import Error, InvalidReference, NetworkError, RegistryError, StorageError
 from minipull.reference import Reference
 from minipull.streams import Cancel
-from servers import Certificates, ScriptedServer, reply
+from servers import Certificates, ScriptedServer, close, error, reply
 
 TABLES = json.loads((Path(__file__).parent / "data" / "network.json").read_text("utf-8"))
 NAMES = {"localhost": ["127.0.0.1", "::1"], "example.com": ["42.42.42.42"], "other.com": ["43.43.43.43", "fe80::1%eth0"]}
@@ -109,6 +110,24 @@ def test_without_fallback_the_mirrors_are_all() -> None:
     assert urls(service, "s.com/a") == ["https://s.com"]
 
 
+@pytest.mark.parametrize("answer, kind, text", [
+    (error(404, "MANIFEST_UNKNOWN"), RegistryError, "manifest unknown"), (error(403, "DENIED"), RegistryError, "denied"),
+    (error(401), RegistryError, "unauthorized"), (close, NetworkError, "closed the connection"),
+    (reply(200, "<html>", {"Content-Type": "text/html"}), Error, "")])
+def test_a_mirror_without_fallback_has_the_last_word(
+    server: ScriptedServer, foreign: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    answer: Any, kind: Type[Error], text: str
+) -> None:
+    monkeypatch.setattr("minipull.transport.RETRY_DELAYS", ())
+    monkeypatch.setattr("minipull.pull_v2.DOCUMENT_DELAYS", ())
+    foreign.on("GET", "", answer)
+    service = RegistryService(hosts={server.host: Host((foreign.url,), fallback=False)})
+    with pytest.raises(kind) as caught:
+        minipull.pull(server.host + "/r:1", minipull.Store(str(tmp_path / "store")), service=service)
+    assert text in str(caught.value) and foreign.host in str(caught.value)
+    assert (server.connections, foreign.connections) == (0, 1)
+
+
 @pytest.mark.parametrize("name, insecure, expected", [
     ("r.com/a", [], ["https://r.com"]),
     ("r.com/a", ["r.com"], ["https://r.com", "http://r.com"]),
@@ -174,6 +193,29 @@ def test_a_ca_file_that_can_not_be_read_is_an_error_of_the_disk(tmp_path: Path) 
     for name in ("missing", "empty", "."):
         with pytest.raises(StorageError, match="CA file"):
             RegistryService(ca_file=str(tmp_path / name)).tls_context(Origin.of("https://r.com"))
+
+
+@pytest.mark.parametrize("url, folder", [
+    ("https://r.com:5000", "r.com:5000"), ("https://r.com", "r.com"), ("https://r.com", "r.com:443"),
+    ("https://[::1]:5000", "[::1]:5000"), ("https://registry-1.docker.io", "docker.io")])
+def test_certs_d_is_for_one_host_and_the_first_counts(
+    certificates: Certificates, tmp_path: Path, url: str, folder: str
+) -> None:
+    roots = [tmp_path / name for name in ("missing", "first", "second")]
+    certificates.folder(roots[2] / folder)
+    service = RegistryService(certs=[str(root) for root in roots])
+
+    def authorities(url: str) -> int:
+        return len(service.tls_context(Origin.of(url)).get_ca_certs())
+
+    system = authorities("https://other.com")
+    assert authorities(url) == system + 1
+    assert [authorities(each) for each in ("https://r.com:5001", "https://auth.docker.io")] == [system] * 2
+    certificates.folder(roots[1] / folder, ca=False)
+    assert authorities(url) == system
+    (roots[1] / folder / "x.key").write_text("")
+    with pytest.raises(InvalidReference, match="missing client certificate x.cert for key x.key"):
+        authorities(url)
 
 
 # -- headers -------------------------------------------------------------------

@@ -10,12 +10,12 @@ from typing import Callable, Dict, Iterator, List, Optional
 import pytest
 
 from minipull import transport as module
-from minipull.connection import Origin
+from minipull.connection import Body, Origin
 from minipull.endpoints import RegistryService
 from minipull.errors import Cancelled, NetworkError, PolicyError, RateLimited, TLSError
 from minipull.streams import Cancel
 from minipull.transport import Transport, _retry_after
-from servers import Certificates, ScriptedServer, close, error, redirect, reply, reset, send
+from servers import Action, Certificates, ScriptedServer, close, error, redirect, reply, reset, send
 
 TABLES = json.loads((Path(__file__).parent / "data" / "network.json").read_text("utf-8"))
 SECRETS = {"Authorization": "Basic c2VjcmV0", "Cookie": "a=b", "X-Api-Key": "secret"}
@@ -53,7 +53,8 @@ def get(transport: Transport, url: str, method: str = "GET", headers: Optional[D
         cancel: Optional[Cancel] = None, body: Optional[bytes] = None, redirect: bool = True,
         only_public: bool = False) -> str:
     """The status and body of the answer."""
-    with transport.request(method, url, headers or {}, cancel or Cancel(), body, redirect, only_public) as response:
+    with transport.request(method, url, headers or {}, cancel or Cancel(),
+                           None if body is None else Body.of(body), redirect, only_public) as response:
         return "%d %s" % (response.status, response.read(1000).decode())
 
 
@@ -94,7 +95,7 @@ def test_what_would_not_change_is_not_repeated(
     with ScriptedServer(tls=certificates.context("self-signed")) as other:
         with pytest.raises(PolicyError):
             get(make(certificates.ca), other.url)
-        assert other.connections == 1
+        assert other.connections == 2  # the second one only asks for the name of the issuer
     assert server.connections == 1
 
 
@@ -325,12 +326,25 @@ def test_a_redirect_to_nowhere_is_the_answer(transport: Transport, server: Scrip
 
 
 def test_a_redirect_is_refused_where_none_is_expected(transport: Transport, server: ScriptedServer) -> None:
-    server.on("GET|POST", "", redirect("/there"))
+    server.on("GET|POST", "", redirect("/there", 302))
     with pytest.raises(PolicyError, match="redirects a POST request"):
         get(transport, server.url, "POST", body=b"secret")
     with pytest.raises(PolicyError, match="redirects a GET request"):
         get(transport, server.url, redirect=False)
     assert len(server.requests) == 2
+
+
+def test_what_is_sent_follows_a_redirect_on_its_own_host_alone(transport: Transport, server: ScriptedServer) -> None:
+    bodies: List[bytes] = []
+    server.on("PUT", "/there", [lambda connection: bodies.append(connection.body()), reply(201)])
+    server.on("PUT", "/here", redirect("/there"))
+    assert get(transport, server.url + "/here", "PUT", body=b"blob") == "201 "
+    assert bodies == [b"blob"]
+    with ScriptedServer() as other:
+        server.on("PUT", "/here", redirect(other.url + "/there"))
+        with pytest.raises(PolicyError, match="redirects a PUT request"):
+            get(transport, server.url + "/here", "PUT", body=b"blob")
+        assert other.requests == []
 
 
 def test_who_is_public_can_not_send_us_to_a_private_address(
@@ -339,3 +353,47 @@ def test_who_is_public_can_not_send_us_to_a_private_address(
     with pytest.raises(PolicyError, match="a private address"):
         get(transport, server.url, only_public=True)
     assert server.requests == []
+
+
+# -- warnings --------------------------------------------------------------------
+
+
+def warned(server: ScriptedServer, *answers: Action, times: int = 1) -> List[str]:
+    """What is heard of a registry that gives these answers."""
+    server.on("GET", "", *answers)
+    heard: List[str] = []
+    transport = RegistryService(warn=heard.append).transport()
+    for _ in range(times):
+        get(transport, server.url)
+    transport.close()
+    assert all(line.startswith(server.host + ": ") for line in heard)
+    return [line[len(server.host) + 2:] for line in heard]
+
+
+def warning(*values: str) -> Action:
+    lines = "".join("Warning: %s\r\n" % value for value in values)
+    return send(("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n%s\r\n" % lines).encode())
+
+
+def test_a_warning_of_the_registry_is_heard_once(server: ScriptedServer) -> None:
+    one, both = warning('299 - "one"'), warning('299 - "two"', '299 - "one"')
+    assert warned(server, one, one, both, both, times=5) == ["one", "two"]
+
+
+@pytest.mark.parametrize("value, heard", [
+    ('299 - "a \\"b\\" \\\\ c, d"', ['a "b" \\ c, d']), ('299 - "a", 299 - "b"', ["a", "b"]),
+    ('299 - "a" "Sun, 06 Nov 1994 08:49:37 GMT"', ["a"]), ('299 - ""', [""]),
+    ('110 - "stale"', []), ('299 cache.example "a"', []), ("299 - a", []), ('299 - "open', []), ("", []),
+    ('299 - "%s"' % ("x" * 5000), []), ('299 - "a", 299 - "%s"' % ("x" * 5000), ["a"]),
+])
+def test_a_warning_is_what_the_registrys_specification_says(
+    server: ScriptedServer, value: str, heard: List[str]
+) -> None:
+    assert warned(server, warning(value)) == heard
+
+
+def test_only_who_was_asked_is_heard(server: ScriptedServer, foreign: ScriptedServer) -> None:
+    foreign.on("GET", "", warning('299 - "foreign"'))
+    away = {"Location": foreign.url, "Warning": '299 - "moved"'}
+    assert warned(server, reply(307, headers=away)) == ["moved"]
+    assert len(foreign.requests) == 1
