@@ -22,9 +22,9 @@ import re
 import threading
 import time
 import urllib.parse
-from typing import Callable, Dict, List, Mapping, NamedTuple, Optional
+from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
-from .connection import Origin, Response
+from .connection import Body, Origin, Response
 from .errors import (Error, InvalidReference, NetworkError, PolicyError, RegistryError,
                      Unauthorized, decode_answer)
 from .streams import Cancel
@@ -95,6 +95,7 @@ class Authorizer:
     """Requests to one registry for one repository, authorized as it asks.
 
     ``credential`` is looked up when the registry asks for it, and not before.
+    ``scope`` is what every request needs; empty for none.
     """
 
     def __init__(self, transport: Transport, origin: Origin, credential: Callable[[], Credential],
@@ -106,18 +107,21 @@ class Authorizer:
         self._lock = threading.Lock()
         self._challenge: Optional[Challenge] = None
         self._public = False
-        self._token = ""
-        self._expires = 0.0
+        #: By scopes: the token, and when it is to be replaced.
+        self._tokens: Dict[Tuple[str, ...], Tuple[str, float]] = {}
         self._refresh_token = ""
 
-    def request(self, method: str, url: str, headers: Mapping[str, str],
-                cancel: Cancel) -> Response:
+    def request(self, method: str, url: str, headers: Mapping[str, str], cancel: Cancel,
+                body: Optional[Body] = None, repeat: bool = True, scope: str = "") -> Response:
         """As Transport.request, once more if the registry asks who we are.
 
-        Raises Unauthorized, RegistryError if there is nothing to answer with.
+        ``scope`` is what this request needs besides the others'.  Raises
+        Unauthorized, RegistryError if there is nothing to answer with.
         """
-        used = self._authorization(cancel)
-        response = self._transport.request(method, url, dict(headers, **used), cancel)
+        scopes = tuple(filter(None, (self._scope, scope)))
+        used = self._authorization(scopes, cancel)
+        response = self._transport.request(
+            method, url, dict(headers, **used), cancel, body, repeat=repeat)
         if response.status != 401 or response.origin != self._origin:
             return response
         challenges = parse_challenges(response.headers.get_all("WWW-Authenticate") or [])
@@ -129,14 +133,15 @@ class Authorizer:
             # A token is better than a password, where both would do.
             self._challenge = sorted(known, key=lambda c: c.scheme != "bearer")[0]
             self._public = response.public
-            if used.get("Authorization") == "Bearer " + self._token:
-                self._token = ""  # else another thread has renewed it already
-        again = self._authorization(cancel)
+            if used.get("Authorization") == "Bearer " + self._tokens.get(scopes, ("", 0.0))[0]:
+                del self._tokens[scopes]  # else another thread has renewed it already
+        again = self._authorization(scopes, cancel)
         if again == used:
             raise refusal
-        return self._transport.request(method, url, dict(headers, **again), cancel)
+        return self._transport.request(
+            method, url, dict(headers, **again), cancel, body, repeat=repeat)
 
-    def _authorization(self, cancel: Cancel) -> Dict[str, str]:
+    def _authorization(self, scopes: Tuple[str, ...], cancel: Cancel) -> Dict[str, str]:
         """The header that the registry's challenge asks for, if there was one."""
         with self._lock:
             if self._challenge is None:
@@ -151,33 +156,38 @@ class Authorizer:
                 if not _VISIBLE.fullmatch(credential.registry_token):
                     raise InvalidReference("registry token for %s is malformed" % (self._origin,))
                 return {"Authorization": "Bearer " + credential.registry_token}
-            if not self._token or time.monotonic() >= self._expires:
-                self._fetch(self._challenge.parameters, credential, cancel)
-            return {"Authorization": "Bearer " + self._token}
+            if time.monotonic() >= self._tokens.get(scopes, ("", 0.0))[1]:
+                self._tokens[scopes] = self._fetch(credential, scopes, cancel)
+            return {"Authorization": "Bearer " + self._tokens[scopes][0]}
 
-    def _fetch(self, challenge: Dict[str, str], credential: Credential, cancel: Cancel) -> None:
+    def _fetch(self, credential: Credential, scopes: Tuple[str, ...],
+               cancel: Cancel) -> Tuple[str, float]:
+        challenge = self._challenge.parameters if self._challenge else {}
         realm = challenge.get("realm", "")
         if not realm:
             raise PolicyError("%s: no realm specified for token auth challenge" % (self._origin,))
         server = Origin.of(realm)
         self._check_realm(server, not credential.anonymous)
-        query = {"service": challenge["service"]} if challenge.get("service") else {}
+        query: Dict[str, object] = {}
+        if challenge.get("service"):
+            query["service"] = challenge["service"]
         headers: Dict[str, str] = {}
         body = None
         refresh_token = self._refresh_token or credential.identity_token
         if refresh_token:
             form = dict(
                 query, grant_type="refresh_token", refresh_token=refresh_token,
-                client_id=CLIENT_ID, scope=self._scope)
-            body = urllib.parse.urlencode(sorted(form.items())).encode()
+                client_id=CLIENT_ID, scope=" ".join(scopes))
+            body = Body.of(urllib.parse.urlencode(sorted(form.items())).encode())
             headers["Content-Type"] = "application/x-www-form-urlencoded"
         else:
-            query["scope"] = self._scope
+            query["scope"] = scopes
             if credential.username and credential.password:
                 query["account"] = credential.username
                 headers["Authorization"] = _basic(credential)
             realm += "&" if "?" in realm else "?"
-            realm += urllib.parse.urlencode(sorted(query.items()), errors="surrogateescape")
+            realm += urllib.parse.urlencode(
+                sorted(query.items()), doseq=True, errors="surrogateescape")
         with self._transport.request(
             "POST" if body else "GET", realm, headers, cancel,
             body=body, redirect=False, only_public=self._public,
@@ -185,7 +195,7 @@ class Authorizer:
             if response.status >= 400:
                 raise _refused(response)
             answer = response.read(_MAX_ANSWER)
-        self._accept(answer, server)
+        return self._accept(answer, server)
 
     def _check_realm(self, server: Origin, secrets: bool) -> None:
         """Refuse a token server that the registry should not have named (CVE-2026-33540)."""
@@ -197,7 +207,7 @@ class Authorizer:
                 "%s names a token server on another host, %s, which gets no credentials"
                 " without verified TLS" % (self._origin, server))
 
-    def _accept(self, answer: bytes, server: Origin) -> None:
+    def _accept(self, answer: bytes, server: Origin) -> Tuple[str, float]:
         try:
             document = json.loads(answer.decode())
             token = document.get("access_token") or document.get("token") or ""
@@ -212,10 +222,9 @@ class Authorizer:
             if not isinstance(value, str) or not _VISIBLE.fullmatch(value):
                 raise NetworkError("%s: malformed token" % (server,))
         seconds = lifetime if type(lifetime) in (int, float) else 0
-        self._token = token
         self._refresh_token = refresh_token or self._refresh_token
         # Counted from its receipt by our own clock: the server's may be off.
-        self._expires = time.monotonic() + max(MIN_LIFETIME, min(seconds, MAX_LIFETIME))
+        return token, time.monotonic() + max(MIN_LIFETIME, min(seconds, MAX_LIFETIME))
 
 
 def _basic(credential: Credential) -> str:

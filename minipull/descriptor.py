@@ -20,7 +20,11 @@ OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"  # or with +gzip, +zstd
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
-DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+DOCKER_TAR = "application/vnd.docker.image.rootfs.diff.tar"
+DOCKER_LAYER = DOCKER_TAR + ".gzip"
+#: Layers that may be kept at their ``urls`` only, compressed or not.
+DOCKER_FOREIGN = "application/vnd.docker.image.rootfs.foreign.diff.tar"
+OCI_FOREIGN = "application/vnd.oci.image.layer.nondistributable.v1.tar"
 SCHEMA1 = "application/vnd.docker.distribution.manifest.v1+json"
 SCHEMA1_SIGNED = "application/vnd.docker.distribution.manifest.v1+prettyjws"
 MANIFEST_TYPES = frozenset((OCI_MANIFEST, DOCKER_MANIFEST))
@@ -40,9 +44,7 @@ _T = TypeVar("_T")
 
 def is_foreign(media_type: str) -> bool:
     """Whether layers of this type may be kept at their ``urls`` only."""
-    return media_type.startswith((
-        "application/vnd.docker.image.rootfs.foreign.diff.tar",
-        "application/vnd.oci.image.layer.nondistributable.v1.tar"))
+    return media_type.startswith((DOCKER_FOREIGN, OCI_FOREIGN))
 
 
 def parse_json(data: bytes, what: str) -> Dict[str, Any]:

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pull(): one image by name, from whichever endpoint has it.
+"""pull() and push(): images by name, from or to whichever endpoint will do.
 
-The loop over endpoints stands here once: mirrors, then the registry; who is
-asked next after an error is errors.continue_on_error, and plain http is never
-tried on a host that has spoken TLS.
+The loop over endpoints stands here once: mirrors for a pull, then the registry;
+who is asked next after an error is errors.continue_on_error, and plain http is
+never tried on a host that has spoken TLS.
 
-Mirrors moby's distribution/pull.go.
+Mirrors moby's distribution/pull.go and push.go.
 """
 import os
-from typing import Callable, Dict, Optional, TypeVar, Union
+from typing import Callable, Dict, List, Optional, Sequence, Tuple, TypeVar, Union
 
 from .auth import Keyring
 from .descriptor import Platform
@@ -16,12 +16,14 @@ from .download import LayerDownloadManager
 from .endpoints import RegistryService
 from .errors import Error, InvalidReference, NetworkError, NotFound, continue_on_error
 from .image import Image
-from .progress import Output, discard, serialized
+from .progress import Output, Progress, discard, serialized
 from .pull_v2 import Pulled, PullOptions, V2Puller
-from .reference import Reference
+from .push_v2 import Pushed, V2Pusher
+from .reference import DEFAULT_TAG, Reference
 from .repository import Client, Repository
 from .store import Store
 from .streams import Cancel
+from .upload import LayerUploadManager
 
 T = TypeVar("T")
 
@@ -77,8 +79,63 @@ def pull_with(client: Client, name: Union[str, Reference], store: Store,
     return over_endpoints(client, reference, "pull %s" % (reference,), from_one, cancel)
 
 
+def push(name: Union[str, Reference], store: Store, *, dest: Union[str, Reference, None] = None,
+         all_tags: bool = False, chunk_size: int = 0, progress: Output = discard,
+         service: Optional[RegistryService] = None, credentials: Optional[Keyring] = None,
+         uploads: Optional[LayerUploadManager] = None,
+         cancel: Optional[Cancel] = None) -> List[Pushed]:
+    """Push an image, or with ``all_tags`` every tag of a name, from ``store``.
+
+    ``dest`` is the name that it gets there, if not its own; ``chunk_size``
+    (bytes) is the most that one request brings, 0 for all of a blob.  Raises any
+    minipull.Error; its text is one line that says what failed, on what.
+    """
+    with Client(service or RegistryService(), credentials or Keyring()) as client:
+        return push_with(
+            client, pushed_images(name, store, dest, all_tags), store,
+            uploads or LayerUploadManager(), progress, cancel or Cancel(), chunk_size)
+
+
+def pushed_images(name: Union[str, Reference], store: Store, dest: Union[str, Reference, None] = None,
+                  all_tags: bool = False) -> List[Tuple[Image, Reference]]:
+    """The stored images that a push of ``name`` means, each with its name at the registry.
+
+    Raises InvalidReference, NotFound.
+    """
+    given = name if isinstance(name, Reference) else Reference.parse(name)
+    target = Reference.parse(dest) if isinstance(dest, str) else dest or given
+    if target.digest is not None:
+        raise InvalidReference("cannot push a digest reference")
+    if not all_tags:
+        image = store.image(given if dest is None else name)
+        tag = target.tag or image.name.tag or DEFAULT_TAG
+        return [(image, target.with_tag(tag))]
+    if given.tag or given.digest or target.tag:
+        raise InvalidReference("tag can't be used with --all-tags/-a")
+    tags = [known for known in store.references.all() if known.name.name == given.name and known.name.tag]
+    if not tags:
+        raise NotFound("An image does not exist locally with the tag: %s" % given.familiar_name)
+    return [(store.load(known), target.with_tag(known.name.tag)) for known in tags]
+
+
+def push_with(client: Client, what: Sequence[Tuple[Image, Reference]], store: Store,
+              uploads: LayerUploadManager, progress: Output, cancel: Cancel,
+              chunk_size: int = 0) -> List[Pushed]:
+    """As push(), for images that all go to one repository."""
+    target = what[0][1]._replace(tag="")
+    output = serialized(progress)
+    output(Progress(message="The push refers to repository [%s]" % target.name))
+
+    def to_one(repository: Repository) -> List[Pushed]:
+        pusher = V2Pusher(repository, store, uploads, target, output, cancel, chunk_size)
+        with store.using(cancel):
+            return [pusher.push(image, name.tag) for image, name in what]
+
+    return over_endpoints(client, target, "push %s" % target.name, to_one, cancel, push=True)
+
+
 def over_endpoints(client: Client, reference: Reference, what: str, work: Callable[[Repository], T],
-                   cancel: Cancel) -> T:
+                   cancel: Cancel, push: bool = False) -> T:
     """The first success of ``work`` on an endpoint of the repository.
 
     Raises the error that decided, its text led by ``what`` and by whom of the
@@ -86,11 +143,12 @@ def over_endpoints(client: Client, reference: Reference, what: str, work: Callab
     """
     said: Dict[str, str] = {}  # by host: the later of two tries knows more
     decided: Optional[Error] = None
-    for endpoint in client.service.pull_endpoints(reference):
+    service = client.service
+    for endpoint in (service.push_endpoints if push else service.pull_endpoints)(reference):
         if endpoint.url.startswith("http:") and client.spoke_tls(endpoint):
             continue
         try:
-            return work(client.repository(endpoint, reference))
+            return work(client.repository(endpoint, reference, push))
         except Error as exc:
             cancel.check()
             if not isinstance(exc, NetworkError):

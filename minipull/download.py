@@ -77,8 +77,8 @@ class LayerDownloadManager:
                  tick: float = 1.0) -> None:
         self.transfers = TransferManager(concurrency)
         self.processors = Turnstile(os.cpu_count() or 1)
-        self._attempts = attempts
-        self._tick = tick
+        self.attempts = attempts
+        self.tick = tick
 
     def download(self, store: Store, layers: Sequence[DownloadDescriptor], output: Output,
                  cancel: Cancel, beside: Tuple[str, Run]) -> Downloaded:
@@ -92,7 +92,7 @@ class LayerDownloadManager:
 
             def start(key: str, run: Run, id: str) -> Watcher:
                 waiting = Progress(id=id, action="Waiting") if id else None
-                work = functools.partial(_locked, store, run)
+                work = functools.partial(locked, store, run)
                 watcher = manager.transfer(store.root + key, work, output, waiting, cancel)
                 stack.callback(manager.release, watcher)
                 return watcher
@@ -123,22 +123,6 @@ class LayerDownloadManager:
             results = manager.wait([first] + watchers, cancel)
             return Downloaded(found + results[1:], results[0])
 
-    def attempts(self, descriptor: DownloadDescriptor, transfer: Transfer) -> Optional[Descriptor]:
-        """The engine's attempts, with its countdown in between."""
-        attempt = 0
-        while True:
-            attempt += 1
-            try:
-                return descriptor.download(transfer)
-            except Error as exc:
-                transfer.cancel.check()
-                if not exc.retry or attempt >= self._attempts:
-                    raise
-            for left in range(attempt * 5, 0, -1):
-                text = "Retrying in %d second%s" % (left, "" if left == 1 else "s")
-                transfer.progress(Progress(id=descriptor.id, action=text))
-                transfer.cancel.pause(self._tick)
-
 
 class _Job(NamedTuple):
     """The work of one layer's transfer, by whichever pull comes first."""
@@ -160,7 +144,9 @@ class _Job(NamedTuple):
         return layer
 
     def _fetch(self, transfer: Transfer) -> Tuple[Optional[Descriptor], Diff]:
-        blob = self.manager.attempts(self.descriptor, transfer)
+        blob: Optional[Descriptor] = transfer.attempt(
+            lambda: self.descriptor.download(transfer), self.descriptor.id,
+            self.manager.attempts, self.manager.tick)
         transfer.inactive()
         with self.manager.processors.turn(blob.size if blob else 0, transfer.cancel):
             return blob, self.descriptor.diff(transfer, blob)
@@ -235,8 +221,8 @@ def _copy(response: Response, ingest: Ingest, output: Output) -> None:
         raise NetworkError("%s ended the body early" % (response.origin,))
 
 
-def _locked(store: Store, run: Run, transfer: Transfer) -> Any:
-    # A lock of its own: a worker may outlive the pull that it works for.
+def locked(store: Store, run: Run, transfer: Transfer) -> Any:
+    """Run with a lock of its own: a worker may outlive the pull that it works for."""
     with store.using(transfer.cancel, writing=True):
         return run(transfer)
 

@@ -9,9 +9,11 @@ Mirrors moby's distribution/metadata.
 """
 import contextlib
 import hashlib
+import hmac
 import json
 import os
-from typing import Callable, List, NamedTuple, Optional
+import re
+from typing import Callable, List, Mapping, NamedTuple, Optional
 
 from . import files
 from .digest import Digest, DiffID
@@ -19,6 +21,7 @@ from .errors import Error, InvalidDocument, storage_errors
 
 LIMIT = 50  # associations kept for one DiffID, the newest
 _MAX_FILE = 1 << 20  # bytes
+_CREDENTIAL = ("username", "password", "auth", "identitytoken", "registrytoken")
 
 
 class MetadataStore:
@@ -51,12 +54,33 @@ class V2Metadata(NamedTuple):
     """A blob that carries a layer, and a repository that has the blob."""
     digest: Digest
     source_repository: str
-    hmac: str = ""
+    hmac: str = ""  # of the credentials that proved it
 
     @property
     def checksum(self) -> str:
         """Lets `check` see a flipped byte; the engine ignores the member."""
         return hashlib.sha256("\0".join(self).encode()).hexdigest()[:16]
+
+
+def hmac_key(credential: Optional[Mapping[str, str]]) -> bytes:
+    """What stands for credentials, whose members are named as docker names them; empty for none."""
+    if credential is None:
+        return b""
+    known = {name: credential[name] for name in _CREDENTIAL if credential.get(name)}
+    text = json.dumps(known, separators=(",", ":"), ensure_ascii=False)
+    text = re.sub("[<>&\u2028\u2029]", lambda found: "\\u%04x" % ord(found.group()), text)  # as Go
+    return Digest.of(text.encode("utf-8", "surrogateescape")).encode()
+
+
+def compute_hmac(key: bytes, entry: V2Metadata) -> str:
+    """The mark of the credentials behind ``key``; nobody's is empty."""
+    text = (entry.digest + entry.source_repository).encode()
+    return hmac.new(key, text, "sha256").hexdigest() if key else ""
+
+
+def check_hmac(key: bytes, entry: V2Metadata) -> bool:
+    """Whether an association was proved with these credentials."""
+    return hmac.compare_digest(compute_hmac(key, entry).encode(), entry.hmac.encode())
 
 
 class V2MetadataService:
@@ -92,16 +116,28 @@ class V2MetadataService:
         """Let the DiffID of a blob be found out again."""
         self.store.delete(self.BY_DIGEST, _key(digest))
 
+    def tag_and_add(self, diff_id: DiffID, key: bytes, entry: V2Metadata) -> None:
+        """Remember an association that the credentials behind ``key`` have proved."""
+        self.add(diff_id, entry._replace(hmac=compute_hmac(key, entry)))
+
+    def remove(self, entry: V2Metadata) -> None:
+        """Forget one association; raises StorageError."""
+        diff_id = self.get_diff_id(entry.digest)
+        old = self.get_metadata(diff_id) if diff_id else []
+        if diff_id and entry in old:
+            self._set(diff_id, [known for known in old if known != entry])
+
     def retain(self, diff_id: Digest, wanted: Callable[[Digest], bool]) -> None:
         """Keep only the associations of blobs that are ``wanted``."""
         old = self.get_metadata(DiffID(diff_id))
         entries = [known for known in old if wanted(known.digest)]
-        if not entries:
-            self.store.delete(self.BY_DIFF_ID, _key(diff_id))
-        elif entries != old:
+        if entries != old or not old:
             self._set(diff_id, entries)
 
     def _set(self, diff_id: Digest, entries: List[V2Metadata]) -> None:
+        if not entries:
+            self.store.delete(self.BY_DIFF_ID, _key(diff_id))
+            return
         value = [
             {"Digest": known.digest, "SourceRepository": known.source_repository,
              "HMAC": known.hmac, "Sum": known.checksum}

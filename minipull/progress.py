@@ -59,8 +59,12 @@ class Meter:
         self.current = 0
 
     def advance(self, count: int) -> None:
-        self.current += count
-        if self.current - self._reported > self._step:
+        self.move(self.current + count)
+
+    def move(self, position: int) -> None:
+        """Be at ``position``, which may lie behind where it was."""
+        self.current = position
+        if not 0 <= self.current - self._reported <= self._step:
             self._report(False)
 
     def finish(self) -> None:

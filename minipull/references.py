@@ -83,15 +83,19 @@ class ReferenceStore:
         if name.familiar_name in ("sha256", "sha384", "sha512"):
             raise InvalidReference(
                 "refusing to create an ambiguous tag using digest algorithm as name")
-        entry = Association(name, descriptor, source).to_json()
+        self.put(str(name), Association(name, descriptor, source).to_json(), pause)
+
+    def put(self, label: str, entry: Dict[str, Any],
+            pause: Callable[[float], object] = time.sleep) -> None:
+        """Let ``entry`` be what is called ``label``; without one it only has to be there."""
         with self._changing(pause) as entries:
-            if [old for old in entries if _named(old) == str(name)] != [entry]:
-                entries[:] = [old for old in entries if _named(old) != str(name)] + [entry]
+            if entry not in entries or label and [named(old) for old in entries].count(label) > 1:
+                entries[:] = [old for old in entries if named(old) != label or not label] + [entry]
 
     def delete(self, name: Reference, pause: Callable[[float], object] = time.sleep) -> bool:
         """Forget ``name``; False if it was not there."""
         with self._changing(pause) as entries:
-            kept = [old for old in entries if _named(old) != str(name)]
+            kept = [old for old in entries if named(old) != str(name)]
             found = len(kept) < len(entries)
             entries[:] = kept
         return found
@@ -143,14 +147,15 @@ def association(entry: Dict[str, Any]) -> Optional[Association]:
     with contextlib.suppress(Error):
         descriptor = Descriptor.from_json(entry, "index.json")
         notes = descriptor.annotations or {}
-        name = Reference.parse(_named(entry))
-        if str(name) == _named(entry) and (name.tag or name.digest):
+        name = Reference.parse(named(entry))
+        if str(name) == named(entry) and (name.tag or name.digest):
             source = Digest.parse(notes.get(SOURCE_DIGEST, descriptor.digest))
             return Association(name, descriptor._replace(annotations=None), source)
     return None
 
 
-def _named(entry: Dict[str, Any]) -> str:
+def named(entry: Dict[str, Any]) -> str:
+    """What an entry is called, by whoever wrote it; empty if it has no name."""
     notes = entry.get("annotations")
     name = (notes.get(IMAGE_NAME) or notes.get(REF_NAME)) if isinstance(notes, dict) else ""
     return name if isinstance(name, str) else ""

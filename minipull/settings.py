@@ -10,7 +10,7 @@ The settings file takes the engine's keys, as its daemon.json does.
 import os
 import re
 import shutil
-from typing import Any, Callable, Dict, List, Mapping, Optional
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 from .auth import Credential
 from .credentials import Credentials, Source, read_file
@@ -18,12 +18,14 @@ from .descriptor import object_at, parse_json, string_at, strings_at
 from .download import MAX_ATTEMPTS, LayerDownloadManager
 from .endpoints import Host, RegistryService
 from .errors import InvalidReference
+from .proxies import Proxies
 from .store import Store
+from .upload import CONCURRENT_UPLOADS, LayerUploadManager
 
 #: What the command line asks for, where the engine's default is 3.
 JOBS = 6
-#: Flag to the key of the settings file that stands for the same.
-_KEYS = {"jobs": "max-concurrent-downloads", "attempts": "max-download-attempts"}
+#: What either end of a copy may have for itself.
+END_FLAGS = ("creds", "registry_token", "authfile", "tls_verify", "plain_http", "ca_file", "cert_dir")
 _TRUTH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 #: What would go to every host that is asked; --creds and --registry-token don't.
 _SECRET_HEADERS = ("authorization", "cookie", "proxy-authorization")
@@ -45,12 +47,13 @@ class Settings:
         self._config = environ.get("XDG_CONFIG_HOME") or os.path.join(self._home, ".config")
         self._file = self._read(self._flags.get("config"))
 
-    def text(self, name: str, default: str = "") -> str:
+    def text(self, name: str, default: str = "", key: str = "") -> str:
+        """What a flag says, or its variable, or the settings file under ``key``."""
         value = self._flags.get(name)
         if value is None:
             value = self.environ.get("MINIPULL_" + name.upper()) or None
-        if value is None and name in _KEYS:
-            value = self._file.get(_KEYS[name])
+        if value is None and key:
+            value = self._file.get(key)
         return default if value is None else str(value)
 
     def truth(self, name: str, default: bool = False) -> bool:
@@ -59,11 +62,25 @@ class Settings:
             raise InvalidReference("--%s must be true or false" % name.replace("_", "-"))
         return _TRUTH[text.lower()]
 
-    def number(self, name: str, default: int) -> int:
-        text = self.text(name, str(default))
+    def number(self, name: str, default: int, key: str = "") -> int:
+        text = self.text(name, str(default), key)
         if not re.fullmatch("[0-9]{1,6}", text) or int(text) < 1:
             raise InvalidReference("--%s must be a number from 1" % name.replace("_", "-"))
         return int(text)
+
+    def size(self, name: str) -> int:
+        """Bytes, given as 4096, 512k, 10M or 1G; 0 if not given."""
+        text = self.text(name, "0")
+        match = re.fullmatch("([0-9]{1,12})([kMG]?)", text)
+        if match is None:
+            raise InvalidReference("--%s must be a size such as 512k or 10M" % name.replace("_", "-"))
+        return int(match.group(1)) << {"": 0, "k": 10, "M": 20, "G": 30}[match.group(2)]
+
+    def end(self, side: str) -> "Settings":
+        """The same, but for what --src-... or --dest-... says of one end of a copy."""
+        own = {name: self.text("%s_%s" % (side, name)) for name in END_FLAGS}
+        flags = dict(self._flags, **{name: value for name, value in own.items() if value})
+        return Settings(self.environ, flags, self._warn)
 
     @property
     def timeout(self) -> float:
@@ -82,9 +99,23 @@ class Settings:
 
     def downloads(self) -> LayerDownloadManager:
         return LayerDownloadManager(
-            self.number("jobs", JOBS), self.number("attempts", MAX_ATTEMPTS))
+            self.number("jobs", JOBS, "max-concurrent-downloads"),
+            self.number("attempts", MAX_ATTEMPTS, "max-download-attempts"))
 
-    def service(self) -> RegistryService:
+    def uploads(self) -> LayerUploadManager:
+        return LayerUploadManager(
+            self.number("jobs", CONCURRENT_UPLOADS, "max-concurrent-uploads"),
+            self.number("attempts", MAX_ATTEMPTS, "max-download-attempts"))
+
+    def proxies(self) -> Proxies:
+        env = self.environ.get
+        # To a CGI program this one is what its client has sent as "Proxy:" (CVE-2016-5385).
+        http = env("http_proxy") or not env("REQUEST_METHOD") and env("HTTP_PROXY") or ""
+        return Proxies(http, env("https_proxy") or env("HTTPS_PROXY", ""),
+                       env("no_proxy") or env("NO_PROXY", ""))
+
+    def service(self, domains: Sequence[str] = ()) -> RegistryService:
+        """``domains`` are the registries that --cert-dir is for."""
         hosts: Dict[str, Host] = {}
         members = object_at(self._file, "hosts", "settings")
         for domain in members:
@@ -100,7 +131,10 @@ class Settings:
             insecure=strings_at(self._file, "insecure-registries", "settings"),
             hosts=hosts, plain_http=self.truth("plain_http"),
             tls_verify=self.truth("tls_verify", True), ca_file=self.text("ca_file"),
-            timeout=self.timeout, headers=self._headers())
+            timeout=self.timeout, headers=self._headers(), proxies=self.proxies(),
+            certs=[os.path.join(place, name, "certs.d")
+                   for place in (self._config, "/etc") for name in ("containers", "docker")],
+            cert_dirs=dict.fromkeys(domains, self.text("cert_dir")), warn=self._warn)
 
     def credentials(self, domains: List[str]) -> Credentials:
         """What --creds says for ``domains``, and what docker and podman have stored."""

@@ -76,6 +76,20 @@ class Transfer:
         for watcher in watchers:
             self._manager.deliver(watcher)
 
+    def attempt(self, work: Callable[[], Any], id: str, attempts: int, tick: float) -> Any:
+        """The engine's attempts at ``work``, with its countdown in between; ``tick`` is its second."""
+        for attempt in range(1, attempts + 1):
+            try:
+                return work()
+            except Error as exc:
+                self.cancel.check()
+                if not exc.retry or attempt == attempts:
+                    raise
+            for left in range(attempt * 5, 0, -1):
+                text = "Retrying in %d second%s" % (left, "" if left == 1 else "s")
+                self.progress(Progress(id=id, action=text))
+                self.cancel.pause(tick)
+
     def inactive(self) -> None:
         """Give the slot back although there is work left, such as waiting."""
         with self._manager.changed:

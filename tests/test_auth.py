@@ -238,7 +238,7 @@ def _lifetime(server: ScriptedServer, make: Made, answer: str) -> float:
     server.on("GET", "/token", reply(200, answer))
     authorizer = make(server)
     assert get(authorizer, server.url + "/v2/x") == 200
-    return authorizer._expires - time.monotonic()
+    return authorizer._tokens[(SCOPE,)][1] - time.monotonic()
 
 
 def test_a_token_that_has_expired_is_renewed_unasked(

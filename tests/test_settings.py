@@ -36,13 +36,13 @@ def written(home: Path, document: Any, path: str = ".config/minipull/config.json
 
 
 def test_a_flag_beats_the_environment_which_beats_the_file(home: Path) -> None:
-    assert settings(home).number("attempts", 5) == 5
+    assert settings(home).number("attempts", 5, "max-download-attempts") == 5
     written(home, {"max-download-attempts": 2, "max-concurrent-downloads": 9})
-    assert settings(home).number("attempts", 5) == 2
-    assert settings(home, {"MINIPULL_ATTEMPTS": "3"}).number("attempts", 5) == 3
-    assert settings(home, {"MINIPULL_ATTEMPTS": "3"}, attempts="4").number("attempts", 5) == 4
+    assert settings(home).number("attempts", 5, "max-download-attempts") == 2
+    assert settings(home, {"MINIPULL_ATTEMPTS": "3"}).number("attempts", 5, "max-download-attempts") == 3
+    assert settings(home, {"MINIPULL_ATTEMPTS": "3"}, attempts="4").number("attempts", 5, "max-download-attempts") == 4
     downloads = settings(home).downloads()
-    assert (downloads.transfers.limit, downloads._attempts) == (9, 2)
+    assert (downloads.transfers.limit, downloads.attempts) == (9, 2)
 
 
 def test_a_variable_that_is_empty_says_nothing(home: Path) -> None:
@@ -86,9 +86,9 @@ def test_the_platform_is_dockers_unless_ours_is_given(home: Path) -> None:
 def test_the_file_is_found_where_it_is_named(home: Path, tmp_path: Path) -> None:
     file = written(home, {"max-download-attempts": 7}, "elsewhere.json")
     for made in (settings(home, config=str(file)), settings(home, {"MINIPULL_CONFIG": str(file)})):
-        assert made.number("attempts", 5) == 7
+        assert made.number("attempts", 5, "max-download-attempts") == 7
     written(home, {"max-download-attempts": 8}, "xdg/minipull/config.json")
-    assert settings(home, {"XDG_CONFIG_HOME": str(home / "xdg")}).number("attempts", 5) == 8
+    assert settings(home, {"XDG_CONFIG_HOME": str(home / "xdg")}).number("attempts", 5, "max-download-attempts") == 8
     with pytest.raises(InvalidReference, match="does not exist"):
         settings(home, config=str(home / "none.json"))
 
@@ -98,7 +98,7 @@ def test_the_file_may_be_a_link(home: Path) -> None:
     link = home / ".config/minipull/config.json"
     link.parent.mkdir(parents=True)
     link.symlink_to(file)
-    assert settings(home).number("attempts", 5) == 7
+    assert settings(home).number("attempts", 5, "max-download-attempts") == 7
 
 
 def test_a_file_that_cannot_be_used_is_named(home: Path) -> None:
@@ -139,6 +139,35 @@ def test_a_setting_of_the_wrong_kind_is_refused(home: Path, document: Any, kind:
 def test_flags_reach_the_service(home: Path) -> None:
     service = settings(home, plain_http=True, tls_verify="false", ca_file="/ca.pem").service()
     assert (service.plain_http, service.tls_verify, service.ca_file) == (True, False, "/ca.pem")
+
+
+def test_certificates_are_found_at_home_before_etc_and_where_a_flag_says(home: Path) -> None:
+    made = settings(home, cert_dir="/given").service(["R.com:443", "docker.io"])
+    assert list(made._certs) == ["%s/%s/certs.d" % (place, name) for place in (home / ".config", "/etc")
+                                 for name in ("containers", "docker")]
+    assert made._cert_dirs == {"r.com": "/given", "docker.io": "/given"}
+    env = {"XDG_CONFIG_HOME": "/xdg", "MINIPULL_CERT_DIR": "/env"}
+    made = settings(home, env).service(["r.com"])
+    assert (made._certs[0], made._cert_dirs) == ("/xdg/containers/certs.d", {"r.com": "/env"})
+
+
+@pytest.mark.parametrize("env, http, https, no_proxy", [
+    ({}, 0, 0, ""),
+    ({"HTTP_PROXY": "p:1"}, 1, 0, ""), ({"HTTPS_PROXY": "p:2"}, 0, 2, ""), ({"ALL_PROXY": "p:3"}, 0, 0, ""),
+    ({"http_proxy": "p:1", "https_proxy": "p:2", "no_proxy": "a"}, 1, 2, "a"),
+    ({"http_proxy": "p:1", "HTTP_PROXY": "p:9", "https_proxy": "p:2", "HTTPS_PROXY": "p:9", "no_proxy": "a",
+      "NO_PROXY": "b"}, 1, 2, "a"),
+    ({"http_proxy": "", "HTTP_PROXY": "p:1", "https_proxy": "", "HTTPS_PROXY": "p:2", "no_proxy": "",
+      "NO_PROXY": "b"}, 1, 2, "b"),
+    ({"REQUEST_METHOD": "GET", "HTTP_PROXY": "p:9", "HTTPS_PROXY": "p:2"}, 0, 2, ""),
+    ({"REQUEST_METHOD": "GET", "http_proxy": "p:1", "HTTP_PROXY": "p:9"}, 1, 0, "")])
+def test_proxies_are_the_environments(
+    home: Path, env: Dict[str, str], http: int, https: int, no_proxy: str
+) -> None:
+    made = settings(home, env).service().proxies
+    found = [made.get(scheme) for scheme in ("http", "https")]
+    assert [proxy.port if proxy else 0 for proxy in found] == [http, https]
+    assert made.no_proxy == no_proxy
 
 
 def test_the_root_is_found_in_the_order_of_the_design(home: Path) -> None:

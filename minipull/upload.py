@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Uploads: blobs side by side, each continued from where the registry has it.
+
+Every blob is a transfer, so two tags of one repository share it.  It holds its
+slot until its end; what the registry answers is the transfer's result.
+
+Mirrors moby's distribution/xfer/upload.go.
+"""
+import abc
+import contextlib
+import functools
+from typing import Any, Callable, Dict, List, Optional, Sequence
+
+from .connection import Body
+from .descriptor import Descriptor
+from .download import MAX_ATTEMPTS, MAX_BREAKS, locked
+from .errors import NetworkError, RegistryError
+from .progress import Output, Progress
+from .repository import Repository, Upload
+from .store import Store
+from .streams import Cancel
+from .xfer import Transfer, TransferManager, Watcher
+
+CONCURRENT_UPLOADS = 5
+SMALL = 1 << 20  # bytes; up to here a blob is sent along with its commit
+_STUCK_DELAYS = (0.2, 0.5, 1.0)  # seconds, before what did not move at all is tried again
+#: Another session, or what is left of this one, may still do.
+_RESUMED = frozenset((404, 408, 410, 416, 499, 500, 502, 503, 504))
+
+
+class UploadDescriptor(abc.ABC):
+    """A blob to be sent, and the protocol's way to send it."""
+    key: str  # what goes where, for sharing
+    id: str  # for the reader
+
+    @abc.abstractmethod
+    def upload(self, transfer: Transfer) -> Any:
+        """Have the blob at its target; what this returns is given to every user."""
+
+
+class LayerUploadManager:
+    """Shared by the pushes that are to share transfers and slots.
+
+    ``attempts`` counts all tries of one blob, ``tick`` is the second of the
+    countdown between them.
+    """
+
+    def __init__(self, concurrency: int = CONCURRENT_UPLOADS, attempts: int = MAX_ATTEMPTS,
+                 tick: float = 1.0) -> None:
+        self.transfers = TransferManager(concurrency)
+        self._attempts = attempts
+        self._tick = tick
+
+    def upload(self, store: Optional[Store], blobs: Sequence[UploadDescriptor], output: Output,
+               cancel: Cancel) -> List[Any]:
+        """Send all ``blobs``, of ``store`` if of any; the results in their order.
+
+        The first error ends it all; transfers that others need go on.
+        """
+        with contextlib.ExitStack() as stack:
+            watchers: Dict[str, Watcher] = {}
+            for blob in blobs:
+                if blob.id:
+                    output(Progress(id=blob.id, action="Preparing"))
+                if blob.key not in watchers:
+                    work = functools.partial(self._work, blob)
+                    waiting = Progress(id=blob.id, action="Waiting") if blob.id else None
+                    watchers[blob.key] = self.transfers.transfer(
+                        blob.key, functools.partial(locked, store, work) if store else work,
+                        output, waiting, cancel)
+                    stack.callback(self.transfers.release, watchers[blob.key])
+            self.transfers.wait(list(watchers.values()), cancel)
+            return [watchers[blob.key].transfer.result for blob in blobs]
+
+    def _work(self, blob: UploadDescriptor, transfer: Transfer) -> Any:
+        return transfer.attempt(
+            lambda: blob.upload(transfer), blob.id, self._attempts, self._tick)
+
+
+def send_blob(repository: Repository, blob: Descriptor, source: Callable[[int, int], Body],
+              cancel: Cancel, upload: Optional[Upload] = None, chunk_size: int = 0) -> None:
+    """Send a blob, and after a break what the registry does not have of it yet.
+
+    ``source`` gives so many bytes from an offset on.  ``upload`` is an open one
+    to be used, ``chunk_size`` (bytes) is the most that one request brings.
+    """
+    breaks, stuck, best = MAX_BREAKS + (blob.size >> 20), 0, 0
+    while True:
+        try:
+            if upload is None:
+                upload = repository.start_upload(cancel)
+                assert upload is not None
+            most = max(chunk_size, upload.least) if chunk_size else blob.size
+            if upload.offset == 0 and blob.size <= min(most, SMALL):
+                upload.commit(blob.digest, cancel, source(0, blob.size))
+                return
+            while upload.offset < blob.size:
+                count = min(most, blob.size - upload.offset)
+                upload.append(source(upload.offset, count), cancel, chunk=count < blob.size)
+            upload.commit(blob.digest, cancel)
+            return
+        except (NetworkError, RegistryError) as exc:
+            cancel.check()
+            if isinstance(exc, RegistryError) and exc.status == 413:
+                raise exc.within("too much for one request, try --chunk-size") from exc
+            resumed = isinstance(exc, RegistryError) and exc.code == "DIGEST_INVALID" and best
+            again = exc.status in _RESUMED if isinstance(exc, RegistryError) else exc.retry
+            if upload is None or not (again or resumed):
+                raise
+            try:
+                # Its answer may have been lost, and not the blob.
+                at_end = upload.offset in (0, blob.size)
+                if at_end and repository.stat(blob.digest, cancel) == blob.size:
+                    return
+                upload.sync(cancel)
+            except (NetworkError, RegistryError):
+                upload = None
+            if upload is not None and upload.offset > blob.size:
+                upload = None
+            offset = upload.offset if upload else 0
+            best, stuck = max(best, offset), 0 if offset > best else stuck + 1
+            breaks -= 1
+            if not breaks or stuck > len(_STUCK_DELAYS):
+                raise exc
+            cancel.pause(_STUCK_DELAYS[stuck - 1] if stuck else 0)
