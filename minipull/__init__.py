@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""minipull: pull container images with nothing but Python's standard library.
+"""minipull: pull and push container images with nothing but Python's standard library.
 
 The modules in reading order; each imports only from those above it:
 
@@ -18,14 +18,20 @@ The modules in reading order; each imports only from those above it:
     references    index.json: names to manifests
     metadata      which blob is which layer, and where it was seen
     store         all of these under one root
+    trust         certificates: those of others, and our own
     connection    one HTTP connection; where bytes come in
+    proxies       through which proxy an origin is asked
     transport     many of them; redirects, repeats
     auth          credentials, challenges and tokens
     endpoints     which hosts to ask, mirrors first
     repository    the v2 protocol
     download      layers side by side, registered in order
     pull_v2       one reference from one endpoint
-    distribution  pull(): the loop over endpoints
+    upload        blobs side by side, continued where they broke off
+    push_v2       one image to one endpoint
+    distribution  pull(), push(): the loop over endpoints
+    ends          a registry or a layout, to copy from and to
+    copy          copy(): an image from one end to another
     credentials   what docker and podman have stored of who we are
     collect       gc: remove what no name needs
     check         is every byte of a store what its name says?
@@ -40,7 +46,8 @@ The modules in reading order; each imports only from those above it:
     context       what commands share
     doctor        does it work here, what does this host offer?
     services      the commands that need the server
-    commands      the others, one function each
+    remote        those that speak to registries
+    commands      those on the store, one function each
     cli           the command line
 
 The names below are the public API; the rest may be imported by module.
@@ -51,10 +58,11 @@ import types
 from typing import TYPE_CHECKING, List
 
 if TYPE_CHECKING:
+    from .copy import copy as copy
     from .credentials import Credentials as Credentials
     from .descriptor import Descriptor as Descriptor, Platform as Platform
     from .digest import Digest as Digest
-    from .distribution import pull as pull
+    from .distribution import pull as pull, push as push
     from .endpoints import RegistryService as RegistryService
     from .errors import (
         Cancelled as Cancelled, ContentMismatch as ContentMismatch, Error as Error,
@@ -77,7 +85,8 @@ _HOME = dict.fromkeys(
 _HOME.update(
     Cancel="streams", Credentials="credentials", Descriptor="descriptor", Digest="digest",
     Image="image", Platform="descriptor", Progress="progress", Reference="reference",
-    RegistryService="endpoints", Store="store", pull="distribution", serve="server")
+    RegistryService="endpoints", Store="store", copy="copy", pull="distribution",
+    push="distribution", serve="server")
 __all__ = sorted(_HOME) + ["__version__"]
 
 
@@ -93,6 +102,11 @@ class _Package(types.ModuleType):
         value = getattr(importlib.import_module("." + _HOME[name], __name__), name)
         setattr(self, name, value)
         return value
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # A public name stays what it is when the module of that name is imported.
+        if name not in _HOME or not isinstance(value, types.ModuleType):
+            super().__setattr__(name, value)
 
     def __dir__(self) -> List[str]:
         return sorted(set(vars(self)) | set(__all__))

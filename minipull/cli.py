@@ -8,6 +8,7 @@ command to run; ``--version`` needs none of it.
 """
 import argparse
 import contextlib
+import importlib
 import os
 import signal
 import sys
@@ -18,6 +19,10 @@ from . import __version__
 
 GRACE = 2.0  # seconds for a cancelled command to end by itself
 BROKEN_PIPE = 128 + 13
+#: Where each command is, so that none loads what only others need.
+_HOMES = dict.fromkeys("images inspect tag rm gc check".split(), "commands")
+_HOMES.update(dict.fromkeys("pull push copy tags manifest digest".split(), "remote"))
+_HOMES.update(dict.fromkeys("doctor serve".split(), "services"))
 
 
 def run() -> NoReturn:
@@ -51,11 +56,8 @@ def main(arguments: Sequence[str]) -> int:
         try:
             from .context import perform
 
-            if flags.command in ("doctor", "serve"):
-                from .services import COMMANDS
-            else:
-                from .commands import COMMANDS
-            codes.append(perform(COMMANDS[flags.command], flags, cancel))
+            home = importlib.import_module("." + _HOMES[flags.command], __package__)
+            codes.append(perform(home.COMMANDS[flags.command], flags, cancel))
         finally:
             done.set()
 
@@ -115,17 +117,18 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--tls-verify", metavar="BOOL", help="false: trust any certificate")
     group.add_argument("--plain-http", action="store_true", default=None, help="no TLS at all")
     group.add_argument("--ca-file", metavar="FILE", help="certificates to trust besides the system's")
+    group.add_argument("--cert-dir", metavar="DIR", help="as one of certs.d, for this registry")
     group.add_argument("--header", metavar="K:V", action="append", help="sent with every request")
     group.add_argument("--timeout", metavar="SECONDS", help="without progress (60)")
     group.add_argument("-q", "--quiet", action="store_true", default=None, help="no progress")
     group.add_argument("--progress", metavar="MODE", help="auto, tty, plain, json or none")
 
-    def command(name: str, help: str, example: str, *operands: str,
-                remote: bool = False) -> argparse.ArgumentParser:
+    def command(name: str, help: str, example: str, *operands: str, remote: bool = False,
+                formats: Sequence[str] = ("text", "json")) -> argparse.ArgumentParser:
         made = commands.add_parser(
             name, help=help, description=help, allow_abbrev=False,
             epilog="example: minipull " + example, parents=[network] if remote else [])
-        made.add_argument("--format", choices=("text", "json"), default="text")
+        made.add_argument("--format", choices=formats)
         for operand in operands:
             made.add_argument(operand, metavar=operand.upper())
         return made
@@ -139,6 +142,26 @@ def _parser() -> argparse.ArgumentParser:
                       help="fetch layers from the URLs that a manifest names")
     made.add_argument("--jobs", metavar="N", help="downloads at once (6)")
     made.add_argument("--attempts", metavar="N", help="tries for one layer (5)")
+    made = command("push", "send stored images to a registry",
+                   "push alpine:3.20 registry.example.com/alpine:3.20", "ref", remote=True)
+    made.add_argument("dest", metavar="DEST", nargs="?", help="push under this name")
+    made.add_argument("-a", "--all-tags", action="store_true", help="every tag of the name")
+    made.add_argument("--chunk-size", metavar="SIZE", help="the most that one request brings, as 10M")
+    made.add_argument("--jobs", metavar="N", help="uploads at once (5)")
+    made.add_argument("--attempts", metavar="N", help="tries for one layer (5)")
+    made = command(
+        "copy", "copy an image from place to place: docker://REF, store:REF or oci:DIR[:NAME]",
+        "copy docker://alpine:3.20 oci:layouts:alpine", "src", "dst", remote=True, formats=("oci", "docker"))
+    made.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", action="append",
+                      help="only this of an index; may be repeated")
+    made.add_argument("--referrers", action="store_true", help="signatures and attestations too")
+    made.add_argument("--chunk-size", metavar="SIZE", help="the most that one request brings, as 10M")
+    made.add_argument("--jobs", metavar="N", help="blobs at once (5)")
+    made.add_argument("--attempts", metavar="N", help="tries for one blob (5)")
+    for side in ("src", "dest"):
+        for flag in ("creds", "registry-token", "authfile", "tls-verify", "ca-file", "cert-dir"):
+            made.add_argument("--%s-%s" % (side, flag), metavar="VALUE", help="--%s for one end" % flag)
+        made.add_argument("--%s-plain-http" % side, action="store_true", default=None, help="as above")
     command("tags", "list the tags of a repository", "tags alpine", "repo", remote=True)
     command("manifest", "print a manifest as it is", "manifest alpine:3.20", "ref", remote=True)
     command("digest", "print what a tag points to", "digest alpine:3.20", "ref", remote=True)

@@ -10,10 +10,12 @@ import json
 import os
 import sys
 import traceback
-from typing import Any, Callable, Iterable, List, Optional, Union
+from typing import Any, Callable, Dict, Iterable, List, Optional, Union
 
-from .errors import Error, StorageError
+from .errors import Error, InvalidReference, StorageError
+from .image import Image
 from .progress import Progress
+from .reference import Reference
 from .render import Renderer, choose, escape
 from .repository import Client
 from .settings import Settings
@@ -54,8 +56,10 @@ class Context:
     def store(self) -> Store:
         return self.settings.store()
 
-    def client(self, domains: List[str]) -> Client:
-        return Client(self.settings.service(), self.settings.credentials(domains))
+    def client(self, domains: List[str], side: str = "") -> Client:
+        """For these registries; ``side`` is which end of a copy they are."""
+        settings = self.settings.end(side) if side else self.settings
+        return Client(settings.service(domains), settings.credentials(domains))
 
     def warn(self, text: str) -> None:
         self.renderer(Progress(message="warning: " + text))
@@ -125,3 +129,25 @@ def perform(command: Command, flags: argparse.Namespace, cancel: Cancel) -> int:
         return command(context, flags) or 0
     except BaseException as exc:
         return context.failed(exc)
+
+
+def stripped(text: str) -> str:
+    """A reference without the transport that other tools want before it."""
+    return text[len("docker://"):] if text.startswith("docker://") else text
+
+
+def reference(text: str) -> Reference:
+    """What a user typed; raises InvalidReference, which says it again."""
+    try:
+        return Reference.parse(stripped(text))
+    except InvalidReference as exc:
+        raise exc.within(ascii(text)[1:-1][:300] or "''") from exc
+
+
+def described(store: Store, image: Image) -> Dict[str, Any]:
+    """An image as JSON shows it."""
+    config = image.config
+    return {
+        "name": str(image.name), "digest": image.source, "image_id": image.id,
+        "platform": str(config.platform) if config else "",
+        "size": store.size(image.descriptor), "created": config.created if config else ""}

@@ -1,0 +1,337 @@
+# SPDX-License-Identifier: Apache-2.0
+"""copy(): an image from one place to another, without keeping it.
+
+Blobs first, then the manifests, children before their index, the name last;
+what the other end has is not sent.  Everything is copied as it is, unless a
+platform or a format is asked for: then what names the rest is written anew, and
+has another digest.
+
+Mirrors skopeo's copy more than anything in moby.  Spec: image-spec; for what
+refers to an image, distribution-spec "Listing Referrers" and its tag schema.
+"""
+import contextlib
+import json
+from typing import (Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple,
+                    Union)
+
+from . import manifest
+from .auth import Keyring
+from .descriptor import (DOCKER_CONFIG, DOCKER_FOREIGN, DOCKER_LIST, DOCKER_MANIFEST, DOCKER_TAR,
+                         INDEX_TYPES, MANIFEST_TYPES, OCI_CONFIG, OCI_FOREIGN, OCI_INDEX, OCI_LAYER,
+                         OCI_MANIFEST, Descriptor, Platform, is_foreign, parse_json, select)
+from .digest import Digest
+from .distribution import host_platform, over_endpoints
+from .endpoints import RegistryService
+from .ends import End, LayoutEnd, Place, RegistryEnd
+from .errors import (Error, InvalidDocument, InvalidReference, NotFound, PolicyError, RegistryError,
+                     Unsupported)
+from .manifest import Document, Index, Manifest
+from .progress import Output, Progress, discard, serialized
+from .repository import MAX_REFERRERS, Client
+from .store import MAX_DEPTH, Store, is_runnable
+from .streams import Cancel
+from .upload import LayerUploadManager, UploadDescriptor
+from .xfer import Transfer
+
+#: Each type with what stands for it in the other format; a prefix stands for its compressed kinds.
+_DOCKER = {OCI_MANIFEST: DOCKER_MANIFEST, OCI_INDEX: DOCKER_LIST, OCI_CONFIG: DOCKER_CONFIG,
+           OCI_LAYER: DOCKER_TAR, OCI_FOREIGN: DOCKER_FOREIGN}
+FORMATS = {"docker": _DOCKER, "oci": {ours: theirs for theirs, ours in _DOCKER.items()}}
+_ATTESTED = "vnd.docker.reference.digest"
+_COSIGN = (".sig", ".att", ".sbom")
+
+
+class Options(NamedTuple):
+    """What to copy of an image, and how."""
+    platforms: Sequence[Platform] = ()  # of an index; all of it if there are none
+    format: str = ""  # "oci" or "docker"; as it is if empty
+    referrers: bool = False  # signatures and attestations as well
+    chunk_size: int = 0  # bytes, the most that one request brings
+
+
+class Copied(NamedTuple):
+    """What the image is at the other end; ``source`` is what it was."""
+    descriptor: Descriptor
+    source: Digest
+
+
+def copy(source: str, target: str, *, store: Optional[Store] = None,
+         platforms: Sequence[Union[str, Platform]] = (), format: str = "", referrers: bool = False,
+         chunk_size: int = 0, progress: Output = discard, service: Optional[RegistryService] = None,
+         credentials: Optional[Keyring] = None, uploads: Optional[LayerUploadManager] = None,
+         cancel: Optional[Cancel] = None) -> Copied:
+    """Copy from ``docker://REF``, ``store:REF`` or ``oci:DIR[:NAME]`` to another of these.
+
+    ``platforms`` choose of an index; ``format`` is "oci" or "docker" to convert;
+    ``chunk_size`` (bytes) is the most that one request brings.  Raises any
+    minipull.Error; its text is one line that says what failed, on what.
+    """
+    wanted = [each if isinstance(each, Platform) else Platform.parse(each, host_platform())
+              for each in platforms]
+    with Client(service or RegistryService(), credentials or Keyring()) as client:
+        return copy_with(
+            Place.parse(source), Place.parse(target), (client, client), store,
+            Options(wanted, format, referrers, chunk_size), uploads or LayerUploadManager(),
+            serialized(progress), cancel or Cancel())
+
+
+def copy_with(source: Place, target: Place, clients: Tuple[Client, Client], store: Optional[Store],
+              options: Options, uploads: LayerUploadManager, output: Output,
+              cancel: Cancel) -> Copied:
+    """As copy(), with a client for either end."""
+    if options.format and options.format not in FORMATS:
+        raise InvalidReference("invalid format %s, not oci or docker" % ascii(options.format))
+    if options.format and options.referrers:
+        raise InvalidReference("what refers to an image does not follow it into another format")
+    what = "copy %s to %s" % (source, target)
+    with contextlib.ExitStack() as stack:
+        if source.kind == "docker":
+            begin: End = over_endpoints(
+                clients[0], source.name, what,
+                lambda repository: RegistryEnd(
+                    repository, source.tag, 0, repository.manifest(source.tag, cancel)), cancel)
+        else:
+            begin = LayoutEnd(source, store)
+            stack.enter_context(begin.store.using(cancel))
+        try:
+            job = _Copy(begin, options, uploads, output, cancel)
+        except Error as exc:
+            raise exc.within(what) from exc
+        if target.kind == "docker":
+            return over_endpoints(
+                clients[1], target.name, what,
+                lambda repository: job.to(RegistryEnd(repository, target.tag, options.chunk_size)),
+                cancel, push=True)
+        end = LayoutEnd(target, store)
+        stack.enter_context(end.store.using(cancel, writing=target.kind == "store"))
+        try:
+            return job.to(end)
+        except Error as exc:
+            raise exc.within(what) from exc
+
+
+class _Copy:
+    """What is to be copied, known down to the last manifest."""
+
+    def __init__(self, source: End, options: Options, uploads: LayerUploadManager, output: Output,
+                 cancel: Cancel) -> None:
+        self._source = source
+        self._options = options
+        self._uploads = uploads
+        self._output = output
+        self._cancel = cancel
+        self._seen: Set[Digest] = set()
+        top = self._get(source.tag)
+        self._top = top.digest
+        self._documents = list(self._below(self._filtered(top)))
+        if options.format:
+            self._documents = self._converted(self._documents)
+
+    def to(self, target: End) -> Copied:
+        """Copy all of it; the name comes last."""
+        self._target = target
+        for document in self._documents:
+            if isinstance(document, Manifest):
+                # One question alone first: is anybody there, and who do we have to be?
+                target.has(document.config, self._cancel)
+                break
+        self._blobs(self._documents)
+        *below, top = self._documents
+        for document in below:
+            self._put(document.digest, document)
+        if self._options.referrers:
+            self._referrers([document.digest for document in self._documents])
+        self._put(target.tag, top)
+        return Copied(top.descriptor._replace(digest=top.digest), self._top)
+
+    def _get(self, reference: str) -> Document:
+        received = self._source.get(reference, self._cancel)
+        document = manifest.parse(received.raw, received.content_type)
+        return document._replace(digest=received.digest)
+
+    def _put(self, reference: str, document: Document) -> bool:
+        return self._target.put(reference, document.raw, document.media_type, self._cancel)
+
+    def _below(self, top: Document, depth: int = 0) -> Iterator[Document]:
+        """Every manifest below ``top``, each once, and then itself."""
+        if isinstance(top, Index):
+            if depth == MAX_DEPTH:
+                raise PolicyError("indexes nested deeper than %d" % MAX_DEPTH)
+            for child in top.manifests:
+                if child.digest not in self._seen:
+                    if child.media_type not in MANIFEST_TYPES | INDEX_TYPES:
+                        raise Unsupported("an index of %s can't be copied" % ascii(child.media_type)[:100])
+                    self._seen.add(child.digest)
+                    document = self._get(child.digest)
+                    if (document.media_type, len(document.raw)) != (child.media_type, child.size):
+                        raise InvalidDocument("manifest %s is not as its index says" % child.digest)
+                    yield from self._below(document, depth + 1)
+        yield top
+
+    def _filtered(self, top: Document) -> Document:
+        """The one image of an index that is wanted, or the index without the others."""
+        wanted = self._options.platforms
+        for _ in range(MAX_DEPTH):
+            if not wanted or isinstance(top, Manifest):
+                return top
+            offered = [child for child in top.manifests if child.platform]
+            chosen = []
+            for platform in wanted:
+                found = select(platform, offered)
+                if not found:
+                    there = ", ".join(sorted({str(child.platform) for child in offered}))
+                    raise NotFound("no %s in the index; there is %s" % (str(platform), there or "none"))
+                chosen.append(found[0].digest)
+            if len(chosen) > 1:
+                kept = [child for child in top.manifests
+                        if child.digest in chosen or (child.annotations or {}).get(_ATTESTED) in chosen]
+                self._output(Progress(message="the index is rewritten, with %d of its %d manifests" % (
+                    len(kept), len(top.manifests))))
+                return _rewritten(top, top.media_type, manifests=kept)
+            top = self._get(chosen[0])
+        raise PolicyError("indexes nested deeper than %d" % MAX_DEPTH)
+
+    def _blobs(self, documents: Sequence[Document]) -> None:
+        jobs: Dict[Digest, CopyDescriptor] = {}
+        for document in documents:
+            for blob in (document.config, *document.layers) if isinstance(document, Manifest) else ():
+                jobs[blob.digest] = CopyDescriptor(self._source, self._target, blob)
+        self._uploads.upload(None, list(jobs.values()), self._output, self._cancel)
+
+    # Formats.
+
+    def _converted(self, documents: Sequence[Document]) -> List[Document]:
+        """The same images in another format: only what names things changes."""
+        names = FORMATS[self._options.format]
+        others: Dict[Digest, Descriptor] = {}  # by what they were
+        found: List[Document] = []
+        for document in documents:
+            if isinstance(document, Index):
+                kept = [others[child.digest]._replace(platform=child.platform)
+                        for child in document.manifests if child.digest in others]
+                lost = len(document.manifests) - len(kept)
+                if lost:
+                    self._output(Progress(message="left out: %d that are no images" % lost))
+                other = _rewritten(document, _renamed(document.media_type, names), manifests=kept)
+            elif not is_runnable(document) and document is not documents[-1]:
+                continue
+            elif not is_runnable(document):
+                raise Unsupported("only an image can have another format")
+            else:
+                config, *layers = [blob._replace(media_type=_renamed(blob.media_type, names))
+                                   for blob in (document.config, *document.layers)]
+                other = _rewritten(
+                    document, _renamed(document.media_type, names), config=config, layers=layers)
+            others[document.digest] = other.descriptor
+            found.append(other)
+        return found
+
+    # What refers to an image.
+
+    def _referrers(self, digests: Sequence[Digest]) -> None:
+        """Take along what is about these manifests, and what is about that in turn."""
+        pending, seen = list(digests), set(digests)
+        while pending:
+            subject = pending.pop()
+            for suffix in _COSIGN:
+                tag = subject.replace(":", "-") + suffix
+                document = self._found(tag)
+                if document is not None:
+                    self._send(tag, document)
+            unlisted = []
+            for entry in self._listed(subject):
+                document = self._found(entry.digest)
+                about = document.subject if isinstance(document, Manifest) else None
+                if document is None or about is None or about.digest != subject:
+                    continue  # a list can say anything
+                if not self._send(entry.digest, document):
+                    unlisted.append(entry)
+                if entry.digest not in seen:
+                    seen.add(entry.digest)
+                    pending.append(entry.digest)
+                if len(seen) > MAX_REFERRERS + len(digests):
+                    raise PolicyError("more than %d referrers" % MAX_REFERRERS)
+            self._list(subject, unlisted)
+
+    def _send(self, reference: str, document: Document) -> bool:
+        documents = list(self._below(document))
+        self._blobs(documents)
+        for child in documents[:-1]:
+            self._put(child.digest, child)
+        return self._put(reference, document)
+
+    def _found(self, reference: str, end: Optional[End] = None) -> Optional[Document]:
+        with contextlib.suppress(NotFound):
+            try:
+                received = (end or self._source).get(reference, self._cancel)
+                document = manifest.parse(received.raw, received.content_type)
+                return document._replace(digest=received.digest)
+            except RegistryError as exc:
+                if exc.status != 404:
+                    raise
+        return None
+
+    def _listed(self, subject: Digest) -> Sequence[Descriptor]:
+        found = self._source.referrers(subject, self._cancel)
+        if found is None:
+            index = self._found(subject.replace(":", "-"))
+            return index.manifests if isinstance(index, Index) else ()
+        return found
+
+    def _list(self, subject: Digest, entries: Sequence[Descriptor]) -> None:
+        """Keep the list under its tag, for an end that keeps none itself."""
+        tag = subject.replace(":", "-")
+        index = self._found(tag, self._target) if entries else None
+        known = list(index.manifests) if isinstance(index, Index) else []
+        added = [entry for entry in entries if entry.digest not in {item.digest for item in known}]
+        if added:
+            members = {"schemaVersion": 2, "mediaType": OCI_INDEX,
+                       "manifests": [item.to_json() for item in known + added]}
+            raw = json.dumps(members, separators=(",", ":")).encode()
+            self._target.put(tag, raw, OCI_INDEX, self._cancel)
+
+
+class CopyDescriptor(UploadDescriptor):
+    """One blob on its way from end to end."""
+
+    def __init__(self, source: End, target: End, blob: Descriptor) -> None:
+        self.blob = blob
+        self.key = "copy:" + blob.digest
+        self.id = blob.digest.short
+        self._source = source
+        self._target = target
+
+    def upload(self, transfer: Transfer) -> str:
+        if is_foreign(self.blob.media_type):
+            result = "Skipped foreign layer"
+        elif self._target.has(self.blob, transfer.cancel):
+            result = "Layer already exists"
+        else:
+            result = self._target.receive(self.blob, self._source, transfer)
+        transfer.progress(Progress(id=self.id, action=result))
+        return result
+
+
+def _renamed(media_type: str, names: Dict[str, str]) -> str:
+    """A type in the other format, or itself if it is of that already."""
+    known = set(names.values())
+    stem, kind = media_type, ""
+    for mark in (".gzip", "+gzip", ".zstd", "+zstd"):
+        if media_type.endswith(mark):
+            stem, kind = media_type[:-len(mark)], mark[1:]
+    if stem in known:
+        return media_type
+    docker = DOCKER_MANIFEST in known
+    if stem not in names or docker and kind == "zstd":
+        raise Unsupported("%s has no equivalent in the other format" % ascii(media_type)[:100])
+    return names[stem] + ((".%s" if docker else "+%s") % kind if kind else "")
+
+
+def _rewritten(document: Document, media_type: str, **members: Any) -> Document:
+    """The document with another type and with other descriptors in it."""
+    obj = dict(parse_json(document.raw, "manifest"), mediaType=media_type)
+    if media_type in (DOCKER_MANIFEST, DOCKER_LIST):
+        obj.pop("annotations", None)  # which that format does not have
+    for key, value in members.items():
+        obj[key] = value.to_json() if isinstance(value, Descriptor) else [each.to_json() for each in value]
+    return manifest.parse(json.dumps(obj, separators=(",", ":")).encode(), media_type)
