@@ -14,8 +14,8 @@ alive.  The rules:
 - who asks for the key of a cancelled transfer waits until that is gone and
   gets a new one.
 
-The engine runs a goroutine for each role.  Here a transfer has one thread,
-made when it gets its slot, and all state lies under one Condition; progress is
+The engine runs a goroutine for each role.  Here a transfer has one thread from
+when it gets its slot, and all state lies under one Condition; progress is
 delivered by whoever emits it, who waits while the output is busy elsewhere and
 skips what has been overtaken by then.
 
@@ -230,18 +230,23 @@ class TransferManager:
             self._fill()
 
     def _fill(self) -> None:
-        while self.waiting and (not self.limit or self.active < self.limit):
-            transfer = self.waiting.popleft()
-            transfer.started = True
-            name = "transfer " + transfer.key
-            thread = threading.Thread(target=self._work, args=(transfer,), name=name, daemon=True)
+        for transfer in iter(self._next, None):
+            thread = threading.Thread(target=self._work, args=(transfer,), daemon=True)
             try:
                 thread.start()
             except RuntimeError as exc:  # the system has no more threads
-                self._finish(transfer, None, Error("%s: %s" % (name, exc)))
-            else:
-                transfer._active = True
-                self.active += 1
+                transfer._active = False
+                self.active -= 1
+                self._finish(transfer, None, Error("transfer %s: %s" % (transfer.key, exc)))
+
+    def _next(self) -> Optional[Transfer]:
+        """Who gets a slot now, if there is one."""
+        if not self.waiting or self.limit and self.active >= self.limit:
+            return None
+        transfer = self.waiting.popleft()
+        transfer.started = transfer._active = True
+        self.active += 1
+        return transfer
 
     def _wait_for_output(self) -> None:
         self._queued += 1
@@ -257,15 +262,24 @@ class TransferManager:
         transfer._watchers.append(watcher)
         return watcher
 
-    def _work(self, transfer: Transfer) -> None:
-        result, error = None, None
-        try:
-            transfer.cancel.check()
-            result = transfer._run(transfer)
-        except BaseException as exc:
-            error = exc
-        with self.changed:
-            self._finish(transfer, result, error)
+    def _work(self, first: Transfer) -> None:
+        transfer: Optional[Transfer] = first
+        while transfer is not None:  # for whoever waits, no other thread need be made
+            threading.current_thread().name = "transfer " + transfer.key
+            result, error = None, None
+            try:
+                transfer.cancel.check()
+                result = transfer._run(transfer)
+            except BaseException as exc:
+                error = exc
+            with self.changed:
+                if transfer._active:
+                    transfer._active = False
+                    self.active -= 1
+                following = self._next()
+                self._finish(transfer, result, error)
+                self._fill()
+            transfer = following
 
     def _finish(self, transfer: Transfer, result: Any, error: Optional[BaseException]) -> None:
         transfer.result, transfer.error, transfer.done = result, error, True

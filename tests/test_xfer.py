@@ -554,6 +554,16 @@ def test_a_new_limit_ends_nothing_and_holds_for_the_next() -> None:
     assert at_rest(manager)
 
 
+def test_who_waits_is_served_by_a_thread_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    manager, gate = TransferManager(1), Gate()
+    watchers = [manager.transfer(key, gate.run, discard) for key in "abc"]
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: pytest.fail("one more thread"))
+    for key in "abc":
+        assert gate.next() == key
+        gate.open(key)
+    assert manager.wait(watchers, NEVER) == ["A", "B", "C"]
+
+
 def test_a_system_without_threads_fails_the_transfers_and_leaks_no_slot(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -566,12 +576,13 @@ def test_a_system_without_threads_fails_the_transfers_and_leaks_no_slot(
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", start)
-    gate.open("a")
-    assert manager.wait([first], NEVER) == ["A"]
+    manager.limit = 0  # everybody may start now, and nobody can
     late = manager.transfer("late", gate.run, discard, Progress(action="Waiting"))
     for watcher in [waiting[0], waiting[-1], late]:
         with pytest.raises(Error, match="transfer .*: can't start new thread"):
             manager.wait([watcher], NEVER)
+    gate.open("a")
+    assert manager.wait([first], NEVER) == ["A"]
         manager.release(watcher)
         assert watcher.transfer.released
     assert at_rest(manager)
