@@ -95,21 +95,23 @@ class Authorizer:
     """Requests to one registry for one repository, authorized as it asks.
 
     ``credential`` is looked up when the registry asks for it, and not before.
-    ``scope`` is what every request needs; empty for none.
+    ``scope`` is what every request needs; empty for none.  ``offline`` asks for a
+    refresh token, which may be kept instead of the password.
     """
 
     def __init__(self, transport: Transport, origin: Origin, credential: Callable[[], Credential],
-                 scope: str) -> None:
+                 scope: str, offline: bool = False) -> None:
         self._transport = transport
         self._origin = origin
         self._credential = credential
         self._scope = scope
+        self._offline = offline
         self._lock = threading.Lock()
         self._challenge: Optional[Challenge] = None
         self._public = False
         #: By scopes: the token, and when it is to be replaced.
         self._tokens: Dict[Tuple[str, ...], Tuple[str, float]] = {}
-        self._refresh_token = ""
+        self.refresh_token = ""
 
     def request(self, method: str, url: str, headers: Mapping[str, str], cancel: Cancel,
                 body: Optional[Body] = None, repeat: bool = True, scope: str = "") -> Response:
@@ -124,7 +126,7 @@ class Authorizer:
             method, url, dict(headers, **used), cancel, body, repeat=repeat)
         if response.status != 401 or response.origin != self._origin:
             return response
-        challenges = parse_challenges(response.headers.get_all("WWW-Authenticate") or [])
+        challenges = parse_challenges(response.headers.get("www-authenticate", []))
         known = [c for c in challenges if c.scheme in ("bearer", "basic")]
         if not known:
             return response
@@ -173,7 +175,7 @@ class Authorizer:
             query["service"] = challenge["service"]
         headers: Dict[str, str] = {}
         body = None
-        refresh_token = self._refresh_token or credential.identity_token
+        refresh_token = self.refresh_token or credential.identity_token
         if refresh_token:
             form = dict(
                 query, grant_type="refresh_token", refresh_token=refresh_token,
@@ -182,6 +184,8 @@ class Authorizer:
             headers["Content-Type"] = "application/x-www-form-urlencoded"
         else:
             query["scope"] = scopes
+            if self._offline:
+                query.update(offline_token="true", client_id=CLIENT_ID)
             if credential.username and credential.password:
                 query["account"] = credential.username
                 headers["Authorization"] = _basic(credential)
@@ -222,7 +226,7 @@ class Authorizer:
             if not isinstance(value, str) or not _VISIBLE.fullmatch(value):
                 raise NetworkError("%s: malformed token" % (server,))
         seconds = lifetime if type(lifetime) in (int, float) else 0
-        self._refresh_token = refresh_token or self._refresh_token
+        self.refresh_token = refresh_token or self.refresh_token
         # Counted from its receipt by our own clock: the server's may be off.
         return token, time.monotonic() + max(MIN_LIFETIME, min(seconds, MAX_LIFETIME))
 
@@ -245,7 +249,7 @@ def answer_error(response: Response) -> RegistryError:
     # A 416 of docker-registry 2.8 promises a longer body than it sends.
     with response, contextlib.suppress(NetworkError, PolicyError):
         body = response.read(_MAX_ANSWER)
-    challenges = parse_challenges(response.headers.get_all("WWW-Authenticate") or [])
+    challenges = parse_challenges(response.headers.get("www-authenticate", []))
     bearer = [c.parameters.get("error", "") for c in challenges if c.scheme == "bearer"]
     kind = response.header("Content-Type")
     return decode_answer(response.status, response.reason, kind, body, "".join(bearer[:1]))

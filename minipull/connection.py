@@ -25,7 +25,7 @@ import ssl
 import time
 import urllib.parse
 from typing import (
-    Any, BinaryIO, Callable, Iterable, Iterator, Mapping, NamedTuple, Optional, Union)
+    Any, BinaryIO, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Union)
 
 from . import files
 from .errors import (
@@ -150,7 +150,10 @@ class Response:
     def __init__(self, raw: http.client.HTTPResponse, conn: "Connection", url: str) -> None:
         self.status = raw.status
         self.reason = raw.reason
-        self.headers = raw.headers
+        #: Every value of every header, by its name in lower case.
+        self.headers: Dict[str, List[str]] = {}
+        for name, value in raw.headers.items():
+            self.headers.setdefault(name.lower(), []).append(str(value).strip())
         self.url = url
         self.origin = conn.origin
         self.public = conn.public
@@ -170,8 +173,7 @@ class Response:
 
     def header(self, name: str) -> str:
         """The value of a header; of one that comes several times, all that differ."""
-        values = [str(value).strip() for value in self.headers.get_all(name) or []]
-        return ", ".join(dict.fromkeys(values))
+        return ", ".join(dict.fromkeys(self.headers.get(name.lower(), ())))
 
     def readinto(self, view: memoryview) -> int:
         """What has arrived, at most ``view``; 0 at the end.  Raises NetworkError."""
@@ -223,7 +225,7 @@ class Response:
 
     def _length(self) -> Optional[int]:
         text = self.header("Content-Length")
-        sized = "Content-Length" in self.headers
+        sized = "content-length" in self.headers
         coded = self._chunked and (sized or self.header("Transfer-Encoding").lower() != "chunked")
         if coded or sized and not re.fullmatch("[0-9]{1,18}", text):
             raise self._malformed("ambiguous length")

@@ -115,10 +115,10 @@ class Transport(urllib.request.BaseHandler):
     def _follow(self, method: str, url: str, headers: Mapping[str, str], cancel: Cancel,
                 body: Optional[Body], redirect: bool, public: bool, repeat: bool) -> Response:
         sent = dict(self._headers, **headers)
-        first = Origin.of(url)
+        origin = first = Origin.of(url)
         for _ in range(MAX_REDIRECTS + 1):
             request = _Request(url, headers=sent, method=method)
-            request.body, request.repeat = body, repeat
+            request.origin, request.body, request.repeat = origin, body, repeat
             request.cancel, request.only_public = cancel, public
             response: Response = self._opener.open(request)
             if response.origin == first:
@@ -151,7 +151,7 @@ class Transport(urllib.request.BaseHandler):
     # What urllib.request calls for its two schemes.
 
     def http_open(self, request: "_Request") -> Response:
-        origin = Origin.of(request.full_url)
+        origin = request.origin
         while True:
             conn = self._checkout(origin)
             try:
@@ -200,6 +200,7 @@ class Transport(urllib.request.BaseHandler):
 
 
 class _Request(urllib.request.Request):
+    origin: Origin
     body: Optional[Body]
     repeat: bool
     cancel: Cancel
