@@ -201,8 +201,12 @@ class V2PushDescriptor(UploadDescriptor):
         entries = pusher.store.metadata.get_metadata(diff_id) if diff_id else []
         as_it_is = [entry for entry in entries if entry.digest == blob.digest]
         self._free = free and not as_it_is and blob.media_type in _COMPRESSED
+        self._budget = budget(blob.size)
+        #: Is looking for it anywhere cheaper than sending it?
+        self._large = self._budget.mounts > 1
         # Without a word of ours, somebody else may have put there what we have.
-        self.entries = entries if self._free else as_it_is or [V2Metadata(blob.digest, "")]
+        unseen = [V2Metadata(blob.digest, "")] if self._large else []
+        self.entries = entries if self._free else as_it_is or unseen
         self._checked: Set[Digest] = set()
 
     def upload(self, transfer: Transfer) -> PushedLayer:
@@ -214,8 +218,8 @@ class V2PushDescriptor(UploadDescriptor):
             return self._done(transfer, "Layer already exists", known)
         upload: Optional[Upload] = None
         if pusher.trusting:
-            mounts, checks, elsewhere = budget(self.blob.size)
-            there = self.already_exists(True, 1, transfer.cancel)
+            mounts, checks, elsewhere = self._budget
+            there = self.already_exists(self._large, 1, transfer.cancel)
             if there is None:
                 candidates = mount_candidates(pusher.target, pusher.key, mounts, self.entries)
                 source, upload = self.mount(candidates, transfer.cancel)
