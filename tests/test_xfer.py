@@ -581,10 +581,10 @@ def test_a_system_without_threads_fails_the_transfers_and_leaks_no_slot(
     for watcher in [waiting[0], waiting[-1], late]:
         with pytest.raises(Error, match="transfer .*: can't start new thread"):
             manager.wait([watcher], NEVER)
-    gate.open("a")
-    assert manager.wait([first], NEVER) == ["A"]
         manager.release(watcher)
         assert watcher.transfer.released
+    gate.open("a")
+    assert manager.wait([first], NEVER) == ["A"]
     assert at_rest(manager)
 
 
