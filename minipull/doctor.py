@@ -2,7 +2,7 @@
 """doctor: does it work here, and what does this host offer?
 
 A registry on loopback, an image made on the spot and pushed to it, pulled into
-a fresh store and checked: by the commands that a user would type, in processes
+a fresh store and checked there: by the commands that a user would type, in processes
 of their own, with none of the user's settings.  Then, what speed and trust
 depend on.  Needs no network but loopback and leaves nothing behind.
 """
@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import gzip
 import hashlib
-import http.client
 import importlib.util
 import io
 import json
@@ -31,9 +30,11 @@ from . import files
 from .context import Context
 from .descriptor import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Descriptor
 from .digest import Digest
-from .errors import ContentMismatch, Error, NetworkError
+from .errors import ContentMismatch, Error
+from .references import REF_NAME
 from .render import human_size
 from .settings import find_zstd
+from .store import Store
 
 PATIENCE = 20.0  # seconds for one command
 _TYPED = "python3 -m minipull %s"
@@ -47,7 +48,7 @@ def doctor(context: Context, flags: argparse.Namespace) -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="minipull-") as folder:
             test.run(folder)
-    except (Error, OSError, http.client.HTTPException) as exc:
+    except (Error, OSError) as exc:
         context.cancel.check()
         error, code = str(exc) or type(exc).__name__, getattr(exc, "exit_code", 1)
     host = _host(context)
@@ -65,7 +66,8 @@ class _SelfTest:
 
     def run(self, folder: str) -> None:
         """Serve, push, pull, check; raises Error after the first that fails."""
-        served, fresh, settings = (os.path.join(folder, x) for x in ("served", "fresh", "settings"))
+        served, layout, made, fresh, settings = (
+            os.path.join(folder, name) for name in ("served", "layout", "made", "fresh", "settings"))
         with open(settings, "w") as file:
             file.write("{}")
         self._environ.update(HOME=folder, MINIPULL_CONFIG=settings)
@@ -75,9 +77,12 @@ class _SelfTest:
             line = process.stdout.readline().decode().strip()
             address = line.partition("http://")[2]
             self._done(_TYPED % " ".join(serve) + " &", line, 0 if address else process.wait() or 1)
-            pushed = self._push(address)
-            pulled = self._command("--root", fresh, "pull", "%s/doctor/hello:1" % address)
-            if "Digest: %s" % pushed not in pulled:
+            name = "%s/doctor/hello:1" % address
+            digest = _make_image(layout)
+            self._command("--root", made, "copy", "-q", "oci:%s:hello" % layout, "store:" + name)
+            self._command("--root", made, "push", name)
+            pulled = self._command("--root", fresh, "pull", name)
+            if "Digest: %s" % digest not in pulled:
                 raise ContentMismatch("what was pulled is not what was pushed")
         self._command("--root", fresh, "check")
 
@@ -117,36 +122,30 @@ class _SelfTest:
                 process.terminate()
                 timer.cancel()
 
-    def _push(self, address: str) -> str:
-        """Push a small image by plain requests; the digest of its manifest, which comes last."""
-        text, tar = b"Hello from minipull.\n", io.BytesIO()
-        with tarfile.open(fileobj=tar, mode="w") as archive:
-            member = tarfile.TarInfo("hello")
-            member.size = len(text)
-            archive.addfile(member, io.BytesIO(text))
-        layer, diff_id = gzip.compress(tar.getvalue()), Digest.of(tar.getvalue())
-        config = json.dumps({
-            "architecture": "amd64", "os": "linux", "config": {"Cmd": ["cat", "/hello"]},
-            "rootfs": {"type": "layers", "diff_ids": [diff_id]}}).encode()
-        blobs = [(OCI_CONFIG, config), (OCI_LAYER + "+gzip", layer)]
-        parts = [Descriptor(kind, Digest.of(data), len(data)).to_json() for kind, data in blobs]
-        manifest = json.dumps({
-            "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": parts[0], "layers": parts[1:]})
-        requests = [("POST", "blobs/uploads/?digest=" + Digest.of(data), data) for _, data in blobs]
-        requests.append(("PUT", "manifests/1", manifest.encode()))
-        connection = http.client.HTTPConnection(address, timeout=PATIENCE)
-        with contextlib.closing(connection):
-            for method, path, data in requests:
-                url = "/v2/doctor/hello/" + path
-                connection.request(method, url, data, {"Content-Type": OCI_MANIFEST})
-                answer = connection.getresponse()
-                answer.read()
-                digest = answer.getheader("Docker-Content-Digest", "")
-                self._done(
-                    "curl -X %s --data-binary @- '%s%s'" % (method, address, url),
-                    "%d %s %s" % (answer.status, answer.reason, digest),
-                    0 if answer.status == 201 else NetworkError.exit_code)
-        return digest
+
+
+def _make_image(folder: str) -> Digest:
+    """An image layout with a small image, called hello; the digest of its manifest."""
+    text, tar = b"Hello from minipull.\n", io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w") as archive:
+        member = tarfile.TarInfo("hello")
+        member.size = len(text)
+        archive.addfile(member, io.BytesIO(text))
+    layer, diff_id = gzip.compress(tar.getvalue()), Digest.of(tar.getvalue())
+    config = json.dumps({
+        "architecture": "amd64", "os": "linux", "config": {"Cmd": ["cat", "/hello"]},
+        "rootfs": {"type": "layers", "diff_ids": [diff_id]}}).encode()
+    store, parts = Store(folder), []
+    for kind, data in ((OCI_CONFIG, config), (OCI_LAYER + "+gzip", layer)):
+        parts.append(Descriptor(kind, Digest.of(data), len(data)).to_json())
+        store.content.put(Digest.of(data), data)
+    manifest = json.dumps({
+        "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": parts[0], "layers": parts[1:]}).encode()
+    digest = Digest.of(manifest)
+    store.content.put(digest, manifest)
+    entry = Descriptor(OCI_MANIFEST, digest, len(manifest), annotations={REF_NAME: "hello"})
+    store.references.put("hello", entry.to_json())
+    return digest
 
 
 def _host(context: Context) -> Dict[str, str]:

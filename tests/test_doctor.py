@@ -20,7 +20,7 @@ HOST = ["Python", "OpenSSL", "SHA-256", "zlib", "zstd", "CAs", "proxies", "crede
 
 def typed(done: Finished) -> List[str]:
     """What each command of the self-test did."""
-    return re.findall(r"^\$ .*? (serve|POST|PUT|pull|check)\b", done.out, re.M)
+    return re.findall(r"^\$ .*? (serve|copy|push|pull|check)\b", done.out, re.M)
 
 
 def host(done: Finished) -> "dict[str, str]":
@@ -42,8 +42,8 @@ def changed(folder: Path, module: str, old: str, new: str) -> Path:
 def test_it_serves_pushes_pulls_and_checks_and_leaves_nothing(run_minipull: Minipull, home: Path) -> None:
     done = run_minipull("doctor")
     assert (done.code, done.err) == (0, "")
-    assert typed(done) == ["serve", "POST", "POST", "PUT", "pull", "check"]
-    pushed = re.findall("^201 Created (sha256:.*)$", done.out, re.M)
+    assert typed(done) == ["serve", "copy", "push", "pull", "check"]
+    pushed = re.findall("^1: digest: (sha256:.*) size: ", done.out, re.M)
     assert "Digest: %s\n" % pushed[-1] in done.out
     assert "/fresh: ok\nself-test: ok\n" in done.out
     assert list(host(done)) == HOST
@@ -54,7 +54,7 @@ def test_json_is_one_object_with_the_steps_and_the_host(run_minipull: Minipull) 
     done = run_minipull("doctor", "--format", "json")
     shown = json.loads(done.out)
     assert (done.code, shown["ok"], shown["error"]) == (0, True, "")
-    assert [set(step) for step in shown["steps"]] == [{"command", "output", "code"}] * 6
+    assert [set(step) for step in shown["steps"]] == [{"command", "output", "code"}] * 5
     assert {step["code"] for step in shown["steps"]} == {0}
     assert list(shown["host"]) == HOST
 
@@ -127,8 +127,8 @@ def test_credential_files_are_named_and_not_shown(run_minipull: Minipull, home: 
 @pytest.mark.parametrize("module, old, new, last, code", [
     ("services.py", "    serve(context.store", '    raise InvalidReference("no")\n    serve(context.store',
      "serve", 2),
-    ("blobs.py", "upload.commit(digest)", "pass; raise ValueError", "POST", 5),
-    ("commands.py", 'context.show("Digest: %s" % image.source)', "pass", "pull", 6),
+    ("blobs.py", "upload.commit(digest)", "raise Refusal(403, 'DENIED', 'no')", "push", 4),
+    ("remote.py", 'context.show("Digest: %s" % image.source)', "pass", "pull", 6),
     ("check.py", "checker.run(names)", 'raise StorageError("no")', "check", 7),
     ("check.py", "checker.run(names)", "os.kill(os.getpid(), 9)", "check", 1),
 ], ids=["serve", "push", "digest", "check", "killed"])
