@@ -23,6 +23,7 @@ BROKEN_PIPE = 128 + 13
 _HOMES = dict.fromkeys("images inspect tag rm gc check".split(), "commands")
 _HOMES.update(dict.fromkeys("pull push copy tags manifest digest".split(), "remote"))
 _HOMES.update(dict.fromkeys("doctor serve".split(), "services"))
+_HOMES.update(dict.fromkeys("login logout".split(), "accounts"))
 
 
 def run() -> NoReturn:
@@ -109,11 +110,13 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.required = True
 
-    network = _Parser(add_help=False, allow_abbrev=False)
-    group = network.add_argument_group("network")
+    identity = _Parser(add_help=False, allow_abbrev=False)
+    group = identity.add_argument_group("network")
     group.add_argument("--creds", metavar="USER[:PASS]", help="for the reference's own registry")
     group.add_argument("--registry-token", metavar="TOKEN", help="sent as it is")
-    group.add_argument("--authfile", metavar="FILE", help="the only file of credentials to read")
+    network = _Parser(add_help=False, allow_abbrev=False)
+    group = network.add_argument_group("network")
+    group.add_argument("--authfile", metavar="FILE", help="the only file of credentials")
     group.add_argument("--tls-verify", metavar="BOOL", help="false: trust any certificate")
     group.add_argument("--plain-http", action="store_true", default=None, help="no TLS at all")
     group.add_argument("--ca-file", metavar="FILE", help="certificates to trust besides the system's")
@@ -124,10 +127,11 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--progress", metavar="MODE", help="auto, tty, plain, json or none")
 
     def command(name: str, help: str, example: str, *operands: str, remote: bool = False,
+                parents: Sequence[_Parser] = (),
                 formats: Sequence[str] = ("text", "json")) -> argparse.ArgumentParser:
         made = commands.add_parser(
             name, help=help, description=help, allow_abbrev=False,
-            epilog="example: minipull " + example, parents=[network] if remote else [])
+            epilog="example: minipull " + example, parents=[identity, network] if remote else parents)
         made.add_argument("--format", choices=formats)
         for operand in operands:
             made.add_argument(operand, metavar=operand.upper())
@@ -165,6 +169,14 @@ def _parser() -> argparse.ArgumentParser:
     command("tags", "list the tags of a repository", "tags alpine", "repo", remote=True)
     command("manifest", "print a manifest as it is", "manifest alpine:3.20", "ref", remote=True)
     command("digest", "print what a tag points to", "digest alpine:3.20", "ref", remote=True)
+    made = command("login", "keep a user and password for a registry, once it has accepted them",
+                   "login -u ann registry.example.com", parents=[network])
+    made.add_argument("registry", metavar="HOST[:PORT]", nargs="?", default="docker.io", help="docker.io")
+    made.add_argument("-u", "--username", metavar="USER", help="asked for on a terminal")
+    made.add_argument("--password-stdin", action="store_true", help="take the password from stdin")
+    made = command("logout", "forget what login has kept", "logout registry.example.com")
+    made.add_argument("registry", metavar="HOST[:PORT]", nargs="?", default="docker.io", help="docker.io")
+    made.add_argument("--authfile", metavar="FILE", help="the only file of credentials")
     command("images", "list the stored images", "images --format json")
     command("inspect", "show a stored image", "inspect alpine:3.20", "ref")
     command(

@@ -27,7 +27,7 @@ from typing import Any, Callable, Dict, Iterator, Mapping, NamedTuple, Optional,
 from .auth import Credential, Keyring
 from .errors import InvalidDocument, StorageError
 
-_MAX_FILE = 1 << 20  # bytes
+MAX_FILE = 1 << 20  # bytes
 # Hub's entry stands under the URL of its long gone index, so that is asked for first.
 _HUB_NAMES = ("https://index.docker.io/v1/", "docker.io", "index.docker.io", "registry-1.docker.io")
 
@@ -63,7 +63,7 @@ class Credentials(Keyring):
         self._timeout = helper_timeout
         self._warn = warn
         self._lock = threading.Lock()
-        self._files: Dict[Source, _File] = {}
+        self._files: Dict[Source, AuthFile] = {}
         self._asked: Dict[Tuple[str, str], Optional[Credential]] = {}
 
     def get(self, host: str, path: str = "") -> Credential:
@@ -77,17 +77,19 @@ class Credentials(Keyring):
         with self._lock:
             for source in self._sources:
                 if source not in self._files:
-                    self._files[source] = _File(source)
+                    self._files[source] = AuthFile(source)
+                    if self._files[source].exposed:
+                        self._warn("%s can be read by others; chmod 600 it" % source.name)
                 for found in self._search(self._files[source], host, path):
                     if found is not None:
                         return found
         return Credential()
 
-    def _search(self, file: "_File", host: str, path: str) -> Iterator[Optional[Credential]]:
+    def _search(self, file: "AuthFile", host: str, path: str) -> Iterator[Optional[Credential]]:
         while path:
             yield file.stored("%s/%s" % (host, path))
             path = path.rpartition("/")[0]
-        names = _HUB_NAMES if host == "docker.io" else (host,)
+        names = names_of(host)
         helper = file.helper(names)
         for name in names if helper else ():
             if (helper, name) not in self._asked:
@@ -98,30 +100,28 @@ class Credentials(Keyring):
 
     def _ask(self, helper: str, name: str) -> Optional[Credential]:
         """None if the helper has nothing; nobody in particular if it fails."""
-        program = "docker-credential-" + helper
         try:
-            status, output = _run(program, name, self._environ, self._timeout)
-            if status and "credentials not found" in output:
+            output = run_helper(helper, "get", name, self._environ, self._timeout)
+            if output is None:
                 return None
-            if status:
-                raise ChildProcessError(status, "exit status %d" % status)
             answer = json.loads(output)
             username, secret = answer["Username"], answer["Secret"]
             if not (isinstance(username, str) and isinstance(secret, str)):
                 raise TypeError
-        except (OSError, subprocess.TimeoutExpired) as exc:
-            why = getattr(exc, "strerror", "no answer in %g s" % self._timeout)
+        except StorageError as exc:
+            why = str(exc)
         except (LookupError, TypeError, ValueError, RecursionError):
-            why = "no answer of the kind"  # and not a word of it: the secret may be in it
+            # And not a word of it: the secret may be in it.
+            why = "docker-credential-%s: no answer of the kind" % helper
         else:
             token = username == "<token>"
             found = Credential(identity_token=secret) if token else Credential(username, secret)
             return None if found.anonymous else found
-        self._warn("%s: %s; going on without credentials for %s" % (program, why, name))
+        self._warn("%s; going on without credentials for %s" % (why, name))
         return Credential()
 
 
-class _File:
+class AuthFile:
     """One source, read and taken apart; an entry is judged when it is asked for."""
 
     def __init__(self, source: Source) -> None:
@@ -134,9 +134,12 @@ class _File:
             document = json.loads(text.strip() or "{}")
         self._check(isinstance(document, dict))
         config = {"auths": document} if source.flat else document
-        self._auths = self._by_host(config.get("auths"))
+        self.auths = self._by_host(config.get("auths"))
         self._helpers = self._by_host(config.get("credHelpers"))
         self._store = config.get("credsStore") or ""
+        #: Can others read secrets in it?
+        self.exposed = (os.name == "posix" and source.text is None and any(self.auths.values())
+                        and os.stat(source.name).st_mode & 0o044 != 0)
 
     def helper(self, names: Sequence[str]) -> str:
         """Who keeps what belongs to ``names``; empty if this file does."""
@@ -145,7 +148,7 @@ class _File:
         return str(helper)
 
     def stored(self, name: str) -> Optional[Credential]:
-        entry = self._auths.get(name) or {}
+        entry = self.auths.get(name) or {}
         self._check(isinstance(entry, dict))
         keys = ("username", "password", "identitytoken", "registrytoken", "auth")
         values = [entry.get(key) or "" for key in keys]
@@ -166,7 +169,7 @@ class _File:
     def _by_host(self, members: Any) -> Dict[str, Any]:
         members = members or {}
         self._check(isinstance(members, dict))
-        first = {_cut(key): value for key, value in reversed(list(members.items()))}
+        first = {host_of(key): value for key, value in reversed(list(members.items()))}
         return dict(first, **members)  # the exact spelling before all others
 
     def _check(self, good: bool) -> None:
@@ -178,14 +181,19 @@ def read_file(path: str) -> Optional[bytes]:
     """A file of the user's, or None where there is none; raises StorageError."""
     try:
         with open(path, "rb") as file:
-            return file.read(_MAX_FILE)
+            return file.read(MAX_FILE)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as exc:
         raise StorageError("read %s: %s" % (path, exc.strerror)) from exc
 
 
-def _cut(key: str) -> str:
+def names_of(host: str) -> Sequence[str]:
+    """The keys for all of a host, the one that docker uses first."""
+    return _HUB_NAMES if host == "docker.io" else (host,)
+
+
+def host_of(key: str) -> str:
     """The host of an old key, which is a URL or the rest of one (``host/v1/``).
 
     ``host/ns`` stays what it is: no key for all of the host.
@@ -195,17 +203,37 @@ def _cut(key: str) -> str:
     return host.lower() + ("" if bare != key or key.endswith("/") else slash + path)
 
 
-def _run(program: str, name: str, environ: Mapping[str, str], timeout: float) -> Tuple[int, str]:
+def run_helper(helper: str, verb: str, text: str, environ: Mapping[str, str], timeout: float,
+               secret: Optional[str] = None) -> Optional[str]:
+    """What a helper answers to ``text`` on its stdin; None if it has nothing to get.
+
+    Raises StorageError if it is missing or fails, with its last line of output
+    where ``secret`` is given and not in it.
+    """
+    program = "docker-credential-" + helper
     # A relative entry would run what happens to lie in the working directory.
     folders = filter(os.path.isabs, environ.get("PATH", os.defpath).split(os.pathsep))
     path = shutil.which(program, path=os.pathsep.join(folders))
     if path is None:
-        raise FileNotFoundError(errno.ENOENT, "not found on PATH")
+        raise StorageError("%s: not found on PATH" % program)
     # Read once and afterwards: what a pipe can't hold, no helper has to say.
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
     with open(reader, "rb", 0) as answer, open(writer, "wb", 0) as stdout:
-        done = subprocess.run(
-            [path, "get"], env=environ, timeout=timeout,
-            input=name.encode(), stdout=stdout, stderr=subprocess.DEVNULL)
-        return done.returncode, (answer.read(1 << 16) or b"").decode("utf-8")
+        try:
+            done = subprocess.run(
+                [path, verb], env=environ, timeout=timeout,
+                input=text.encode(), stdout=stdout, stderr=subprocess.DEVNULL)
+        except (OSError, subprocess.TimeoutExpired) as exc:
+            why = getattr(exc, "strerror", "no answer in %g s" % timeout)
+            raise StorageError("%s: %s" % (program, why)) from exc
+        output = (answer.read(1 << 16) or b"").decode("utf-8", "surrogateescape")
+    if not done.returncode:
+        return output
+    if secret is None and "credentials not found" in output:
+        return None
+    why = [program, "exit status %d" % done.returncode]
+    if secret is not None and not any(
+            form in output for form in (secret, json.dumps(secret)[1:-1]) if form):
+        why.append(output.strip().rpartition("\n")[2][:300])
+    raise StorageError(": ".join(filter(None, why)))

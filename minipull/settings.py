@@ -150,25 +150,35 @@ class Settings:
             username, _, password = creds.partition(":")
             credential = Credential(username, password, registry_token=token)
             explicit = {domain: credential for domain in domains}
-        # Helpers have no business with what was said to us alone.
-        environ = {
-            name: value for name, value in self.environ.items()
-            if not name.startswith("MINIPULL_") and name != "DOCKER_AUTH_CONFIG"}
-        return Credentials(
-            self.sources(), explicit=explicit, helper_environ=environ, warn=self._warn)
+        return Credentials(self.sources(), explicit=explicit,
+                           helper_environ=self.helper_environ, warn=self._warn)
+
+    @property
+    def helper_environ(self) -> Dict[str, str]:
+        """All but what was said to us alone, which is no business of helpers."""
+        return {name: value for name, value in self.environ.items()
+                if not name.startswith("MINIPULL_") and name != "DOCKER_AUTH_CONFIG"}
+
+    @property
+    def authfile(self) -> str:
+        """The only file of credentials, if one was named."""
+        return self.text("authfile") or self.environ.get("REGISTRY_AUTH_FILE", "")
+
+    @property
+    def docker_config(self) -> str:
+        folder = self.environ.get("DOCKER_CONFIG") or os.path.join(self._home, ".docker")
+        return os.path.join(folder, "config.json")
 
     def sources(self) -> List[Source]:
         """Where credentials may be, the first wins."""
-        env = self.environ.get
-        alone = self.text("authfile") or env("REGISTRY_AUTH_FILE")
+        env, alone = self.environ.get, self.authfile
         if alone:
             if not os.path.exists(alone):
                 raise InvalidReference("authfile %s does not exist" % ascii(alone))
             return [Source(alone)]
-        docker = env("DOCKER_CONFIG") or os.path.join(self._home, ".docker")
         given, runtime = env("DOCKER_AUTH_CONFIG"), env("XDG_RUNTIME_DIR")
         found = [Source("DOCKER_AUTH_CONFIG", given)] if given else []
-        found.append(Source(os.path.join(docker, "config.json")))
+        found.append(Source(self.docker_config))
         for folder in filter(None, (runtime, self._config)):
             found.append(Source(os.path.join(folder, "containers", "auth.json")))
         return found + [Source(os.path.join(self._home, ".dockercfg"), flat=True)]

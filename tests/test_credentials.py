@@ -12,9 +12,11 @@ from typing import Any, Dict, List, Mapping, Optional
 import pytest
 
 from minipull.auth import Credential
+from minipull.connection import Origin
 from minipull.credentials import Credentials, Source
 from minipull.errors import InvalidDocument, StorageError
 
+TABLES = json.loads((Path(__file__).parent / "data" / "network.json").read_text("utf-8"))
 HUB = "https://index.docker.io/v1/"
 NOBODY = Credential()
 
@@ -46,13 +48,8 @@ def lookup(document: object, host: str, path: str = "") -> Credential:
 @pytest.mark.parametrize(
     "keys, host, found",
     [
-        (["registry.example.com"], "registry.example.com", "registry.example.com"),
-        (["https://r.example.com/v1/"], "r.example.com", "https://r.example.com/v1/"),
-        (["http://r.example.com/v1/"], "r.example.com", "http://r.example.com/v1/"),
-        (["r.example.com/v1/"], "r.example.com", "r.example.com/v1/"),
+        *((case["stored_keys"], case["index"], case["found"]) for case in TABLES["resolve_auth_config"]),
         (["https://r.example.com"], "r.example.com", "https://r.example.com"),
-        ([HUB], "docker.io", HUB),
-        ([HUB], "registry.example.com", None),
         (["docker.io", HUB], "docker.io", HUB),
         (["registry-1.docker.io", "index.docker.io", "docker.io"], "docker.io", "docker.io"),
         (["registry-1.docker.io", "index.docker.io"], "docker.io", "index.docker.io"),
@@ -67,6 +64,11 @@ def lookup(document: object, host: str, path: str = "") -> Credential:
 )
 def test_a_host_finds_its_own_entry(keys: List[str], host: str, found: Optional[str]) -> None:
     assert lookup(auths(*keys), host) == (Credential(user_of(found), "pw") if found else NOBODY)
+
+
+@pytest.mark.parametrize("case", TABLES["auth_challenge_host_normalization"])
+def test_a_challenge_holds_for_its_origin_however_it_is_spelled(case: Dict[str, str]) -> None:
+    assert Origin.of(case["added_for"]) == Origin.of(case["found_for"])
 
 
 @pytest.mark.parametrize(
@@ -234,6 +236,19 @@ def test_a_file_of_anything_else_is_named_without_its_content(
     with pytest.raises(InvalidDocument) as caught:
         Credentials([Source(str(path))]).get("a.io")
     assert str(caught.value) == "%s: Invalid auth configuration file" % path
+
+
+def test_a_file_of_secrets_that_others_can_read_is_warned_of_once(tmp_path: Path) -> None:
+    warnings: List[str] = []
+    paths = [tmp_path / name for name in ("group", "world", "owner", "helped", "empty")]
+    for path, mode in zip(paths, (0o640, 0o604, 0o600, 0o644, 0o644)):
+        entry = {} if path.name == "helped" else auth("u")
+        path.write_text("{}" if path.name == "empty" else json.dumps({"auths": {"r.io": entry}}))
+        path.chmod(mode)
+    credentials = Credentials([Source(str(path)) for path in paths], warn=warnings.append)
+    assert credentials.get("r.io").username == "u"
+    assert credentials.get("other.io") == credentials.get("another.io") == NOBODY
+    assert warnings == ["%s can be read by others; chmod 600 it" % path for path in paths[:2]]
 
 
 def test_nothing_is_read_before_it_is_needed_and_then_once(tmp_path: Path) -> None:
