@@ -13,6 +13,7 @@ The modules in reading order; each imports only from those above it:
     reference     names as typed and as meant
     manifest      manifests and indexes, parsed strictly, raw bytes kept
     image         image configs
+    tar           tar streams, read strictly, written the same each time
     content       blobs under their digests, and the only way in
     layer         what a blob's tar stream is called and lies on
     references    index.json: names to manifests
@@ -32,7 +33,11 @@ The modules in reading order; each imports only from those above it:
     distribution  pull(), push(): the loop over endpoints
     ends          a registry or a layout, to copy from and to
     copy          copy(): an image from one end to another
+    rootfs        a root file system made of layers
+    unpack        unpack(): that of a stored image
+    flatten       that as one tar, or one file of it
     credentials   what docker and podman have stored of who we are
+    logins        a user and password accepted by a registry, and stored
     collect       gc: remove what no name needs
     check         is every byte of a store what its name says?
     framing       HTTP messages as a server meets them
@@ -46,7 +51,9 @@ The modules in reading order; each imports only from those above it:
     context       what commands share
     doctor        does it work here, what does this host offer?
     services      the commands that need the server
+    accounts      login and logout
     remote        those that speak to registries
+    trees         those that look into an image
     commands      those on the store, one function each
     cli           the command line
 
@@ -76,6 +83,7 @@ if TYPE_CHECKING:
     from .server import serve as serve
     from .store import Store as Store
     from .streams import Cancel as Cancel
+    from .unpack import unpack as unpack
 
 __version__ = "0.1.0"
 
@@ -86,7 +94,7 @@ _HOME.update(
     Cancel="streams", Credentials="credentials", Descriptor="descriptor", Digest="digest",
     Image="image", Platform="descriptor", Progress="progress", Reference="reference",
     RegistryService="endpoints", Store="store", copy="copy", pull="distribution",
-    push="distribution", serve="server")
+    push="distribution", serve="server", unpack="unpack")
 __all__ = sorted(_HOME) + ["__version__"]
 
 

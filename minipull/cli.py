@@ -24,6 +24,7 @@ _HOMES = dict.fromkeys("images inspect tag rm gc check".split(), "commands")
 _HOMES.update(dict.fromkeys("pull push copy tags manifest digest".split(), "remote"))
 _HOMES.update(dict.fromkeys("doctor serve".split(), "services"))
 _HOMES.update(dict.fromkeys("login logout".split(), "accounts"))
+_HOMES.update(dict.fromkeys("unpack export cat".split(), "trees"))
 
 
 def run() -> NoReturn:
@@ -177,6 +178,19 @@ def _parser() -> argparse.ArgumentParser:
     made = command("logout", "forget what login has kept", "logout registry.example.com")
     made.add_argument("registry", metavar="HOST[:PORT]", nargs="?", default="docker.io", help="docker.io")
     made.add_argument("--authfile", metavar="FILE", help="the only file of credentials")
+    for name, help, example, operands in (
+            ("unpack", "make an image's root file system in a new or empty directory",
+             "unpack alpine:3.20 rootfs", ["ref", "dir"]),
+            ("export", "write an image's root file system as one tar", "export alpine:3.20 >alpine.tar",
+             ["ref"]),
+            ("cat", "write one file of an image", "cat alpine:3.20 /etc/os-release", ["ref", "path"])):
+        made = command(name, help, example, *operands, remote=True)
+        made.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help="instead of this host's")
+        made.add_argument("--foreign", action="store_true", default=None,
+                          help="fetch layers from the URLs that a manifest names")
+        made.add_argument("--jobs", metavar="N", help="downloads at once (6)")
+        if name == "unpack":
+            made.add_argument("--max-unpacked", metavar="SIZE", help="the most data it may hold (64G)")
     command("images", "list the stored images", "images --format json")
     command("inspect", "show a stored image", "inspect alpine:3.20", "ref")
     command(

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import traceback
-from typing import Any, Callable, Dict, Iterable, List, Optional, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Union
 
 from .errors import Error, InvalidReference, StorageError
 from .image import Image
@@ -20,7 +20,7 @@ from .render import Renderer, choose, escape
 from .repository import Client
 from .settings import Settings
 from .store import Store
-from .streams import Cancel
+from .streams import Buffer, Cancel
 
 BROKEN_PIPE = 128 + 13
 
@@ -95,17 +95,18 @@ class Context:
     def dump(self, value: Any) -> None:
         self.write(json.dumps(value, indent=2) + "\n")
 
-    def write(self, data: Union[str, bytes]) -> None:
-        """Write to stdout at once, so that progress does not overtake results."""
+    def write(self, data: Union[str, bytes, Iterator[Buffer]]) -> None:
+        """Write to stdout, all of it before this returns: progress must not overtake results."""
         if sys.stdout is None:  # closed from the start
             return
         try:
-            if isinstance(data, bytes):
-                sys.stdout.buffer.write(data)
-            else:
+            if isinstance(data, str):
                 # Not every stream can spell everything.
                 encoding = sys.stdout.encoding or "utf-8"
                 sys.stdout.write(data.encode(encoding, "backslashreplace").decode(encoding))
+            else:
+                for piece in [data] if isinstance(data, bytes) else data:
+                    sys.stdout.buffer.write(piece)
             sys.stdout.flush()
         except BrokenPipeError:
             raise

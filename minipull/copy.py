@@ -23,11 +23,11 @@ from .digest import Digest
 from .distribution import host_platform, over_endpoints
 from .endpoints import RegistryService
 from .ends import End, LayoutEnd, Place, RegistryEnd
-from .errors import (Error, InvalidDocument, InvalidReference, NotFound, PolicyError, RegistryError,
-                     Unsupported)
+from .errors import (ContentMismatch, Error, InvalidDocument, InvalidReference, NotFound, PolicyError,
+                     RegistryError, Unsupported)
 from .manifest import Document, Index, Manifest
 from .progress import Output, Progress, discard, serialized
-from .repository import MAX_REFERRERS, Client
+from .repository import MAX_REFERRERS, Client, Repository
 from .store import MAX_DEPTH, Store, is_runnable
 from .streams import Cancel
 from .upload import LayerUploadManager, UploadDescriptor
@@ -37,6 +37,7 @@ from .xfer import Transfer
 _DOCKER = {OCI_MANIFEST: DOCKER_MANIFEST, OCI_INDEX: DOCKER_LIST, OCI_CONFIG: DOCKER_CONFIG,
            OCI_LAYER: DOCKER_TAR, OCI_FOREIGN: DOCKER_FOREIGN}
 FORMATS = {"docker": _DOCKER, "oci": {ours: theirs for theirs, ours in _DOCKER.items()}}
+MAX_DOCUMENTS = 64 << 20  # bytes of all manifests
 _ATTESTED = "vnd.docker.reference.digest"
 _COSIGN = (".sig", ".att", ".sbom")
 
@@ -86,10 +87,13 @@ def copy_with(source: Place, target: Place, clients: Tuple[Client, Client], stor
     what = "copy %s to %s" % (source, target)
     with contextlib.ExitStack() as stack:
         if source.kind == "docker":
-            begin: End = over_endpoints(
-                clients[0], source.name, what,
-                lambda repository: RegistryEnd(
-                    repository, source.tag, 0, repository.manifest(source.tag, cancel)), cancel)
+
+            def answering(repository: Repository) -> End:
+                end = RegistryEnd(repository, source.tag)
+                end.get(end.tag, cancel)
+                return end
+
+            begin = over_endpoints(clients[0], source.name, what, answering, cancel)
         else:
             begin = LayoutEnd(source, store)
             stack.enter_context(begin.store.using(cancel))
@@ -121,6 +125,7 @@ class _Copy:
         self._output = output
         self._cancel = cancel
         self._seen: Set[Digest] = set()
+        self._room = MAX_DOCUMENTS
         top = self._get(source.tag)
         self._top = top.digest
         self._documents = list(self._below(self._filtered(top)))
@@ -130,13 +135,16 @@ class _Copy:
     def to(self, target: End) -> Copied:
         """Copy all of it; the name comes last."""
         self._target = target
+        *below, top = self._documents
+        wanted = target.tag
+        if isinstance(wanted, Digest) and Digest.of(top.raw, wanted.algorithm) != wanted:
+            raise ContentMismatch("the image is %s, not %s" % (top.digest, wanted))
         for document in self._documents:
             if isinstance(document, Manifest):
                 # One question alone first: is anybody there, and who do we have to be?
                 target.has(document.config, self._cancel)
                 break
         self._blobs(self._documents)
-        *below, top = self._documents
         for document in below:
             self._put(document.digest, document)
         if self._options.referrers:
@@ -146,6 +154,9 @@ class _Copy:
 
     def _get(self, reference: str) -> Document:
         received = self._source.get(reference, self._cancel)
+        self._room -= len(received.raw)
+        if self._room < 0:
+            raise PolicyError("more than %d bytes of manifests" % MAX_DOCUMENTS)
         document = manifest.parse(received.raw, received.content_type)
         return document._replace(digest=received.digest)
 
@@ -171,25 +182,35 @@ class _Copy:
     def _filtered(self, top: Document) -> Document:
         """The one image of an index that is wanted, or the index without the others."""
         wanted = self._options.platforms
-        for _ in range(MAX_DEPTH):
-            if not wanted or isinstance(top, Manifest):
-                return top
-            offered = [child for child in top.manifests if child.platform]
-            chosen = []
-            for platform in wanted:
-                found = select(platform, offered)
-                if not found:
-                    there = ", ".join(sorted({str(child.platform) for child in offered}))
-                    raise NotFound("no %s in the index; there is %s" % (str(platform), there or "none"))
-                chosen.append(found[0].digest)
-            if len(chosen) > 1:
-                kept = [child for child in top.manifests
-                        if child.digest in chosen or (child.annotations or {}).get(_ATTESTED) in chosen]
-                self._output(Progress(message="the index is rewritten, with %d of its %d manifests" % (
-                    len(kept), len(top.manifests))))
-                return _rewritten(top, top.media_type, manifests=kept)
-            top = self._get(chosen[0])
-        raise PolicyError("indexes nested deeper than %d" % MAX_DEPTH)
+        if not wanted or isinstance(top, Manifest):
+            return top
+        children = list(self._leaves(top))
+        offered = [child for child in children
+                   if child.platform and child.platform.os != "unknown"]  # no attestation
+        chosen = []
+        for platform in wanted:
+            found = select(platform, offered)
+            if not found:
+                there = ", ".join(sorted({str(child.platform) for child in offered}))
+                raise NotFound("no %s in the index; there is %s" % (str(platform), there or "none"))
+            chosen.append(found[0].digest)
+        if len(chosen) == 1:
+            return self._get(chosen[0])
+        kept = [child for child in children
+                if child.digest in chosen or (child.annotations or {}).get(_ATTESTED) in chosen]
+        self._output(Progress(message="the index is rewritten, with %d of its %d manifests" % (
+            len(kept), len(children))))
+        return _rewritten(top, top.media_type, manifests=kept)
+
+    def _leaves(self, top: Document, depth: int = 0) -> Iterator[Descriptor]:
+        """What is in an index, and in the indexes within."""
+        if depth == MAX_DEPTH:
+            raise PolicyError("indexes nested deeper than %d" % MAX_DEPTH)
+        for child in top.manifests if isinstance(top, Index) else ():
+            if child.media_type in INDEX_TYPES:
+                yield from self._leaves(self._get(child.digest), depth + 1)
+            else:
+                yield child
 
     def _blobs(self, documents: Sequence[Document]) -> None:
         jobs: Dict[Digest, CopyDescriptor] = {}
@@ -200,9 +221,15 @@ class _Copy:
 
     # Formats.
 
-    def _converted(self, documents: Sequence[Document]) -> List[Document]:
+    def _converted(self, documents: List[Document]) -> List[Document]:
         """The same images in another format: only what names things changes."""
         names = FORMATS[self._options.format]
+        kinds = [document.media_type for document in documents]
+        for document in documents:
+            if isinstance(document, Manifest) and is_runnable(document):
+                kinds += [blob.media_type for blob in (document.config, *document.layers)]
+        if all(_renamed(kind, names) == kind for kind in kinds):
+            return documents
         others: Dict[Digest, Descriptor] = {}  # by what they were
         found: List[Document] = []
         for document in documents:
@@ -210,6 +237,8 @@ class _Copy:
                 kept = [others[child.digest]._replace(platform=child.platform)
                         for child in document.manifests if child.digest in others]
                 lost = len(document.manifests) - len(kept)
+                if not kept:
+                    raise Unsupported("only an image can have another format")
                 if lost:
                     self._output(Progress(message="left out: %d that are no images" % lost))
                 other = _rewritten(document, _renamed(document.media_type, names), manifests=kept)
@@ -230,7 +259,7 @@ class _Copy:
 
     def _referrers(self, digests: Sequence[Digest]) -> None:
         """Take along what is about these manifests, and what is about that in turn."""
-        pending, seen = list(digests), set(digests)
+        pending, seen, asked = list(digests), set(digests), 0
         while pending:
             subject = pending.pop()
             for suffix in _COSIGN:
@@ -240,17 +269,18 @@ class _Copy:
                     self._send(tag, document)
             unlisted = []
             for entry in self._listed(subject):
+                asked += 1
+                if asked > MAX_REFERRERS:
+                    raise PolicyError("more than %d referrers" % MAX_REFERRERS)
                 document = self._found(entry.digest)
-                about = document.subject if isinstance(document, Manifest) else None
-                if document is None or about is None or about.digest != subject:
+                if document is None or document.subject is None or document.subject.digest != subject:
                     continue  # a list can say anything
                 if not self._send(entry.digest, document):
-                    unlisted.append(entry)
+                    unlisted.append(entry._replace(
+                        media_type=document.media_type, size=len(document.raw)))
                 if entry.digest not in seen:
                     seen.add(entry.digest)
                     pending.append(entry.digest)
-                if len(seen) > MAX_REFERRERS + len(digests):
-                    raise PolicyError("more than %d referrers" % MAX_REFERRERS)
             self._list(subject, unlisted)
 
     def _send(self, reference: str, document: Document) -> bool:
@@ -296,7 +326,7 @@ class CopyDescriptor(UploadDescriptor):
 
     def __init__(self, source: End, target: End, blob: Descriptor) -> None:
         self.blob = blob
-        self.key = "copy:" + blob.digest
+        self.key = "copy:%s %s %s" % (source, target, blob.digest)
         self.id = blob.digest.short
         self._source = source
         self._target = target

@@ -106,16 +106,17 @@ def pushed_images(name: Union[str, Reference], store: Store, dest: Union[str, Re
     target = Reference.parse(dest) if isinstance(dest, str) else dest or given
     if target.digest is not None:
         raise InvalidReference("cannot push a digest reference")
-    if not all_tags:
-        image = store.image(given if dest is None else name)
-        tag = target.tag or image.name.tag or DEFAULT_TAG
-        return [(image, target.with_tag(tag))]
-    if given.tag or given.digest or target.tag:
+    if all_tags and (given.tag or given.digest or target.tag):
         raise InvalidReference("tag can't be used with --all-tags/-a")
     tags = [known for known in store.references.all() if known.name.name == given.name and known.name.tag]
-    if not tags:
+    if not tags and (all_tags or dest is None):
         raise NotFound("An image does not exist locally with the tag: %s" % given.familiar_name)
-    return [(store.load(known), target.with_tag(known.name.tag)) for known in tags]
+    if all_tags:
+        return [(store.load(known), target.with_tag(known.name.tag)) for known in tags]
+    if dest is None and store.references.get(given.with_default_tag()) is None:
+        raise NotFound("tag does not exist: %s" % given.with_default_tag().familiar)
+    image = store.image(given if dest is None else name)
+    return [(image, target.with_tag(target.tag or image.name.tag or DEFAULT_TAG))]
 
 
 def push_with(client: Client, what: Sequence[Tuple[Image, Reference]], store: Store,

@@ -8,14 +8,18 @@ other; only its names are whole references.
 """
 import abc
 import contextlib
-from typing import Callable, ContextManager, Iterator, List, NamedTuple, Optional
+from typing import Callable, ContextManager, Dict, Iterator, List, NamedTuple, Optional
 
+from . import manifest
 from .connection import Body, FileBody, Origin, Response
 from .descriptor import Descriptor
 from .digest import Digest, Verifier
-from .download import fetch_blob
-from .errors import InvalidReference, NetworkError, NotFound, RegistryError, Unauthorized
+from .download import MAX_BREAKS, fetch_blob
+from .errors import (ContentMismatch, Error, InvalidReference, NetworkError, NotFound, PolicyError,
+                     RegistryError, Unauthorized)
 from .manifest import MAX_MANIFEST
+from .progress import Meter
+from .pull_v2 import persist
 from .reference import Reference
 from .references import REF_NAME, named
 from .repository import Received, Repository
@@ -38,8 +42,8 @@ class Place(NamedTuple):
     def parse(cls, text: str) -> "Place":
         """Raises InvalidReference."""
         kind, _, rest = text.partition(":")
-        if kind == "oci" and rest:
-            folder, _, tag = rest.partition(":")
+        folder, _, tag = rest.partition(":")
+        if kind == "oci" and folder:
             return cls(kind, folder, tag, Reference("", ""))
         if kind == "docker" and rest.startswith("//") or kind == "store" and rest:
             name = Reference.parse(rest[2:] if kind == "docker" else rest).docker_ref()
@@ -60,6 +64,10 @@ class End(abc.ABC):
     tag: str
 
     @abc.abstractmethod
+    def __str__(self) -> str:
+        """Where that is, and nothing else is."""
+
+    @abc.abstractmethod
     def get(self, reference: str, cancel: Cancel) -> Received:
         """A manifest by tag or :class:`Digest`, verified; raises NotFound, RegistryError."""
 
@@ -67,9 +75,9 @@ class End(abc.ABC):
     def put(self, reference: str, raw: bytes, media_type: str, cancel: Cancel) -> bool:
         """Take a manifest by tag or :class:`Digest`; whether its subject was noted."""
 
+    @abc.abstractmethod
     def referrers(self, digest: Digest, cancel: Cancel) -> Optional[List[Descriptor]]:
-        """What refers to a manifest; None if this end keeps no such list itself."""
-        return None
+        """What refers to a manifest; None if this end has no list of that, so a tag may."""
 
     @abc.abstractmethod
     def has(self, blob: Descriptor, cancel: Cancel) -> bool:
@@ -89,28 +97,31 @@ class End(abc.ABC):
 
 
 class RegistryEnd(End):
-    """``chunk_size`` (bytes) is the most that one request brings, 0 for all of a blob.
+    """``chunk_size`` (bytes) is the most that one request brings, 0 for all of a blob."""
 
-    ``first`` is what ``tag`` has turned out to be.
-    """
-
-    def __init__(self, repository: Repository, tag: str, chunk_size: int = 0,
-                 first: Optional[Received] = None) -> None:
+    def __init__(self, repository: Repository, tag: str, chunk_size: int = 0) -> None:
         self.repository = repository
         self.tag = tag
         self._chunk_size = chunk_size
-        self._first = first
+        self._first: Optional[Received] = None  # what ``tag`` has turned out to be
+
+    def __str__(self) -> str:
+        return "%s/%s" % (self.repository.endpoint, self.repository.path)
 
     def get(self, reference: str, cancel: Cancel) -> Received:
         if self._first is not None and reference == self.tag:
             return self._first
-        return self.repository.manifest(reference, cancel)
+        received = persist(
+            self.repository, cancel, lambda: self.repository.manifest(reference, cancel))
+        if reference == self.tag:
+            self._first = received
+        return received
 
     def put(self, reference: str, raw: bytes, media_type: str, cancel: Cancel) -> bool:
         return self.repository.put_manifest(reference, raw, media_type, cancel)
 
     def referrers(self, digest: Digest, cancel: Cancel) -> Optional[List[Descriptor]]:
-        return self.repository.referrers(digest, cancel)
+        return persist(self.repository, cancel, lambda: self.repository.referrers(digest, cancel))
 
     def has(self, blob: Descriptor, cancel: Cancel) -> bool:
         try:
@@ -121,7 +132,7 @@ class RegistryEnd(End):
     @contextlib.contextmanager
     def reading(self, blob: Descriptor, cancel: Cancel) -> Iterator[Source]:
         with contextlib.ExitStack() as stack:
-            stream = _Stream(self.repository, blob, cancel, stack)
+            stream = _Stream(self, blob, cancel, stack)
             yield lambda offset, size: Body(lambda: stream.read(offset, size), size)
 
     def fetch(self, blob: Descriptor, store: Store, transfer: Transfer) -> None:
@@ -130,7 +141,7 @@ class RegistryEnd(End):
 
         if blob.size <= SMALL:
             # A partial costs more than such a blob, unless it breaks off.
-            with contextlib.suppress(NetworkError), source(0) as response:
+            with contextlib.suppress(NetworkError, PolicyError), source(0) as response:
                 store.content.put(blob.digest, response.read(blob.size))
                 return
         what = "blob verification failed for digest %s" % blob.digest
@@ -140,12 +151,24 @@ class RegistryEnd(End):
         cancel, here, upload = transfer.cancel, self.repository, None
         there = source.repository if isinstance(source, RegistryEnd) else here
         if there.path != here.path and Origin.of(there.endpoint.url) == Origin.of(here.endpoint.url):
-            with contextlib.suppress(RegistryError, Unauthorized):
+            with contextlib.suppress(RegistryError, Unauthorized, PolicyError):
                 upload = here.start_upload(cancel, blob.digest, there.path)
                 if upload is None:
                     return "Mounted from %s" % there.path
+        meter = Meter(transfer.progress, blob.digest.short, "Pushing", blob.size)
         with source.reading(blob, cancel) as read:
-            send_blob(here, blob, read, cancel, upload, self._chunk_size)
+
+            def measured(offset: int, size: int) -> Body:
+                body = read(offset, size)
+                body.sent = lambda sent: meter.move(offset + sent)
+                return body
+
+            try:
+                send_blob(here, blob, measured, cancel, upload, self._chunk_size)
+            except RegistryError as exc:
+                if exc.code != "DIGEST_INVALID":
+                    raise
+                raise ContentMismatch("%s: blob %s is something else" % (source, blob.digest)) from exc
         return "Pushed"
 
 
@@ -159,6 +182,10 @@ class LayoutEnd(End):
         self.store = store if ours and store else Store(place.folder)
         self.tag = place.tag
         self._base = place.name if ours else None
+        self._about: Optional[Dict[Digest, List[Descriptor]]] = None  # by subject
+
+    def __str__(self) -> str:
+        return self.store.root
 
     def get(self, reference: str, cancel: Cancel) -> Received:
         digest, media_type = reference, ""
@@ -187,14 +214,34 @@ class LayoutEnd(End):
         digest = reference if isinstance(reference, Digest) else Digest.of(raw)
         self.store.content.put(digest, raw)
         descriptor = Descriptor(media_type, digest, len(raw))
-        if self._base is not None and reference is not digest:
-            name = self._base.with_tag(reference)
-            self.store.references.set(name, descriptor, digest, cancel.pause)
-        elif reference is not digest:
+        part, noted = reference is digest and digest != self.tag, False
+        if part and self._base is not None:
+            noted = manifest.parse(raw, media_type).subject is not None
+        if part and not noted:
+            return False  # what has a name needs it
+        if self._base is None:
             notes = {REF_NAME: reference} if reference else None
             entry = descriptor._replace(annotations=notes).to_json()
             self.store.references.put(reference, entry, cancel.pause)
-        return False
+        else:
+            base = self._base
+            name = base.with_digest(digest) if reference is digest else base.with_tag(reference)
+            self.store.references.set(name, descriptor, digest, cancel.pause)
+        return noted
+
+    def referrers(self, digest: Digest, cancel: Cancel) -> Optional[List[Descriptor]]:
+        """What has an entry of its own, as after a push to serve."""
+        if self._about is None:
+            self._about = {}
+            for entry in self.store.references.descriptors():
+                cancel.check()
+                with contextlib.suppress(Error):
+                    item = Descriptor.from_json(entry, "index.json")
+                    document = self.store.document(item)
+                    if document.subject is not None:
+                        self._about.setdefault(document.subject.digest, []).append(
+                            manifest.listed(document)._replace(digest=item.digest))
+        return self._about.get(digest)
 
     def has(self, blob: Descriptor, cancel: Cancel) -> bool:
         return self.store.content.has(blob.digest, blob.size)
@@ -220,32 +267,40 @@ class LayoutEnd(End):
 
 
 class _Stream:
-    """A blob of a registry, read from wherever it is wanted next."""
+    """A blob of a registry, read from wherever it is wanted next.
 
-    def __init__(self, repository: Repository, blob: Descriptor, cancel: Cancel,
+    What breaks off is continued here, so that who is sent to notices nothing.
+    """
+
+    def __init__(self, end: RegistryEnd, blob: Descriptor, cancel: Cancel,
                  stack: contextlib.ExitStack) -> None:
-        self._repository = repository
+        self._end = end
         self._blob = blob
         self._cancel = cancel
         self._stack = stack
         self._response: Optional[Response] = None
-        self._position = 0
-        self._verifier: Optional[Verifier] = None  # of all that was read, from the start on
+        self._position = self._opened = 0
+        self._breaks = MAX_BREAKS + (blob.size >> 20)
+        #: Of all that was read, if that was without a gap.
+        self._verifier: Optional[Verifier] = Verifier(blob.digest.algorithm)
 
     def read(self, offset: int, size: int) -> Iterator[Buffer]:
-        if self._response is None or offset != self._position:
-            self._open(offset)
-        response, view = self._response, memoryview(bytearray(min(BUFFER, size + 1)))
-        assert response is not None
-        end = offset + size
+        view, end = memoryview(bytearray(min(BUFFER, size + 1))), offset + size
+        if offset != self._position:
+            self._response, self._position = None, offset
+            self._verifier = None if offset else Verifier(self._blob.digest.algorithm)
         while self._position < end:
             try:
+                response = self._response or self._open()
                 count = response.readinto(view[:end - self._position])
                 if not count:
                     raise NetworkError("%s ended the body early" % (response.origin,))
             except NetworkError:
-                self._response = None
-                raise
+                moved, self._response = self._position > self._opened, None
+                self._breaks -= 1
+                if not moved or self._breaks <= 0:
+                    raise
+                continue
             self._position += count
             if self._verifier is not None:
                 self._verifier.update(view[:count])
@@ -254,16 +309,27 @@ class _Stream:
                         self._blob.digest, self._blob.size, "blob %s" % self._blob.digest)
             yield view[:count]
 
-    def _open(self, offset: int) -> None:
+    def _open(self) -> Response:
+        """The blob from our position on; raises ContentMismatch for one of another size."""
         self._stack.close()
-        response = self._stack.enter_context(
-            self._repository.blob(self._blob.digest, offset, self._cancel))
-        self._response, self._position = response, offset if response.status == 206 else 0
-        self._verifier = None if self._position else Verifier(self._blob.digest.algorithm)
-        skipped = memoryview(bytearray(min(BUFFER, offset - self._position + 1)))
-        while self._position < offset:  # it gives all or nothing
-            count = response.readinto(skipped[:offset - self._position])
+        self._opened = self._position
+        try:
+            response = self._stack.enter_context(
+                self._end.repository.blob(self._blob.digest, self._position, self._cancel))
+        except RegistryError as exc:
+            # No RegistryError: that would be taken for the answer of who is sent to.
+            error = Error("%s: %s" % (self._end, exc))
+            error.exit_code, error.retry = exc.exit_code, exc.retry
+            raise error from exc
+        start = self._position if response.status == 206 else 0
+        if response.remaining not in (None, self._blob.size - start):
+            raise ContentMismatch("blob %s: size is not %d as promised" % (
+                self._blob.digest, self._blob.size))
+        skipped = memoryview(bytearray(min(BUFFER, self._position - start + 1)))
+        while start < self._position:  # it gives all or nothing
+            count = response.readinto(skipped[:self._position - start])
             if not count:
                 raise NetworkError("%s ended the body early" % (response.origin,))
-            self._position += count
-            self._verifier = None
+            start += count
+        self._response = response
+        return response

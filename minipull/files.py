@@ -102,6 +102,7 @@ def send(sock: socket.socket, file: BinaryIO, offset: int, count: int) -> Iterat
     Ends early where the file does.  Raises OSError, socket.timeout as the socket does.
     """
     if not hasattr(os, "sendfile"):
+        file.seek(offset)  # which sendfile() leaves out if it is 0
         yield sock.sendfile(file, offset, count)
         return
     timeout = sock.gettimeout()

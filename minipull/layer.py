@@ -45,7 +45,7 @@ class LayerStore:
     def __init__(self, root: str, content: ContentStore, zstd: Optional[str] = None) -> None:
         self.root = root
         self._content = content
-        self._zstd = zstd
+        self.zstd = zstd
 
     def path(self, chain_id: ChainID) -> str:
         return os.path.join(self.root, chain_id.algorithm, chain_id.encoded)
@@ -67,7 +67,7 @@ class LayerStore:
         verifier = Verifier()
         with self._content.open(blob) as file:
             position = 0
-            for piece in decompressed(file, cancel, self._zstd, raw):
+            for piece in decompressed(file, cancel, self.zstd, raw):
                 verifier.update(piece)
                 advance(file.tell() - position)
                 position = file.tell()

@@ -11,8 +11,8 @@ moby's detectManifestBlobMediaType.  Spec: image-spec, manifest.md, image-index.
 from typing import Any, List, Mapping, NamedTuple, Optional, Tuple, Union
 
 from .descriptor import (DOCKER_LIST, DOCKER_MANIFEST, INDEX_TYPES, MANIFEST_TYPES, OCI_INDEX,
-                         OCI_MANIFEST, SCHEMA1, SCHEMA1_SIGNED, Descriptor, list_at, parse_json,
-                         string_at)
+                         OCI_MANIFEST, SCHEMA1, SCHEMA1_SIGNED, Descriptor, list_at, object_at,
+                         parse_json, string_at)
 from .digest import Digest
 from .errors import InvalidDocument, PolicyError, Unsupported
 
@@ -46,6 +46,7 @@ class Index(NamedTuple):
     digest: Digest
     media_type: str
     manifests: Tuple[Descriptor, ...]
+    subject: Optional[Descriptor] = None
 
     @property
     def descriptor(self) -> Descriptor:
@@ -77,18 +78,19 @@ def parse(raw: bytes, content_type: str = "", what: str = "manifest") -> Documen
         raise InvalidDocument("%s: schemaVersion must be 2" % what)
     if media_type in (DOCKER_MANIFEST, DOCKER_LIST) and not declared:
         raise InvalidDocument("%s: mediaType is missing, expected %s" % (what, media_type))
+    subject = None
+    if obj.get("subject") is not None:
+        subject = Descriptor.from_json(obj["subject"], what + ": subject")
     if media_type in MANIFEST_TYPES:
         layers = _descriptors(obj, "layers", what, MAX_LAYERS)
         config = Descriptor.from_json(obj.get("config"), what + ": config")
-        subject = obj.get("subject")
         return Manifest(
-            raw, Digest.of(raw), media_type, config, layers, string_at(obj, "artifactType", what),
-            None if subject is None else Descriptor.from_json(subject, what + ": subject"))
+            raw, Digest.of(raw), media_type, config, layers, string_at(obj, "artifactType", what), subject)
     if media_type in INDEX_TYPES:
         if "manifests" not in obj:
             raise InvalidDocument("%s: neither an image nor an index" % what)
         entries = _descriptors(obj, "manifests", what, MAX_ENTRIES)
-        return Index(raw, Digest.of(raw), media_type, entries)
+        return Index(raw, Digest.of(raw), media_type, entries, subject)
     raise InvalidDocument("%s: unsupported manifest format %s" % (what, ascii(media_type)[:100]))
 
 
@@ -113,6 +115,17 @@ def detect(obj: Mapping[str, Any], what: str, claimed: str = "") -> str:
         raise InvalidDocument('%s: media-type: "%s" should not have "config", "layers", or'
                               ' "fsLayers"' % (what, media_type))
     return media_type
+
+
+def listed(document: Document) -> Descriptor:
+    """How a manifest is told of among what refers to its subject (distribution-spec, "Listing Referrers")."""
+    members = parse_json(document.raw, "manifest")
+    kind = string_at(members, "artifactType", "manifest")
+    if isinstance(document, Manifest):
+        kind = kind or document.config.media_type
+    notes = object_at(members, "annotations", "manifest")
+    return document.descriptor._replace(
+        artifact_type=kind, annotations={key: string_at(notes, key, "annotations") for key in notes})
 
 
 def _descriptors(obj: Mapping[str, Any], key: str, what: str, limit: int) -> Tuple[Descriptor, ...]:

@@ -44,6 +44,7 @@ class PullOptions(NamedTuple):
     exact: bool = False  # the user asked for the platform
     all_platforms: bool = False
     foreign: bool = False  # fetch layers from the URLs that a manifest names
+    unread: bool = False  # whoever asked reads all layers, and finds the DiffIDs then
 
 
 class Pulled(NamedTuple):
@@ -97,8 +98,8 @@ class V2Puller:
         """What the reference means now, verified."""
         digest = reference.digest
         if known:
-            digest = digest or self._persist(
-                self._cancel, lambda: self._repository.resolve(reference.tag, self._cancel))
+            digest = digest or persist(
+                self._repository, self._cancel, lambda: self._repository.resolve(reference.tag, self._cancel))
             with contextlib.suppress(Error):
                 if digest is not None:
                     raw = self._store.content.read(digest, MAX_MANIFEST)
@@ -113,8 +114,9 @@ class V2Puller:
         return self._fetch_document(reference.tag)
 
     def _received(self, reference: str) -> Received:
-        return self._persist(
-            self._cancel, lambda: self._repository.manifest(reference, self._cancel))
+        return persist(
+            self._repository, self._cancel,
+            lambda: self._repository.manifest(reference, self._cancel))
 
     def _fetch_document(self, reference: str) -> Document:
         received = self._received(reference)
@@ -190,7 +192,7 @@ class V2Puller:
             self._output(Progress(message=text % (len(document.layers), ENGINE_MAX_LAYERS)))
         layers = [
             V2LayerDescriptor(
-                self._repository, self._store, layer, self._options.foreign,
+                self._repository, self._store, layer, self._options,
                 functools.partial(self._word, document, position))
             for position, layer in enumerate(document.layers)]
         key = "config:" + document.config.digest
@@ -254,33 +256,20 @@ class V2Puller:
         return "image is for %s, not for %s" % (str(found), str(wanted))
 
     def _plain_blob(self, blob: Descriptor, cancel: Cancel) -> None:
-        self._persist(cancel, lambda: fetch_blob(
+        persist(self._repository, cancel, lambda: fetch_blob(
             self._store, blob, "blob verification failed for digest %s" % blob.digest, cancel,
             lambda offset: self._repository.blob(blob.digest, offset, cancel)))
-
-    def _persist(self, cancel: Cancel, work: Callable[[], T]) -> T:
-        """Small documents have their own attempts, as the engine's configs have."""
-        for delay in DOCUMENT_DELAYS:
-            try:
-                return work()
-            except Error as exc:
-                # Who never answered is not there: that need not take long to say.
-                # Nor does a registry that said no say yes a second later.
-                said_no = isinstance(exc, RegistryError) and exc.status < 500
-                if not exc.retry or said_no or not self._repository.answered:
-                    raise
-            cancel.pause(delay)
-        return work()
 
 
 class V2LayerDescriptor(DownloadDescriptor):
     """A layer of a manifest; ``word`` is what the image's config says it is."""
 
-    def __init__(self, repository: Repository, store: Store, blob: Descriptor, foreign: bool,
+    def __init__(self, repository: Repository, store: Store, blob: Descriptor, options: PullOptions,
                  word: Callable[[Cancel], DiffID]) -> None:
         # Pulls that differ in where they look don't share what they find.
-        self._urls = blob.urls if foreign and is_foreign(blob.media_type) else ()
-        self.key = "v2:%s %s" % (blob.digest, " ".join(self._urls))
+        self._urls = blob.urls if options.foreign and is_foreign(blob.media_type) else ()
+        self._unread = options.unread
+        self.key = "v2:%s %s %s" % (blob.digest, options.unread, " ".join(self._urls))
         self.id = blob.digest.short
         self.blob = blob
         self._repository = repository
@@ -321,6 +310,8 @@ class V2LayerDescriptor(DownloadDescriptor):
         known = self._store.metadata.get_diff_id(blob.digest)
         if known is not None:
             return Diff(known)
+        if self._unread:
+            return Diff(self._word(transfer.cancel), verified=False)
         meter = Meter(transfer.progress, self.id, "Extracting", blob.size)
         try:
             return self._store.layers.diff(blob.digest, transfer.cancel, advance=meter.advance)
@@ -334,6 +325,21 @@ class V2LayerDescriptor(DownloadDescriptor):
             if diff.verified:
                 entry = V2Metadata(self.blob.digest, self._repository.name)
                 self._store.metadata.add(diff.diff_id, entry)
+
+
+def persist(repository: Repository, cancel: Cancel, work: Callable[[], T]) -> T:
+    """Small documents have their own attempts, as the engine's configs have."""
+    for delay in DOCUMENT_DELAYS:
+        try:
+            return work()
+        except Error as exc:
+            # Who never answered is not there: that need not take long to say.
+            # Nor does a registry that said no say yes a second later.
+            said_no = isinstance(exc, RegistryError) and exc.status < 500
+            if not exc.retry or said_no or not repository.answered:
+                raise
+        cancel.pause(delay)
+    return work()
 
 
 def _check_entry(entry: Descriptor, media_type: str, raw: bytes) -> None:

@@ -20,7 +20,7 @@ from . import image, manifest
 from .connection import Body, FileBody
 from .descriptor import DOCKER_LAYER, DOCKER_TAR, OCI_LAYER, Descriptor, is_foreign, parse_json
 from .digest import Digest, DiffID, Verifier
-from .errors import (InvalidReference, NotFound, PolicyError, RegistryError, StorageError,
+from .errors import (InvalidReference, NetworkError, NotFound, PolicyError, RegistryError, StorageError,
                      Unauthorized)
 from .image import Image
 from .manifest import Document, Index, Manifest
@@ -45,7 +45,10 @@ class Budget(NamedTuple):
 
 
 def budget(size: int) -> Budget:
-    """What is worth asking for a layer of ``size`` bytes (getMaxMountAndExistenceCheckAttempts)."""
+    """What is worth asking for a layer (getMaxMountAndExistenceCheckAttempts).
+
+    ``size`` is in bytes as it is stored; the engine's is uncompressed.
+    """
     if size > 10 << 20:
         return Budget(4, 3, True)
     return Budget(3, 1, False) if size > 100 << 10 else Budget(1, 1, False)
@@ -110,8 +113,9 @@ class V2Pusher:
         self.key = hmac_key(None if credential.anonymous else {
             "username": credential.username, "password": credential.password,
             "identitytoken": credential.identity_token, "registrytoken": credential.registry_token})
-        #: What is known to be there, by DiffID or digest; never asked for again.
+        #: What is known to be there, by digest; never asked for again.
         self.known: Dict[Digest, Descriptor] = {}
+        self.checked: Set[Digest] = set()  # what was asked for before anything was sent
         self.trusting = True  # may we believe the registry when it says that it has a blob?
         self._uploads = uploads
         self._output = output
@@ -119,19 +123,21 @@ class V2Pusher:
 
     def push(self, what: Image, tag: str) -> Pushed:
         """Push an image as ``tag``; the caller holds the store's shared lock."""
-        below, top = self._documents(what)
-        for document in [*below, top]:
+        documents = self._documents(what)
+        for document in documents:
             if isinstance(document, Manifest):
                 # One question alone first: is anybody there, and who do we have to be?
+                config = document.config
+                self.checked.add(config.digest)
                 with contextlib.suppress(RegistryError):
-                    if self.repository.stat(document.config.digest, self._cancel) is not None:
-                        self.known[document.config.digest] = document.config
+                    if self.repository.stat(config.digest, self._cancel) is not None:
+                        self.known[config.digest] = config
                 break
         for last in (False, True):
-            layers = self._blobs([top] if isinstance(top, Manifest) else below)
-            sent = self._rebuilt(top, layers)
+            layers = self._blobs(documents)
+            sent = self._rebuilt(documents[-1], layers)
             try:
-                for child in below:
+                for child in documents[:-1]:
                     self._put(str(child.digest), child)
                 self._put(tag, sent)
                 break
@@ -142,28 +148,36 @@ class V2Pusher:
             self.trusting = False  # it has not what it said that it had
         return Pushed(self.target.with_tag(tag), sent.descriptor, layers)
 
-    def _documents(self, what: Image) -> Tuple[List[Document], Document]:
-        """What is below an index, children first, and the top; raises NotFound for what is not stored."""
+    def _documents(self, what: Image) -> List[Document]:
+        """Children first, the top last; raises NotFound for what is not stored."""
         found = {item.digest: document._replace(digest=item.digest)
                  for item, document in self.store.walk(what.descriptor) if document is not None}
-        for document in list(found.values()):
-            for child in document.manifests if isinstance(document, Index) else ():
-                if child.digest not in found:
-                    raise NotFound("%s lacks %s of its index; pull it with --all-platforms" % (
-                        what.name.familiar, child.platform or child.digest))
-        documents = list(found.values())
-        return documents[:0:-1], documents[0]
+        ordered: Dict[Digest, Document] = {}
+
+        def visit(item: Descriptor) -> None:
+            if item.digest not in found:
+                raise NotFound("%s lacks %s of its index; pull it with --all-platforms" % (
+                    what.name.familiar, item.platform or item.digest))
+            if item.digest not in ordered:
+                document = found[item.digest]
+                for child in document.manifests if isinstance(document, Index) else ():
+                    visit(child)
+                ordered[item.digest] = document
+
+        visit(what.descriptor)
+        return list(ordered.values())
 
     def _blobs(self, documents: Sequence[Document]) -> List[PushedLayer]:
         """Have all blobs of some manifests at the registry; what became of the layers."""
         jobs: List[V2PushDescriptor] = []
         for document in documents:
             if isinstance(document, Manifest):
-                diff_ids: Sequence[Optional[DiffID]] = [None] * len(document.layers)
+                diff_ids: List[Optional[DiffID]] = []
                 if is_runnable(document):
                     raw = self.store.content.read(document.config.digest, MAX_CONFIG)
-                    diff_ids = image.parse(raw).diff_ids
-                free = len(documents) == 1
+                    diff_ids += image.parse(raw).diff_ids
+                diff_ids += [None] * len(document.layers)
+                free = len(documents) == 1  # what an index names it names by digest
                 layers = [V2PushDescriptor(self, blob, diff_id, free)
                           for blob, diff_id in zip(document.layers, diff_ids)]
                 jobs += layers[::-1] + [V2PushDescriptor(self, document.config, shown=False)]
@@ -200,14 +214,15 @@ class V2PushDescriptor(UploadDescriptor):
         self.id = self._what.short if shown else ""
         entries = pusher.store.metadata.get_metadata(diff_id) if diff_id else []
         as_it_is = [entry for entry in entries if entry.digest == blob.digest]
-        self._free = free and not as_it_is and blob.media_type in _COMPRESSED
+        self._free = free and diff_id is not None and not as_it_is and blob.media_type in _COMPRESSED
         self._budget = budget(blob.size)
         #: Is looking for it anywhere cheaper than sending it?
         self._large = self._budget.mounts > 1
-        # Without a word of ours, somebody else may have put there what we have.
-        unseen = [V2Metadata(blob.digest, "")] if self._large else []
+        # Without a word of ours, somebody else may have put there what we have;
+        # and of what is no layer we remember nothing.
+        unseen = [V2Metadata(blob.digest, "")] if self._large or diff_id is None else []
         self.entries = entries if self._free else as_it_is or unseen
-        self._checked: Set[Digest] = set()
+        self._checked = set(pusher.checked)
 
     def upload(self, transfer: Transfer) -> PushedLayer:
         pusher = self._pusher
@@ -224,10 +239,12 @@ class V2PushDescriptor(UploadDescriptor):
                 candidates = mount_candidates(pusher.target, pusher.key, mounts, self.entries)
                 source, upload = self.mount(candidates, transfer.cancel)
                 if source is not None:
-                    there = self._here(source.digest, transfer.cancel)
+                    same = source.digest == self.blob.digest
+                    there = self.blob if same else self._here(source.digest, transfer.cancel)
+                if source is not None and there is not None:
                     self._remember(source.digest)
                     path = source.source_repository.partition("/")[2]
-                    return self._done(transfer, "Mounted from %s" % path, there or self.blob)
+                    return self._done(transfer, "Mounted from %s" % path, there)
                 there = self.already_exists(elsewhere, checks - len(self._checked), transfer.cancel)
             if there is not None:
                 return self._done(transfer, "Layer already exists", there)
@@ -253,7 +270,7 @@ class V2PushDescriptor(UploadDescriptor):
             self._checked.add(entry.digest)
             try:
                 there = self._here(entry.digest, cancel)
-            except RegistryError:
+            except (NetworkError, RegistryError):
                 continue  # no answer to this is a reason to fail
             if there is not None:
                 if not ours or not check_hmac(pusher.key, entry):
@@ -301,6 +318,8 @@ class V2PushDescriptor(UploadDescriptor):
 
     def _send(self, transfer: Transfer, upload: Optional[Upload]) -> Descriptor:
         pusher, cancel, blob = self._pusher, transfer.cancel, self.blob
+        if not pusher.store.content.has(blob.digest, blob.size):
+            raise _corrupt(blob.digest)
         meter = Meter(transfer.progress if self.id else discard, self.id, "Pushing", blob.size)
         with pusher.store.content.open(blob.digest) as file:
             if self._free:

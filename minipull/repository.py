@@ -144,8 +144,8 @@ class Repository:
             if exc.status == 404:
                 return None
             raise
-        if not re.fullmatch("[0-9]{1,18}", size):
-            raise NetworkError("%s: missing content-length header for blob" % (self.endpoint,))
+        if not size:
+            raise RegistryError(200, text="missing content-length header for blob")
         return int(size)
 
     def foreign_blob(self, url: str, cancel: Cancel, offset: int) -> Response:

@@ -23,8 +23,7 @@ from . import manifest
 from .blobs import Blobs, asked_digest, created
 from .catalog import Catalog, is_name
 from .collect import delete
-from .descriptor import (OCI_INDEX, Descriptor, digest_at, is_foreign, object_at, parse_json,
-                         string_at)
+from .descriptor import OCI_INDEX, Descriptor, is_foreign
 from .digest import Digest
 from .errors import (ContentMismatch, Error, InvalidDocument, InvalidReference, NotFound,
                      PolicyError, RateLimited, StorageError, Unsupported)
@@ -304,18 +303,10 @@ def _refusing() -> Iterator[None]:
 
 def _referral(document: manifest.Document, digest: Digest) -> Tuple[Optional[Digest], Dict[str, Any]]:
     """The subject of a manifest, and how it is listed among what refers to that."""
-    members = parse_json(document.raw, "manifest")
-    subject = object_at(members, "subject", "manifest")
-    kind = string_at(members, "artifactType", "manifest")
-    if isinstance(document, manifest.Manifest):
-        kind = kind or document.config.media_type
-    notes = object_at(members, "annotations", "manifest")
-    bare = document.descriptor._replace(digest=digest)
-    entry = bare._replace(
-        artifact_type=kind, annotations={key: string_at(notes, key, "annotations") for key in notes}
-    ).to_json()
-    found = digest_at(subject, "digest", "subject") if subject else None
-    return found, entry if len(json.dumps(entry)) <= SMALL else bare.to_json()
+    entry = manifest.listed(document)._replace(digest=digest).to_json()
+    if len(json.dumps(entry)) > SMALL:
+        entry = document.descriptor._replace(digest=digest).to_json()
+    return document.subject.digest if document.subject else None, entry
 
 
 def _page(request: Request, items: Sequence[str]) -> Tuple[List[str], Headers]:

@@ -11,6 +11,7 @@ Mirrors moby's pkg/archive (DecompressStream).  RFC 1952 for gzip members.
 import contextlib
 import importlib
 import os
+import queue
 import re
 import subprocess
 import threading
@@ -96,6 +97,49 @@ def decompressed(file: BinaryIO, cancel: Cancel, zstd: Optional[str] = None,
             raise InvalidDocument("layer is compressed with bzip2 or xz, which no registry layer may be")
         else:
             yield from pieces(file.fileno(), cancel, raw)
+
+
+@contextlib.contextmanager
+def ahead(pieces: Iterator[Buffer], depth: int = 4) -> Iterator[Iterator[Buffer]]:
+    """The same pieces, made by a thread that is ``depth`` of them ahead of who takes them.
+
+    Pieces must not change once they are made.  At the end of the block the
+    thread has ended.
+    """
+    made: "queue.Queue[Optional[Buffer]]" = queue.Queue(depth)
+    left = threading.Event()
+    errors: List[BaseException] = []
+
+    def make() -> None:
+        try:
+            for piece in pieces:
+                made.put(piece)
+                if left.is_set():
+                    break
+        except BaseException as exc:
+            errors.append(exc)
+        finally:
+            made.put(None)
+
+    def take() -> Iterator[Buffer]:
+        while True:
+            piece = made.get()
+            if piece is None:
+                break
+            yield piece
+        if errors:
+            raise errors[0]
+
+    thread = threading.Thread(target=make, name="ahead", daemon=True)
+    thread.start()
+    try:
+        yield take()
+    finally:
+        left.set()
+        while thread.is_alive():
+            with contextlib.suppress(queue.Empty):
+                made.get(timeout=0.01)
+        thread.join()
 
 
 def pieces(fd: int, cancel: Cancel, raw: Optional[Verifier] = None,

@@ -13,7 +13,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 
 from .connection import Body
 from .descriptor import Descriptor
-from .download import MAX_ATTEMPTS, MAX_BREAKS, locked
+from .download import MAX_ATTEMPTS, MAX_BREAKS
 from .errors import NetworkError, RegistryError
 from .progress import Output, Progress
 from .repository import Repository, Upload
@@ -63,18 +63,19 @@ class LayerUploadManager:
                 if blob.id:
                     output(Progress(id=blob.id, action="Preparing"))
                 if blob.key not in watchers:
-                    work = functools.partial(self._work, blob)
                     waiting = Progress(id=blob.id, action="Waiting") if blob.id else None
                     watchers[blob.key] = self.transfers.transfer(
-                        blob.key, functools.partial(locked, store, work) if store else work,
-                        output, waiting, cancel)
+                        blob.key, functools.partial(self._work, store, blob), output, waiting, cancel)
                     stack.callback(self.transfers.release, watchers[blob.key])
             self.transfers.wait(list(watchers.values()), cancel)
             return [watchers[blob.key].transfer.result for blob in blobs]
 
-    def _work(self, blob: UploadDescriptor, transfer: Transfer) -> Any:
-        return transfer.attempt(
-            lambda: blob.upload(transfer), blob.id, self._attempts, self._tick)
+    def _work(self, store: Optional[Store], blob: UploadDescriptor, transfer: Transfer) -> Any:
+        with contextlib.ExitStack() as stack:
+            if store is not None:  # this may outlive the push that it works for
+                stack.enter_context(store.using(transfer.cancel))
+            return transfer.attempt(
+                lambda: blob.upload(transfer), blob.id, self._attempts, self._tick)
 
 
 def send_blob(repository: Repository, blob: Descriptor, source: Callable[[int, int], Body],
@@ -102,10 +103,12 @@ def send_blob(repository: Repository, blob: Descriptor, source: Callable[[int, i
         except (NetworkError, RegistryError) as exc:
             cancel.check()
             if isinstance(exc, RegistryError) and exc.status == 413:
-                raise exc.within("too much for one request, try --chunk-size") from exc
-            resumed = isinstance(exc, RegistryError) and exc.code == "DIGEST_INVALID" and best
+                error = exc.within("too much for one request, try --chunk-size")
+                error.retry = False
+                raise error from exc
+            wrong = isinstance(exc, RegistryError) and exc.code == "DIGEST_INVALID"
             again = exc.status in _RESUMED if isinstance(exc, RegistryError) else exc.retry
-            if upload is None or not (again or resumed):
+            if upload is None or not (again or wrong and best):
                 raise
             try:
                 # Its answer may have been lost, and not the blob.
@@ -115,10 +118,10 @@ def send_blob(repository: Repository, blob: Descriptor, source: Callable[[int, i
                 upload.sync(cancel)
             except (NetworkError, RegistryError):
                 upload = None
-            if upload is not None and upload.offset > blob.size:
-                upload = None
+            if upload is not None and (wrong or not 0 < upload.offset <= blob.size):
+                upload = None  # there is nothing, or nothing of this, to go on from
             offset = upload.offset if upload else 0
-            best, stuck = max(best, offset), 0 if offset > best else stuck + 1
+            best, stuck = 0 if wrong else max(best, offset), 0 if offset > best else stuck + 1
             breaks -= 1
             if not breaks or stuck > len(_STUCK_DELAYS):
                 raise exc

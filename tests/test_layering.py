@@ -14,7 +14,7 @@ SPDX = "# SPDX-License-Identifier: Apache-2.0"
 DOCUMENTS = {"descriptor", "reference", "manifest", "image", "schema1", "es256", "tar"}
 OUTSIDE = {"os", "socket", "http", "urllib.request", "threading"}
 #: May read the environment and print.
-ENTRY = {"accounts", "cli", "commands", "context", "remote", "render", "services", "settings", "doctor",
+ENTRY = {"accounts", "cli", "commands", "context", "remote", "render", "services", "settings", "doctor", "trees",
          "__main__"}
 LATE_IMPORTS = {"cli", "__init__"}
 STDLIB = set(sys.stdlib_module_names) | {"compression"}  # the latter since 3.14
