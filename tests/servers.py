@@ -397,6 +397,116 @@ class ScriptedServer(_Server):
         return error(404, "NOT_FOUND")
 
 
+class Uploads:
+    """Rules by which a :class:`ScriptedServer` takes what is pushed to ``repository``.
+
+    ``blobs`` and ``manifests`` is what it has, ``elsewhere`` what can be mounted,
+    by repository.  A Location is good for one request; ``base`` is where the next
+    ones point to.  The actions are there for faults to be laid over the rules.
+    """
+
+    def __init__(self, server: ScriptedServer, repository: str = "r", base: str = "") -> None:
+        self.blobs: Dict[str, bytes] = {}
+        self.manifests: Dict[str, bytes] = {}
+        self.elsewhere: Dict[str, Dict[str, bytes]] = {}
+        self.sessions: Dict[str, bytearray] = {}  # by number
+        self.extra: Dict[str, str] = {}  # headers of every answer about an upload
+        self.base = base or "/v2/%s/blobs/uploads/" % repository
+        self._states: Dict[str, int] = {}
+        path = "/v2/%s/" % re.escape(repository)
+        for method, pattern, action in (
+                ("HEAD", "blobs/sha256:", self.stat), ("POST", "blobs/uploads/", self.start),
+                ("PATCH", "blobs/uploads/", self.append), ("GET", "blobs/uploads/", self.status),
+                ("PUT", "blobs/uploads/", self.commit), ("DELETE", "blobs/uploads/", self.cancel),
+                ("PUT", "manifests/", self.put)):
+            server.on(method, "^" + path + pattern, action)
+
+    def stat(self, connection: Connection) -> None:
+        found = self.blobs.get(connection.request.path.rpartition("/")[2])
+        (error(404, "BLOB_UNKNOWN") if found is None else reply(200, found))(connection)
+
+    def start(self, connection: Connection) -> None:
+        query = connection.request.query
+        blobs = self.elsewhere.get(query.get("from", ""), {})
+        if query.get("mount") in blobs:
+            self.blobs[query["mount"]] = blobs[query["mount"]]
+            return reply(201)(connection)
+        name = str(len(self._states) + 1)
+        self.sessions[name], self._states[name] = bytearray(), 0
+        self._answer(connection, 202, name)
+
+    def append(self, connection: Connection, stop: Optional[int] = None) -> None:
+        """Take a PATCH; with ``stop`` the connection is reset once so many bytes are held."""
+        name = self._opened_as(connection)
+        if not name:
+            return
+        held = self.sessions[name]
+        start = re.match("[0-9]+", connection.request.headers.get("content-range", ""))
+        if start and int(start.group()) != len(held):
+            return error(416, "RANGE_INVALID")(connection)
+        for piece in connection.unread:
+            held += piece
+            if stop is not None and len(held) >= stop:
+                del held[stop:]
+                connection.reset()
+        self._answer(connection, 202, name)
+
+    def status(self, connection: Connection) -> None:
+        name = self._opened_as(connection)
+        if name:
+            self._answer(connection, 204, name)
+
+    def commit(self, connection: Connection, heard: bool = True) -> None:
+        name = self._opened_as(connection)
+        if not name:
+            return
+        data = bytes(self.sessions.pop(name)) + connection.body()
+        digest = connection.request.query["digest"]
+        if digest != "sha256:" + hashlib.sha256(data).hexdigest():
+            return error(400, "DIGEST_INVALID")(connection)
+        self.blobs[digest] = data
+        if not heard:
+            connection.reset()
+        reply(201)(connection)
+
+    def cancel(self, connection: Connection) -> None:
+        name = self._opened_as(connection)
+        if name:
+            del self.sessions[name]
+            reply(204)(connection)
+
+    def put(self, connection: Connection) -> None:
+        """Take a manifest all of whose parts are here."""
+        data = connection.body()
+        document = json.loads(data)
+        blobs = [item["digest"] for item in document.get("layers", []) if not item.get("urls")]
+        blobs += [document["config"]["digest"]] if "config" in document else []
+        children = [item["digest"] for item in document.get("manifests", [])]
+        if set(blobs) - set(self.blobs) or set(children) - set(self.manifests):
+            return error(404, "MANIFEST_BLOB_UNKNOWN")(connection)
+        digest = "sha256:" + hashlib.sha256(data).hexdigest()
+        self.manifests[digest] = self.manifests[connection.request.path.rpartition("/")[2]] = data
+        reply(201, headers={"Docker-Content-Digest": digest})(connection)
+
+    def _opened_as(self, connection: Connection) -> str:
+        """The upload that a request is about; answers it if that is gone or its Location is old."""
+        request = connection.request
+        name = request.path.rpartition("/")[2]
+        if name not in self.sessions:
+            error(404, "BLOB_UPLOAD_UNKNOWN")(connection)
+        elif request.query.get("_state") != str(self._states[name]):
+            error(400, "BLOB_UPLOAD_INVALID")(connection)
+        else:
+            return name
+        return ""
+
+    def _answer(self, connection: Connection, status: int, name: str) -> None:
+        self._states[name] += 1
+        last = max(0, len(self.sessions[name]) - 1)
+        reply(status, headers={"Location": "%s%s?_state=%d" % (self.base, name, self._states[name]),
+                               "Range": "0-%d" % last, **self.extra})(connection)
+
+
 # -- tokens --------------------------------------------------------------------
 
 
@@ -620,6 +730,7 @@ class FaultProxy(_Server):
                 if fault == "cut-upload" and left <= 0:
                     connection.reset()
                 upstream.send(b"%x\r\n%s\r\n" % (len(data), data) if chunked else data)
+                connection.wait(self.pace)
             if chunked:
                 upstream.send(b"0\r\n\r\n")
             response = upstream.getresponse()

@@ -197,7 +197,7 @@ def test_a_ca_file_that_can_not_be_read_is_an_error_of_the_disk(tmp_path: Path) 
 
 @pytest.mark.parametrize("url, folder", [
     ("https://r.com:5000", "r.com:5000"), ("https://r.com", "r.com"), ("https://r.com", "r.com:443"),
-    ("https://[::1]:5000", "[::1]:5000"), ("https://registry-1.docker.io", "docker.io")])
+    ("https://[2001:db8::1]:5000", "[2001:db8::1]:5000"), ("https://registry-1.docker.io", "docker.io")])
 def test_certs_d_is_for_one_host_and_the_first_counts(
     certificates: Certificates, tmp_path: Path, url: str, folder: str
 ) -> None:
@@ -216,6 +216,11 @@ def test_certs_d_is_for_one_host_and_the_first_counts(
     (roots[1] / folder / "x.key").write_text("")
     with pytest.raises(InvalidReference, match="missing client certificate x.cert for key x.key"):
         authorities(url)
+
+
+def test_who_is_not_verified_needs_no_authorities() -> None:
+    context = RegistryService().tls_context(Origin.of("https://[::1]:5000"))
+    assert (context.get_ca_certs(), context.verify_mode) == ([], ssl.CERT_NONE)
 
 
 # -- headers -------------------------------------------------------------------
