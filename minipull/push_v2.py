@@ -30,7 +30,7 @@ from .reference import Reference
 from .repository import Repository, Upload
 from .store import MAX_CONFIG, Store, is_runnable
 from .streams import BUFFER, Buffer, Cancel, pieces
-from .upload import LayerUploadManager, UploadDescriptor, send_blob
+from .upload import LayerUploadManager, UploadDescriptor, send_blob, send_stream
 from .xfer import Transfer
 
 #: What an uncompressed layer is called, and what it is when it has been compressed.
@@ -339,26 +339,21 @@ class V2PushDescriptor(UploadDescriptor):
     def _send_compressed(self, file: BinaryIO, meter: Meter, cancel: Cancel,
                          upload: Optional[Upload]) -> Descriptor:
         """Compress while sending, the same way each time; the digest is known at the end."""
-        repository = self._pusher.repository
-        verifier = Verifier()
 
         def compressed() -> Iterator[Buffer]:
-            nonlocal verifier
-            verifier, raw = Verifier(), Verifier()
+            raw = Verifier()
             file.seek(0)
             compressor = zlib.compressobj(wbits=31)  # a header without name and time
             for piece in pieces(file.fileno(), cancel, raw, BUFFER):
                 meter.move(raw.size)
-                yield from _seen(verifier, compressor.compress(piece))
+                yield compressor.compress(piece)
             if raw.digest != self.blob.digest:
                 raise _corrupt(self.blob.digest)
-            yield from _seen(verifier, compressor.flush())
+            yield compressor.flush()
 
-        upload = upload or repository.start_upload(cancel)
-        assert upload is not None
-        upload.append(Body(compressed), cancel)
-        upload.commit(verifier.digest, cancel)
-        return self._compressed(verifier.digest, verifier.size)
+        sent = send_stream(
+            self._pusher.repository, compressed, cancel, upload, self._pusher.chunk_size)
+        return self._compressed(sent.digest, sent.size)
 
     # What we remember is a cache: a store that can't be written to can be pushed from.
 
@@ -371,12 +366,6 @@ class V2PushDescriptor(UploadDescriptor):
     def _forget(self, entry: V2Metadata) -> None:
         with contextlib.suppress(StorageError):
             self._pusher.store.metadata.remove(entry)
-
-
-def _seen(verifier: Verifier, data: bytes) -> Iterator[bytes]:
-    if data:
-        verifier.update(data)
-        yield data
 
 
 def _corrupt(digest: Digest) -> StorageError:

@@ -9,22 +9,22 @@ Mirrors moby's distribution/xfer/upload.go.
 import abc
 import contextlib
 import functools
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Union
 
 from .connection import Body
 from .descriptor import Descriptor
+from .digest import Verifier
 from .download import MAX_ATTEMPTS, MAX_BREAKS
 from .errors import NetworkError, RegistryError
 from .progress import Output, Progress
 from .repository import Repository, Upload
 from .store import Store
-from .streams import Cancel
+from .streams import Buffer, Cancel
 from .xfer import Transfer, TransferManager, Watcher
 
 CONCURRENT_UPLOADS = 5
 SMALL = 1 << 20  # bytes; up to here a blob is sent along with its commit
 _STUCK_DELAYS = (0.2, 0.5, 1.0)  # seconds, before what did not move at all is tried again
-#: Another session, or what is left of this one, may still do.
 _RESUMED = frozenset((404, 408, 410, 416, 499, 500, 502, 503, 504))
 
 
@@ -102,13 +102,8 @@ def send_blob(repository: Repository, blob: Descriptor, source: Callable[[int, i
             return
         except (NetworkError, RegistryError) as exc:
             cancel.check()
-            if isinstance(exc, RegistryError) and exc.status == 413:
-                error = exc.within("too much for one request, try --chunk-size")
-                error.retry = False
-                raise error from exc
             wrong = isinstance(exc, RegistryError) and exc.code == "DIGEST_INVALID"
-            again = exc.status in _RESUMED if isinstance(exc, RegistryError) else exc.retry
-            if upload is None or not (again or wrong and best):
+            if not (_passes(exc) or wrong and best) or upload is None:
                 raise
             try:
                 # Its answer may have been lost, and not the blob.
@@ -126,3 +121,53 @@ def send_blob(repository: Repository, blob: Descriptor, source: Callable[[int, i
             if not breaks or stuck > len(_STUCK_DELAYS):
                 raise exc
             cancel.pause(_STUCK_DELAYS[stuck - 1] if stuck else 0)
+
+
+def send_stream(repository: Repository, stream: Callable[[], Iterable[Buffer]], cancel: Cancel,
+                upload: Optional[Upload] = None, chunk_size: int = 0) -> Verifier:
+    """Send a blob that is made on its way, after a break all of it; returns what it was.
+
+    Of a ``chunk_size`` (bytes) so many are held in memory.
+    """
+    delays = list(_STUCK_DELAYS)
+    verifier = Verifier()
+
+    def pieces() -> Iterator[Buffer]:
+        nonlocal verifier
+        verifier = Verifier()
+        for piece in stream():
+            verifier.update(piece)
+            yield piece
+
+    def bodies(most: int) -> Iterator[Body]:
+        held = bytearray()
+        for piece in pieces():
+            held += piece
+            while len(held) > most:
+                yield Body.of(bytes(held[:most]))
+                del held[:most]
+        yield Body.of(bytes(held))
+
+    while True:
+        try:
+            upload = upload or repository.start_upload(cancel)
+            assert upload is not None
+            most = max(chunk_size, upload.least)
+            for body in bodies(most) if chunk_size else [Body(pieces)]:
+                upload.append(body, cancel, chunk=True)
+            upload.commit(verifier.digest, cancel)
+            return verifier
+        except (NetworkError, RegistryError) as exc:
+            if not _passes(exc) or upload is None or not delays:
+                raise
+        upload = None
+        cancel.pause(delays.pop(0))
+
+
+def _passes(exc: Union[NetworkError, RegistryError]) -> bool:
+    """Whether another session, or what is left of this one, may still do."""
+    if isinstance(exc, RegistryError) and exc.status == 413:
+        error = exc.within("too much for one request, try --chunk-size")
+        error.retry = False
+        raise error from exc
+    return exc.status in _RESUMED if isinstance(exc, RegistryError) else exc.retry

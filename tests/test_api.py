@@ -12,8 +12,9 @@ import minipull
 from conftest import ROOT, clean_env, run, wait_until
 from minipull.check import check
 from minipull.download import LayerDownloadManager
+from minipull.upload import LayerUploadManager
 from minipull.progress import Progress
-from servers import ScriptedServer, content, drip, error, head, hold, send
+from servers import ScriptedServer, Uploads, content, drip, error, head, hold, send
 
 
 @pytest.fixture
@@ -116,6 +117,38 @@ def test_a_progress_callback_that_raises_ends_its_pull(
     assert store.images() == []
     minipull.pull(server.host + "/r", store)
     assert check(store) == []
+
+
+def test_the_library_pushes_what_it_pulled(
+        server: ScriptedServer, store: minipull.Store, tmp_path: Path) -> None:
+    layout, made = images.single(tmp_path / "layout")
+    server.serve(layout.root, "r")
+    target = Uploads(server, "other")
+    seen: List[Progress] = []
+    image = minipull.pull(server.host + "/r", store)
+    [pushed] = minipull.push(
+        image.name, store, dest=server.host + "/other:1", progress=seen.append, uploads=LayerUploadManager(2))
+    assert target.manifests["1"] == made.raw and pushed.descriptor.digest == image.source
+    assert [str(layer.blob) for layer in pushed.layers] == [
+        layer.descriptor["digest"][7:19] for layer in made.layers]
+    assert {event.action for event in seen} >= {"Preparing", "Pushed"}
+
+
+@pytest.mark.parametrize("when", ["message", "Preparing", "Pushed"])
+def test_a_progress_callback_that_raises_ends_its_push(
+        server: ScriptedServer, store: minipull.Store, tmp_path: Path, when: str) -> None:
+    layout, _ = images.single(tmp_path / "layout")
+    server.serve(layout.root, "r")
+    minipull.pull(server.host + "/r", store)
+    target = Uploads(server)
+
+    def progress(event: Progress) -> None:
+        if when in (event.action, "message" if event.message else ""):
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        minipull.push(server.host + "/r", store, progress=progress)
+    assert target.manifests == {}
 
 
 # -- one manager for several pulls ---------------------------------------------------

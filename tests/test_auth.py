@@ -13,7 +13,7 @@ import pytest
 
 from minipull import transport as transport_module
 from minipull.auth import Authorizer, parse_challenges
-from minipull.connection import Origin
+from minipull.connection import Body, Origin
 from minipull.auth import Credential
 from minipull.endpoints import RegistryService
 from minipull.errors import Error, InvalidReference, NetworkError, PolicyError, RegistryError, Unauthorized
@@ -58,8 +58,8 @@ def make() -> Iterator[Made]:
         transport.close()
 
 
-def get(authorizer: Authorizer, url: str, cancel: Optional[Cancel] = None) -> int:
-    with authorizer.request("GET", url, {}, cancel or Cancel()) as response:
+def get(authorizer: Authorizer, url: str, cancel: Optional[Cancel] = None, scope: str = "") -> int:
+    with authorizer.request("GET", url, {}, cancel or Cancel(), scope=scope) as response:
         response.read(1 << 20)
         return response.status
 
@@ -161,6 +161,54 @@ def test_a_token_serves_until_it_is_refused(server: ScriptedServer, make: Made) 
     for _ in range(2):
         assert get(authorizer, server.url + "/v2/x") == 200
     assert len(server.seen(pattern="/token")) == 2
+
+
+def test_a_request_that_needs_more_has_a_token_of_its_own(server: ScriptedServer, make: Made) -> None:
+    other = "repository:other:pull"
+    server.on("GET", "/v2/", challenge('Bearer realm="%s/token"' % server.url), reply(200))
+    server.on("GET", "/token", token({"token": "narrow"}), token({"token": "wide"}), token({"token": "again"}))
+    authorizer = make(server)
+    for scope in ("", other, other, ""):
+        assert get(authorizer, server.url + "/v2/x", scope=scope) == 200
+    scopes = [parse_qs(request.target.partition("?")[2])["scope"] for request in server.seen(pattern="/token")]
+    assert scopes == [[SCOPE], [SCOPE, other]]
+    used = [request.headers.get("authorization") for request in server.seen(pattern="/v2/")]
+    assert used == [None, *("Bearer " + name for name in ("narrow", "wide", "wide", "narrow"))]
+    server.on("GET", "/v2/", challenge('Bearer realm="%s/token"' % server.url), reply(200))
+    assert get(authorizer, server.url + "/v2/x", scope=other) == 200
+    assert get(authorizer, server.url + "/v2/x") == 200
+    used = [request.headers.get("authorization") for request in server.seen(pattern="/v2/")]
+    assert used[-3:] == ["Bearer wide", "Bearer again", "Bearer narrow"]
+
+
+def test_a_token_server_that_refuses_more_leaves_what_there_was(server: ScriptedServer, make: Made) -> None:
+    server.on("GET", "/v2/", challenge('Bearer realm="%s/token"' % server.url), reply(200))
+    server.on("GET", "/token", token({"token": "narrow"}), error(403, "DENIED"))
+    authorizer = make(server)
+    assert get(authorizer, server.url + "/v2/x") == 200
+    with pytest.raises(Unauthorized, match="token server .*denied"):
+        get(authorizer, server.url + "/v2/x", scope="repository:secret:pull")
+    assert get(authorizer, server.url + "/v2/x") == 200
+    assert server.requests[-1].headers["authorization"] == "Bearer narrow"
+
+
+def test_a_refresh_token_may_ask_for_several_scopes(server: ScriptedServer, make: Made) -> None:
+    bodies: List[bytes] = []
+    server.on("GET", "/v2/", challenge('Bearer realm="%s/token"' % server.url), reply(200))
+    server.on("POST", "/token", [lambda connection: bodies.append(connection.body()), token()])
+    authorizer = make(server, Credential(identity_token="r0"))
+    assert get(authorizer, server.url + "/v2/x", scope="repository:other:pull") == 200
+    assert parse_qs(bodies[0].decode())["scope"] == [SCOPE + " repository:other:pull"]
+
+
+def test_a_body_is_sent_again_with_the_token(server: ScriptedServer, make: Made) -> None:
+    bodies: List[bytes] = []
+    keep: Action = lambda connection: bodies.append(connection.body())  # noqa: E731
+    server.on("PATCH", "", [keep, challenge('Bearer realm="%s/token"' % server.url)], [keep, reply(202)])
+    server.on("GET", "/token", token())
+    response = make(server).request("PATCH", server.url + "/v2/x", {}, Cancel(), Body.of(b"blob"), repeat=False)
+    response.discard()
+    assert response.status == 202 and bodies == [b"blob", b"blob"]
 
 
 def test_threads_that_need_a_token_fetch_one(server: ScriptedServer, make: Made) -> None:

@@ -19,7 +19,7 @@ import minipull
 from conftest import clean_env, end, free_port, minipull_env, wait_until
 from images import Layout, Spec
 from minipull import cli, commands
-from servers import ScriptedServer, content, drip, error, head, reply, send
+from servers import ScriptedServer, Uploads, content, drip, error, head, reply, send
 
 KEYS = {"name", "digest", "image_id", "platform", "size", "created"}
 
@@ -96,7 +96,7 @@ def test_a_wrong_use_is_one_line_and_exit_2(call: Call, args: List[str]) -> None
 
 
 def test_every_command_explains_itself_with_an_example(call: Call) -> None:
-    commands = "pull images inspect tag rm gc check tags manifest digest".split()
+    commands = "pull push images inspect tag rm gc check tags manifest digest".split()
     for name in commands:
         done = call(name, "--help")
         assert done.code == 0 and "example: minipull " + name in done.out and done.err == ""
@@ -210,6 +210,113 @@ def test_a_warning_is_progress(call: Call, ref: str, home: Path, server: Scripte
     assert "warning: docker-credential-absent: not found on PATH" in done.err
 
 
+# -- push ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def target(call: Call, ref: str, server: ScriptedServer) -> Uploads:
+    """A registry that has nothing, and ``ref`` with both its tags in the store."""
+    assert call("pull", "-q", "-a", ref).code == 0
+    return Uploads(server)
+
+
+def test_push_says_what_docker_says(call: Call, ref: str, layout: Layout, target: Uploads) -> None:
+    raw = layout.read(digest(layout))
+    last = "latest: digest: %s size: %d\n" % (digest(layout), len(raw))
+    done = call("push", ref)
+    assert (done.code, done.out) == (0, "Using default tag: latest\n" + last)
+    lines = done.err.splitlines()
+    assert lines[0] == "The push refers to repository [%s]" % ref
+    for words in ("Preparing", "Pushed"):
+        assert sum(line.endswith(": " + words) for line in lines) == 2, words
+    assert target.manifests["latest"] == raw
+    done = call("push", "docker://%s:latest" % ref)
+    assert done.out == last
+    assert sum(line.endswith(": Layer already exists") for line in done.err.splitlines()) == 2
+
+
+def test_push_quiet_says_name_and_digest_only(call: Call, ref: str, layout: Layout, target: Uploads) -> None:
+    done = call("push", "-q", ref)
+    assert (done.code, done.out, done.err) == (0, "%s@%s\n" % (ref, digest(layout)), "")
+
+
+def test_push_json_is_an_array_of_what_was_pushed(
+        call: Call, ref: str, layout: Layout, target: Uploads) -> None:
+    manifest = json.loads(layout.read(digest(layout)))
+    config = json.loads(layout.read(manifest["config"]["digest"]))
+    for result in ("Pushed", "Layer already exists"):
+        done = call("push", "--format", "json", ref)
+        assert done.json == [{
+            "name": ref + ":latest", "tag": "latest", "digest": digest(layout),
+            "size": len(layout.read(digest(layout))),
+            "layers": [{"diff_id": diff_id, "digest": layer["digest"], "size": layer["size"], "result": result}
+                       for diff_id, layer in zip(config["rootfs"]["diff_ids"], manifest["layers"])]}]
+    found = call("push", "--format", "json", "-q", "-a", ref)
+    assert [item["tag"] for item in found.json] == ["latest", "other"] and found.err == ""
+
+
+def test_push_progress_json_is_the_engines_objects(call: Call, ref: str, target: Uploads) -> None:
+    events = [json.loads(line) for line in call("push", "--progress", "json", ref).err.splitlines()]
+    assert events[0] == {"status": "The push refers to repository [%s]" % ref}
+    assert {"Preparing", "Pushed"} <= {event["status"] for event in events}
+
+
+def test_push_all_tags_and_to_another_name(
+        call: Call, ref: str, layout: Layout, server: ScriptedServer, target: Uploads) -> None:
+    done = call("push", "-a", ref)
+    assert done.out == "".join("%s: digest: %s size: %d\n" % (
+        tag, digest(layout, tag), len(layout.read(digest(layout, tag)))) for tag in ("latest", "other"))
+    for args, names in (((ref + ":other", "docker://%s/s" % server.host), {"other"}),
+                        ((ref, server.host + "/s:1"), {"1"}), (("-a", ref, server.host + "/s"), {"latest", "other"})):
+        other = Uploads(server, "s")
+        assert call("push", *args).code == 0
+        assert {name for name in other.manifests if ":" not in name} == names
+
+
+def test_push_takes_a_chunk_size(call: Call, ref: str, server: ScriptedServer, target: Uploads) -> None:
+    assert call("push", "--chunk-size", "1k", ref).code == 0
+    sizes = [int(request.headers["content-length"]) for request in server.seen("PATCH")]
+    assert len(sizes) > 4 and max(sizes) == 1024
+
+
+@pytest.mark.parametrize("args, code, words", [
+    (["REF", "--chunk-size", "10q"], 2, "--chunk-size must be a size"),
+    (["REF", "a//b"], 2, "a//b: "), (["REF@DIGEST"], 2, "cannot push a digest reference"),
+    (["-a", "REF:latest"], 2, "tag can't be used with --all-tags/-a"),
+    (["REF:nope"], 3, "tag does not exist: REF:nope"),
+    (["nowhere"], 3, "An image does not exist locally with the tag: nowhere"),
+    (["REF", "--jobs", "0"], 2, "--jobs must be a number"),
+])
+def test_what_can_not_be_pushed_is_one_line(
+        call: Call, ref: str, layout: Layout, server: ScriptedServer, target: Uploads, args: List[str],
+        code: int, words: str) -> None:
+    words, *given = [text.replace("REF", ref).replace("DIGEST", digest(layout)) for text in [words, *args]]
+    done = call("push", "-q", *given)
+    assert (done.code, done.out) == (code, "")
+    assert words in done.line
+    assert server.seen("POST|PUT") == []
+
+
+@pytest.mark.parametrize("code, method, script, words", [
+    (4, "POST", error(403, "DENIED"), "denied"), (4, "POST", error(401, "UNAUTHORIZED"), "unauthorized"),
+    (5, "PUT", error(413), "too much for one request, try --chunk-size"),
+    (7, "PUT", error(400, "DIGEST_INVALID"), "in the store is corrupt; run minipull check"),
+    (8, "POST", error(429, "TOOMANYREQUESTS", {"Retry-After": "3600"}), "try again in 3600 seconds"),
+    (9, "POST", reply(302, headers={"Location": "http://127.0.0.2/"}), "refused"),
+    (5, "POST", error(500), "500"), (5, "POST", reply(202), "upload without a Location"),
+])
+def test_the_exit_code_of_a_push_says_whose_fault_it_is(
+        call: Call, ref: str, server: ScriptedServer, target: Uploads, code: int, method: str, script: Any,
+        words: str) -> None:
+    server.on(method, "/blobs/uploads/", script)
+    done = call("push", "-q", "--attempts", "1", ref)
+    assert done.code == code and done.out == ""
+    assert done.line.startswith("minipull: push %s: " % ref) and words in done.line
+
+
+# -- exit codes ------------------------------------------------------------------
+
+
 def wrong_blob(server: ScriptedServer, layout: Layout) -> None:
     server.on("GET", "/blobs/", reply(200, b"x"))
 
@@ -236,7 +343,7 @@ def test_the_exit_code_says_whose_fault_it_is(
 @pytest.mark.parametrize("name", ["a//b", "-x", "UPPER/../x", "x" * 300, "a:" + "t" * 129, "a@sha256:1",
                                   "host:99999/x", "a\n", "\x1b[31m", "", "user@host/x"])
 def test_a_malformed_name_is_exit_2_before_any_request(call: Call, root: Path, name: str) -> None:
-    for command in ("pull", "rm", "tags", "manifest", "digest"):
+    for command in ("pull", "push", "rm", "tags", "manifest", "digest"):
         done = call(command, "--", name)
         assert done.code == 2
         assert "\x1b" not in done.line

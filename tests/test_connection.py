@@ -11,11 +11,11 @@ from typing import Any, Callable, Dict, Iterator, List, Optional
 
 import pytest
 
-from minipull.connection import Connection, Origin, Response, _is_public, joined
+from minipull.connection import Body, Connection, FileBody, Origin, Response, _is_public, joined
 from minipull.endpoints import RegistryService
-from minipull.errors import Cancelled, NetworkError, PolicyError, TLSError
+from minipull.errors import Cancelled, NetworkError, PolicyError, StorageError, TLSError
 from minipull.streams import Cancel
-from servers import Certificates, ScriptedServer, close, drip, hold, reply, send
+from servers import Certificates, ScriptedServer, close, drip, head, hold, reply, send
 
 TABLES = json.loads((Path(__file__).parent / "data" / "network.json").read_text("utf-8"))
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -34,14 +34,15 @@ class Asker:
         self.made: List[Connection] = []
 
     def __call__(self, url: str, method: str = "GET", cancel: Optional[Cancel] = None, timeout: float = 10,
-                 context: Callable[[], ssl.SSLContext] = never, only_public: bool = False) -> Response:
+                 context: Callable[[], ssl.SSLContext] = never, only_public: bool = False,
+                 body: Optional[Body] = None) -> Response:
         conn = Connection(Origin.of(url), timeout, context, self.kept.append)
         self.made.append(conn)
-        return self.again(conn, url, method, cancel, only_public)
+        return self.again(conn, url, method, cancel, only_public, body)
 
     def again(self, conn: Connection, url: str, method: str = "GET", cancel: Optional[Cancel] = None,
-              only_public: bool = False) -> Response:
-        return conn.exchange(method, url, {}, None, cancel or Cancel(), only_public)
+              only_public: bool = False, body: Optional[Body] = None) -> Response:
+        return conn.exchange(method, url, {}, body, cancel or Cancel(), only_public)
 
 
 @pytest.fixture
@@ -472,3 +473,138 @@ def test_a_connection_with_something_on_it_is_not_quiet(ask: Asker, server: Scri
     end = time.monotonic() + 5
     while conn.quiet():
         assert time.monotonic() < end
+
+
+# -- what a request brings -------------------------------------------------------
+
+
+LARGE = bytes(range(251)) * 20000  # more than any buffer on its way
+
+
+def bodies(server: ScriptedServer) -> List[bytes]:
+    """What PUT requests bring, as it comes."""
+    found: List[bytes] = []
+    server.on("PUT", "", [lambda connection: found.append(connection.body()), reply(201)])
+    return found
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[Any]:
+    (tmp_path / "file").write_bytes(LARGE)
+    with open(str(tmp_path / "file"), "rb", buffering=0) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("size", [0, 1, 1 << 16, len(LARGE)])
+def test_a_body_of_known_size_arrives_whole(ask: Asker, server: ScriptedServer, size: int) -> None:
+    found, counts = bodies(server), [0]
+    body = Body(lambda: [LARGE[:100], memoryview(LARGE)[100:size]] if size > 100 else [LARGE[:size]], size,
+                counts.append)
+    ask(server.url + "/", "PUT", body=body).discard()
+    assert found == [LARGE[:size]] and server.requests[0].headers["content-length"] == str(size)
+    assert counts == sorted(counts) and counts[-1] == size
+    ask.again(ask.kept[0], server.url + "/", "PUT", body=Body.of(b"x")).close()
+    assert found[1:] == [b"x"] and server.connections == 1
+
+
+@pytest.mark.parametrize("pieces", [[], [LARGE], [b"a", memoryview(b"bc"), LARGE[:70000]]], ids=len)
+def test_a_body_of_unknown_size_goes_in_chunks(ask: Asker, server: ScriptedServer, pieces: List[Any]) -> None:
+    found, counts = bodies(server), [0]
+    ask(server.url + "/", "PUT", body=Body(lambda: pieces, None, counts.append)).discard()
+    assert found == [b"".join(pieces)] and server.requests[0].headers["transfer-encoding"] == "chunked"
+    assert "content-length" not in server.requests[0].headers
+    assert counts[-1] == len(found[0]) and len(ask.kept) == 1
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
+def test_a_part_of_a_file_is_sent_and_the_file_stays_where_it_is(
+    ask: Asker, certificates: Certificates, file: Any, tls: bool
+) -> None:
+    with ScriptedServer(tls=certificates.context() if tls else None) as server:
+        found, counts = bodies(server), [0]
+        for offset, size in ((0, len(LARGE)), (1000, 70000), (5, 0), (len(LARGE) - 1, 1)):
+            body = FileBody(file, offset, size, counts.append)
+            ask(server.url + "/", "PUT", body=body, context=trusting(certificates)).discard()
+            assert found.pop() == LARGE[offset:offset + size]
+            assert file.tell() == 0 and counts[-1] == size or not size
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
+def test_a_file_that_ends_early_is_an_error_of_the_store(
+    ask: Asker, certificates: Certificates, file: Any, tls: bool
+) -> None:
+    with ScriptedServer(tls=certificates.context() if tls else None) as server:
+        bodies(server)
+        with pytest.raises(StorageError, match="sent to %s ends at byte %d of %d" % (
+                server.host, len(LARGE) - 5, len(LARGE))):
+            ask(server.url + "/", "PUT", body=FileBody(file, 5, len(LARGE)), context=trusting(certificates))
+        assert ask.kept == []
+
+
+def test_an_error_in_what_is_sent_is_that_error(ask: Asker, server: ScriptedServer) -> None:
+    def pieces() -> Iterator[bytes]:
+        yield b"x"
+        raise StorageError("mine")
+
+    bodies(server)
+    for size in (None, 100):
+        with pytest.raises(StorageError, match="mine"):
+            ask(server.url + "/", "PUT", body=Body(pieces, size))
+    assert ask.kept == []
+
+
+@pytest.mark.parametrize("size", [None, 40 * len(LARGE)])
+def test_an_answer_in_mid_body_ends_it_and_its_connection(
+    ask: Asker, server: ScriptedServer, size: Optional[int]
+) -> None:
+    counts = [0]
+    server.on("PUT", "", [send(head(413, {"Content-Length": "2"}) + b"no"), hold(threading.Event())])
+    body = Body(lambda: [LARGE] * 40, size, counts.append)
+    with ask(server.url + "/", "PUT", body=body) as response:
+        assert (response.status, response.read(10)) == (413, b"no")
+    assert 0 < counts[-1] < 40 * len(LARGE) and ask.kept == []
+
+
+def test_over_tls_an_answer_in_mid_body_is_told_from_what_tls_says_at_its_start(
+    ask: Asker, certificates: Certificates
+) -> None:
+    counts = [0]
+    with ScriptedServer(tls=certificates.context()) as server:
+        server.on("GET", "", reply(200))
+        server.on("PUT", "", [send(head(413, {"Content-Length": "0"})), hold(threading.Event())])
+        ask(server.url + "/", context=trusting(certificates)).close()
+        body = Body(lambda: [LARGE] * 40, 40 * len(LARGE), counts.append)
+        assert ask.again(ask.kept[0], server.url + "/", "PUT", body=body).status == 413
+        assert 0 < counts[-1] < 40 * len(LARGE)
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
+def test_who_closes_in_mid_body_is_a_network_error(
+    ask: Asker, certificates: Certificates, file: Any, tls: bool
+) -> None:
+    with ScriptedServer(tls=certificates.context() if tls else None) as server:
+        server.on("PUT", "", close)
+        for body in (Body(lambda: [LARGE] * 9, 9 * len(LARGE)), FileBody(file, 0, len(LARGE))):
+            with pytest.raises(NetworkError) as caught:
+                ask(server.url + "/", "PUT", body=body, context=trusting(certificates))
+            assert caught.value.retry and server.host in str(caught.value)
+
+
+def test_who_takes_nothing_is_not_waited_for(ask: Asker, server: ScriptedServer, tmp_path: Path) -> None:
+    server.on("PUT", "", hold(threading.Event()))
+    with (tmp_path / "large").open("wb+", buffering=0) as file:
+        file.truncate(64 << 20)
+        with Stopwatch(), pytest.raises(NetworkError, match="timed out"):
+            ask(server.url + "/", "PUT", body=FileBody(file, 0, 64 << 20), timeout=0.15)
+    for body in (Body(lambda: [LARGE] * 40, 40 * len(LARGE)), Body(lambda: [LARGE] * 40)):
+        with Stopwatch(), pytest.raises(NetworkError, match="timed out"):
+            ask(server.url + "/", "PUT", body=body, timeout=0.15)
+
+
+def test_sending_ends_when_cancelled(ask: Asker, server: ScriptedServer) -> None:
+    server.on("PUT", "", hold(threading.Event()))
+    cancel = Cancel()
+    timer = later(cancel.cancel)
+    with Stopwatch(), pytest.raises(Cancelled):
+        ask(server.url + "/", "PUT", cancel=cancel, body=Body(lambda: [LARGE] * 40, 40 * len(LARGE)))
+    timer.join()

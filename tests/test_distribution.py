@@ -10,11 +10,12 @@ import images
 import minipull
 from conftest import free_port
 from minipull.auth import Credential
-from minipull.distribution import host_platform, options
+from minipull.distribution import host_platform, options, pushed_images
 from minipull.endpoints import Host
 from minipull.errors import (
     InvalidReference, NetworkError, NotFound, RegistryError, StorageError)
-from servers import Certificates, ScriptedServer, close, content, error, reply
+from servers import Certificates, ScriptedServer, Uploads, close, content, error, reply
+from test_store import keep
 
 
 @pytest.fixture
@@ -168,3 +169,96 @@ def test_machines_are_platforms(monkeypatch: pytest.MonkeyPatch, machine: str, p
 def test_windows_runs_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "name", "nt")
     assert str(host_platform()) == "windows/amd64"
+
+
+# -- what is pushed --------------------------------------------------------------
+
+
+@pytest.fixture
+def pushed(store: minipull.Store, tmp_path: Path) -> images.Image:
+    """``localhost/r`` as 1 and 2, and by digest alone ``localhost/s``."""
+    layout, made = images.single(tmp_path / "layout")
+    for name in ("localhost/r:1", "localhost/r:2"):
+        keep(store, layout, made, name)
+    keep(store, layout, made, "localhost/s@" + made.digest)
+    return made
+
+
+@pytest.mark.parametrize("name, dest, found", [
+    ("localhost/r:1", None, "localhost/r:1"), ("localhost/r:2", "localhost/x", "localhost/x:2"),
+    ("localhost/r:2", "r.com/x/y:3", "r.com/x/y:3"), ("ID", "localhost/x:3", "localhost/x:3"),
+    ("localhost/s@DIGEST", "localhost/x", "localhost/x:latest"),
+    ("localhost/s@DIGEST", "localhost/x:3", "localhost/x:3"),
+])
+def test_an_image_is_pushed_under_its_own_name_or_another(
+        store: minipull.Store, pushed: images.Image, name: str, dest: Any, found: str) -> None:
+    name = name.replace("DIGEST", pushed.digest).replace("ID", pushed.config["digest"][7:19])
+    [(image, target)] = pushed_images(name, store, dest)
+    assert (str(target), image.source) == (found, pushed.digest)
+    if "@" not in name and dest is None:
+        assert pushed_images(minipull.Reference.parse(name), store) == [(image, target)]
+
+
+def test_all_tags_are_those_of_the_name_in_their_order(store: minipull.Store, pushed: images.Image) -> None:
+    names = [str(name) for _, name in pushed_images("localhost/r", store, all_tags=True)]
+    assert names == ["localhost/r:1", "localhost/r:2"]
+    other = minipull.Reference.parse("r.com/x")
+    assert [str(name) for _, name in pushed_images("localhost/r", store, other, True)] == ["r.com/x:1", "r.com/x:2"]
+
+
+@pytest.mark.parametrize("name, dest, all_tags, kind, text", [
+    ("busybox", None, False, NotFound, "An image does not exist locally with the tag: busybox"),
+    ("busybox", None, True, NotFound, "An image does not exist locally with the tag: busybox"),
+    ("localhost/s", "localhost/x", True, NotFound, "An image does not exist locally with the tag: localhost/s"),
+    ("localhost/r:3", None, False, NotFound, "tag does not exist: localhost/r:3"),
+    ("localhost/r", None, False, NotFound, "tag does not exist: localhost/r:latest"),
+    ("localhost/r", "localhost/x", False, NotFound, "No such image: localhost/r:latest"),
+    ("localhost/r@DIGEST", None, False, InvalidReference, "cannot push a digest reference"),
+    ("localhost/r:1", "localhost/x@DIGEST", False, InvalidReference, "cannot push a digest reference"),
+    ("localhost/r:1", None, True, InvalidReference, "tag can't be used with --all-tags/-a"),
+    ("localhost/r", "localhost/x:1", True, InvalidReference, "tag can't be used with --all-tags/-a"),
+    ("localhost/r@DIGEST", "localhost/x", True, InvalidReference, "tag can't be used with --all-tags/-a"),
+])
+def test_what_can_not_be_pushed_is_said_in_the_engines_words(
+        store: minipull.Store, pushed: images.Image, name: str, dest: Any, all_tags: bool, kind: type,
+        text: str) -> None:
+    name, dest = name.replace("DIGEST", pushed.digest), dest and dest.replace("DIGEST", pushed.digest)
+    with pytest.raises(kind) as caught:
+        pushed_images(name, store, dest, all_tags)
+    assert str(caught.value) == text
+
+
+def test_a_mirror_is_never_pushed_to(
+        server: ScriptedServer, foreign: ScriptedServer, store: minipull.Store, tmp_path: Path) -> None:
+    layout, made = images.single(tmp_path / "layout")
+    keep(store, layout, made, server.host + "/r:1")
+    uploads = Uploads(server)
+    minipull.push(server.host + "/r:1", store, service=mirrored(foreign.url, domain=server.host))
+    assert uploads.manifests["1"] == made.raw and foreign.requests == []
+
+
+def test_the_error_of_a_push_says_what_failed_on_whom(
+        server: ScriptedServer, store: minipull.Store, tmp_path: Path) -> None:
+    layout, made = images.single(tmp_path / "layout")
+    keep(store, layout, made, server.host + "/r:1")
+    server.on("POST", "", error(403, "DENIED"))
+    with pytest.raises(RegistryError) as caught:
+        minipull.push(server.host + "/r:1", store)
+    assert str(caught.value) == "push %s/r: denied (%s)" % (server.host, server.host)
+    assert caught.value.exit_code == 4 and len(server.seen("POST")) <= 4
+    dead = "127.0.0.1:%d" % free_port()
+    with pytest.raises(NetworkError, match="push %s/x: .*refused" % dead) as silent:
+        minipull.push(server.host + "/r:1", store, dest=dead + "/x")
+    assert silent.value.exit_code == 5
+
+
+def test_of_several_tags_the_first_that_fails_is_the_last(
+        server: ScriptedServer, store: minipull.Store, tmp_path: Path) -> None:
+    layout, made = images.single(tmp_path / "layout")
+    for tag in "123":
+        keep(store, layout, made, "%s/r:%s" % (server.host, tag))
+    uploads = Uploads(server)
+    server.on("PUT", "/manifests/2", error(403, "DENIED"))
+    with pytest.raises(RegistryError):
+        minipull.push(server.host + "/r", store, all_tags=True)
+    assert set(uploads.manifests) == {"1", made.digest}

@@ -2,12 +2,13 @@
 import errno
 import fcntl
 import os
+import socket
 import stat
 import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any, Callable, List, Tuple
+from typing import Any, Callable, Iterator, List, Optional, Tuple
 
 import pytest
 
@@ -389,3 +390,78 @@ def test_an_unknown_holder_is_another_process(
     monkeypatch.setattr(files, "open", opened, raising=False)
     with pytest.raises(Locked, match="lock is locked by another process; wait"):
         lock(other, path, True, timeout=0)
+
+
+# -- sending ---------------------------------------------------------------------
+
+
+class Pair:
+    """Two ends of a connection, and a file to be sent over it."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.data = (bytes(range(251)) * (size // 251 + 1))[:size]
+        path.write_bytes(self.data)
+        self.near, self.far = socket.socketpair()
+        self.file = open(str(path), "rb", buffering=0)
+        self.got = bytearray()
+
+    def receive(self) -> None:
+        for data in iter(lambda: self.far.recv(1 << 16), b""):
+            self.got += data
+
+    def close(self) -> None:
+        for each in (self.near, self.far, self.file):
+            each.close()
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Pair]:
+    made = Pair(tmp_path / "file", 3 << 20)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("timeout", [None, 10.0])
+@pytest.mark.parametrize("sendfile", [True, False])
+def test_a_part_of_a_file_arrives_whatever_the_system_has(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, timeout: Optional[float], sendfile: bool
+) -> None:
+    if not sendfile:
+        def give_up(*args: object) -> int:
+            raise getattr(socket, "_GiveupOnSendfile")
+
+        monkeypatch.delattr(os, "sendfile")
+        monkeypatch.setattr(socket.socket, "_sendfile_use_sendfile", give_up)
+    pair.near.settimeout(timeout)
+    thread = threading.Thread(target=pair.receive)
+    thread.start()
+    counts = list(files.send(pair.near, pair.file, 1000, 2000000))
+    counts += files.send(pair.near, pair.file, 0, 1)
+    pair.near.shutdown(socket.SHUT_WR)
+    thread.join(TIMEOUT)
+    assert sum(counts) == 2000001 and (max(counts) <= 128 << 10 or not sendfile)
+    assert pair.got == pair.data[1000:2001000] + pair.data[:1]
+
+
+def test_a_file_that_is_shorter_ends_early(pair: Pair) -> None:
+    pair.near.settimeout(10)
+    thread = threading.Thread(target=pair.receive)
+    thread.start()
+    size = len(pair.data)
+    assert sum(files.send(pair.near, pair.file, size - 5, 100)) == 5
+    assert list(files.send(pair.near, pair.file, size, 100)) == []
+    pair.near.shutdown(socket.SHUT_WR)
+    thread.join(TIMEOUT)
+
+
+def test_who_takes_nothing_is_waited_for_until_the_timeout(pair: Pair) -> None:
+    pair.near.settimeout(0.05)
+    with pytest.raises(socket.timeout):
+        list(files.send(pair.near, pair.file, 0, len(pair.data)))
+
+
+def test_who_has_gone_is_an_error_of_the_system(pair: Pair) -> None:
+    pair.near.settimeout(10)
+    pair.far.close()
+    with pytest.raises(OSError):
+        list(files.send(pair.near, pair.file, 0, len(pair.data)))

@@ -45,6 +45,9 @@ def test_pulls_checks_and_lists(
         assert (row["name"], row["digest"], row["platform"]) == (name, index.digest, "linux/arm/v7")
         assert json.loads(call("inspect", name))["source"] == index.digest
         assert json.loads(call("check", "--format", "json")) == {"ok": True, "problems": []}
+        copy = "%s/interpreters/%s" % (proxy.host, Path(python).resolve().parent.parent.name)
+        child = json.loads(index.raw)["manifests"][images.PLATFORMS.index("linux/arm/v7")]["digest"]
+        assert "1: digest: " + child in call("push", *remote, name, copy)
         call("rm", name)
         call("gc", "--keep", "0")
         assert list((root / "blobs" / "sha256").iterdir()) == []

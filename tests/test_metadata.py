@@ -4,15 +4,17 @@ import errno
 import json
 import os
 from pathlib import Path
-from typing import List
+from typing import Any, Dict, List
 
 import pytest
 
 from minipull.digest import Digest, DiffID
 from minipull.errors import InvalidDocument, StorageError
-from minipull.metadata import MetadataStore, V2Metadata, V2MetadataService, parse_metadata
+from minipull.metadata import (
+    MetadataStore, V2Metadata, V2MetadataService, check_hmac, compute_hmac, hmac_key, parse_metadata)
 from test_content import failing
 
+TABLES = json.loads((Path(__file__).parent / "data" / "push.json").read_text("utf-8"))
 DIFF = [DiffID(Digest.of(b"diff %d" % n)) for n in range(4)]
 BLOB = [Digest.of(b"blob %d" % n) for n in range(100)]
 REPOSITORY = "docker.io/library/busybox"
@@ -146,6 +148,56 @@ def test_only_wanted_blobs_are_retained(service: V2MetadataService) -> None:
     assert [entry.digest for entry in service.get_metadata(DIFF[0])] == [BLOB[0], BLOB[2]]
     service.retain(DIFF[0], lambda digest: False)
     assert not list_file(service, DIFF[0]).exists()
+
+
+def test_one_association_is_removed_and_with_the_last_the_file(service: V2MetadataService) -> None:
+    one, two = (V2Metadata(blob, REPOSITORY) for blob in BLOB[:2])
+    for entry in (one, two):
+        service.add(DIFF[0], entry)
+    service.remove(one._replace(hmac="ab"))
+    service.remove(V2Metadata(BLOB[2], REPOSITORY))
+    assert service.get_metadata(DIFF[0]) == [one, two]
+    service.remove(one)
+    assert service.get_metadata(DIFF[0]) == [two]
+    service.remove(two)
+    assert not list_file(service, DIFF[0]).exists()
+    assert service.get_diff_id(BLOB[1]) == DIFF[0]  # which is still true
+
+
+# -- the mark of credentials -----------------------------------------------------
+
+
+@pytest.mark.parametrize("case", TABLES["metadata_hmac"])
+def test_the_mark_of_credentials_is_the_engines(service: V2MetadataService, case: Dict[str, Any]) -> None:
+    key = hmac_key(case["credential"])
+    assert key.decode() == case["key"] == Digest.of(case["json"].encode())
+    entry = V2Metadata(Digest(case["digest"]), case["source"])
+    marked = entry._replace(hmac=case["hmac"])
+    assert compute_hmac(key, entry) == case["hmac"]
+    service.tag_and_add(DIFF[0], key, entry)
+    assert service.get_metadata(DIFF[0]) == [marked]
+    assert check_hmac(key, marked) and not check_hmac(key, entry)
+    assert not check_hmac(key, marked._replace(source_repository="docker.io/library/other"))
+    assert not check_hmac(key, marked._replace(hmac="\u00e9"))
+
+
+def test_nobody_in_particular_has_no_mark() -> None:
+    entry = V2Metadata(BLOB[0], REPOSITORY)
+    assert (hmac_key(None), compute_hmac(b"", entry)) == (b"", "")
+    assert check_hmac(b"", entry) and not check_hmac(b"", entry._replace(hmac="0" * 64))
+
+
+def test_what_is_no_part_of_a_credential_does_not_matter() -> None:
+    known = {"username": "u", "password": "p"}
+    assert hmac_key({"password": "p", "serveraddress": "r.com", "email": "a@b", "username": "u",
+                     "identitytoken": ""}) == hmac_key(known)
+
+
+def test_a_password_may_be_any_bytes() -> None:
+    keys = {hmac_key({"password": text}) for text in ("\udcff", "\u2028", "\u00e9", "<")}
+    assert len(keys) == 4
+    assert hmac_key({"password": "\u2028"}) == Digest.of(b'{"password":"\\u2028"}').encode()
+    assert hmac_key({"password": "\u00e9"}) == Digest.of('{"password":"\u00e9"}'.encode()).encode()
 
 
 # -- torn files ----------------------------------------------------------------

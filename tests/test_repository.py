@@ -22,7 +22,8 @@ from minipull.reference import Reference
 from minipull.repository import Client, Repository
 from minipull.streams import Cancel
 from servers import (
-    Action, Certificates, Connection, ScriptedServer, challenge, close, content, error, redirect, reply, send,
+    Action, Certificates, Connection, ScriptedServer, TokenAuth, Uploads, challenge, close, content, error,
+    redirect, reply, send,
 )
 
 TABLES = json.loads((Path(__file__).parent / "data" / "network.json").read_text("utf-8"))
@@ -49,10 +50,11 @@ def make() -> Iterator[Made]:
     clients: List[Client] = []
 
     def call(server: ScriptedServer, name: str = "r.com/a/b", mirror: bool = False,
-             credentials: Optional[Credentials] = None, service: Optional[RegistryService] = None) -> Repository:
+             credentials: Optional[Credentials] = None, service: Optional[RegistryService] = None,
+             push: bool = False) -> Repository:
         clients.append(Client(service or RegistryService(timeout=2), credentials or Credentials()))
         endpoint = Endpoint(server.url, server.host if mirror else name.partition("/")[0], mirror)
-        return clients[-1].repository(endpoint, Reference.parse(name))
+        return clients[-1].repository(endpoint, Reference.parse(name), push)
     yield call
     for client in clients:
         client.__exit__()
@@ -327,6 +329,113 @@ def test_a_list_of_tags_has_a_limit(repository: Repository, server: ScriptedServ
         repository.tags(Cancel())
 
 
+# -- referrers -----------------------------------------------------------------
+
+
+def referring(*digests: Any, link: str = "") -> Action:
+    items = [{"mediaType": OCI, "digest": digest, "size": 1, "artifactType": "a/b"} for digest in digests]
+    return reply(200, json.dumps({"schemaVersion": 2, "manifests": items}), {"Link": link} if link else {})
+
+
+def test_referrers_come_with_all_pages(repository: Repository, server: ScriptedServer) -> None:
+    subject = digest(MANIFEST)
+    server.on("GET", "/v2/a/b/referrers/%s$" % subject, referring(digest(b"1"), link='<?n=1>; rel="next"'))
+    server.on("GET", "n=1$", referring(digest(b"2")))
+    found = repository.referrers(subject, Cancel())
+    assert found is not None and [(item.digest, item.artifact_type) for item in found] == [
+        (digest(b"1"), "a/b"), (digest(b"2"), "a/b")]
+
+
+@pytest.mark.parametrize("answer", [
+    error(404), error(400), error(405), reply(200, "<html>"), reply(200, "[]"), referring("sha256:0"),
+    reply(200, '{"manifests": [1]}'), reply(200, '{"manifests": 1}')])
+def test_a_registry_without_such_a_list_has_none(
+    repository: Repository, server: ScriptedServer, answer: Action
+) -> None:
+    server.on("GET", "", answer)
+    assert repository.referrers(digest(MANIFEST), Cancel()) is None
+
+
+def test_referrers_that_are_not_told_are_an_error(repository: Repository, server: ScriptedServer) -> None:
+    server.on("GET", "", error(403, "DENIED"), error(500), referring(*[digest(b"x")] * 1001))
+    for text in ("denied", "500"):
+        with pytest.raises(RegistryError, match=text):
+            repository.referrers(digest(MANIFEST), Cancel())
+    with pytest.raises(PolicyError, match="more than 1000 referrers"):
+        repository.referrers(digest(MANIFEST), Cancel())
+
+
+# -- writing -------------------------------------------------------------------
+
+
+def test_a_blob_is_there_or_not(repository: Repository, server: ScriptedServer) -> None:
+    server.on("HEAD", "", reply(200, BLOB), error(404, "BLOB_UNKNOWN"))
+    assert repository.stat(digest(BLOB), Cancel()) == len(BLOB)
+    assert repository.stat(digest(BLOB), Cancel()) is None
+    assert server.requests[0].target == "/v2/a/b/blobs/" + digest(BLOB)
+
+
+@pytest.mark.parametrize("answer, text", [
+    (error(403, "DENIED"), "403"), (error(500), "500"),
+    (send(b"HTTP/1.1 200 OK\r\n\r\n"), "missing content-length header for blob")])
+def test_a_blob_of_which_nothing_is_told_is_an_error(
+    repository: Repository, server: ScriptedServer, answer: Action, text: str
+) -> None:
+    server.on("HEAD", "", answer)
+    with pytest.raises(RegistryError, match=text):
+        repository.stat(digest(BLOB), Cancel())
+
+
+def test_a_blob_is_mounted_or_an_upload_opened(repository: Repository, server: ScriptedServer) -> None:
+    uploads = Uploads(server, "a/b")
+    uploads.elsewhere["base/x"] = {digest(BLOB): BLOB}
+    assert repository.start_upload(Cancel(), digest(BLOB), "base/x") is None
+    upload = repository.start_upload(Cancel(), digest(BLOB), "other")
+    assert upload is not None and upload.offset == 0 and len(uploads.sessions) == 1
+    assert [request.query for request in server.requests] == [
+        {"from": name, "mount": digest(BLOB)} for name in ("base/x", "other")]
+    upload.abandon(Cancel())
+    assert uploads.sessions == {}
+    upload.abandon(Cancel())  # which it is already
+    server.on("DELETE", "", close)
+    upload.abandon(Cancel())
+
+
+def test_without_a_mount_201_opens_an_upload_all_the_same(repository: Repository, server: ScriptedServer) -> None:
+    server.on("POST", "", reply(201, headers={"Location": "/x"}))
+    assert repository.start_upload(Cancel()) is not None
+
+
+def test_a_manifest_is_put_as_it_is(repository: Repository, server: ScriptedServer) -> None:
+    bodies: List[bytes] = []
+    keep = lambda connection: bodies.append(connection.body())  # noqa: E731
+    server.on("PUT", "", [keep, reply(201, headers={"OCI-Subject": digest(b"x")})], [keep, reply(201)])
+    assert repository.put_manifest("tag", MANIFEST, OCI, Cancel()) is True
+    assert repository.put_manifest(digest(MANIFEST), MANIFEST, OCI, Cancel()) is False
+    assert bodies == [MANIFEST] * 2
+    assert [(request.target, request.headers["content-type"]) for request in server.requests] == [
+        ("/v2/a/b/manifests/tag", OCI), ("/v2/a/b/manifests/" + digest(MANIFEST), OCI)]
+
+
+def test_a_push_asks_for_both_actions_and_a_mount_for_its_source(make: Made, server: ScriptedServer) -> None:
+    auth = TokenAuth({"user": "pass"}, anonymous=())
+    uploads = Uploads(server, "a/b")
+
+    def guarded(action: Action) -> Action:
+        return lambda connection: (
+            action(connection) if auth.admits(connection, server.url + "/token") else None)
+
+    server.on("POST", "/v2/", guarded(uploads.start))
+    server.on("GET", "/token", auth.token)
+    credentials = Credentials(explicit={"r.com": Credential("user", "pass")})
+    repository = make(server, credentials=credentials, push=True)
+    for mount in ("", "base", "base", ""):
+        repository.start_upload(Cancel(), digest(BLOB) if mount else "", mount)
+    scopes = [re.findall("scope=([^&]*)", request.target) for request in server.seen("GET", "/token")]
+    ours = "repository%3Aa%2Fb%3Apull%2Cpush"
+    assert scopes == [[ours], [ours, "repository%3Abase%3Apull"]]
+
+
 # -- who is asked --------------------------------------------------------------
 
 
@@ -367,6 +476,7 @@ def test_a_client_has_one_repository_for_each_endpoint(server: ScriptedServer) -
         first = client.repository(endpoint, a)
         assert client.repository(endpoint, Reference.parse("r.com/a:2")) is first
         assert len({id(client.repository(*key)) for key in [(endpoint, a), (endpoint, b), (mirror, a)]}) == 3
+        assert client.repository(endpoint, a, push=True) is not first
         assert not first.answered
 
 

@@ -199,6 +199,27 @@ def test_a_header_that_could_do_harm_is_refused(home: Path, line: str) -> None:
         settings(home, header=[line]).service()
 
 
+def test_uploads_are_asked_for_as_downloads_are(home: Path) -> None:
+    assert settings(home).uploads().transfers.limit == 5
+    written(home, {"max-concurrent-uploads": 9, "max-download-attempts": 2})
+    made = settings(home).uploads()
+    assert (made.transfers.limit, made._attempts) == (9, 2)
+    assert settings(home, jobs="3").uploads().transfers.limit == 3
+    assert settings(home, {"MINIPULL_JOBS": "4"}).uploads().transfers.limit == 4
+
+
+@pytest.mark.parametrize("text, size", [
+    ("0", 0), ("4096", 4096), ("512k", 512 << 10), ("10M", 10 << 20), ("2G", 2 << 30), ("", 0),
+    ("-1", None), ("1.5M", None), ("10m", None), ("M", None), ("1MB", None), ("٣", None), ("9" * 13, None)])
+def test_a_size_is_bytes_or_what_they_are_counted_by(home: Path, text: str, size: Optional[int]) -> None:
+    made = settings(home, {"MINIPULL_CHUNK_SIZE": text})
+    if size is None:
+        with pytest.raises(InvalidReference, match="--chunk-size must be a size such as 512k or 10M"):
+            made.size("chunk_size")
+    else:
+        assert made.size("chunk_size") == size
+
+
 # -- credentials -----------------------------------------------------------------
 
 

@@ -6,11 +6,11 @@ import queue
 import random
 import threading
 import time
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, List, Sequence
 
 import pytest
 
-from minipull.errors import Cancelled, Error
+from minipull.errors import Cancelled, Error, NetworkError, StorageError
 from minipull.progress import Progress, discard
 from minipull.streams import Cancel
 from minipull.xfer import Transfer, TransferManager, Watcher
@@ -628,3 +628,56 @@ def test_every_slot_comes_back_whatever_happens(seed: int) -> None:
         join(user)
     wait_for(manager, lambda: at_rest(manager))
     assert errors == []
+
+
+# -- attempts --------------------------------------------------------------------
+
+
+def attempted(errors: Sequence[Error], attempts: int = 5, tick: float = 0.0001) -> List[str]:
+    """What is said of work that raises these errors first; "ok" at the end."""
+    manager, said, left = TransferManager(1), [], list(errors)
+
+    def work() -> str:
+        if left:
+            raise left.pop(0)
+        return "ok"
+
+    watcher = manager.transfer("key", lambda transfer: transfer.attempt(work, "id", attempts, tick),
+                               lambda event: said.append("%s %s" % (event.id, event.action)))
+    try:
+        return said + manager.wait([watcher], NEVER)
+    finally:
+        manager.release(watcher)
+
+
+def counted(seconds: int) -> List[str]:
+    return ["id Retrying in %d seconds" % n for n in range(seconds, 1, -1)] + ["id Retrying in 1 second"]
+
+
+def test_work_is_tried_again_after_a_countdown_that_grows() -> None:
+    assert attempted([]) == ["ok"]
+    assert attempted([NetworkError("x")] * 4) == counted(5) + counted(10) + counted(15) + counted(20) + ["ok"]
+
+
+def test_work_is_not_tried_more_often_than_said_or_where_it_would_not_help() -> None:
+    for error, count, attempts in ((NetworkError("x"), 5, 5), (NetworkError("x"), 1, 1), (StorageError("x"), 1, 5)):
+        with pytest.raises(type(error)):
+            attempted([error] * count, attempts)
+    manager = TransferManager(1)
+    with pytest.raises(ZeroDivisionError):
+        manager.wait([manager.transfer(
+            "key", lambda transfer: transfer.attempt(lambda: 1 // 0, "id", 5, 0), discard)], NEVER)
+
+
+def test_a_countdown_ends_with_its_last_watcher() -> None:
+    manager, seen = TransferManager(1), threading.Event()
+
+    def fail() -> None:
+        raise NetworkError("x")
+
+    watcher = manager.transfer(
+        "key", lambda transfer: transfer.attempt(fail, "id", 5, 60.0), lambda event: seen.set())
+    assert seen.wait(TIMEOUT)
+    manager.release(watcher)
+    wait_for(manager, lambda: watcher.transfer.done)
+    assert isinstance(watcher.transfer.error, Cancelled) and at_rest(manager)
