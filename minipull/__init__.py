@@ -20,6 +20,7 @@ The modules in reading order; each imports only from those above it:
     metadata      which blob is which layer, and where it was seen
     store         all of these under one root
     trust         certificates: those of others, and our own
+    origin        whom a URL means
     connection    one HTTP connection; where bytes come in
     proxies       through which proxy an origin is asked
     transport     many of them; redirects, repeats

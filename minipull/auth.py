@@ -24,10 +24,11 @@ import time
 import urllib.parse
 from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
-from .connection import Body, Origin, Response
+from .connection import Response
 from .errors import (Error, InvalidReference, NetworkError, PolicyError, RegistryError,
                      Unauthorized, decode_answer)
-from .streams import Cancel
+from .origin import Origin
+from .streams import Body, Cancel
 from .transport import Transport
 
 CLIENT_ID = "minipull"

@@ -16,25 +16,20 @@ RFC 9110 and 9112.
 import contextlib
 import http.client
 import io
-import ipaddress
-import os
 import re
 import select
 import socket
 import ssl
 import time
-import urllib.parse
-from typing import (
-    Any, BinaryIO, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Union)
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Union
 
 from . import files
-from .errors import (
-    Cancelled, Error, NetworkError, PolicyError, StorageError, TLSError, Unauthorized)
-from .streams import Buffer, Cancel
+from .errors import Cancelled, Error, NetworkError, PolicyError, StorageError, TLSError
+from .origin import Origin, Proxy, is_public
+from .streams import PIECE, Body, Buffer, Cancel, FileBody
 from .trust import issuer
 
 _READ_AHEAD = 64 << 10  # bytes
-_PIECE = 64 << 10  # bytes sent at once: 1 KiB a second is no stall yet
 CONNECT_TIMEOUT = 30.0  # seconds
 STALL_BYTES = 1024
 MAX_HEAD = 1 << 20  # bytes; to http.client "100 Continue" may come for ever
@@ -43,105 +38,8 @@ _MAX_LINE = 4096
 _MAX_TRAILERS = 100
 _NO_CA = frozenset((2, 18, 19, 20, 21))  # OpenSSL's X509_V_ERR_*
 
-#   netloc ::= ( domain | IPv4 | "[" IPv6 "]" ) [ ":" port ]  (urllib lets far more through)
-_NETLOC = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?")
-_UNSAFE = re.compile(r"[^!-\[\]-~]")  # all but printable ASCII, and the backslash
 #   chunk-size [ chunk-ext ]  (RFC 9112, 7.1; to http.client "-1" is a size too)
 _CHUNK = re.compile(br"([0-9A-Fa-f]{1,15})[ \t]*(?:;.*)?\r\n")
-
-
-class Origin(NamedTuple):
-    """Scheme, host and port: what a secret is bound to."""
-    scheme: str
-    host: str
-    port: int
-
-    @classmethod
-    def of(cls, url: str) -> "Origin":
-        """Parse by our own strict grammar; raises PolicyError."""
-        scheme, _, rest = url.partition("://")
-        scheme = scheme.lower()
-        match = _NETLOC.fullmatch(re.split("[/?#]", rest)[0])
-        if scheme not in ("http", "https") or match is None or _UNSAFE.search(url):
-            raise _refused(url)
-        port = int(match.group(2) or (443 if scheme == "https" else 80))
-        if port > 65535:
-            raise _refused(url)
-        return cls(scheme, match.group(1).lower(), port)
-
-    def __str__(self) -> str:
-        standard = {"http": 80, "https": 443}[self.scheme] == self.port
-        return self.host if standard else "%s:%d" % (self.host, self.port)
-
-
-class Proxy(NamedTuple):
-    """An HTTP proxy; ``authorization`` is a secret that it shares with us alone."""
-    host: str
-    port: int
-    authorization: str = ""
-
-    def __repr__(self) -> str:
-        return "proxy %s:%d" % (self.host, self.port)
-
-    def fields(self) -> Mapping[str, str]:
-        return {"Proxy-Authorization": self.authorization} if self.authorization else {}
-
-    def refusal(self, answer: http.client.HTTPResponse) -> Error:
-        """The error that its own answer is."""
-        text = "%s: %d %s" % (self, answer.status, answer.reason[:100])
-        if answer.status == 407:
-            return Unauthorized(text + "; put USER:PASSWORD@ in front of its host")
-        error = NetworkError(text)
-        error.retry = answer.status >= 500
-        return error
-
-
-def joined(base: str, reference: str) -> str:
-    """What a Location or Link means (RFC 3986, 5.2), less any userinfo; raises PolicyError."""
-    try:
-        if _UNSAFE.search(reference):  # urljoin drops some of it
-            raise ValueError
-        return re.sub("^([a-z]+://)[^/?#]*@", r"\1", urllib.parse.urljoin(base, reference))
-    except ValueError as exc:
-        raise _refused(reference) from exc
-
-
-def _refused(url: str) -> PolicyError:
-    # Without what may be secret: userinfo, and the signature in a query.
-    shown = re.split("[?#]", re.sub("(?s)//.*@", "//", url))[0]
-    return PolicyError("refused URL %s" % ascii(shown)[:200])
-
-
-class Body:
-    """What a request brings: pieces, made anew whenever it is sent.
-
-    ``size`` is in bytes; None sends chunks.  ``sent`` is told how many have gone.
-    """
-
-    def __init__(self, pieces: Callable[[], Iterable[Buffer]], size: Optional[int] = None,
-                 sent: Callable[[int], None] = lambda count: None) -> None:
-        self.pieces = pieces
-        self.size = size
-        self.sent = sent
-
-    @classmethod
-    def of(cls, data: bytes) -> "Body":
-        return cls(lambda: [data], len(data))
-
-
-class FileBody(Body):
-    """``size`` bytes of an open file from ``offset`` on."""
-
-    def __init__(self, file: BinaryIO, offset: int, size: int,
-                 sent: Callable[[int], None] = lambda count: None) -> None:
-        super().__init__(self._read, size, sent)
-        self.file = file
-        self.offset = offset
-
-    def _read(self) -> Iterator[Buffer]:
-        for start in range(0, self.size or 0, _PIECE):
-            most = min(_PIECE, (self.size or 0) - start)
-            yield os.pread(self.file.fileno(), most, self.offset + start)
 
 
 class Response:
@@ -314,7 +212,7 @@ class Connection:
                         self._whole = self._send(body)
                 answer = self._http.getresponse()
                 if self._relay is not None and answer.status == 407:
-                    raise self._relay.refusal(answer)
+                    raise self._relay.refusal(answer.status, answer.reason)
                 self.response = Response(answer, self, url)
         except BaseException:
             self.done(reusable=False)
@@ -344,8 +242,8 @@ class Connection:
             yield from files.send(self._socket, body.file, body.offset, body.size or 0)
             return
         for piece in body.pieces():
-            for start in range(0, len(piece), _PIECE):
-                part = piece[start:start + _PIECE]
+            for start in range(0, len(piece), PIECE):
+                part = piece[start:start + PIECE]
                 self.sendall(part if body.size is not None else b"%x\r\n%s\r\n" % (len(part), part))
                 yield len(part)
 
@@ -418,7 +316,7 @@ class Connection:
                 if address == found[-1][4]:
                     raise
         self._cancel.check()
-        self.public = self._proxy is None and _is_public(raw.getpeername()[0])
+        self.public = self._proxy is None and is_public(raw.getpeername()[0])
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self._proxy is not None and self._relay is None:
             target = "%s:%d" % (self.origin.host, self.origin.port)
@@ -426,7 +324,7 @@ class Connection:
             self._http.request("CONNECT", target, None, dict(self._proxy.fields(), Host=target))
             with self._http.getresponse() as answer:
                 if answer.status != 200:
-                    raise self._proxy.refusal(answer)
+                    raise self._proxy.refusal(answer.status, answer.reason)
         self._peer = self.origin
         return raw
 
@@ -533,15 +431,3 @@ def _mapped(exc: Exception, peer: Union[Origin, Proxy], secure: bool) -> Error:
 
 def _reason(exc: Exception) -> str:
     return str(getattr(exc, "verify_message", "") or getattr(exc, "strerror", "") or exc)
-
-
-def _is_public(text: str) -> bool:
-    address = ipaddress.ip_address(text.partition("%")[0])
-    if isinstance(address, ipaddress.IPv6Address):
-        inner = address.ipv4_mapped or address.sixtofour
-        if address in ipaddress.ip_network("64:ff9b::/96"):  # NAT64, global to ipaddress
-            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-        if inner:
-            return _is_public(str(inner))
-        return address.is_global and int(address) >> 125 == 0b001  # 2000::/3
-    return address.is_global and not address.is_multicast

@@ -16,8 +16,8 @@ import ssl
 import sys
 from typing import Callable, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
-from .connection import Origin
 from .errors import InvalidReference, PolicyError
+from .origin import Origin
 from .proxies import Proxies
 from .reference import DEFAULT_DOMAIN, Reference
 from .transport import Transport

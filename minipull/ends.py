@@ -11,20 +11,21 @@ import contextlib
 from typing import Callable, ContextManager, Dict, Iterator, List, NamedTuple, Optional
 
 from . import manifest
-from .connection import Body, FileBody, Origin, Response
+from .connection import Response
 from .descriptor import Descriptor
 from .digest import Digest, Verifier
 from .download import MAX_BREAKS, fetch_blob
 from .errors import (ContentMismatch, Error, InvalidReference, NetworkError, NotFound, PolicyError,
                      RegistryError, Unauthorized)
 from .manifest import MAX_MANIFEST
+from .origin import Origin
 from .progress import Meter
 from .pull_v2 import persist
 from .reference import Reference
 from .references import REF_NAME, named
 from .repository import Received, Repository
 from .store import Store, damaged
-from .streams import BUFFER, Buffer, Cancel, pieces
+from .streams import BUFFER, Body, Buffer, Cancel, FileBody, pieces
 from .upload import SMALL, send_blob
 from .xfer import Transfer
 

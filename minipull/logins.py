@@ -17,12 +17,12 @@ import re
 from typing import Any, Callable, Dict, Mapping, Optional
 
 from .auth import Authorizer, Credential, answer_error
-from .connection import Origin
 from .credentials import MAX_FILE, AuthFile, Source, host_of, names_of, run_helper
 from .descriptor import object_at, parse_json
 from .distribution import over_endpoints
 from .errors import InvalidReference, RegistryError, StorageError, Unauthorized, storage_errors
 from .files import Locked, lock, make_directory, open_regular, read_bytes, write_atomic
+from .origin import Origin
 from .reference import DEFAULT_DOMAIN, Reference
 from .repository import Client, Repository
 from .streams import Cancel

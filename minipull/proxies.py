@@ -13,8 +13,8 @@ import re
 from typing import Any, Optional
 from urllib.parse import unquote_to_bytes
 
-from .connection import Origin, Proxy
 from .errors import InvalidReference, PolicyError
+from .origin import Origin, Proxy
 
 #   proxy ::= [ scheme "://" ] [ userinfo "@" ] netloc [ "/" ]
 _PROXY = re.compile(r"(?:([A-Za-z][A-Za-z0-9+.-]*)://)?(?:(.*)@)?([^@/?#]*)/?", re.DOTALL)

@@ -17,7 +17,6 @@ import zlib
 from typing import BinaryIO, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from . import image, manifest
-from .connection import Body, FileBody
 from .descriptor import DOCKER_LAYER, DOCKER_TAR, OCI_LAYER, Descriptor, is_foreign, parse_json
 from .digest import Digest, DiffID, Verifier
 from .errors import (InvalidReference, NetworkError, NotFound, PolicyError, RegistryError, StorageError,
@@ -29,7 +28,7 @@ from .progress import Meter, Output, Progress, discard
 from .reference import Reference
 from .repository import Repository, Upload
 from .store import MAX_CONFIG, Store, is_runnable
-from .streams import BUFFER, Buffer, Cancel, pieces
+from .streams import BUFFER, Body, Buffer, Cancel, FileBody, pieces
 from .upload import LayerUploadManager, UploadDescriptor, send_blob, send_stream
 from .xfer import Transfer
 

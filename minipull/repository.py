@@ -15,15 +15,16 @@ import urllib.parse
 from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Set, Tuple
 
 from .auth import Authorizer, Credential, Keyring, answer_error
-from .connection import Body, Origin, Response, joined
+from .connection import Response
 from .descriptor import (DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, Descriptor, list_at,
                          parse_json)
 from .digest import Digest
 from .endpoints import Endpoint, RegistryService
 from .errors import ContentMismatch, InvalidDocument, NetworkError, PolicyError, RegistryError
 from .manifest import MAX_MANIFEST
+from .origin import Origin, joined
 from .reference import Reference, is_tag
-from .streams import Cancel
+from .streams import Body, Cancel
 
 MAX_TAGS = 100000
 MAX_REFERRERS = 1000

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Giving up, and undoing compression, with a bound on everything.
+"""Giving up, what is sent, and undoing compression, with a bound on everything.
 
-:class:`Cancel` is what Go calls a context, and nothing more.  The rest turns a
-stored layer into its tar stream: what it is compressed with is decided by its
+:class:`Cancel` is what Go calls a context, and nothing more; a :class:`Body` is
+what a request brings, as often as it has to be sent.  The rest turns a stored layer into its tar stream: what it is compressed with is decided by its
 first bytes, the output comes in pieces of at most 1 MiB however much a bomb
 holds, and a stream that just ends is an error (zlib itself does not say so).
 
@@ -16,12 +16,13 @@ import re
 import subprocess
 import threading
 import zlib
-from typing import Any, BinaryIO, Callable, Iterator, List, Optional, Union
+from typing import Any, BinaryIO, Callable, Iterable, Iterator, List, Optional, Union
 
 from .digest import Verifier
 from .errors import Cancelled, InvalidDocument, Unsupported, storage_errors
 
 BUFFER = 1 << 20  # bytes; one buffer of a byte path
+PIECE = 64 << 10  # bytes sent at once: 1 KiB a second is no stall yet
 _INPUT = 128 << 10  # bytes; at the usual ratio one piece inflates in one call
 _ZSTD = re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")  # or a skippable frame
 
@@ -72,6 +73,38 @@ class Cancel:
         finally:
             with self._lock, contextlib.suppress(ValueError):
                 self._callbacks.remove(callback)
+
+
+class Body:
+    """What a request brings: pieces, made anew whenever it is sent.
+
+    ``size`` is in bytes; None sends chunks.  ``sent`` is told how many have gone.
+    """
+
+    def __init__(self, pieces: Callable[[], Iterable[Buffer]], size: Optional[int] = None,
+                 sent: Callable[[int], None] = lambda count: None) -> None:
+        self.pieces = pieces
+        self.size = size
+        self.sent = sent
+
+    @classmethod
+    def of(cls, data: bytes) -> "Body":
+        return cls(lambda: [data], len(data))
+
+
+class FileBody(Body):
+    """``size`` bytes of an open file from ``offset`` on."""
+
+    def __init__(self, file: BinaryIO, offset: int, size: int,
+                 sent: Callable[[int], None] = lambda count: None) -> None:
+        super().__init__(self._read, size, sent)
+        self.file = file
+        self.offset = offset
+
+    def _read(self) -> Iterator[Buffer]:
+        for start in range(0, self.size or 0, PIECE):
+            most = min(PIECE, (self.size or 0) - start)
+            yield os.pread(self.file.fileno(), most, self.offset + start)
 
 
 def decompressed(file: BinaryIO, cancel: Cancel, zstd: Optional[str] = None,

@@ -25,9 +25,10 @@ import urllib.request
 from typing import Callable, Dict, List, Mapping, Optional, Set, Tuple
 
 from . import __version__
-from .connection import Body, Connection, Origin, Proxy, Response, joined
+from .connection import Connection, Response
 from .errors import NetworkError, PolicyError, RateLimited
-from .streams import Cancel
+from .origin import Origin, Proxy, joined
+from .streams import Body, Cancel
 
 USER_AGENT = "minipull/%s (python %d.%d; %s)" % ((__version__,) + sys.version_info[:2] + (sys.platform,))
 RETRY_DELAYS = (0.2, 0.4, 0.8)  # seconds, jittered

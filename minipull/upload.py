@@ -11,7 +11,6 @@ import contextlib
 import functools
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Union
 
-from .connection import Body
 from .descriptor import Descriptor
 from .digest import Verifier
 from .download import MAX_ATTEMPTS, MAX_BREAKS
@@ -19,7 +18,7 @@ from .errors import NetworkError, RegistryError
 from .progress import Output, Progress
 from .repository import Repository, Upload
 from .store import Store
-from .streams import Buffer, Cancel
+from .streams import Body, Buffer, Cancel
 from .xfer import Transfer, TransferManager, Watcher
 
 CONCURRENT_UPLOADS = 5

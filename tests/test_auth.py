@@ -13,11 +13,11 @@ import pytest
 
 from minipull import transport as transport_module
 from minipull.auth import Authorizer, parse_challenges
-from minipull.connection import Body, Origin
+from minipull.origin import Origin
 from minipull.auth import Credential
 from minipull.endpoints import RegistryService
 from minipull.errors import Error, InvalidReference, NetworkError, PolicyError, RegistryError, Unauthorized
-from minipull.streams import Cancel
+from minipull.streams import Body, Cancel
 from minipull.transport import Transport
 from servers import (
     Action, Certificates, Connection, ScriptedServer, TokenAuth, challenge, error, redirect, reply, sleep,

@@ -11,10 +11,11 @@ from typing import Any, Callable, Dict, Iterator, List, Optional
 
 import pytest
 
-from minipull.connection import Body, Connection, FileBody, Origin, Response, _is_public, joined
+from minipull.connection import Connection, Response
+from minipull.origin import Origin, is_public, joined
 from minipull.endpoints import RegistryService
 from minipull.errors import Cancelled, NetworkError, PolicyError, StorageError, TLSError
-from minipull.streams import Cancel
+from minipull.streams import Body, Cancel, FileBody
 from servers import Certificates, ScriptedServer, close, drip, head, hold, reply, send
 
 TABLES = json.loads((Path(__file__).parent / "data" / "network.json").read_text("utf-8"))
@@ -107,7 +108,7 @@ def test_a_refused_url_is_shown_without_its_secrets(url: str) -> None:
 
 @pytest.mark.parametrize("address, public", TABLES["is_public"])
 def test_only_addresses_of_the_public_internet_are_public(address: str, public: bool) -> None:
-    assert _is_public(address) is public
+    assert is_public(address) is public
 
 
 # -- framing -------------------------------------------------------------------

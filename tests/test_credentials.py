@@ -12,7 +12,7 @@ from typing import Any, Dict, List, Mapping, Optional
 import pytest
 
 from minipull.auth import Credential
-from minipull.connection import Origin
+from minipull.origin import Origin
 from minipull.credentials import Credentials, Source
 from minipull.errors import InvalidDocument, StorageError
 

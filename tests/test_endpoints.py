@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Sequence, Type
 import pytest
 
 import minipull
-from minipull.connection import Origin
+from minipull.origin import Origin
 from minipull.endpoints import Endpoint, Host, RegistryService, _lookup, validate_mirror
 from minipull.errors import Error, InvalidReference, NetworkError, RegistryError, StorageError
 from minipull.reference import Reference

@@ -13,7 +13,6 @@ from minipull import ends as module
 from minipull import pull_v2
 from minipull import transport as transport_module
 from minipull.auth import Keyring
-from minipull.connection import FileBody
 from minipull.descriptor import OCI_MANIFEST, Descriptor
 from minipull.digest import Digest
 from minipull.endpoints import Endpoint, RegistryService
@@ -24,7 +23,7 @@ from minipull.progress import Progress
 from minipull.reference import Reference
 from minipull.repository import Client
 from minipull.store import Store
-from minipull.streams import Cancel
+from minipull.streams import Cancel, FileBody
 from minipull.xfer import TransferManager
 from servers import ScriptedServer, Uploads, close, content, error, head, redirect, reply, send
 

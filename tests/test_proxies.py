@@ -13,7 +13,8 @@ import images
 from conftest import DockerRegistry, Minipull, free_port
 from images import Layout
 from minipull import transport as module
-from minipull.connection import MAX_HEAD, Origin
+from minipull.connection import MAX_HEAD
+from minipull.origin import Origin
 from minipull.endpoints import RegistryService
 from minipull.errors import (
     Cancelled, InvalidReference, NetworkError, PolicyError, TLSError, Unauthorized)

@@ -10,10 +10,10 @@ from typing import Callable, Dict, Iterator, List, Optional
 import pytest
 
 from minipull import transport as module
-from minipull.connection import Body, Origin
+from minipull.origin import Origin
 from minipull.endpoints import RegistryService
 from minipull.errors import Cancelled, NetworkError, PolicyError, RateLimited, TLSError
-from minipull.streams import Cancel
+from minipull.streams import Body, Cancel
 from minipull.transport import Transport, _retry_after
 from servers import Action, Certificates, ScriptedServer, close, error, redirect, reply, reset, send
 

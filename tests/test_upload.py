@@ -9,7 +9,6 @@ import pytest
 
 from conftest import DockerRegistry, wait_until
 from minipull.auth import Credential, Keyring
-from minipull.connection import Body, FileBody
 from minipull.descriptor import Descriptor
 from minipull.digest import Digest
 from minipull.endpoints import Endpoint, RegistryService
@@ -19,7 +18,7 @@ from minipull.progress import Progress, discard
 from minipull.reference import Reference
 from minipull.repository import Client, Repository
 from minipull.store import Store
-from minipull.streams import Cancel
+from minipull.streams import Body, Cancel, FileBody
 from minipull.upload import SMALL, LayerUploadManager, UploadDescriptor, send_blob
 from minipull.xfer import Transfer
 from servers import (
@@ -652,7 +651,7 @@ def test_a_public_registry_can_not_send_us_to_a_private_address(
         server: ScriptedServer, foreign: ScriptedServer, sender: Sender,
         monkeypatch: pytest.MonkeyPatch) -> None:
     Uploads(server, base=foreign.url + "/")
-    monkeypatch.setattr("minipull.connection._is_public", lambda address: address == "127.0.0.1")
+    monkeypatch.setattr("minipull.connection.is_public", lambda address: address == "127.0.0.1")
     with pytest.raises(PolicyError, match="a private address"):
         sender(DATA)
     assert foreign.requests == []
