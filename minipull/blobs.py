@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The blobs of a registry: given out whole or in part, taken in by sessions.
 
-A blob leaves by sendfile(2), unverified: the receiver hashes it anyway.  It
+A blob leaves as it lies, unverified: the receiver hashes it anyway.  It
 comes in at once, in chunks that must follow each other, or in one stream.
 
 distribution-spec "Pulling blobs", "Pushing blobs"; RFC 9110 section 14.
