@@ -106,15 +106,13 @@ def send(sock: socket.socket, file: BinaryIO, offset: int, count: int) -> Iterat
     end = offset + count
     if not hasattr(os, "sendfile") or sock.getpeername()[:1] == sock.getsockname()[:1]:
         # On one machine it is quicker to copy: the reader finds it in the cache.
-        file.seek(offset)
-        buffer = memoryview(bytearray(min(_COPY, count)))
         while offset < end:
-            got = os.readv(file.fileno(), [buffer[:end - offset]])
-            if not got:
+            piece = os.pread(file.fileno(), min(_COPY, end - offset), offset)
+            if not piece:
                 return
-            sock.sendall(buffer[:got])
-            offset += got
-            yield got
+            sock.sendall(piece)
+            offset += len(piece)
+            yield len(piece)
         return
     timeout = sock.gettimeout()
     poll = select.poll()

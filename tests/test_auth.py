@@ -23,7 +23,7 @@ from servers import (
     Action, Certificates, Connection, ScriptedServer, TokenAuth, challenge, error, redirect, reply, sleep,
 )
 
-TABLES = json.loads((Path(__file__).parent / "data" / "network.json").read_text("utf-8"))
+TABLES = json.loads((Path(__file__).parent / "data" / "tables.json").read_text("utf-8"))
 USER = Credential("user", "pass")
 USER_BASIC = "Basic " + base64.b64encode(b"user:pass").decode()
 SCOPE = "repository:some/registry:pull"

@@ -18,7 +18,7 @@ from minipull.errors import Cancelled, NetworkError, PolicyError, StorageError, 
 from minipull.streams import Body, Cancel, FileBody
 from servers import Certificates, ScriptedServer, close, drip, head, hold, reply, send
 
-TABLES = json.loads((Path(__file__).parent / "data" / "network.json").read_text("utf-8"))
+TABLES = json.loads((Path(__file__).parent / "data" / "tables.json").read_text("utf-8"))
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 

@@ -16,7 +16,7 @@ from minipull.origin import Origin
 from minipull.credentials import Credentials, Source
 from minipull.errors import InvalidDocument, StorageError
 
-TABLES = json.loads((Path(__file__).parent / "data" / "network.json").read_text("utf-8"))
+TABLES = json.loads((Path(__file__).parent / "data" / "tables.json").read_text("utf-8"))
 HUB = "https://index.docker.io/v1/"
 NOBODY = Credential()
 

@@ -9,7 +9,7 @@ import pytest
 from minipull.digest import ChainID, DiffID, Digest, Verifier, chain_id, next_chain_id
 from minipull.errors import ContentMismatch, InvalidDocument
 
-TABLES = json.loads((Path(__file__).parent / "data" / "errors.json").read_text())
+TABLES = json.loads((Path(__file__).parent / "data" / "tables.json").read_text())
 ALGORITHMS = ("sha256", "sha384", "sha512")
 HEX = "0123456789abcdef" * 4
 

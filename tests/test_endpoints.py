@@ -15,7 +15,7 @@ from minipull.reference import Reference
 from minipull.streams import Cancel
 from servers import Certificates, ScriptedServer, close, error, reply
 
-TABLES = json.loads((Path(__file__).parent / "data" / "network.json").read_text("utf-8"))
+TABLES = json.loads((Path(__file__).parent / "data" / "tables.json").read_text("utf-8"))
 NAMES = {"localhost": ["127.0.0.1", "::1"], "example.com": ["42.42.42.42"], "other.com": ["43.43.43.43", "fe80::1%eth0"]}
 
 

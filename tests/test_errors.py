@@ -12,7 +12,7 @@ from minipull.errors import (
     NetworkError, NotFound, PolicyError, RateLimited, RegistryError, StorageError, TLSError,
     Unauthorized, Unsupported, continue_on_error, decode_answer, storage_errors)
 
-TABLES = json.loads((Path(__file__).parent / "data" / "errors.json").read_text())
+TABLES = json.loads((Path(__file__).parent / "data" / "tables.json").read_text())
 
 
 def cases(name: str) -> List[Dict[str, Any]]:

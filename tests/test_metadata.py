@@ -14,7 +14,7 @@ from minipull.metadata import (
     MetadataStore, V2Metadata, V2MetadataService, check_hmac, compute_hmac, hmac_key, parse_metadata)
 from test_content import failing
 
-TABLES = json.loads((Path(__file__).parent / "data" / "push.json").read_text("utf-8"))
+TABLES = json.loads((Path(__file__).parent / "data" / "tables.json").read_text("utf-8"))
 DIFF = [DiffID(Digest.of(b"diff %d" % n)) for n in range(4)]
 BLOB = [Digest.of(b"blob %d" % n) for n in range(100)]
 REPOSITORY = "docker.io/library/busybox"

@@ -24,7 +24,7 @@ from minipull.transport import Transport
 from servers import (
     Certificates, FaultProxy, Proxy, ScriptedServer, close, drip, hold, redirect, reply, reset, send)
 
-TABLES = json.loads((Path(__file__).parent / "data" / "network.json").read_text("utf-8"))
+TABLES = json.loads((Path(__file__).parent / "data" / "tables.json").read_text("utf-8"))
 LOGIN = "ann:s3cret"
 TEST = "registry.test:5000"
 

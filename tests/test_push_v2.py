@@ -36,7 +36,7 @@ from servers import (
 from test_download import Log, background
 from test_store import keep, keep_index
 
-TABLES = json.loads((Path(__file__).parent / "data" / "push.json").read_text("utf-8"))
+TABLES = json.loads((Path(__file__).parent / "data" / "tables.json").read_text("utf-8"))
 DIFF_ID = DiffID(Digest.of(b"layer"))
 FOREIGN = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
 

@@ -26,7 +26,7 @@ from servers import (
     redirect, reply, send,
 )
 
-TABLES = json.loads((Path(__file__).parent / "data" / "network.json").read_text("utf-8"))
+TABLES = json.loads((Path(__file__).parent / "data" / "tables.json").read_text("utf-8"))
 BLOB = b"0123456789"
 MANIFEST = b'{"schemaVersion": 2}'
 OCI = "application/vnd.oci.image.manifest.v1+json"

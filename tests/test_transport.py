@@ -17,7 +17,7 @@ from minipull.streams import Body, Cancel
 from minipull.transport import Transport, _retry_after
 from servers import Action, Certificates, ScriptedServer, close, error, redirect, reply, reset, send
 
-TABLES = json.loads((Path(__file__).parent / "data" / "network.json").read_text("utf-8"))
+TABLES = json.loads((Path(__file__).parent / "data" / "tables.json").read_text("utf-8"))
 SECRETS = {"Authorization": "Basic c2VjcmV0", "Cookie": "a=b", "X-Api-Key": "secret"}
 
 
