@@ -56,14 +56,17 @@ class Flattened:
             self._root.names.pop(PLNK, None)
 
     def tar(self) -> Iterator[Buffer]:
-        """The tar, in pieces: directories first, links last."""
+        """The tar, in pieces: files, links, and then directories, which get their times last."""
         files: Dict[int, List[bytes]] = {}
+        folders: List[Entry] = []
         for path, thing in self._walk():
             if isinstance(thing, int):
                 files.setdefault(thing, []).append(path)
-            else:
-                entry = thing.entry or Entry(path, DIRECTORY, mode=0o755) if isinstance(thing, _Folder) else thing
-                yield header(entry._replace(name=path + b"/" if entry.kind == DIRECTORY else path))
+            elif isinstance(thing, Entry):
+                yield header(thing._replace(name=path))
+            elif path or thing.entry:
+                entry = thing.entry or Entry(path, DIRECTORY, mode=0o755)
+                folders.append(entry._replace(name=(path or b".") + b"/"))
         for number, (blob, diff_id) in enumerate(self._layers):
             with reading(self._store, blob, diff_id, self._output, self._cancel) as reader:
                 for place, entry in enumerate(reader):
@@ -75,6 +78,7 @@ class Flattened:
         for names in files.values():
             for name in names[1:]:
                 yield header(Entry(name, LINK, linkname=names[0]))
+        yield from map(header, folders)
         yield END
 
     def file(self, path: str) -> Iterator[Buffer]:
@@ -93,8 +97,7 @@ class Flattened:
         pending: List[Tuple[bytes, _Thing]] = [(b"", self._root)]
         while pending:
             path, thing = pending.pop()
-            if path:
-                yield path, thing
+            yield path, thing
             if isinstance(thing, _Folder):
                 pending += [(join(path, name), thing.names[name][0])
                             for name in sorted(thing.names, reverse=True)]
@@ -104,9 +107,10 @@ class Flattened:
         if not parts:
             if entry.kind != DIRECTORY:
                 raise InvalidDocument("it would replace the root")
+            self._root.entry = entry
             return
         *above, name = parts
-        if name.startswith(WHITEOUT) and name != PLNK:
+        if name.startswith(WHITEOUT) and parts != [PLNK]:
             hidden = name[len(WHITEOUT):]
             if hidden in (b"", b".", b".."):
                 raise InvalidDocument("a whiteout of nothing")
@@ -127,6 +131,8 @@ class Flattened:
         elif entry.kind == FILE:
             thing = layer << _PLACE | place
         elif entry.kind == LINK:
+            if isinstance(known, _Folder):
+                del folder.names[name]  # what is linked may have been in it
             *source, last = parts_of(entry.linkname) or [b""]
             there = self._find(source)
             thing = there.names.get(last, (None, 0))[0] if isinstance(there, _Folder) else None

@@ -7,8 +7,8 @@ the kernel would after chroot(2).  So whatever a layer says, nothing outside is
 created, changed or removed.
 
 A whiteout hides what lower layers have and nothing of its own layer, wherever
-in the layer it stands.  Directories get their modes and times at the end, since
-others write into them until then.
+in the layer it stands.  What directories are like is done at the end: until then
+others are written into them, and nobody but us shall get in.
 
 Mirrors umoci's oci/layer and moby's pkg/archive (diff.go).  Spec: image-spec
 layer.md.
@@ -17,26 +17,20 @@ import contextlib
 import errno
 import os
 import stat
-from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Set
+from typing import Callable, Dict, Iterator, List, Optional, Set
 
 from .errors import InvalidDocument, PolicyError, StorageError
 from .files import write_all
-from .tar import CHAR, DIRECTORY, FIFO, FILE, LINK, SYMLINK, Entry, Reader
+from .tar import CHAR, DIRECTORY, FIFO, FILE, LINK, MAX_NAME, SYMLINK, Entry, Reader
 
 MAX_HOPS = 255  # links followed on the way to one parent
-_OPEN = 128  # directories kept open
+_OPEN = 32  # directories kept open
 WHITEOUT, META, OPAQUE = b".wh.", b".wh..wh.", b".wh..wh..opq"
 PLNK = b".wh..wh.plnk"  # where AUFS kept what it hard-linked; gone when its layer is done
 #: What no file system could make of a name, rather than this one just now.
 _IMPOSSIBLE = frozenset((errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EILSEQ, errno.EINVAL))
 _FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
-
-
-class _Final(NamedTuple):
-    """What a directory is to have when all is done."""
-    mode: int
-    mtime: int  # nanoseconds
 
 
 class RootFS:
@@ -51,17 +45,19 @@ class RootFS:
         self._warn = warn
         self._warned: Set[str] = set()
         self._root = os.geteuid() == 0
-        self._owner = (os.geteuid(), os.getegid())
         # By what they really are called, relative to the root, whose name is empty.
         self._fds: Dict[bytes, int] = {b"": fd}
         self._known: Dict[bytes, bytes] = {}  # parents as layers call them, to that name
-        self._finals: Dict[bytes, _Final] = {}
+        self._finals: Dict[bytes, Entry] = {}  # what directories are to be like
         #: Paths that the present layer made or went through; None in the lowest.
         self._upper: Optional[Set[bytes]] = None
         self._trash = b".minipull-%s" % os.urandom(8).hex().encode()
-        os.mkdir(self._trash, 0o777, dir_fd=fd)
-        self._umask = 0o777 & ~os.stat(self._trash, dir_fd=fd).st_mode
-        os.chmod(self._trash, 0o700, dir_fd=fd)
+        with _errors(None):
+            os.mkdir(self._trash, 0o777, dir_fd=fd)
+            status = os.stat(self._trash, dir_fd=fd)
+            os.chmod(self._trash, 0o700, dir_fd=fd)
+        # What is new has these; its group may be the directory's.
+        self._umask, self._owner = 0o777 & ~status.st_mode, (status.st_uid, status.st_gid)
 
     def apply(self, reader: Reader) -> None:
         """One more layer, on top of those so far.
@@ -76,15 +72,18 @@ class RootFS:
         self._upper = set()
 
     def close(self) -> None:
-        """Give the directories their modes and times, and leave."""
+        """Give the directories their owners, modes and times, and leave."""
         with _errors(None):
             os.rmdir(self._trash, dir_fd=self._fds[b""])
             # The deepest first: a mode may close the way to what is below.
-            for name, final in sorted(self._finals.items(), reverse=True):
+            for name, entry in sorted(self._finals.items(), reverse=True):
                 self._trim()
                 fd = self._folder(name)
-                os.fchmod(fd, final.mode)
-                os.utime(fd, ns=(final.mtime, final.mtime))
+                if self._root:
+                    os.fchown(fd, entry.uid, entry.gid)
+                self._set_xattrs(fd, entry)
+                os.fchmod(fd, self._mode(entry))
+                os.utime(fd, ns=(entry.mtime, entry.mtime))
         self.drop()
 
     def drop(self) -> None:
@@ -100,10 +99,10 @@ class RootFS:
         if not parts:
             if entry.kind != DIRECTORY:
                 raise InvalidDocument("it would replace the root")
-            self._settle(b"", self._fds[b""], entry)
+            self._finals[b""] = entry
             return
         *above, name = parts
-        if name.startswith(WHITEOUT) and name != PLNK:
+        if name.startswith(WHITEOUT) and parts != [PLNK]:
             parent = self._parent(above, make=False)
             if name[len(WHITEOUT):] in (b"", b".", b".."):
                 raise InvalidDocument("a whiteout of nothing")
@@ -112,8 +111,11 @@ class RootFS:
             elif parent is not None and not name.startswith(META):
                 self._hide(parent, name[len(WHITEOUT):])
             return
-        if name == PLNK and entry.kind == DIRECTORY:
+        if parts == [PLNK] and entry.kind == DIRECTORY:
             return
+        self._limit -= entry.size
+        if self._limit < 0:
+            raise PolicyError("the image is larger than allowed; see --max-unpacked")
         found = self._parent(above, make=True)
         assert found is not None
         self._touch(join(found, name))
@@ -131,9 +133,6 @@ class RootFS:
             return
         fd = self._folder(parent)
         if entry.kind == FILE:
-            self._limit -= entry.size
-            if self._limit < 0:
-                raise PolicyError("the image is larger than allowed; see --max-unpacked")
             file = os.open(name, _NEW, entry.mode & 0o777, dir_fd=fd)
             try:
                 for piece in reader.data():
@@ -144,12 +143,11 @@ class RootFS:
                 os.close(file)
         elif entry.kind == DIRECTORY:
             try:
-                os.mkdir(name, entry.mode & 0o777 | 0o700, dir_fd=fd)
+                os.mkdir(name, 0o700, dir_fd=fd)
             except FileExistsError:
                 if not stat.S_ISDIR(os.lstat(name, dir_fd=fd).st_mode):
                     raise
-            path = join(parent, name)
-            self._settle(path, self._folder(path), entry)
+            self._finals[join(parent, name)] = entry
         elif entry.kind == SYMLINK:
             os.symlink(entry.linkname, name, dir_fd=fd)
             self._own_name(fd, name, entry)
@@ -157,40 +155,36 @@ class RootFS:
             os.mkfifo(name, entry.mode & 0o777, dir_fd=fd)
             self._own_name(fd, name, entry)
         else:
-            self._make_device(entry, fd, name)
+            self._make_device(entry, parent, name)
 
     def _link(self, entry: Entry, parent: bytes, name: bytes) -> None:
         *above, target = parts_of(entry.linkname) or [b""]
         source = self._parent(above, make=False)
         if source is None or (source, target) == (parent, name):
-            raise InvalidDocument("a link to %s, which is not there" % ascii(entry.linkname)[1:])
+            raise InvalidDocument("a link to %s, which is not there" % ascii(entry.linkname)[1:200])
         try:
             # A link itself is linked, never what it points to (CVE-2021-32760).
             os.link(target, name, src_dir_fd=self._folder(source), dst_dir_fd=self._folder(parent),
                     follow_symlinks=False)
         except (FileNotFoundError, PermissionError) as exc:
             raise InvalidDocument(
-                "a link to %s, which is no file there" % ascii(entry.linkname)[1:]) from exc
+                "a link to %s, which is no file there" % ascii(entry.linkname)[1:200]) from exc
 
-    def _make_device(self, entry: Entry, fd: int, name: bytes) -> None:
+    def _make_device(self, entry: Entry, parent: bytes, name: bytes) -> None:
+        fd = self._folder(parent)
         # A character device 0:0 is what an overlay takes for a whiteout.
         if not self._root or entry.kind == CHAR and entry.major == entry.minor == 0:
             self._once("devices are left out")
+            self._remove(parent, name)
             return
         kind = stat.S_IFCHR if entry.kind == CHAR else stat.S_IFBLK
         try:
             os.mknod(name, entry.mode & 0o777 | kind, os.makedev(entry.major, entry.minor), dir_fd=fd)
         except PermissionError:
             self._once("devices are left out: this root may not make them")
+            self._remove(parent, name)
             return
         self._own_name(fd, name, entry)
-
-    def _settle(self, path: bytes, fd: int, entry: Entry) -> None:
-        """What a directory is like, now and at the end."""
-        if self._root and (entry.uid, entry.gid) != self._owner:
-            os.fchown(fd, entry.uid, entry.gid)
-        self._set_xattrs(fd, entry)
-        self._finals[path] = _Final(self._mode(entry), entry.mtime)
 
     def _own(self, file: int, entry: Entry) -> None:
         mode = self._mode(entry)
@@ -274,6 +268,8 @@ class RootFS:
                 there = there.rpartition(b"/")[0]
                 continue
             path, fd = join(there, part), self._folder(there)
+            if len(path) > MAX_NAME:
+                raise InvalidDocument("too deep")
             if path not in self._fds:
                 try:
                     target = os.readlink(part, dir_fd=fd)

@@ -15,8 +15,8 @@ from typing import Iterator, List, Optional, Set, Tuple, Union
 
 from . import files, image, manifest
 from .content import ContentStore
-from .descriptor import (DOCKER_CONFIG, INDEX_TYPES, MANIFEST_TYPES, OCI_CONFIG, Descriptor,
-                         is_foreign)
+from .descriptor import (DOCKER_CONFIG, INDEX_TYPES, MANIFEST_TYPES, OCI_CONFIG, Descriptor, Platform,
+                         is_foreign, select)
 from .digest import Digest
 from .errors import (Error, InvalidDocument, InvalidReference, NotFound, PolicyError, StorageError,
                      storage_errors)
@@ -155,6 +155,16 @@ class Store:
             if not self.content.has(item.digest, item.size):
                 if foreign or not is_foreign(item.media_type):
                     yield item
+
+    def on(self, platform: Platform, top: Descriptor) -> Optional[Descriptor]:
+        """Of what ``top`` is or holds, the best for a platform; None if that is nothing."""
+        while top.media_type in INDEX_TYPES:
+            document = self.document(top)
+            found = select(platform, document.manifests) if isinstance(document, manifest.Index) else []
+            if not found:
+                return None
+            top = found[0]
+        return top
 
     def size(self, top: Descriptor) -> int:
         """Bytes that an image takes in the store, shared or not."""

@@ -10,13 +10,14 @@ Mirrors moby's pkg/archive (DecompressStream).  RFC 1952 for gzip members.
 """
 import contextlib
 import importlib
+import io
 import os
 import queue
 import re
 import subprocess
 import threading
 import zlib
-from typing import Any, BinaryIO, Callable, Iterable, Iterator, List, Optional, Union
+from typing import Any, BinaryIO, Callable, Iterable, Iterator, List, Optional, Union, cast
 
 from .digest import Verifier
 from .errors import Cancelled, InvalidDocument, Unsupported, storage_errors
@@ -107,29 +108,34 @@ class FileBody(Body):
             yield os.pread(self.file.fileno(), most, self.offset + start)
 
 
+def is_compressed(magic: bytes) -> bool:
+    """Whether what begins like this is no tar as it is; six bytes tell."""
+    return magic.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0")) or _ZSTD.match(magic) is not None
+
+
 def decompressed(file: BinaryIO, cancel: Cancel, zstd: Optional[str] = None,
-                 raw: Optional[Verifier] = None) -> Iterator[Buffer]:
+                 raw: Optional[Verifier] = None, what: str = "layer") -> Iterator[Buffer]:
     """The tar stream in a layer file, piece by piece; a piece lives until the next.
 
     ``file`` is unbuffered and at its start; ``raw``, if given, sees every stored
     byte.  Raises InvalidDocument for a damaged stream or an unknown compression,
     Unsupported for zstd without a decoder, StorageError, Cancelled.
     """
-    with storage_errors("read layer"):
+    with storage_errors("read %s" % what):
         magic = file.read(6)
         file.seek(0)
         if magic.startswith(b"\x1f\x8b"):
-            yield from _gunzip(pieces(file.fileno(), cancel, raw))
+            yield from _gunzip(pieces(file, cancel, raw), what)
         elif _ZSTD.match(magic):
             if raw is not None:  # the decoder reads the file by itself
-                for _ in pieces(file.fileno(), cancel, raw):
+                for _ in pieces(file, cancel, raw):
                     pass
                 file.seek(0)
-            yield from _unzstd(file, cancel, zstd)
-        elif magic.startswith((b"BZh", b"\xfd7zXZ\0")):
-            raise InvalidDocument("layer is compressed with bzip2 or xz, which no registry layer may be")
+            yield from _unzstd(file, cancel, zstd, what)
+        elif is_compressed(magic):
+            raise InvalidDocument("%s is compressed with bzip2 or xz, not with gzip or zstd" % what)
         else:
-            yield from pieces(file.fileno(), cancel, raw)
+            yield from pieces(file, cancel, raw)
 
 
 @contextlib.contextmanager
@@ -175,13 +181,13 @@ def ahead(pieces: Iterator[Buffer], depth: int = 4) -> Iterator[Iterator[Buffer]
         thread.join()
 
 
-def pieces(fd: int, cancel: Cancel, raw: Optional[Verifier] = None,
+def pieces(file: Union[int, BinaryIO], cancel: Cancel, raw: Optional[Verifier] = None,
            size: int = _INPUT) -> Iterator[memoryview]:
-    """What is left of an open file, shown to ``raw``; an OSError is the caller's to map."""
+    """What is left of an unbuffered file, shown to ``raw``; an OSError is the caller's to map."""
     buffer = memoryview(bytearray(size))
     while True:
         cancel.check()
-        count = os.readv(fd, [buffer])
+        count = os.readv(file, [buffer]) if isinstance(file, int) else cast(io.RawIOBase, file).readinto(buffer)
         if not count:
             return
         if raw is not None:
@@ -189,7 +195,7 @@ def pieces(fd: int, cancel: Cancel, raw: Optional[Verifier] = None,
         yield buffer[:count]
 
 
-def _gunzip(pieces: Iterator[memoryview]) -> Iterator[bytes]:
+def _gunzip(pieces: Iterator[memoryview], what: str) -> Iterator[bytes]:
     """Inflate gzip members and the zeros that may pad the last one (RFC 1952)."""
     member = zlib.decompressobj(31)
     padding = False
@@ -200,19 +206,19 @@ def _gunzip(pieces: Iterator[memoryview]) -> Iterator[bytes]:
                 if padding or (member.eof and data[0] == 0):
                     padding = True
                     if bytes(data).strip(b"\0"):
-                        raise InvalidDocument("layer has garbage after its gzip stream")
+                        raise InvalidDocument("%s has garbage after its gzip stream" % what)
                     break
                 if member.eof:
                     member = zlib.decompressobj(31)
                 yield member.decompress(data, BUFFER)
                 data = member.unused_data if member.eof else member.unconsumed_tail
         if not member.eof:  # its checksum comes after all output, so nothing is held back
-            raise InvalidDocument("layer's gzip stream is cut short")
+            raise InvalidDocument("%s's gzip stream is cut short" % what)
     except zlib.error as exc:
-        raise InvalidDocument("layer's gzip stream is damaged (%s)" % exc) from exc
+        raise InvalidDocument("%s's gzip stream is damaged (%s)" % (what, exc)) from exc
 
 
-def _unzstd(file: BinaryIO, cancel: Cancel, program: Optional[str]) -> Iterator[bytes]:
+def _unzstd(file: BinaryIO, cancel: Cancel, program: Optional[str], what: str) -> Iterator[bytes]:
     """Decode zstd by the interpreter's own module (3.14) or the zstd program.
 
     The program is run for this magic alone, by absolute path, without a shell
@@ -230,28 +236,37 @@ def _unzstd(file: BinaryIO, cancel: Cancel, program: Optional[str]) -> Iterator[
                     yield data
             return
         except (EOFError, module.ZstdError) as exc:
-            raise InvalidDocument("layer's zstd stream is damaged (%s)" % exc) from exc
+            raise InvalidDocument("%s's zstd stream is damaged (%s)" % (what, exc)) from exc
     if program is None:
-        raise Unsupported("layer is compressed with zstd: install zstd or use Python 3.14")
+        raise Unsupported("%s is compressed with zstd: install zstd or use Python 3.14" % what)
     process = subprocess.Popen(
         [program, "-dcq"],
-        stdin=file, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={}, bufsize=0)
-    stdout = process.stdout
-    assert stdout is not None
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={}, bufsize=0)
+    stdin, stdout = process.stdin, process.stdout
+    assert stdin is not None and stdout is not None
+
+    def feed() -> None:
+        with contextlib.suppress(OSError, Cancelled), stdin:  # a part is damage to the decoder
+            for piece in pieces(file, cancel):
+                while piece:
+                    piece = piece[stdin.write(piece):]
 
     def kill() -> None:
         with contextlib.suppress(ProcessLookupError):  # it ends by itself just now
             process.kill()
 
+    feeder = threading.Thread(target=feed, name="feeder", daemon=True)
     try:
         with cancel.calling(kill):
+            feeder.start()
             for data in iter(lambda: stdout.read(_INPUT), b""):
                 cancel.check()
                 yield data
             cancel.check()
             if process.wait() != 0:
-                raise InvalidDocument("layer's zstd stream is damaged")
+                raise InvalidDocument("%s's zstd stream is damaged" % what)
     finally:
         kill()
         stdout.close()
         process.wait()
+        feeder.join()

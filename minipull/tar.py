@@ -5,14 +5,12 @@ The standard library's reader ends silently at a damaged header, hangs on some
 sizes and believes the first of two extended headers.  This one reads ustar, PAX
 and GNU headers from a stream and refuses whatever two readers could read in two
 ways.  Names are bytes: what they mean is for the one who makes files of them.
-
-Of the standard library only TarInfo.tobuf is used, to write.
+Its writer is not used either: from version to version it writes other bytes.
 
 Spec: POSIX.1-2017 pax; GNU tar manual "Basic Tar Format"; image-spec layer.md.
 """
 import re
 import struct
-import tarfile
 from typing import Dict, Iterator, Mapping, NamedTuple, Optional
 
 from .errors import InvalidDocument, PolicyError
@@ -20,10 +18,11 @@ from .streams import Buffer
 
 BLOCK = 512
 MAX_ENTRIES = 10000000
-MAX_EXTENSION = 1 << 20  # bytes of one extended header
-MAX_EXTENSIONS = 64  # before one entry
+MAX_EXTENSION = 1 << 20  # bytes of the extended headers before one entry
+MAX_EXTENSIONS = 64  # and their number
 MAX_NAME = 4096  # bytes
 MAX_ID = (1 << 32) - 2  # the next one means "leave it" to chown(2)
+MAX_DEVICE = (1 << 21) - 1  # major, minor: what a header holds, and Linux
 END = bytes(2 * BLOCK)
 
 FILE, LINK, SYMLINK, CHAR, BLOCK_DEVICE, DIRECTORY, FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
@@ -33,7 +32,7 @@ _XATTR = b"SCHILY.xattr."
 #              devmajor devminor prefix
 _HEADER = struct.Struct("100s8s8s8s12s12s8sc100s6s2s32s32s8s8s155s12x")
 #   record ::= length SP keyword "=" value LF
-_RECORD = re.compile(br"([1-9][0-9]{0,6}) ([^=]+)=")
+_RECORD = re.compile(br"([1-9][0-9]{0,6}) ([^=\0]+)=")
 _TIME = re.compile(br"(-?)([0-9]{1,19})(?:\.([0-9]*))?")
 _GLOBAL = frozenset((b"path", b"linkpath", b"size"))  # which no header may set for all
 
@@ -73,27 +72,28 @@ class Reader:
 
     def __iter__(self) -> Iterator[Entry]:
         extensions: Dict[bytes, bytes] = {}
-        count = chained = 0
+        count = chained = extended = 0
         while True:
             for _ in self.data():
                 pass
-            self._take(self._padding)
+            self._take(self._padding, may_end=True)
             self._padding = 0
             block = self._take(BLOCK, may_end=not chained)
             if not block.strip(b"\0"):
                 # One of zeros, or the end of the stream, is an end; something after it is not.
                 if chained or block and self._take(BLOCK, may_end=True).strip(b"\0"):
-                    raise InvalidDocument("tar: an entry after the end")
+                    raise InvalidDocument("tar: malformed end of the archive")
                 return
             fields = _HEADER.unpack(block)
             if _number(fields[6], "checksum") != sum(block) - sum(fields[6]) + 8 * 0x20:
                 raise InvalidDocument("tar: damaged header (checksum)")
             kind = _KINDS.get(fields[7], fields[7])
             if kind in b"xgLK":
-                chained += 1
-                if chained > MAX_EXTENSIONS:
-                    raise PolicyError("tar: more than %d extended headers in a row" % MAX_EXTENSIONS)
-                self._extend(kind, _number(fields[4], "size"), extensions)
+                size = _number(fields[4], "size")
+                chained, extended = chained + 1, extended + size
+                if chained > MAX_EXTENSIONS or extended > MAX_EXTENSION:
+                    raise PolicyError("tar: %d extended headers of %d bytes in a row" % (chained, extended))
+                self._extend(kind, size, extensions)
                 continue
             entry = _entry(kind, fields, extensions)
             count += 1
@@ -101,7 +101,7 @@ class Reader:
                 raise PolicyError("tar: more than %d entries" % MAX_ENTRIES)
             self._left, self._padding = entry.size, -entry.size % BLOCK
             yield entry
-            extensions, chained = {}, 0
+            extensions, chained, extended = {}, 0, 0
 
     def data(self) -> Iterator[memoryview]:
         """What is left of the present entry's data; a piece lives until the next."""
@@ -112,6 +112,12 @@ class Reader:
             self._at += len(piece)
             self._left -= len(piece)
             yield piece
+
+    def skip(self) -> int:
+        """Have done with the present entry; how many bytes of it must not be in the pieces to come."""
+        count = self._left + self._padding
+        self._left = self._padding = 0
+        return count
 
     def drain(self) -> None:
         """Read what follows the end, so that whoever hashes has seen all."""
@@ -148,54 +154,68 @@ class Reader:
 
     def _extend(self, kind: bytes, size: int, extensions: Dict[bytes, bytes]) -> None:
         """Take an extended header into account; of two that say the same the last counts."""
-        if size > MAX_EXTENSION:
-            raise PolicyError("tar: extended header of %d bytes" % size)
         data = self._take(size + -size % BLOCK)[:size]
         if kind in b"LK":
-            extensions[b"path" if kind == b"L" else b"linkpath"] = data.partition(b"\0")[0]
+            extensions[b"\0" + kind] = data.partition(b"\0")[0]  # which is no keyword
             return
-        while data:
-            match = _RECORD.match(data)
-            length = int(match.group(1)) if match else 0
-            if match is None or not match.end() < length <= len(data) or data[length - 1:length] != b"\n":
+        at = 0
+        while at < size:
+            match = _RECORD.match(data, at)
+            end = at + int(match.group(1)) if match else 0
+            if match is None or not match.end() < end <= size or data[end - 1] != 0x0A:
                 raise InvalidDocument("tar: malformed extended header")
-            keyword, value = match.group(2), data[match.end():length - 1]
-            data = data[length:]
+            keyword, at = match.group(2), end
             if kind == b"x":
-                extensions[keyword] = value
+                extensions[keyword] = data[match.end():end - 1]
             elif keyword in _GLOBAL:
                 raise InvalidDocument("tar: global header sets %s" % keyword.decode())
 
 
 def _entry(kind: bytes, fields: "tuple[bytes, ...]", extensions: Mapping[bytes, bytes]) -> Entry:
     name, prefix = fields[0].partition(b"\0")[0], fields[15].partition(b"\0")[0]
-    if fields[9] == b"ustar\0" and prefix:
+    # GNU's headers have times there, but for those that Go wrote before 1.8.
+    if prefix and (fields[9] == b"ustar\0" or fields[9] == b"ustar " and prefix.strip(b"01234567 ")):
         name = prefix + b"/" + name
     numbers = {}
     for keyword, field in ((b"uid", fields[2]), (b"gid", fields[3]), (b"size", fields[4])):
         value = extensions.get(keyword)
         numbers[keyword] = _number(field, keyword.decode()) if value is None else _decimal(value, keyword)
-    if any(keyword.startswith(b"GNU.sparse.") for keyword in extensions):
-        kind = b"S"
-    name = extensions.get(b"path", name)
-    linkname = extensions.get(b"linkpath", fields[8].partition(b"\0")[0])
+    linkname = fields[8].partition(b"\0")[0]
+    if extensions:
+        name = _long(extensions, b"L", b"path", name)
+        linkname = _long(extensions, b"K", b"linkpath", linkname)
+        if any(keyword.startswith(b"GNU.sparse.") for keyword in extensions):
+            kind = b"S"
     shown = ascii(name[:100].decode("utf-8", "replace"))
     if kind == FILE and name.endswith(b"/") and fields[7] == b"\0":
         kind = DIRECTORY  # as they were before there was a type for them
     if kind not in b"0123456":
         raise InvalidDocument("tar: %s is of type %s, which no layer may have" % (shown, ascii(kind)[1:]))
-    if not name or b"\0" in name + linkname or max(len(name), len(linkname)) > MAX_NAME:
-        raise InvalidDocument("tar: name %s is empty, too long or has a zero in it" % shown)
+    texts = (name, linkname) if kind in b"12" else (name,)
+    if b"" in texts or b"\0" in b"".join(texts) or max(map(len, texts)) > MAX_NAME:
+        raise InvalidDocument("tar: a name of %s is empty, too long or has a zero in it" % shown)
     if max(numbers[b"uid"], numbers[b"gid"]) > MAX_ID:
         raise InvalidDocument("tar: owner of %s is out of range" % shown)
+    major = minor = 0
+    if kind in b"34":
+        major, minor = _number(fields[13], "device"), _number(fields[14], "device")
+        if max(major, minor) > MAX_DEVICE:
+            raise InvalidDocument("tar: device %s is out of range" % shown)
     return Entry(
         name, kind, numbers[b"size"] if kind == FILE else 0, _number(fields[1], "mode") & 0o7777,
-        numbers[b"uid"], numbers[b"gid"], _time(fields[5], extensions.get(b"mtime")), linkname,
-        _number(fields[13], "device"), _number(fields[14], "device"),
+        numbers[b"uid"], numbers[b"gid"], _time(fields[5], extensions.get(b"mtime")), linkname, major, minor,
         {keyword[len(_XATTR):]: value for keyword, value in extensions.items()
          if keyword.startswith(_XATTR)},
         extensions.get(b"uname", fields[11].partition(b"\0")[0]),
         extensions.get(b"gname", fields[12].partition(b"\0")[0]))
+
+
+def _long(extensions: Mapping[bytes, bytes], kind: bytes, keyword: bytes, short: bytes) -> bytes:
+    """A name: GNU's if there is one, or PAX's; of both, readers disagree on which counts."""
+    names = {extensions[key] for key in (b"\0" + kind, keyword) if key in extensions}
+    if len(names) > 1:
+        raise InvalidDocument("tar: two kinds of extended headers that differ in a name")
+    return names.pop() if names else short
 
 
 def _number(field: bytes, what: str, least: int = 0) -> int:
@@ -205,10 +225,10 @@ def _number(field: bytes, what: str, least: int = 0) -> int:
         if field[0] & 0x40:
             value -= 1 << 8 * len(field) - 1
     else:
-        try:
-            value = int(field.strip(b" \0") or b"0", 8)
-        except ValueError:
-            raise InvalidDocument("tar: malformed %s in a header" % what) from None
+        text = field.strip(b" \0") or b"0"
+        if text.strip(b"01234567"):  # int() would take "+7" and "0_7" as well
+            raise InvalidDocument("tar: malformed %s in a header" % what)
+        value = int(text, 8)
     if not least <= value < 1 << 63:
         raise InvalidDocument("tar: %s out of range in a header" % what)
     return value
@@ -237,21 +257,43 @@ def _time(field: bytes, extension: Optional[bytes]) -> int:
 
 def header(entry: Entry) -> bytes:
     """The header of an entry, PAX where ustar will not do; the same bytes every time."""
-    info = tarfile.TarInfo(entry.name.decode("utf-8", "surrogateescape"))
-    info.type, info.size, info.mode = entry.kind, entry.size, entry.mode
-    info.uid, info.gid = entry.uid, entry.gid
-    info.linkname = entry.linkname.decode("utf-8", "surrogateescape")
-    info.devmajor, info.devminor = entry.major, entry.minor
-    info.uname = entry.uname.decode("utf-8", "surrogateescape")
-    info.gname = entry.gname.decode("utf-8", "surrogateescape")
-    seconds, nanoseconds = divmod(entry.mtime, 10 ** 9)
-    info.mtime = seconds
-    extended = {"mtime": "%d.%09d" % (seconds, nanoseconds)} if nanoseconds else {}
-    for key, value in sorted(entry.xattrs.items()):
-        name = (_XATTR + key).decode("utf-8", "surrogateescape")
-        extended[name] = value.decode("utf-8", "surrogateescape")
-    info.pax_headers = extended
-    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+    records = {_XATTR + key: value for key, value in entry.xattrs.items()}
+    seconds, nanoseconds = divmod(abs(entry.mtime), 10 ** 9)
+    if entry.mtime < 0 or nanoseconds or seconds >= 8 ** 11:
+        records[b"mtime"] = b"%s%d.%09d" % (b"-" * (entry.mtime < 0), seconds, nanoseconds)
+    for keyword, text, width in ((b"path", entry.name, 100), (b"linkpath", entry.linkname, 100),
+                                 (b"uname", entry.uname, 32), (b"gname", entry.gname, 32)):
+        if len(text) > width:
+            records[keyword] = text
+    for keyword, number, digits in ((b"uid", entry.uid, 7), (b"gid", entry.gid, 7), (b"size", entry.size, 11)):
+        if number >= 8 ** digits:
+            records[keyword] = b"%d" % number
+    if not records:
+        return _block(entry)
+    data = b"".join(_record(keyword, records[keyword]) for keyword in sorted(records))
+    extension = Entry(b"././@PaxHeader", b"x", len(data))
+    return _block(extension) + data + padding(len(data)) + _block(entry)
+
+
+def _record(keyword: bytes, value: bytes) -> bytes:
+    rest = b" %s=%s\n" % (keyword, value)
+    length = len(rest)
+    while length != len(rest) + len(b"%d" % length):  # it counts its own digits
+        length = len(rest) + len(b"%d" % length)
+    return b"%d%s" % (length, rest)
+
+
+def _block(entry: Entry) -> bytes:
+    """A ustar header; what does not fit in has been said before."""
+    def octal(value: int, digits: int) -> bytes:
+        return b"%0*o\0" % (digits, value if 0 <= value < 8 ** digits else 0)
+
+    fields = [
+        entry.name[:100], octal(entry.mode, 7), octal(entry.uid, 7), octal(entry.gid, 7),
+        octal(entry.size, 11), octal(entry.mtime // 10 ** 9, 11), b" " * 8, entry.kind, entry.linkname[:100],
+        b"ustar\0", b"00", entry.uname[:32], entry.gname[:32], octal(entry.major, 7), octal(entry.minor, 7), b""]
+    fields[6] = b"%06o\0 " % sum(_HEADER.pack(*fields))
+    return _HEADER.pack(*fields)
 
 
 def padding(size: int) -> bytes:

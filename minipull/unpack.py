@@ -10,17 +10,18 @@ Mirrors umoci's raw unpack.  Spec: image-spec layer.md.
 """
 import contextlib
 import os
+import stat
 import tempfile
 from typing import Iterator, List, Optional, Sequence, Tuple, Union
 
-from .descriptor import INDEX_TYPES, Descriptor, Platform, select
+from .descriptor import Descriptor, Platform
 from .digest import ChainID, DiffID, Verifier
 from .distribution import host_platform
-from .errors import (ContentMismatch, Error, NotFound, PolicyError, StorageError, Unsupported,
-                     storage_errors)
+from .errors import (ContentMismatch, Error, InvalidDocument, NotFound, PolicyError, StorageError,
+                     Unsupported, storage_errors)
 from .image import Image
 from .layer import Diff
-from .manifest import Index, Manifest
+from .manifest import Manifest
 from .metadata import V2Metadata
 from .progress import Meter, Output, Progress, discard, serialized
 from .reference import Reference
@@ -63,13 +64,9 @@ def unpack(image: Union[Image, str, Reference], store: Store, directory: str, *,
 
 def for_platform(image: Image, store: Store, platform: Platform) -> Image:
     """Of an image that is stored for many platforms the one for this; raises NotFound."""
-    descriptor = image.descriptor
-    while descriptor.media_type in INDEX_TYPES:
-        document = store.document(descriptor)
-        found = select(platform, document.manifests) if isinstance(document, Index) else []
-        if not found:
-            raise NotFound("%s has nothing for %s" % (image.name.familiar, str(platform)))
-        descriptor = found[0]
+    descriptor = store.on(platform, image.descriptor)
+    if descriptor is None:
+        raise NotFound("%s has nothing for %s" % (image.name.familiar, str(platform)))
     return store.load(Association(image.name, descriptor, image.source))
 
 
@@ -110,11 +107,18 @@ def reading(store: Store, blob: Descriptor, diff_id: DiffID, output: Output,
                 meter.move(raw.size)
                 yield piece if isinstance(piece, bytes) else bytes(piece)
 
-    with ahead(inflated()) as pieces:
-        reader = Reader(pieces)
-        yield reader
-        reader.drain()
-    meter.finish()
+    try:
+        with ahead(inflated()) as pieces:
+            reader = Reader(pieces)
+            yield reader
+            reader.drain()
+        meter.finish()
+    except (InvalidDocument, PolicyError):
+        # What is wrong with a layer may be the disk's doing.
+        raw = Verifier(blob.digest.algorithm)
+        store.content.hash(blob.digest, raw, cancel)
+        if raw.digest == blob.digest:
+            raise
     try:
         raw.verify(blob.digest, blob.size, "layer")
     except ContentMismatch as exc:
@@ -165,7 +169,11 @@ def _building(directory: str, store: Store) -> Iterator[int]:
                 os.close(fd)
                 stack.pop_all()
             else:
+                # Elsewhere goes only a directory that one may write to.
+                mode = stat.S_IMODE(os.fstat(fd).st_mode)
+                os.fchmod(fd, mode | 0o700)
                 os.rename(build, path)
+                os.fchmod(fd, mode)
 
 
 def _clear(path: str) -> None:
