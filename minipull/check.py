@@ -17,11 +17,13 @@ import os
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from . import files, image
+from .archive import image_of
 from .content import listing
 from .descriptor import INDEX_TYPES, MANIFEST_TYPES, OCI_INDEX, Descriptor, is_foreign, parse_json
 from .digest import ChainID, Digest, DiffID, Verifier
 from .errors import Cancelled, Error, StorageError, Unsupported
 from .layer import parse_layer
+from .loading import opened
 from .manifest import Manifest
 from .metadata import parse_metadata
 from .references import IMAGE_NAME, LAYOUT, REF_NAME, SOURCE_DIGEST, association, parse_index
@@ -50,6 +52,18 @@ def check(store: Store, cancel: Optional[Cancel] = None,
     return sorted(set(checker.problems))
 
 
+def check_archive(path: str, cancel: Cancel, zstd: Optional[str] = None) -> List[Problem]:
+    """Every problem of the images in an archive; raises Cancelled."""
+    try:
+        with opened(path, cancel, zstd) as archive:
+            tops = [top for _, top in map(image_of, archive.references.descriptors())]
+            return [problem._replace(path=os.path.join(path, problem.path))
+                    for problem in check(archive, cancel, tops)]
+    except Error as exc:
+        cancel.check()
+        return [Problem(path, "archive", str(exc))]
+
+
 class _Checker:
     def __init__(self, store: Store, cancel: Cancel) -> None:
         self.problems: List[Problem] = []
@@ -67,7 +81,8 @@ class _Checker:
             self._records()
             self._metadata()
             self._strays()
-        digests = [d for d in self._content.digests() if d in needed or not names]
+        digests = self._content.digests() if not names else sorted(
+            digest for digest in needed if self._content.size(digest) is not None)
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             found = dict(zip(digests, pool.map(self._blob, digests)))
         for digest, claims in self._claims.items():

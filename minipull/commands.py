@@ -6,13 +6,17 @@ code, or None for 0, or raises.
 """
 import argparse
 import json
+import os
 import re
-from typing import Dict, Optional, Sequence
+import sys
+from typing import Dict, List, Optional, Sequence
 
-from .check import UNVERIFIED, check
+from .archive import save, saved
+from .check import UNVERIFIED, Problem, check, check_archive
 from .collect import gc
 from .context import Command, Context, described, reference, stripped
-from .errors import InvalidReference, StorageError
+from .errors import InvalidDocument, InvalidReference, StorageError
+from .loading import UNNAMED, load
 from .manifest import Manifest
 from .render import human_size
 
@@ -86,15 +90,51 @@ def _gc(context: Context, flags: argparse.Namespace) -> None:
 
 
 def _check(context: Context, flags: argparse.Namespace) -> int:
-    store = context.store
-    tops = [store.image(stripped(name)).descriptor for name in flags.refs]
-    problems = check(store, context.cancel, tops)
-    ok = all(problem.kind == UNVERIFIED for problem in problems)
-    context.answer(
-        {"ok": ok, "problems": [problem._asdict() for problem in problems]},
-        ["%s: %s: %s" % problem for problem in problems]
-        + ["%s: %s" % (store.root, "ok" if ok else DAMAGED)])
-    return 0 if ok else StorageError.exit_code
+    store, code = context.store, 0
+    problems: List[Problem] = []
+    lines: List[str] = []
+
+    def add(what: str, found: Sequence[Problem], damage: str, failed: int) -> None:
+        nonlocal code
+        ok = all(problem.kind == UNVERIFIED for problem in found)
+        code = code if ok else failed
+        problems.extend(found)
+        lines.extend("%s: %s: %s" % problem for problem in found)
+        lines.append("%s: %s" % (what, "ok" if ok else damage))
+
+    archives = [name for name in flags.refs if os.path.isfile(name)]
+    for path in archives:
+        found = check_archive(path, context.cancel, store.layers.zstd)
+        add(path, found, "damaged", InvalidDocument.exit_code)
+    tops = [store.image(stripped(name)).descriptor for name in flags.refs if name not in archives]
+    if tops or not archives:
+        add(store.root, check(store, context.cancel, tops), DAMAGED, StorageError.exit_code)
+    context.answer({"ok": not code, "problems": [problem._asdict() for problem in problems]}, lines)
+    return code
+
+
+def _save(context: Context, flags: argparse.Namespace) -> None:
+    names = [stripped(name) for name in flags.refs]
+    if flags.output:
+        save(names, context.store, flags.output, platform=context.settings.platform,
+             progress=context.renderer, cancel=context.cancel)
+    elif sys.stdout is not None and sys.stdout.isatty():
+        raise InvalidReference("refusing to write an archive to a terminal; redirect stdout or give -o FILE")
+    else:
+        context.write(saved(
+            names, context.store, context.settings.platform, context.renderer, context.cancel))
+    context.renderer.finish()
+
+
+def _load(context: Context, flags: argparse.Namespace) -> None:
+    if not flags.input and (sys.stdin is None or sys.stdin.isatty()):
+        raise InvalidReference("requested load from stdin, but stdin is empty; give -i FILE")
+    found = load(flags.input or sys.stdin.buffer, context.store, progress=context.renderer,
+                 cancel=context.cancel)
+    context.renderer.finish()
+    context.answer([described(context.store, image) for image in found], [
+        "Loaded image ID: %s" % image.id if image.name.name == UNNAMED.name else
+        "Loaded image: %s" % image.name.familiar for image in found])
 
 
 def _is_id(text: str) -> bool:
@@ -102,4 +142,5 @@ def _is_id(text: str) -> bool:
 
 
 COMMANDS: Dict[str, Command] = {
-    "images": _images, "inspect": _inspect, "tag": _tag, "rm": _rm, "gc": _gc, "check": _check}
+    "images": _images, "inspect": _inspect, "tag": _tag, "rm": _rm, "gc": _gc, "check": _check,
+    "save": _save, "load": _load}

@@ -16,7 +16,8 @@ Mirrors containerd's core/content.  Layout: image-spec image-layout.md.
 import contextlib
 import json
 import os
-from typing import BinaryIO, List, Optional, Tuple
+import tempfile
+from typing import BinaryIO, Callable, List, Optional, Tuple
 
 from . import files
 from .descriptor import int_at, parse_json, string_at
@@ -68,7 +69,8 @@ class ContentStore:
     def hash(self, digest: Digest, verifier: Verifier, cancel: Cancel) -> None:
         """Show every byte of a blob to ``verifier``; raises StorageError, Cancelled."""
         with storage_errors("read blob %s" % digest), self.open(digest) as file:
-            hash_file(file.fileno(), verifier, cancel)
+            for _ in pieces(file, cancel, verifier, BUFFER):
+                pass
 
     def put(self, digest: Digest, data: bytes) -> None:
         """Store a small blob that is held in memory, unless it is there."""
@@ -79,6 +81,18 @@ class ContentStore:
                 return
         self._prepare(digest)
         files.write_atomic(self.path(digest), data, self.scratch)
+
+    def copy(self, source: "ContentStore", digest: Digest, size: int, cancel: Cancel,
+             advance: Callable[[int], None] = lambda count: None) -> None:
+        """Take a blob of another store, verified; raises ContentMismatch, StorageError, Cancelled."""
+        with source.open(digest) as file, self.ingest(digest, size, cancel) as ingest:
+            if not ingest.complete:
+                ingest.restart()
+                with storage_errors("read blob %s" % digest):
+                    for piece in pieces(file, cancel, None, BUFFER):
+                        ingest.write(piece)
+                        advance(len(piece))
+                ingest.commit()
 
     def digests(self) -> List[Digest]:
         """Every stored blob."""
@@ -239,6 +253,44 @@ class Ingest:
     def _note(self) -> None:
         note = json.dumps({"length": self._synced, "boot": _boot_id()}).encode()
         files.write_atomic(self._path + ".json", note, self._content.scratch, durable=False)
+
+
+class Arrival:
+    """A blob on its way in whose digest nobody has told; a context manager for one thread.
+
+    What is not committed when it ends is forgotten.
+    """
+
+    def __init__(self, content: ContentStore) -> None:
+        self.verifier = Verifier()
+        self._content = content
+        files.make_directory(content.scratch)
+        with storage_errors("write %s" % content.scratch):
+            self._fd, self._path = tempfile.mkstemp(prefix="arrival-", dir=content.scratch)
+
+    def __enter__(self) -> "Arrival":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        os.close(self._fd)
+        with contextlib.suppress(OSError):
+            os.unlink(self._path)
+
+    def write(self, data: Buffer) -> None:
+        with storage_errors("write %s" % self._path):
+            files.write_all(self._fd, memoryview(data))
+        self.verifier.update(data)
+
+    def commit(self) -> Digest:
+        """Make the bytes durable and give them their name, which is returned."""
+        digest = self.verifier.digest
+        final = self._content.path(digest)
+        files.make_directory(os.path.dirname(final))
+        with storage_errors("store blob %s" % digest):
+            os.fsync(self._fd)
+            os.rename(self._path, final)
+            files.sync_directory(os.path.dirname(final))
+        return digest
 
 
 def hash_file(fd: int, verifier: Verifier, cancel: Cancel) -> None:

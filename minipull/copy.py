@@ -10,6 +10,7 @@ Mirrors skopeo's copy more than anything in moby.  Spec: image-spec; for what
 refers to an image, distribution-spec "Listing Referrers" and its tag schema.
 """
 import contextlib
+import functools
 import json
 from typing import (Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple,
                     Union)
@@ -22,9 +23,10 @@ from .descriptor import (DOCKER_CONFIG, DOCKER_FOREIGN, DOCKER_LIST, DOCKER_MANI
 from .digest import Digest
 from .distribution import host_platform, over_endpoints
 from .endpoints import RegistryService
-from .ends import End, LayoutEnd, Place, RegistryEnd
+from .ends import ARCHIVES, ArchiveEnd, End, LayoutEnd, Place, RegistryEnd, archive_end
 from .errors import (ContentMismatch, Error, InvalidDocument, InvalidReference, NotFound, PolicyError,
                      RegistryError, Unsupported)
+from .loading import opened
 from .manifest import Document, Index, Manifest
 from .progress import Output, Progress, discard, serialized
 from .repository import MAX_REFERRERS, Client, Repository
@@ -61,10 +63,11 @@ def copy(source: str, target: str, *, store: Optional[Store] = None,
          chunk_size: int = 0, progress: Output = discard, service: Optional[RegistryService] = None,
          credentials: Optional[Keyring] = None, uploads: Optional[LayerUploadManager] = None,
          cancel: Optional[Cancel] = None) -> Copied:
-    """Copy from ``docker://REF``, ``store:REF`` or ``oci:DIR[:NAME]`` to another of these.
+    """Copy from ``docker://REF``, ``store:REF``, ``oci:DIR[:NAME]`` or ``oci-archive:FILE[:REF]`` to another.
 
     ``platforms`` choose of an index; ``format`` is "oci" or "docker" to convert;
-    ``chunk_size`` (bytes) is the most that one request brings.  Raises any
+    ``chunk_size`` (bytes) is the most that one request brings.  Of an archive
+    without REF all images are copied; what is returned is the last.  Raises any
     minipull.Error; its text is one line that says what failed, on what.
     """
     wanted = [each if isinstance(each, Platform) else Platform.parse(each, host_platform())
@@ -73,19 +76,20 @@ def copy(source: str, target: str, *, store: Optional[Store] = None,
         return copy_with(
             Place.parse(source), Place.parse(target), (client, client), store,
             Options(wanted, format, referrers, chunk_size), uploads or LayerUploadManager(),
-            serialized(progress), cancel or Cancel())
+            serialized(progress), cancel or Cancel())[-1]
 
 
 def copy_with(source: Place, target: Place, clients: Tuple[Client, Client], store: Optional[Store],
               options: Options, uploads: LayerUploadManager, output: Output,
-              cancel: Cancel) -> Copied:
-    """As copy(), with a client for either end."""
+              cancel: Cancel) -> List[Copied]:
+    """As copy(), with a client for either end; returns what became of each image."""
     if options.format and options.format not in FORMATS:
         raise InvalidReference("invalid format %s, not oci or docker" % ascii(options.format))
     if options.format and options.referrers:
         raise InvalidReference("what refers to an image does not follow it into another format")
     what = "copy %s to %s" % (source, target)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_within(what))
         if source.kind == "docker":
 
             def answering(repository: Repository) -> End:
@@ -94,24 +98,49 @@ def copy_with(source: Place, target: Place, clients: Tuple[Client, Client], stor
                 return end
 
             begin = over_endpoints(clients[0], source.name, what, answering, cancel)
+        elif source.kind in ARCHIVES:
+            zstd = store.layers.zstd if store else None
+            begin = ArchiveEnd(source, stack.enter_context(opened(source.folder, cancel, zstd)))
         else:
             begin = LayoutEnd(source, store)
             stack.enter_context(begin.store.using(cancel))
-        try:
+        jobs: List[Tuple[str, Place]] = [(source.tag, target)]
+        if isinstance(begin, ArchiveEnd) and not source.tag:
+            images = begin.images()
+            if target.tag and len(images) > 1:
+                raise InvalidReference("%s has several images, so name one: %s" % (
+                    source, ", ".join(sorted(filter(None, (label for label, _ in images))))))
+            jobs = [(digest, target if target.tag else target.of(label)) for label, digest in images]
+        elif target.kind == "docker" and not target.tag:
+            raise InvalidReference("a target that ends in a slash is for all images of an archive")
+        end: Optional[LayoutEnd] = None
+        if target.kind in ARCHIVES:
+            end = stack.enter_context(archive_end(target, output, cancel))
+        elif target.kind != "docker":
+            end = LayoutEnd(target, store)
+            stack.enter_context(end.store.using(cancel, writing=target.kind == "store"))
+        copied = []
+        for begin.tag, place in jobs:
             job = _Copy(begin, options, uploads, output, cancel)
-        except Error as exc:
-            raise exc.within(what) from exc
-        if target.kind == "docker":
-            return over_endpoints(
-                clients[1], target.name, what,
-                lambda repository: job.to(RegistryEnd(repository, target.tag, options.chunk_size)),
-                cancel, push=True)
-        end = LayoutEnd(target, store)
-        stack.enter_context(end.store.using(cancel, writing=target.kind == "store"))
-        try:
-            return job.to(end)
-        except Error as exc:
-            raise exc.within(what) from exc
+            if end is not None:
+                end.tag = place.tag
+                copied.append(job.to(end))
+            else:
+                copied.append(over_endpoints(
+                    clients[1], place.name, what, functools.partial(job.to_registry, place.tag),
+                    cancel, push=True))
+        return copied
+
+
+@contextlib.contextmanager
+def _within(what: str) -> Iterator[None]:
+    """Let what goes wrong in the block say what that was, unless it does."""
+    try:
+        yield
+    except Error as exc:
+        if str(exc).startswith(what):
+            raise
+        raise exc.within(what) from exc
 
 
 class _Copy:
@@ -131,6 +160,9 @@ class _Copy:
         self._documents = list(self._below(self._filtered(top)))
         if options.format:
             self._documents = self._converted(self._documents)
+
+    def to_registry(self, tag: str, repository: Repository) -> Copied:
+        return self.to(RegistryEnd(repository, tag, self._options.chunk_size))
 
     def to(self, target: End) -> Copied:
         """Copy all of it; the name comes last."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two ends of a copy: a repository at a registry, or an image layout on disk.
+"""The two ends of a copy: a repository at a registry, or an image layout or an archive on disk.
 
 What one end gives goes straight into the other: from a registry to a registry
 nothing is held but one buffer, and what is on disk is sent by sendfile(2).
@@ -8,32 +8,43 @@ other; only its names are whole references.
 """
 import abc
 import contextlib
-from typing import Callable, ContextManager, Dict, Iterator, List, NamedTuple, Optional
+import os
+import tempfile
+import threading
+from typing import Callable, ContextManager, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from . import manifest
+from .archive import Named, packed, write_file
 from .connection import Response
 from .descriptor import Descriptor
 from .digest import Digest, Verifier
+from .distribution import host_platform
 from .download import MAX_BREAKS, fetch_blob
-from .errors import (ContentMismatch, Error, InvalidReference, NetworkError, NotFound, PolicyError,
-                     RegistryError, Unauthorized)
+from .errors import (Cancelled, ContentMismatch, Error, InvalidReference, NetworkError, NotFound, PolicyError,
+                     RegistryError, Unauthorized, storage_errors)
+from .loading import Archive
 from .manifest import MAX_MANIFEST
 from .origin import Origin
-from .progress import Meter
+from .progress import Meter, Output
 from .pull_v2 import persist
 from .reference import Reference
 from .references import REF_NAME, named
 from .repository import Received, Repository
 from .store import Store, damaged
-from .streams import BUFFER, Body, Buffer, Cancel, FileBody, pieces
+from .streams import BUFFER, PIECE, Body, Buffer, Cancel, FileBody
 from .upload import SMALL, send_blob
 from .xfer import Transfer
 
 Source = Callable[[int, int], Body]  # so many bytes from an offset on
+ARCHIVES = ("oci-archive", "docker-archive")
 
 
 class Place(NamedTuple):
-    """An end as it is written: ``docker://REF``, ``store:REF`` or ``oci:DIR[:NAME]``."""
+    """An end as it is written: ``docker://REF``, ``store:REF``, ``oci:DIR[:NAME]`` or an archive.
+
+    That is ``oci-archive:FILE[:REF]``, or ``docker-archive``, which is the same.
+    All images of one may go to ``docker://HOST/[PATH/]``, which has no ``tag``.
+    """
     kind: str
     folder: str
     tag: str
@@ -44,12 +55,23 @@ class Place(NamedTuple):
         """Raises InvalidReference."""
         kind, _, rest = text.partition(":")
         folder, _, tag = rest.partition(":")
-        if kind == "oci" and folder:
+        if kind in ("oci",) + ARCHIVES and folder:
             return cls(kind, folder, tag, Reference("", ""))
+        if kind == "docker" and rest.startswith("//") and rest[2:].endswith("/"):
+            name = Reference.parse(rest[2:] + "x")
+            return cls(kind, "", "", name._replace(path=name.path[:-1]))
         if kind == "docker" and rest.startswith("//") or kind == "store" and rest:
             name = Reference.parse(rest[2:] if kind == "docker" else rest).docker_ref()
             return cls(kind, "", name.digest or name.tag, name._replace(tag="", digest=None))
-        raise InvalidReference("want docker://REF, store:REF or oci:DIR[:NAME]")
+        raise InvalidReference("want docker://REF, store:REF, oci:DIR[:NAME] or oci-archive:FILE[:REF]")
+
+    def of(self, label: str) -> "Place":
+        """Where one of many images goes; raises InvalidReference."""
+        if self.kind == "docker":
+            name = Reference.parse(label).docker_ref()
+            return self._replace(
+                tag=name.digest or name.tag, name=self.name._replace(path=self.name.path + name.path))
+        return self._replace(tag=label)
 
     @property
     def domains(self) -> List[str]:
@@ -253,18 +275,84 @@ class LayoutEnd(End):
             yield lambda offset, size: FileBody(file, offset, size)
 
     def fetch(self, blob: Descriptor, store: Store, transfer: Transfer) -> None:
-        cancel = transfer.cancel
-        with self.store.content.open(blob.digest) as file, \
-                store.content.ingest(blob.digest, blob.size, cancel) as ingest:
-            if not ingest.complete:
-                ingest.restart()
-                for piece in pieces(file.fileno(), cancel, None, BUFFER):
-                    ingest.write(piece)
-                ingest.commit()
+        store.content.copy(self.store.content, blob.digest, blob.size, transfer.cancel)
 
     def receive(self, blob: Descriptor, source: End, transfer: Transfer) -> str:
         source.fetch(blob, self.store, transfer)
         return "Download complete"
+
+
+class ArchiveEnd(LayoutEnd):
+    """The images of an archive, which are only read."""
+
+    def __init__(self, place: Place, archive: Archive) -> None:
+        super().__init__(place, None)
+        self.store = archive
+
+    def images(self) -> List[Tuple[str, Digest]]:
+        """What is there, and what it is called, if it is."""
+        return [(named(entry), Digest(entry["digest"])) for entry in self.store.references.descriptors()]
+
+    def _label(self, tag: str) -> str:
+        known = not tag or tag in [label for label, _ in self.images()]
+        return tag if known else str(Reference.parse(tag).with_default_tag())
+
+    @contextlib.contextmanager
+    def reading(self, blob: Descriptor, cancel: Cancel) -> Iterator[Source]:
+        with self.store.content.open(blob.digest) as file:
+
+            def part(offset: int, size: int) -> Iterator[Buffer]:
+                file.seek(offset)
+                for start in range(0, size, PIECE):
+                    yield file.read(min(PIECE, size - start))
+
+            yield lambda offset, size: Body(lambda: part(offset, size), size)
+
+
+class _Temporary(LayoutEnd):
+    """A layout that goes when it is closed, though transfers may outlive the copy that they work for."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(place, None)
+        self._changed = threading.Condition()
+        self._busy = 0
+        self._closed = False
+
+    def receive(self, blob: Descriptor, source: End, transfer: Transfer) -> str:
+        with self._changed:
+            if self._closed:
+                raise Cancelled()
+            self._busy += 1
+        try:
+            return super().receive(blob, source, transfer)
+        finally:
+            with self._changed:
+                self._busy -= 1
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            while self._busy:
+                self._changed.wait()
+
+
+@contextlib.contextmanager
+def archive_end(place: Place, output: Output, cancel: Cancel) -> Iterator[LayoutEnd]:
+    """A layout beside an archive, which that becomes when the block has ended well."""
+    path = os.path.realpath(place.folder)
+    with contextlib.ExitStack() as stack:
+        with storage_errors("write %s" % place.folder):
+            folder = stack.enter_context(
+                tempfile.TemporaryDirectory(prefix=".minipull-", dir=os.path.dirname(path)))
+        end = stack.enter_context(contextlib.closing(_Temporary(place._replace(folder=folder))))
+        yield end
+        images: List[Named] = []
+        for entry in end.store.references.descriptors():
+            label = named(entry)
+            images.append((Reference.parse(label).with_default_tag() if label else None,
+                           Descriptor.from_json(entry, "index.json")))
+        write_file(place.folder, packed(end.store, images, host_platform(), output, cancel))
 
 
 class _Stream:

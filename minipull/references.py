@@ -12,7 +12,7 @@ import contextlib
 import json
 import os
 import time
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from . import files
 from .descriptor import OCI_INDEX, Descriptor, list_at, object_at, parse_json
@@ -78,12 +78,16 @@ class ReferenceStore:
 
         ``pause`` is called while the lock is waited for, and may raise.
         """
-        if name.tag == "" and name.digest is None:
-            raise InvalidReference("%s has neither tag nor digest" % (name,))
-        if name.familiar_name in ("sha256", "sha384", "sha512"):
-            raise InvalidReference(
-                "refusing to create an ambiguous tag using digest algorithm as name")
+        check_name(name)
         self.put(str(name), Association(name, descriptor, source).to_json(), pause)
+
+    def set_all(self, items: Sequence[Association],
+                pause: Callable[[float], object] = time.sleep) -> None:
+        """Point many names, which set() would take and none of them twice, in one step."""
+        with self._changing(pause) as entries:
+            labels = {str(item.name) for item in items}
+            kept = [old for old in entries if named(old) not in labels]
+            entries[:] = kept + [item.to_json() for item in items]
 
     def put(self, label: str, entry: Dict[str, Any],
             pause: Callable[[float], object] = time.sleep) -> None:
@@ -128,6 +132,14 @@ class ReferenceStore:
         except InvalidDocument as exc:
             raise StorageError(str(exc)) from exc
         return _EMPTY if data is None else data
+
+
+def check_name(name: Reference) -> None:
+    """Raise InvalidReference for what no image may be called."""
+    if name.tag == "" and name.digest is None:
+        raise InvalidReference("%s has neither tag nor digest" % (name,))
+    if name.familiar_name in ("sha256", "sha384", "sha512"):
+        raise InvalidReference("refusing to create an ambiguous tag using digest algorithm as name")
 
 
 def parse_index(data: bytes, what: str) -> List[Dict[str, Any]]:

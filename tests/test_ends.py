@@ -131,7 +131,11 @@ def files_below(path: Path) -> List[str]:
     ("store:alpine:3", "store", "", "3", "docker.io/library/alpine", "docker.io/library/alpine"),
     ("oci:some/dir", "oci", "some/dir", "", "/", "some/dir"),
     ("oci:/dir:r.com/a:1", "oci", "/dir", "r.com/a:1", "/", "/dir"),
-    ("oci:dir:", "oci", "dir", "", "/", "dir")])
+    ("oci:dir:", "oci", "dir", "", "/", "dir"),
+    ("oci-archive:a.tar:r.com/a:1", "oci-archive", "a.tar", "r.com/a:1", "/", "a.tar"),
+    ("docker-archive:/a.tar", "docker-archive", "/a.tar", "", "/", "/a.tar"),
+    ("docker://r.com/", "docker", "", "", "r.com/", "r.com/"),
+    ("docker://r.com:5000/a/b/", "docker", "", "", "r.com:5000/a/b/", "r.com:5000/a/b/")])
 def test_a_place_is_read(text: str, kind: str, folder: str, tag: str, name: str, shown: str) -> None:
     place = Place.parse(text)
     assert (place.kind, place.folder, place.tag, str(place.name), str(place)) == (kind, folder, tag, name, shown)
@@ -140,8 +144,8 @@ def test_a_place_is_read(text: str, kind: str, folder: str, tag: str, name: str,
 
 
 @pytest.mark.parametrize("text", [
-    "", "alpine", "docker:alpine", "docker://", "docker://UPPER", "docker://a:b:c", "docker:///a", "store:",
-    "store://a", "store:a@sha256:1", "oci:", "oci::name", "oci-archive:x", "docker-archive:x", "dir:x",
+    "", "alpine", "docker:alpine", "docker://", "docker://UPPER", "docker://a:b:c", "docker:///a", "docker:///", "store:",
+    "store://a", "store:a@sha256:1", "oci:", "oci::name", "oci-archive:", "docker-archive::x", "dir:x",
     "http://r.com/a", "Docker://alpine"])
 def test_what_is_no_place_is_refused(text: str) -> None:
     with pytest.raises(InvalidReference):
