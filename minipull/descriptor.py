@@ -49,14 +49,20 @@ def is_foreign(media_type: str) -> bool:
 
 def parse_json(data: bytes, what: str) -> Dict[str, Any]:
     """The object that ``data`` is, strictly: nothing that parsers disagree about."""
+    value = parse_value(data, what)
+    if not isinstance(value, dict):
+        raise InvalidDocument("%s must be an object" % what)
+    return value
+
+
+def parse_value(data: bytes, what: str) -> object:
+    """The same for any value."""
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_int=_integer)
         # What shows only in the values: lone surrogates, NaN, Infinity, 1e999.
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except (ValueError, RecursionError, MemoryError) as exc:
         raise InvalidDocument("%s: invalid JSON: %s" % (what, str(exc)[:150])) from None
-    if not isinstance(value, dict):
-        raise InvalidDocument("%s must be an object" % what)
     return value
 
 

@@ -21,7 +21,7 @@ MAX_LAYERS = 1000
 MAX_ENTRIES = 10000
 
 #: A Content-Type that says nothing of what is inside.
-_NO_CLAIM = frozenset(
+NO_CLAIM = frozenset(
     ("", "text/plain", "application/json", "application/octet-stream", "binary/octet-stream"))
 
 
@@ -64,7 +64,7 @@ def parse(raw: bytes, content_type: str = "", what: str = "manifest") -> Documen
     """
     obj = parse_json(raw, what)
     claimed = content_type.partition(";")[0].strip().lower()
-    claimed = "" if claimed in _NO_CLAIM else claimed
+    claimed = "" if claimed in NO_CLAIM else claimed
     declared = string_at(obj, "mediaType", what)
     if claimed and declared and claimed != declared:
         raise InvalidDocument("%s: mediaType %s came with Content-Type %s" % (
@@ -72,8 +72,7 @@ def parse(raw: bytes, content_type: str = "", what: str = "manifest") -> Documen
     media_type = detect(obj, what, claimed)
     version = obj.get("schemaVersion")
     if media_type in (SCHEMA1, SCHEMA1_SIGNED) or (version == 1 and not declared):
-        raise Unsupported("%s: the image is in the old schema 1 format, which is not supported;"
-                          " its author needs to push it again with a current tool" % what)
+        raise Unsupported("%s: the image is in the old schema 1 format, which only pull understands" % what)
     if type(version) is not int or version != 2:
         raise InvalidDocument("%s: schemaVersion must be 2" % what)
     if media_type in (DOCKER_MANIFEST, DOCKER_LIST) and not declared:

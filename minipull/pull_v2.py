@@ -6,17 +6,20 @@ in the store is not asked for, manifests included, so an image that is all
 there costs one HEAD.  The name is written last, when every blob that it needs
 is stored and durable.
 
+What comes as schema 1 is stored as the schema 2 that says the same, and beside
+it what was signed, whose digest is the source of the name.
+
 Mirrors moby's distribution/pull_v2.go; presence is decided by blobs.
 """
 import contextlib
 import functools
 import os
-from typing import Callable, Iterator, List, NamedTuple, Optional, Set, Tuple, TypeVar
+from typing import Callable, Iterator, List, NamedTuple, Optional, Set, Tuple, TypeVar, Union
 
-from . import image, manifest
+from . import image, manifest, schema1
 from .connection import Response
-from .descriptor import (INDEX_TYPES, MANIFEST_TYPES, Descriptor, Platform, is_foreign, preference,
-                         select)
+from .descriptor import (DOCKER_LAYER, INDEX_TYPES, MANIFEST_TYPES, Descriptor, Platform, is_foreign,
+                         preference, select)
 from .digest import Digest, DiffID
 from .download import DownloadDescriptor, LayerDownloadManager, fetch_blob
 from .errors import (Cancelled, ContentMismatch, Error, InvalidDocument, NetworkError, NotFound,
@@ -29,6 +32,7 @@ from .progress import Meter, Output, Progress
 from .reference import Reference
 from .references import Association
 from .repository import Received, Repository
+from .schema1 import Schema1
 from .store import MAX_CONFIG, MAX_DEPTH, Store, is_runnable
 from .streams import Cancel
 from .xfer import Transfer
@@ -75,6 +79,8 @@ class V2Puller:
         top = self._resolve(reference, known is not None)
         shown = str(reference) if reference.digest else reference.tag
         self._output(Progress(id=shown, message="Pulling from %s" % reference.path))
+        if isinstance(top, Schema1):
+            return self._pull_schema1(reference, top)
         if self._options.all_platforms and isinstance(top, Index):
             documents = list(self._everything(top))
             chosen: Document = top
@@ -94,7 +100,7 @@ class V2Puller:
 
     # Manifests.
 
-    def _resolve(self, reference: Reference, known: bool) -> Document:
+    def _resolve(self, reference: Reference, known: bool) -> Union[Document, Schema1]:
         """What the reference means now, verified."""
         digest = reference.digest
         if known:
@@ -103,25 +109,28 @@ class V2Puller:
             with contextlib.suppress(Error):
                 if digest is not None:
                     raw = self._store.content.read(digest, MAX_MANIFEST)
+                    if schema1.is_schema1(raw):
+                        return schema1.read(raw)._replace(digest=digest)
                     return manifest.parse(raw)._replace(digest=digest)
         if digest is not None:
             try:
-                return self._fetch_document(str(digest))
+                return self._fetch_top(str(digest))
             except RegistryError as exc:
                 # Some registries don't give by digest what they just resolved.
                 if reference.digest is not None or exc.status != 404:
                     raise
-        return self._fetch_document(reference.tag)
+        return self._fetch_top(reference.tag)
+
+    def _fetch_top(self, reference: str) -> Union[Document, Schema1]:
+        received = self._received(reference)
+        if schema1.is_schema1(received.raw, received.content_type):
+            return schema1.parse(received.raw)._replace(digest=received.digest)
+        return _document(received)
 
     def _received(self, reference: str) -> Received:
         return persist(
             self._repository, self._cancel,
             lambda: self._repository.manifest(reference, self._cancel))
-
-    def _fetch_document(self, reference: str) -> Document:
-        received = self._received(reference)
-        document = manifest.parse(received.raw, received.content_type)
-        return document._replace(digest=received.digest)
 
     def _child(self, descriptor: Descriptor) -> Document:
         """An entry of an index, which must be what the index says."""
@@ -129,7 +138,7 @@ class V2Puller:
         with contextlib.suppress(Error):
             document = self._store.document(descriptor)
         if document is None:
-            document = self._fetch_document(str(descriptor.digest))
+            document = _document(self._received(str(descriptor.digest)))
         _check_entry(descriptor, document.media_type, document.raw)
         return document._replace(digest=descriptor.digest)
 
@@ -219,6 +228,42 @@ class V2Puller:
         text = self._misfit(config) if chosen else ""
         if text:
             self._output(Progress(message="WARNING: " + text))
+
+    def _pull_schema1(self, reference: Reference, old: Schema1) -> Pulled:
+        """Pull the layers, which tell their DiffIDs, and store what schema 2 would have."""
+        if old.signers:
+            text = "WARNING: %s has the outdated schema 1 format, signed with key %s, which may be anybody's"
+            self._output(Progress(message=text % (reference, ", ".join(old.signers))))
+        blobs = [Descriptor(DOCKER_LAYER, digest, self._size(digest)) for digest in old.layers]
+        layers = [V2LayerDescriptor(
+            self._repository, self._store, blob, self._options._replace(unread=False), _no_word)
+            for blob in blobs]
+        done = self._downloads.download(
+            self._store, layers, self._output, self._cancel, ("schema1:" + old.digest, lambda transfer: None))
+        raw, made = schema1.converted(
+            old, list(zip(blobs, [layer.diff.diff_id for layer in done.layers])))
+        text = self._misfit(image.parse(raw))
+        if text and self._options.exact:
+            raise NotFound(text)
+        if text:
+            self._output(Progress(message="WARNING: " + text))
+        wanted = Association(reference, made.descriptor, old.digest)
+        updated = self._store.references.get(reference) != wanted
+        for digest, data in ((old.digest, old.raw), (made.config.digest, raw), (made.digest, made.raw)):
+            self._store.content.put(digest, data)
+        if updated:
+            self._store.references.set(reference, made.descriptor, old.digest, self._cancel.pause)
+        return Pulled(self._store.load(wanted), updated)
+
+    def _size(self, blob: Digest) -> int:
+        """Of a blob that is named without its size."""
+        size = self._store.content.size(blob)
+        if size is None:
+            size = persist(
+                self._repository, self._cancel, lambda: self._repository.stat(blob, self._cancel))
+        if size is None:
+            raise NotFound("layer %s is not there" % blob)
+        return size
 
     def _forget(self, blob: Digest, layer: Layer) -> None:
         """Let what we remember of a layer be found out again: it may be wrong."""
@@ -342,9 +387,18 @@ def persist(repository: Repository, cancel: Cancel, work: Callable[[], T]) -> T:
     return work()
 
 
+def _document(received: Received) -> Document:
+    document = manifest.parse(received.raw, received.content_type)
+    return document._replace(digest=received.digest)
+
+
 def _check_entry(entry: Descriptor, media_type: str, raw: bytes) -> None:
     if (media_type, len(raw)) != (entry.media_type, entry.size):
         raise InvalidDocument("manifest %s is not as its index says" % entry.digest)
+
+
+def _no_word(cancel: Cancel) -> DiffID:
+    raise InvalidDocument("the layer can't be read, and schema 1 does not say what is in it")
 
 
 def _check_depth(depth: int) -> None:

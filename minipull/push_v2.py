@@ -7,20 +7,24 @@ there: it is looked for first, then mounted from where we have seen it, the
 likeliest place first.  Children come before their index, the tag comes last.
 
 A layer that lies here uncompressed and that no registry is known to have so is
-compressed while it is sent, and the manifest says so.
+compressed while it is sent, and the manifest says so.  With ``legacy`` a registry
+that refuses the manifest is given schema 1, signed with a key that nobody keeps.
 
 Mirrors moby's distribution/push_v2.go.
 """
 import contextlib
 import json
+import secrets
+import time
 import zlib
 from typing import BinaryIO, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
-from . import image, manifest
-from .descriptor import DOCKER_LAYER, DOCKER_TAR, OCI_LAYER, Descriptor, is_foreign, parse_json
+from . import es256, image, manifest, schema1
+from .descriptor import (DOCKER_LAYER, DOCKER_TAR, OCI_LAYER, SCHEMA1_SIGNED, Descriptor, is_foreign,
+                         parse_json)
 from .digest import Digest, DiffID, Verifier
 from .errors import (InvalidReference, NetworkError, NotFound, PolicyError, RegistryError, StorageError,
-                     Unauthorized)
+                     Unauthorized, Unsupported)
 from .image import Image
 from .manifest import Document, Index, Manifest
 from .metadata import V2Metadata, check_hmac, hmac_key
@@ -34,6 +38,8 @@ from .xfer import Transfer
 
 #: What an uncompressed layer is called, and what it is when it has been compressed.
 _COMPRESSED = {DOCKER_TAR: DOCKER_LAYER, OCI_LAYER: OCI_LAYER + "+gzip"}
+#: How a registry says that it knows no such manifest.
+_TOO_NEW = frozenset(("MANIFEST_INVALID", "UNSUPPORTED", "UNKNOWN"))
 
 
 class Budget(NamedTuple):
@@ -102,7 +108,8 @@ class V2Pusher:
     """Pushes to one repository at one endpoint from one store."""
 
     def __init__(self, repository: Repository, store: Store, uploads: LayerUploadManager,
-                 target: Reference, output: Output, cancel: Cancel, chunk_size: int = 0) -> None:
+                 target: Reference, output: Output, cancel: Cancel, chunk_size: int = 0,
+                 legacy: bool = False) -> None:
         self.repository = repository
         self.store = store
         self.target = target
@@ -119,6 +126,7 @@ class V2Pusher:
         self._uploads = uploads
         self._output = output
         self._cancel = cancel
+        self._legacy = legacy
 
     def push(self, what: Image, tag: str) -> Pushed:
         """Push an image as ``tag``; the caller holds the store's shared lock."""
@@ -141,6 +149,8 @@ class V2Pusher:
                 self._put(tag, sent)
                 break
             except RegistryError as exc:
+                if exc.status in (400, 404, 405, 415) and exc.code in _TOO_NEW:
+                    return Pushed(self.target.with_tag(tag), self._put_schema1(tag, sent, exc), layers)
                 if last or exc.code not in ("MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN"):
                     raise
             self.known.clear()
@@ -191,6 +201,30 @@ class V2Pusher:
             return top
         obj = dict(parse_json(top.raw, "manifest"), layers=[blob.to_json() for blob in blobs])
         return manifest.parse(json.dumps(obj, separators=(",", ":")).encode(), top.media_type)
+
+    def _put_schema1(self, tag: str, document: Document, exc: RegistryError) -> Descriptor:
+        """Have the image as schema 1 where its manifest was refused, if that is wanted and can be."""
+        if isinstance(document, Index) or not is_runnable(document):
+            raise exc
+        if not self._legacy:
+            exc.args = ("%s; an old registry may take it with --legacy-schema1" % exc,)
+            raise exc
+        for layer in document.layers:
+            if not layer.media_type.endswith("gzip") or is_foreign(layer.media_type):
+                raise Unsupported("schema 1 has no layers of type %s" % layer.media_type) from exc
+        config = image.parse(self.store.content.read(document.config.digest, MAX_CONFIG))
+        raw = schema1.build(self.target.path, tag, config, [layer.digest for layer in document.layers])
+        empty = Descriptor(DOCKER_LAYER, Digest.of(schema1.EMPTY), len(schema1.EMPTY))
+        if empty.digest.encode() in raw and self.repository.stat(empty.digest, self._cancel) is None:
+            send_blob(self.repository, empty, lambda offset, size: Body.of(
+                schema1.EMPTY[offset:offset + size]), self._cancel)
+        key = 1 + secrets.randbelow(es256.ORDER - 1)
+        signed = schema1.sign(raw, key, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+        self.repository.put_manifest(tag, signed, SCHEMA1_SIGNED, self._cancel)
+        pushed = Descriptor(SCHEMA1_SIGNED, Digest.of(raw), len(raw))
+        text = "WARNING: %s refused the manifest (%s), so it got the outdated schema 1: the digest is now %s"
+        self._output(Progress(message=text % (self.repository.endpoint, exc, pushed.digest)))
+        return pushed
 
     def _put(self, reference: str, document: Document) -> None:
         self.repository.put_manifest(reference, document.raw, document.media_type, self._cancel)

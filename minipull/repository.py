@@ -14,13 +14,14 @@ import threading
 import urllib.parse
 from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Set, Tuple
 
+from . import schema1
 from .auth import Authorizer, Credential, Keyring, answer_error
 from .connection import Response
-from .descriptor import (DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, Descriptor, list_at,
-                         parse_json)
+from .descriptor import (DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, SCHEMA1_SIGNED,
+                         Descriptor, list_at, parse_json)
 from .digest import Digest
 from .endpoints import Endpoint, RegistryService
-from .errors import ContentMismatch, InvalidDocument, NetworkError, PolicyError, RegistryError
+from .errors import ContentMismatch, InvalidDocument, NetworkError, NoSupport, PolicyError, RegistryError
 from .manifest import MAX_MANIFEST
 from .origin import Origin, joined
 from .reference import Reference, is_tag
@@ -31,7 +32,8 @@ MAX_REFERRERS = 1000
 _MAX_PAGE = 16 << 20  # bytes
 _MAX_PAGES = 10000
 
-_ACCEPT = {"Accept": ", ".join((OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST))}
+#: The last one for registries that have nothing else.
+_ACCEPT = {"Accept": ", ".join((OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST, SCHEMA1_SIGNED))}
 _LINK = re.compile(r'<([^<>]*)>[^<>]*;\s*rel="?next\b', re.IGNORECASE)
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 
@@ -88,6 +90,8 @@ class Repository:
         self.path = reference.path
         self.name = reference.name
         self.answered = False  # has this endpoint ever?
+        self.confirmed = False  # has it proved to speak v2?
+        self._pinged = False
         self._public = False  # is its address one of the public internet?
         self._transport = client.transport
         self._base = "%s/v2/%s/" % (endpoint.url, reference.path)
@@ -104,20 +108,38 @@ class Repository:
         path = "" if self.endpoint.mirror else self.path
         return self._credentials.get(self.endpoint.host, path)
 
+    def ping(self, cancel: Cancel) -> None:
+        """Ask, once, whether v2 is spoken here; only where v1 may be instead.
+
+        Raises NoSupport if nothing is known by the name of v2.
+        """
+        if not self._pinged:
+            url = self.endpoint.url + "/v2/"
+            with self._transport.request("GET", url, {}, cancel, redirect=False) as response:
+                versions = response.header("Docker-Distribution-API-Version")
+                self.confirmed = "registry/2.0" in re.split("[, ]+", versions)
+                self._pinged = response.status != 404 or self.confirmed
+        if not self._pinged:
+            raise NoSupport("%s does not speak the v2 protocol" % (self.endpoint,))
+
     def manifest(self, reference: str, cancel: Cancel) -> Received:
         """A manifest or index by tag or digest, its bytes compared with the digest.
 
-        Raises RegistryError, ContentMismatch, PolicyError for one over 8 MiB.
+        Raises RegistryError, ContentMismatch, PolicyError for one over 8 MiB,
+        InvalidDocument for schema 1 without a signature.
         """
         with self._request("GET", "manifests/" + reference, _ACCEPT, cancel) as response:
             raw = response.read(MAX_MANIFEST)
         wanted = reference if ":" in reference else response.header("Docker-Content-Digest")
-        digest = Digest.of(raw)
+        content_type = response.header("Content-Type")
+        named = schema1.payload(raw) if schema1.is_schema1(raw, content_type) else raw
+        digest = Digest.of(named)
         if wanted:
+            self.confirmed = True
             digest = Digest.parse(wanted)
-            if Digest.of(raw, digest.algorithm) != digest:
+            if Digest.of(named, digest.algorithm) != digest:
                 raise ContentMismatch("manifest verification failed for digest %s" % digest)
-        return Received(raw, response.header("Content-Type"), digest)
+        return Received(raw, content_type, digest)
 
     def resolve(self, tag: str, cancel: Cancel) -> Optional[Digest]:
         """What a tag points to, by HEAD, which costs no pull quota; None if untold."""
@@ -165,6 +187,7 @@ class Repository:
                 if not isinstance(tag, str) or not is_tag(tag):
                     raise InvalidDocument("list of tags: invalid tag %s" % ascii(tag)[:150])
                 found.append(tag)
+            self.confirmed = True
             if len(found) > MAX_TAGS:
                 raise PolicyError("%s: more than %d tags" % (self.endpoint, MAX_TAGS))
         return found
