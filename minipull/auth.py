@@ -154,7 +154,7 @@ class Authorizer:
                 if not credential.username:
                     raise Unauthorized("%s: no basic auth credentials; use minipull login or --creds"
                                        % (self._origin,))
-                return {"Authorization": _basic(credential)}
+                return {"Authorization": basic(credential)}
             if credential.registry_token:
                 if not _VISIBLE.fullmatch(credential.registry_token):
                     raise InvalidReference("registry token for %s is malformed" % (self._origin,))
@@ -189,7 +189,7 @@ class Authorizer:
                 query.update(offline_token="true", client_id=CLIENT_ID)
             if credential.username and credential.password:
                 query["account"] = credential.username
-                headers["Authorization"] = _basic(credential)
+                headers["Authorization"] = basic(credential)
             realm += "&" if "?" in realm else "?"
             realm += urllib.parse.urlencode(
                 sorted(query.items()), doseq=True, errors="surrogateescape")
@@ -232,7 +232,8 @@ class Authorizer:
         return token, time.monotonic() + max(MIN_LIFETIME, min(seconds, MAX_LIFETIME))
 
 
-def _basic(credential: Credential) -> str:
+def basic(credential: Credential) -> str:
+    """The Authorization that a user name and a password are."""
     pair = "%s:%s" % (credential.username, credential.password)
     return "Basic " + base64.b64encode(pair.encode("utf-8", "surrogateescape")).decode()
 

@@ -8,6 +8,7 @@ that has spoken TLS does not either.
 
 Mirrors moby's registry/{config,service,service_v2}.go.
 """
+import functools
 import ipaddress
 import os
 import re
@@ -24,6 +25,7 @@ from .transport import Transport
 from .trust import add_authorities, add_folder
 
 HUB_HOST = "registry-1.docker.io"
+HUB_INDEX = "index.docker.io"  # where its v1 protocol was spoken
 
 #   field-name LF field-value  (RFC 9110, 5.1 and 5.5; neither may hold that LF)
 _HEADER = re.compile("[A-Za-z0-9!#$%&'*+.^_`|~-]+\n[\t -~]*")
@@ -37,14 +39,15 @@ class Endpoint(NamedTuple):
     """One way to ask for a repository; ``url`` is scheme, host and port.
 
     ``host`` is whose credentials go there: the reference's own domain, or the
-    mirror's.
+    mirror's.  ``version`` is the protocol's.
     """
     url: str
     host: str
     mirror: bool = False
+    version: int = 2
 
     def __str__(self) -> str:
-        return str(Origin.of(self.url))
+        return str(Origin.of(self.url)) + ("/v1" if self.version == 1 else "")
 
 
 class Host(NamedTuple):
@@ -65,7 +68,8 @@ class RegistryService:
     """How registries are reached; raises InvalidReference for a bad setting.
 
     ``mirrors`` are Docker Hub's; ``insecure`` lists ``host[:port]`` and CIDRs;
-    ``lookup`` resolves a host, for the CIDRs alone.  Certificates for a host lie in
+    ``lookup`` resolves a host, for the CIDRs alone.  The v1 protocol is spoken with
+    the hosts that ``legacy`` lists, or with ``legacy_v1`` with all.  Certificates for a host lie in
     the first of ``certs`` that has a ``HOST[:PORT]``, and in its ``cert_dirs``.
     """
 
@@ -76,6 +80,7 @@ class RegistryService:
                  lookup: Callable[[str], Sequence[str]] = _lookup,
                  proxies: Optional[Proxies] = None, certs: Sequence[str] = (),
                  cert_dirs: Optional[Mapping[str, str]] = None,
+                 legacy: Sequence[str] = (), legacy_v1: bool = False,
                  warn: Callable[[str], None] = lambda text: None) -> None:
         self.hosts = {_check_host(name, "host"): host for name, host in (hosts or {}).items()}
         if mirrors:
@@ -91,7 +96,9 @@ class RegistryService:
         self._certs = certs
         self._cert_dirs = {
             _check_host(name, "host"): folder for name, folder in (cert_dirs or {}).items()}
-        self._warn = warn
+        self.warn = functools.lru_cache(maxsize=None)(warn)  # the same is said once
+        self._legacy = {_check_host(name, "legacy registry") for name in legacy}
+        self._legacy_v1 = legacy_v1
         self._timeout = timeout
         self._headers = dict(headers or {})
         for name, value in self._headers.items():
@@ -112,7 +119,7 @@ class RegistryService:
     def transport(self) -> Transport:
         """A pool of connections by these rules; the caller closes it."""
         return Transport(
-            self.tls_context, self._timeout, self._headers, self.proxies.find, self._warn)
+            self.tls_context, self._timeout, self._headers, self.proxies.find, self.warn)
 
     def pull_endpoints(self, reference: Reference) -> List[Endpoint]:
         """Where to ask, in order (moby: LookupPullEndpoints)."""
@@ -137,6 +144,13 @@ class RegistryService:
         elif not self.is_secure(domain):
             schemes.append("http")
         return [Endpoint("%s://%s" % (scheme, address), domain) for scheme in schemes]
+
+    def v1_endpoints(self, reference: Reference) -> List[Endpoint]:
+        """The same by the v1 protocol; none, unless that is allowed for the registry."""
+        if not self._legacy_v1 and str(Origin.of("https://" + reference.domain)) not in self._legacy:
+            return []
+        return [found._replace(url=found.url.replace(HUB_HOST, HUB_INDEX), version=1)
+                for found in self.push_endpoints(reference)]
 
     def is_secure(self, domain: str) -> bool:
         """Whether only verified TLS will do (moby: isSecureIndex)."""

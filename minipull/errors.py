@@ -93,6 +93,10 @@ class Unsupported(Error):
     """Understood, but not something that this command can do."""
 
 
+class NoSupport(Unsupported):
+    """Nothing that the protocol of this endpoint can do, which says less than any other error."""
+
+
 #: The codes of docker/distribution and of distribution-spec, each with the
 #: message that adds nothing to it: an entry that says no more is shown as the code.
 CODES = {
@@ -193,16 +197,24 @@ def decode_answer(status: int, reason: str, content_type: str, body: bytes,
         % (status, reason, json.dumps(text[:1000])))
 
 
-def continue_on_error(error: Error, mirror: bool) -> bool:
+#: What may be said of an image that the v1 side has (moby: shouldV2Fallback), or by who has no other.
+_V1_MAY_KNOW = frozenset(("UNAUTHORIZED", "MANIFEST_UNKNOWN", "NAME_UNKNOWN", "UNKNOWN"))
+
+
+def continue_on_error(error: Error, mirror: bool, v1_follows: bool = False) -> bool:
     """Whether the next endpoint may be tried after this one failed.
 
     What a mirror's registry says never binds the origin; what the origin says
-    is final, but for the lack of an answer.  Trouble of our own never is a
-    reason to ask somebody else (moby: continueOnError).
+    is final, but for the lack of an answer, and for what one says who has not
+    proved to speak v2, if ``v1_follows``.  Trouble of our own never is a reason
+    to ask somebody else (moby: continueOnError).
     """
     if isinstance(error, (Cancelled, StorageError, InvalidReference, Unsupported)):
-        return False
+        return isinstance(error, NoSupport)
     if isinstance(error, RegistryError) and not error.details:
+        return True
+    if v1_follows and (isinstance(error, (InvalidDocument, Unauthorized))
+                       or isinstance(error, RegistryError) and error.code in _V1_MAY_KNOW):
         return True
     return mirror or isinstance(error, NetworkError)
 

@@ -83,6 +83,37 @@ def check_hmac(key: bytes, entry: V2Metadata) -> bool:
     return hmac.compare_digest(compute_hmac(key, entry).encode(), entry.hmac.encode())
 
 
+class V1IDService:
+    """The DiffIDs of layers that a registry calls by v1 ids; ``registry`` is its domain."""
+    NAMESPACE = "v1id-mappings"
+
+    def __init__(self, store: MetadataStore) -> None:
+        self.store = store
+
+    def get(self, v1_id: str, registry: str) -> Optional[DiffID]:
+        """The DiffID of what has come from, or gone to, that registry under this id, or None."""
+        key = _v1_key(v1_id, registry)
+        with contextlib.suppress(Error):
+            value = self.store.get(self.NAMESPACE, key) or b""
+            return DiffID(Digest.parse(value.decode("ascii", "replace")))
+        return None
+
+    def set(self, v1_id: str, registry: str, diff_id: DiffID) -> None:
+        """Remember it; raises StorageError, and InvalidDocument for an id that is none."""
+        self.store.set(self.NAMESPACE, _v1_key(v1_id, registry), diff_id.encode())
+
+
+def _v1_key(v1_id: str, registry: str) -> str:
+    return "%s,%s" % (registry, check_v1_id(v1_id))
+
+
+def check_v1_id(text: object) -> str:
+    """An image id of the v1 protocol; raises InvalidDocument for anything else."""
+    if not isinstance(text, str) or not re.fullmatch("[0-9a-f]{64}", text):
+        raise InvalidDocument("image ID %s is invalid" % ascii(text)[:100])
+    return text
+
+
 class V2MetadataService:
     """Associations DiffID to blobs, newest last, and blob to DiffID."""
     BY_DIFF_ID = "v2metadata-by-diffid"

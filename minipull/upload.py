@@ -47,8 +47,8 @@ class LayerUploadManager:
     def __init__(self, concurrency: int = CONCURRENT_UPLOADS, attempts: int = MAX_ATTEMPTS,
                  tick: float = 1.0) -> None:
         self.transfers = TransferManager(concurrency)
-        self._attempts = attempts
-        self._tick = tick
+        self.attempts = attempts
+        self.tick = tick
 
     def upload(self, store: Optional[Store], blobs: Sequence[UploadDescriptor], output: Output,
                cancel: Cancel) -> List[Any]:
@@ -74,7 +74,7 @@ class LayerUploadManager:
             if store is not None:  # this may outlive the push that it works for
                 stack.enter_context(store.using(transfer.cancel))
             return transfer.attempt(
-                lambda: blob.upload(transfer), blob.id, self._attempts, self._tick)
+                lambda: blob.upload(transfer), blob.id, self.attempts, self.tick)
 
 
 def send_blob(repository: Repository, blob: Descriptor, source: Callable[[int, int], Body],

@@ -13,9 +13,10 @@ from minipull.auth import Credential
 from minipull.distribution import host_platform, options, pushed_images
 from minipull.endpoints import Host
 from minipull.errors import (
-    InvalidReference, NetworkError, NotFound, RegistryError, StorageError)
+    InvalidReference, NetworkError, NoSupport, NotFound, RegistryError, StorageError)
 from servers import Certificates, ScriptedServer, Uploads, close, content, error, reply
 from test_store import keep
+from v1server import V1Server, blobs
 
 
 @pytest.fixture
@@ -26,6 +27,7 @@ def store(tmp_path: Path) -> minipull.Store:
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("minipull.transport.RETRY_DELAYS", (0.001,))
+    monkeypatch.setattr("minipull.transport.RATE_LIMIT_DELAYS", (0.001,))
     monkeypatch.setattr("minipull.pull_v2.DOCUMENT_DELAYS", (0.001,))
 
 
@@ -262,3 +264,171 @@ def test_of_several_tags_the_first_that_fails_is_the_last(
     with pytest.raises(RegistryError):
         minipull.push(server.host + "/r", store, all_tags=True)
     assert set(uploads.manifests) == {"1", made.digest}
+
+
+# -- the v1 side of a registry ---------------------------------------------------
+
+V2 = {"Docker-Distribution-API-Version": "registry/2.0"}
+SILENT = [close]
+#: What answers: GET /v2/, anything else of v2, and of v1 a tag; who is asked by v1, the exit code, the text.
+#: {v2} and {v1} stand for the places.  One row for each rule of the engine.
+FALLBACK = [
+    # all v2 endpoints, then v1
+    ("v1 has what v2 has not", error(404), None, True, 0, ""),
+    ("nothing that speaks v2", reply(404, "<html>"), None, True, 0, ""),
+    ("v2 that says nothing of itself", reply(200), error(404, "MANIFEST_UNKNOWN"), True, 0, ""),
+    ("v2 that says nothing of itself, no name", reply(200), error(404, "NAME_UNKNOWN"), True, 0, ""),
+    ("v2 that says nothing of itself, no access", reply(401), error(401, "UNAUTHORIZED"), True, 0, ""),
+    ("a portal", reply(200, "<html>"), reply(200, "<html>", {"Content-Type": "text/html"}), True, 0, ""),
+    ("a server that fails", error(503), error(503), True, 0, ""),
+    ("silence", SILENT, SILENT, True, 0, ""),
+    # what v2 says is final
+    ("no permission", reply(200), error(403, "DENIED"), False, 4, "denied ({v2})"),
+    ("a limit", reply(200), error(429, "TOOMANYREQUESTS"), False, 8, "toomanyrequests ({v2})"),
+    # a confirmed v2 never falls to v1
+    ("confirmed by its ping", reply(200, "", V2), error(404, "MANIFEST_UNKNOWN"), False, 3, "manifest unknown"),
+    ("confirmed, and then silent", reply(200, "", V2), SILENT, False, 5, "{v2}"),
+    ("confirmed by a 401", reply(401, "", V2), error(404, "NAME_UNKNOWN"), False, 3, "name unknown"),
+    ("confirmed by one of several", reply(200, "", {"Docker-Distribution-API-Version": "a/1 registry/2.0"}),
+     error(404, "NAME_UNKNOWN"), False, 3, "name unknown"),
+]
+
+
+@pytest.fixture
+def old() -> minipull.RegistryService:
+    return minipull.RegistryService(legacy_v1=True, timeout=5)
+
+
+@pytest.mark.parametrize("ping, rest, falls, code, text", [row[1:] for row in FALLBACK],
+                         ids=[row[0] for row in FALLBACK])
+def test_who_is_asked_next_by_the_rules_of_the_engine(
+        server: ScriptedServer, store: minipull.Store, old: minipull.RegistryService, ping: Any, rest: Any,
+        falls: bool, code: int, text: str) -> None:
+    V1Server(server).add(blobs(1), "1")
+    server.on("GET", "^/v2/.", rest or error(404))
+    server.on("GET", "^/v2/$", ping)
+    try:
+        minipull.pull(server.host + "/ns/r:1", store, service=old)
+        found, said = 0, ""
+    except minipull.Error as exc:
+        found, said = exc.exit_code, str(exc)
+    assert (found, bool(server.seen("GET", "^/v1/"))) == (code, falls)
+    assert text.format(v2=server.host) in said
+
+
+def test_a_manifest_proves_that_v2_is_spoken(
+        server: ScriptedServer, store: minipull.Store, old: minipull.RegistryService, tmp_path: Path) -> None:
+    layout, made = images.single(tmp_path / "layout")
+    V1Server(server).add(blobs(1), "latest")
+    server.serve(layout.root, "ns/r")
+    server.on("GET", "^/v2/$", reply(200))
+    server.on("GET", "/blobs/", error(404, "BLOB_UNKNOWN"))
+    with pytest.raises(RegistryError):
+        minipull.pull(server.host + "/ns/r", store, service=old)
+    assert server.seen("GET", "^/v1/") == []
+
+
+def test_mirrors_come_first_then_v2_then_v1(
+        server: ScriptedServer, foreign: ScriptedServer, store: minipull.Store) -> None:
+    V1Server(server).add(blobs(1), "1")
+    service = minipull.RegistryService(hosts={server.host: Host((foreign.url,))}, legacy=[server.host])
+    minipull.pull(server.host + "/ns/r:1", store, service=service)
+    assert foreign.seen("GET", "^/v1/") == [] and foreign.seen("GET", "^/v2/$")
+    paths = [request.path for request in server.requests]
+    assert paths[0] == "/v2/" and paths[1] == "/v1/_ping" and not [path for path in paths[1:] if "/v2/" in path]
+
+
+def test_a_mirror_that_proves_to_speak_v2_leaves_no_way_to_v1(
+        server: ScriptedServer, foreign: ScriptedServer, store: minipull.Store) -> None:
+    V1Server(server).add(blobs(1), "1")
+    foreign.on("GET", "^/v2/$", reply(200, "", V2))
+    service = minipull.RegistryService(hosts={server.host: Host((foreign.url,))}, legacy=[server.host])
+    with pytest.raises(RegistryError, match="not_found .%s." % foreign.host):
+        minipull.pull(server.host + "/ns/r:1", store, service=service)
+    assert server.seen("GET", "^/v1/") == []
+
+
+@pytest.mark.parametrize("digest", [True, False])
+def test_what_v1_can_not_do_is_hidden_behind_real_errors(
+        server: ScriptedServer, store: minipull.Store, old: minipull.RegistryService, digest: bool) -> None:
+    V1Server(server)
+    name = server.host + "/ns/r" + ("@sha256:" + "0" * 64 if digest else ":2")
+    if digest:
+        with pytest.raises(NoSupport, match="Cannot pull by digest with v1 registry") as alone:
+            minipull.pull(name, store, service=old)
+        assert alone.value.exit_code == 1
+        server.on("GET", "^/v2/", error(404, "NAME_UNKNOWN"))
+        server.on("GET", "^/v2/$", reply(200))
+        with pytest.raises(RegistryError) as hidden:
+            minipull.pull(name, store, service=old)
+        assert "Cannot pull by digest" not in str(hidden.value) and hidden.value.exit_code == 3
+    else:
+        with pytest.raises(NotFound) as real:
+            minipull.pull(name, store, service=old)
+        assert "does not speak" not in str(real.value)
+
+
+def test_what_both_sides_said_stands_on_one_line(
+        server: ScriptedServer, store: minipull.Store, old: minipull.RegistryService) -> None:
+    V1Server(server)
+    server.on("GET", "^/v2/", error(401, "UNAUTHORIZED"))
+    server.on("GET", "^/v2/$", reply(200))
+    with pytest.raises(NotFound) as caught:
+        minipull.pull(server.host + "/ns/r:1", store, service=old)
+    host = server.host
+    assert str(caught.value) == "pull %s/ns/r:1: unauthorized (%s); Tag 1 not found in repository %s/ns/r (%s/v1)" % (
+        host, host, host, host)
+    assert caught.value.exit_code == 3
+
+
+def test_silence_of_v1_takes_nothing_from_what_v2_said(
+        server: ScriptedServer, store: minipull.Store, old: minipull.RegistryService) -> None:
+    server.on("GET", "^/v2/", error(404, "NAME_UNKNOWN"))
+    server.on("GET", "^/v2/$", reply(200))
+    server.on("GET", "^/v1/", close)
+    with pytest.raises(RegistryError, match="name unknown") as caught:
+        minipull.pull(server.host + "/ns/r:1", store, service=old)
+    assert caught.value.exit_code == 3 and "/v1" not in str(caught.value)
+
+
+def test_who_has_spoken_tls_is_not_asked_without_by_v1_either(
+        certificates: Certificates, store: minipull.Store, old: minipull.RegistryService) -> None:
+    with ScriptedServer(tls=certificates.context()) as server:
+        server.on("GET", "/", error(404))
+        with pytest.raises(NoSupport, match="does not speak the v"):
+            minipull.pull(server.host + "/ns/r:1", store, service=old)
+        assert server.tls_errors == [] and len(server.seen("GET", "_ping")) == 1
+
+
+def test_a_cancelled_pull_never_falls_through(
+        server: ScriptedServer, store: minipull.Store, old: minipull.RegistryService) -> None:
+    V1Server(server).add(blobs(1), "1")
+    cancel = minipull.Cancel()
+    server.on("GET", "^/v2/", lambda connection: cancel.cancel())
+    with pytest.raises(minipull.Cancelled):
+        minipull.pull(server.host + "/ns/r:1", store, service=old, cancel=cancel)
+    assert server.seen("GET", "^/v1/") == []
+
+
+@pytest.mark.parametrize("service", [minipull.RegistryService(), minipull.RegistryService(legacy=["r.com"])])
+def test_without_permission_nobody_speaks_v1_and_nobody_is_pinged(
+        server: ScriptedServer, store: minipull.Store, service: minipull.RegistryService) -> None:
+    V1Server(server).add(blobs(1), "1")
+    with pytest.raises(RegistryError):
+        minipull.pull(server.host + "/ns/r:1", store, service=service)
+    assert server.seen("GET", "^/v1/|^/v2/$") == []
+
+
+def test_v1_comes_with_a_warning(server: ScriptedServer, store: minipull.Store) -> None:
+    V1Server(server).add(blobs(1), "1")
+    said: List[str] = []
+    service = minipull.RegistryService(legacy=[server.host], warn=said.append)
+    minipull.pull(server.host + "/ns/r:1", store, service=service)
+    minipull.pull(server.host + "/ns/r:1", store, service=service)
+    assert said == ["%s speaks the v1 protocol, in which nothing is verified" % server.host]
+
+
+def test_hubs_v1_side_is_its_index() -> None:
+    service = minipull.RegistryService(legacy_v1=True)
+    [endpoint] = service.v1_endpoints(minipull.Reference.parse("alpine"))
+    assert (endpoint.url, endpoint.host, endpoint.version) == ("https://index.docker.io", "docker.io", 1)

@@ -9,7 +9,7 @@ import pytest
 from minipull import errors
 from minipull.errors import (
     CODES, Cancelled, ContentMismatch, Error, ErrorDetail, InvalidDocument, InvalidReference,
-    NetworkError, NotFound, PolicyError, RateLimited, RegistryError, StorageError, TLSError,
+    NetworkError, NoSupport, NotFound, PolicyError, RateLimited, RegistryError, StorageError, TLSError,
     Unauthorized, Unsupported, continue_on_error, decode_answer, storage_errors)
 
 TABLES = json.loads((Path(__file__).parent / "data" / "tables.json").read_text())
@@ -52,11 +52,25 @@ def test_only_what_may_change_is_retried(case: Mapping[str, Any]) -> None:
 @pytest.mark.parametrize("case", cases("continue_on_error"), ids=str)
 def test_a_mirror_never_binds_the_origin_and_the_origin_is_final(case: Mapping[str, Any]) -> None:
     assert continue_on_error(made(case["error"]), case["mirror"]) is case["expected"]
+    wanted = case.get("v1_follows", case["expected"])
+    assert continue_on_error(made(case["error"]), case["mirror"], v1_follows=True) is wanted
 
 
 @pytest.mark.parametrize("error", [Cancelled(), StorageError(""), InvalidReference(""), Unsupported("")])
 def test_trouble_of_our_own_is_no_reason_to_ask_somebody_else(error: Error) -> None:
-    assert not continue_on_error(error, True)
+    assert not continue_on_error(error, True, True)
+
+
+@pytest.mark.parametrize("error, v1_follows", [
+    (Unauthorized(""), True), (InvalidDocument(""), True), (answer("UNKNOWN"), True), (answer("UNAUTHORIZED"), True),
+    (answer("DENIED"), False), (ContentMismatch(""), False), (PolicyError(""), False), (RateLimited(""), False)])
+def test_who_has_not_proved_to_speak_v2_may_speak_v1(error: Error, v1_follows: bool) -> None:
+    assert continue_on_error(error, False, True) is v1_follows
+    assert not continue_on_error(error, False)
+
+
+def test_what_the_protocol_can_not_do_another_endpoint_may() -> None:
+    assert continue_on_error(NoSupport(""), False)
 
 
 def test_an_unreadable_answer_is_retried_only_if_the_server_failed() -> None:
@@ -174,7 +188,7 @@ def test_no_body_breaks_the_decoder(body: bytes) -> None:
 
 
 EXIT_CODES: Dict[Type[Error], int] = {
-    Error: 1, Unsupported: 1, InvalidReference: 2, NotFound: 3, Unauthorized: 4, NetworkError: 5,
+    Error: 1, Unsupported: 1, NoSupport: 1, InvalidReference: 2, NotFound: 3, Unauthorized: 4, NetworkError: 5,
     TLSError: 5, InvalidDocument: 6, ContentMismatch: 6, StorageError: 7, RateLimited: 8,
     PolicyError: 9, Cancelled: 130,
 }

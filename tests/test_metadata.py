@@ -11,7 +11,7 @@ import pytest
 from minipull.digest import Digest, DiffID
 from minipull.errors import InvalidDocument, StorageError
 from minipull.metadata import (
-    MetadataStore, V2Metadata, V2MetadataService, check_hmac, compute_hmac, hmac_key, parse_metadata)
+    MetadataStore, V1IDService, V2Metadata, V2MetadataService, check_hmac, compute_hmac, hmac_key, parse_metadata)
 from test_content import failing
 
 TABLES = json.loads((Path(__file__).parent / "data" / "tables.json").read_text("utf-8"))
@@ -236,3 +236,35 @@ def test_a_torn_list_is_no_list_and_is_replaced(service: V2MetadataService, data
 def test_a_torn_diff_id_is_none(service: V2MetadataService, data: bytes) -> None:
     service.store.set(service.BY_DIGEST, BLOB[0].replace(":", "/"), data)
     assert service.get_diff_id(BLOB[0]) is None
+
+
+# -- v1 ids ----------------------------------------------------------------------
+
+
+def test_v1_ids_belong_to_a_registry(store: MetadataStore) -> None:
+    service = V1IDService(store)
+    pairs = [("registry%d" % r, "%064x" % n, DiffID(Digest.of(b"%d %d" % (r, n)))) for r in (1, 2) for n in range(3)]
+    for registry, v1_id, diff_id in pairs:
+        service.set(v1_id, registry, diff_id)
+    for registry, v1_id, diff_id in pairs:
+        assert service.get(v1_id, registry) == diff_id
+    assert service.get("%064x" % 9, "registry1") is None
+    assert service.get("%064x" % 1, "registry3") is None
+    service.set(pairs[0][1], "registry1", pairs[5][2])
+    assert service.get(pairs[0][1], "registry1") == pairs[5][2]
+    assert store.path("v1id-mappings", "registry1,%064x" % 0).endswith("metadata/v1id-mappings/registry1,%064x" % 0)
+
+
+@pytest.mark.parametrize("v1_id", ["", "a" * 63, "A" * 64, "../../etc", "a" * 64 + "\n"])
+def test_a_v1_id_that_is_none_names_no_file(store: MetadataStore, v1_id: str) -> None:
+    service = V1IDService(store)
+    with pytest.raises(InvalidDocument, match="image ID .* is invalid"):
+        service.get(v1_id, "r.com")
+    with pytest.raises(InvalidDocument, match="image ID .* is invalid"):
+        service.set(v1_id, "r.com", DiffID(Digest.of(b"")))
+
+
+@pytest.mark.parametrize("torn", [b"", b"sha256:", b"\xff", b"sha256:" + b"g" * 64])
+def test_a_torn_mapping_is_none(store: MetadataStore, torn: bytes) -> None:
+    store.set("v1id-mappings", "r.com," + "a" * 64, torn)
+    assert V1IDService(store).get("a" * 64, "r.com") is None
