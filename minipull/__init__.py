@@ -13,6 +13,8 @@ The modules in reading order; each imports only from those above it:
     reference     names as typed and as meant
     manifest      manifests and indexes, parsed strictly, raw bytes kept
     image         image configs
+    es256         signatures, for schema 1 alone
+    schema1       manifests that sign themselves
     tar           tar streams, read strictly, written the same each time
     content       blobs under their digests, and the only way in
     layer         what a blob's tar stream is called and lies on
@@ -27,12 +29,17 @@ The modules in reading order; each imports only from those above it:
     auth          credentials, challenges and tokens
     endpoints     which hosts to ask, mirrors first
     repository    the v2 protocol
+    session       the v1 protocol
     download      layers side by side, registered in order
     pull_v2       one reference from one endpoint
+    pull_v1       one tag from one by the v1 protocol
     upload        blobs side by side, continued where they broke off
     push_v2       one image to one endpoint
+    push_v1       images to one by the v1 protocol
     distribution  pull(), push(): the loop over endpoints
-    ends          a registry or a layout, to copy from and to
+    archive       save(): images in one tar
+    loading       load(): those of a tar
+    ends          a registry, a layout or an archive, to copy from and to
     copy          copy(): an image from one end to another
     rootfs        a root file system made of layers
     unpack        unpack(): that of a stored image
@@ -66,6 +73,7 @@ import types
 from typing import TYPE_CHECKING, List
 
 if TYPE_CHECKING:
+    from .archive import save as save
     from .copy import copy as copy
     from .credentials import Credentials as Credentials
     from .descriptor import Descriptor as Descriptor, Platform as Platform
@@ -79,6 +87,7 @@ if TYPE_CHECKING:
         RateLimited as RateLimited, RegistryError as RegistryError, StorageError as StorageError,
         Unauthorized as Unauthorized, Unsupported as Unsupported)
     from .image import Image as Image
+    from .loading import load as load
     from .progress import Progress as Progress
     from .reference import Reference as Reference
     from .server import serve as serve
@@ -94,8 +103,8 @@ _HOME = dict.fromkeys(
 _HOME.update(
     Cancel="streams", Credentials="credentials", Descriptor="descriptor", Digest="digest",
     Image="image", Platform="descriptor", Progress="progress", Reference="reference",
-    RegistryService="endpoints", Store="store", copy="copy", pull="distribution",
-    push="distribution", serve="server", unpack="unpack")
+    RegistryService="endpoints", Store="store", copy="copy", load="loading", pull="distribution",
+    push="distribution", save="archive", serve="server", unpack="unpack")
 __all__ = sorted(_HOME) + ["__version__"]
 
 

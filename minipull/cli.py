@@ -20,7 +20,7 @@ from . import __version__
 GRACE = 2.0  # seconds for a cancelled command to end by itself
 BROKEN_PIPE = 128 + 13
 #: Where each command is, so that none loads what only others need.
-_HOMES = dict.fromkeys("images inspect tag rm gc check".split(), "commands")
+_HOMES = dict.fromkeys("images inspect tag rm gc check save load".split(), "commands")
 _HOMES.update(dict.fromkeys("pull push copy tags manifest digest".split(), "remote"))
 _HOMES.update(dict.fromkeys("doctor serve".split(), "services"))
 _HOMES.update(dict.fromkeys("login logout".split(), "accounts"))
@@ -115,11 +115,16 @@ def _parser() -> argparse.ArgumentParser:
     group = identity.add_argument_group("network")
     group.add_argument("--creds", metavar="USER[:PASS]", help="for the reference's own registry")
     group.add_argument("--registry-token", metavar="TOKEN", help="sent as it is")
+    drawn = _Parser(add_help=False, allow_abbrev=False)
+    drawn.add_argument("-q", "--quiet", action="store_true", default=None, help="no progress")
+    drawn.add_argument("--progress", metavar="MODE", help="auto, tty, plain, json or none")
     network = _Parser(add_help=False, allow_abbrev=False)
     group = network.add_argument_group("network")
     group.add_argument("--authfile", metavar="FILE", help="the only file of credentials")
     group.add_argument("--tls-verify", metavar="BOOL", help="false: trust any certificate")
     group.add_argument("--plain-http", action="store_true", default=None, help="no TLS at all")
+    group.add_argument("--legacy-v1", action="store_true", default=None,
+                       help="the v1 protocol too, where v2 is not spoken")
     group.add_argument("--ca-file", metavar="FILE", help="certificates to trust besides the system's")
     group.add_argument("--cert-dir", metavar="DIR", help="as one of certs.d, for this registry")
     group.add_argument("--header", metavar="K:V", action="append", help="sent with every request")
@@ -152,10 +157,13 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("dest", metavar="DEST", nargs="?", help="push under this name")
     made.add_argument("-a", "--all-tags", action="store_true", help="every tag of the name")
     made.add_argument("--chunk-size", metavar="SIZE", help="the most that one request brings, as 10M")
+    made.add_argument("--legacy-schema1", action="store_true", default=None,
+                      help="as schema 1 where the manifest is refused")
     made.add_argument("--jobs", metavar="N", help="uploads at once (5)")
     made.add_argument("--attempts", metavar="N", help="tries for one layer (5)")
     made = command(
-        "copy", "copy an image from place to place: docker://REF, store:REF or oci:DIR[:NAME]",
+        "copy", "copy an image from place to place: docker://REF, store:REF, oci:DIR[:NAME] or"
+        " oci-archive:FILE[:REF]",
         "copy docker://alpine:3.20 oci:layouts:alpine", "src", "dst", remote=True, formats=("oci", "docker"))
     made.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", action="append",
                       help="only this of an index; may be repeated")
@@ -199,8 +207,15 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("refs", metavar="REF", nargs="+")
     made = command("gc", "delete what no name needs", "gc --keep 0")
     made.add_argument("--keep", metavar="TIME", default="24h", help="spare what is younger (24h)")
-    made = command("check", "hash the store again, down to DiffIDs", "check")
-    made.add_argument("refs", metavar="REF", nargs="*")
+    made = command("check", "hash the store, some images or an archive again, down to DiffIDs", "check")
+    made.add_argument("refs", metavar="REF|FILE", nargs="*")
+    made = command("save", "write images to one archive, for load and for other tools",
+                   "save -o bundle.tar alpine:3.20 busybox:1.36", parents=[drawn])
+    made.add_argument("refs", metavar="REF", nargs="+", help="a name without a tag means all its tags")
+    made.add_argument("-o", "--output", metavar="FILE", help="instead of stdout")
+    made.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help="only this of an index")
+    made = command("load", "store the images of an archive", "load -i bundle.tar", parents=[drawn])
+    made.add_argument("-i", "--input", metavar="FILE", help="instead of stdin")
     command("doctor", "test this program and this host", "doctor")
     made = command("serve", "be a registry over the store", "serve --listen 0.0.0.0:5000")
     made.add_argument("--listen", metavar="HOST:PORT", help="127.0.0.1:5000; port 0 picks one")

@@ -42,7 +42,8 @@ def _pull(context: Context, flags: argparse.Namespace) -> int:
                 if flags.all_tags:
                     tags = over_endpoints(
                         client, name, "list tags of %s" % name.name,
-                        lambda source: source.tags(context.cancel), context.cancel)
+                        lambda source: source.tags(context.cancel), context.cancel,
+                        old=lambda session: session.all_tags(context.cancel))
                     found = [name.with_tag(tag) for tag in tags]
                 for each in found:
                     results[name].append(
@@ -85,7 +86,7 @@ def _push(context: Context, flags: argparse.Namespace) -> None:
     with context.client([what[0][1].domain]) as client:
         results = push_with(
             client, what, store, context.settings.uploads(), context.renderer, context.cancel,
-            context.settings.size("chunk_size"))
+            context.settings.size("chunk_size"), context.settings.truth("legacy_schema1"))
     context.renderer.finish()
     shown = []
     for pushed in results:
@@ -114,9 +115,10 @@ def _copy(context: Context, flags: argparse.Namespace) -> None:
         copied = copy_with(source, target, (here, there), context.store, wanted, settings.uploads(),
                            context.renderer, context.cancel)
     context.renderer.finish()
-    digest = copied.descriptor.digest
-    context.show(digest if context.quiet else "Digest: %s\nStatus: Copied %s to %s" % (
-        digest, flags.src, flags.dst))
+    for each in copied:
+        context.show(each.descriptor.digest if context.quiet else "Digest: %s" % each.descriptor.digest)
+    if not context.quiet:
+        context.show("Status: Copied %s to %s" % (flags.src, flags.dst))
 
 
 def _ask(context: Context, name: Reference, what: str, work: Callable[[Repository], Any]) -> Any:

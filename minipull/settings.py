@@ -134,7 +134,9 @@ class Settings:
             timeout=self.timeout, headers=self._headers(), proxies=self.proxies(),
             certs=[os.path.join(place, name, "certs.d")
                    for place in (self._config, "/etc") for name in ("containers", "docker")],
-            cert_dirs=dict.fromkeys(domains, self.text("cert_dir")), warn=self._warn)
+            cert_dirs=dict.fromkeys(domains, self.text("cert_dir")), warn=self._warn,
+            legacy=strings_at(self._file, "legacy-registries", "settings"),
+            legacy_v1=self.truth("legacy_v1"))
 
     def credentials(self, domains: List[str]) -> Credentials:
         """What --creds says for ``domains``, and what docker and podman have stored."""

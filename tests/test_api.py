@@ -86,6 +86,10 @@ def test_the_example_of_the_readme_works(
     assert [str(each.name) for each in store.images()] == [
         server.host + "/r:latest", "localhost:5000/r:3.20"]
     assert (image.os, image.architecture, image.source) == ("linux", "arm64", index.digest)
+    minipull.save([server.host + "/r:latest", "localhost:5000/r"], store, str(tmp_path / "bundle.tar"))
+    loaded = minipull.load(str(tmp_path / "bundle.tar"), minipull.Store(str(tmp_path / "other")))
+    assert [(str(each.name), each.id) for each in loaded] == [
+        (str(each.name), image.id) for each in store.images()]
     out = capsys.readouterr().out
     assert out.startswith("latest: Pulling from r\n")
     assert out.count("Pull complete") == len(made["linux/arm64/v8"].layers)

@@ -329,7 +329,8 @@ def wrong_blob(server: ScriptedServer, layout: Layout) -> None:
     (6, reply(200, '{"schemaVersion":2,"manifests":[],"layers":[]}', {"Content-Type": images.OCI_INDEX}), ""),
     (8, error(429, "TOOMANYREQUESTS", {"Retry-After": "3600"}), "try again in 3600 seconds"),
     (9, reply(302, headers={"Location": "http://user@[::1/"}), "refused"),
-    (1, reply(200, json.dumps({"schemaVersion": 1, "fsLayers": []}), {"Content-Type": "application/json"}), ""),
+    (6, reply(200, json.dumps({"schemaVersion": 1, "fsLayers": []}), {"Content-Type": "application/json"}),
+     "0 signatures, want 1 to 16"),
 ])
 def test_the_exit_code_says_whose_fault_it_is(
         call: Call, ref: str, server: ScriptedServer, code: int, script: Any, words: str) -> None:

@@ -48,6 +48,10 @@ def test_pulls_checks_and_lists(
         copy = "%s/interpreters/%s" % (proxy.host, Path(python).resolve().parent.parent.name)
         child = json.loads(index.raw)["manifests"][images.PLATFORMS.index("linux/arm/v7")]["digest"]
         assert "1: digest: " + child in call("push", *remote, name, copy)
+        archive = str(tmp_path / "archive.tar")
+        call("save", "-o", archive, name)
+        assert call("check", archive) == archive + ": ok\n"
         call("rm", name)
         call("gc", "--keep", "0")
         assert list((root / "blobs" / "sha256").iterdir()) == []
+        assert call("load", "-i", archive) == "Loaded image: %s\n" % name

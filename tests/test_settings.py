@@ -110,6 +110,17 @@ def test_a_file_that_cannot_be_used_is_named(home: Path) -> None:
         settings(home, config=str(home))
 
 
+def test_v1_is_spoken_where_the_file_or_the_flag_says_so(home: Path) -> None:
+    old, other = Reference.parse("old.lan:5000/r"), Reference.parse("r.com/r")
+    assert not settings(home).service().v1_endpoints(old)
+    assert settings(home, {"MINIPULL_LEGACY_V1": "1"}).service().v1_endpoints(other)
+    written(home, {"legacy-registries": ["old.lan:5000"]})
+    service = settings(home).service()
+    assert service.v1_endpoints(old) and not service.v1_endpoints(other)
+    with pytest.raises(InvalidReference):
+        settings(home, config=str(written(home, {"legacy-registries": ["http://old.lan"]}, "c.json"))).service()
+
+
 def test_the_engines_keys_and_the_hosts_are_heard(home: Path) -> None:
     written(home, {
         "registry-mirrors": ["https://mirror.example"], "insecure-registries": ["10.0.0.0/8", "plain:5000"],
@@ -203,7 +214,7 @@ def test_uploads_are_asked_for_as_downloads_are(home: Path) -> None:
     assert settings(home).uploads().transfers.limit == 5
     written(home, {"max-concurrent-uploads": 9, "max-download-attempts": 2})
     made = settings(home).uploads()
-    assert (made.transfers.limit, made._attempts) == (9, 2)
+    assert (made.transfers.limit, made.attempts) == (9, 2)
     assert settings(home, jobs="3").uploads().transfers.limit == 3
     assert settings(home, {"MINIPULL_JOBS": "4"}).uploads().transfers.limit == 4
 
