@@ -193,8 +193,7 @@ class Ingest:
             os.rename(self._path, final)
             files.sync_directory(os.path.dirname(final))
             self.complete = True
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._path + ".json")
+            self._forget_note()
 
     def close(self) -> None:
         """Leave the partial to whoever comes next."""
@@ -219,12 +218,17 @@ class Ingest:
         if self._content.has(self.digest, self.size):
             self.complete = True
             os.unlink(self._path)
+            self._forget_note()  # of one who was killed when the blob had its name
             return
         keep = self._kept()
         os.ftruncate(self._fd, keep)
         self._note()
         hash_file(self._fd, self._verifier, self._cancel)
         self.resumed = keep > 0
+
+    def _forget_note(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path + ".json")
 
     def _kept(self) -> int:
         """How many bytes of the partial are as they were written."""

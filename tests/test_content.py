@@ -306,6 +306,15 @@ def test_a_torn_side_file_costs_the_partial_and_no_more(store: ContentStore, not
     assert finish(store) == (5 if note == b'{"length":5}' else 0)
 
 
+def test_a_note_that_a_kill_left_behind_goes_with_whoever_finds_the_blob(store: ContentStore) -> None:
+    store.put(DIGEST, DATA)
+    note = Path(store.scratch, PART + ".json")
+    note.write_text("{}")
+    with store.ingest(DIGEST, len(DATA), Cancel()) as ingest:
+        assert ingest.complete
+    assert os.listdir(store.scratch) == []
+
+
 def test_a_partial_longer_than_promised_is_dropped(store: ContentStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(content, "SYNC_EVERY", 1000)
     leave(store, DATA)
