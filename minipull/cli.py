@@ -102,7 +102,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="minipull", allow_abbrev=False,
-        description="Pull container images with nothing but Python's standard library.",
+        description="Pull, push, copy and carry container images with nothing but Python's standard library.",
         epilog="example: minipull pull alpine:3.20")
     parser.add_argument("--version", action="version", version="minipull %s" % __version__)
     parser.add_argument("--root", metavar="DIR", help="where the store is")

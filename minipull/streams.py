@@ -2,9 +2,10 @@
 """Giving up, what is sent, and undoing compression, with a bound on everything.
 
 :class:`Cancel` is what Go calls a context, and nothing more; a :class:`Body` is
-what a request brings, as often as it has to be sent.  The rest turns a stored layer into its tar stream: what it is compressed with is decided by its
-first bytes, the output comes in pieces of at most 1 MiB however much a bomb
-holds, and a stream that just ends is an error (zlib itself does not say so).
+what a request brings, as often as it has to be sent.  The rest turns a stored
+layer into its tar stream: what it is compressed with is decided by its first
+bytes, the output comes in pieces of at most 1 MiB however much a bomb holds, and
+a stream that just ends is an error (zlib itself does not say so).
 
 Mirrors moby's pkg/archive (DecompressStream).  RFC 1952 for gzip members.
 """
