@@ -94,6 +94,13 @@ class ContentStore:
                         advance(len(piece))
                 ingest.commit()
 
+    def adopt(self, path: str, digest: Digest) -> None:
+        """Give a synced file the name of the blob that it is; an OSError is the caller's to map."""
+        final = self.path(digest)
+        files.make_directory(os.path.dirname(final))
+        os.rename(path, final)
+        files.sync_directory(os.path.dirname(final))
+
     def digests(self) -> List[Digest]:
         """Every stored blob."""
         return [digest for digest, _ in listing(os.path.join(self.root, "blobs"))]
@@ -189,9 +196,7 @@ class Ingest:
         self.verify("blob %s" % self.digest)
         with storage_errors("store blob %s" % self.digest):
             self._sync()
-            final = self._content.path(self.digest)
-            os.rename(self._path, final)
-            files.sync_directory(os.path.dirname(final))
+            self._content.adopt(self._path, self.digest)
             self.complete = True
             self._forget_note()
 
@@ -288,12 +293,9 @@ class Arrival:
     def commit(self) -> Digest:
         """Make the bytes durable and give them their name, which is returned."""
         digest = self.verifier.digest
-        final = self._content.path(digest)
-        files.make_directory(os.path.dirname(final))
         with storage_errors("store blob %s" % digest):
             os.fsync(self._fd)
-            os.rename(self._path, final)
-            files.sync_directory(os.path.dirname(final))
+            self._content.adopt(self._path, digest)
         return digest
 
 

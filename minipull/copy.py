@@ -24,13 +24,14 @@ from .digest import Digest
 from .distribution import host_platform, over_endpoints
 from .endpoints import RegistryService
 from .ends import ARCHIVES, ArchiveEnd, End, LayoutEnd, Place, RegistryEnd, archive_end
-from .errors import (ContentMismatch, Error, InvalidDocument, InvalidReference, NotFound, PolicyError,
-                     RegistryError, Unsupported)
+from .errors import (ContentMismatch, Error, InvalidReference, NotFound,
+                     PolicyError, RegistryError, Unsupported)
 from .loading import opened
 from .manifest import Document, Index, Manifest
 from .progress import Output, Progress, discard, serialized
+from .pull_v2 import check_depth, check_entry
 from .repository import MAX_REFERRERS, Client, Repository
-from .store import MAX_DEPTH, Store, is_runnable
+from .store import Store, is_runnable
 from .streams import Cancel
 from .upload import LayerUploadManager, UploadDescriptor
 from .xfer import Transfer
@@ -198,16 +199,14 @@ class _Copy:
     def _below(self, top: Document, depth: int = 0) -> Iterator[Document]:
         """Every manifest below ``top``, each once, and then itself."""
         if isinstance(top, Index):
-            if depth == MAX_DEPTH:
-                raise PolicyError("indexes nested deeper than %d" % MAX_DEPTH)
+            check_depth(depth)
             for child in top.manifests:
                 if child.digest not in self._seen:
                     if child.media_type not in MANIFEST_TYPES | INDEX_TYPES:
                         raise Unsupported("an index of %s can't be copied" % ascii(child.media_type)[:100])
                     self._seen.add(child.digest)
                     document = self._get(child.digest)
-                    if (document.media_type, len(document.raw)) != (child.media_type, child.size):
-                        raise InvalidDocument("manifest %s is not as its index says" % child.digest)
+                    check_entry(child, document.media_type, document.raw)
                     yield from self._below(document, depth + 1)
         yield top
 
@@ -236,8 +235,7 @@ class _Copy:
 
     def _leaves(self, top: Document, depth: int = 0) -> Iterator[Descriptor]:
         """What is in an index, and in the indexes within."""
-        if depth == MAX_DEPTH:
-            raise PolicyError("indexes nested deeper than %d" % MAX_DEPTH)
+        check_depth(depth)
         for child in top.manifests if isinstance(top, Index) else ():
             if child.media_type in INDEX_TYPES:
                 yield from self._leaves(self._get(child.digest), depth + 1)

@@ -15,7 +15,6 @@ and the client of docker-credential-helpers.
 """
 import base64
 import contextlib
-import errno
 import json
 import os
 import re

@@ -23,7 +23,7 @@ from .connection import Response
 from .content import Ingest
 from .descriptor import Descriptor
 from .digest import ChainID
-from .errors import ContentMismatch, Error, NetworkError, RegistryError
+from .errors import ContentMismatch, NetworkError, RegistryError
 from .layer import Diff, Layer
 from .progress import Meter, Output, Progress, discard
 from .store import Store

@@ -139,7 +139,7 @@ class V2Puller:
             document = self._store.document(descriptor)
         if document is None:
             document = _document(self._received(str(descriptor.digest)))
-        _check_entry(descriptor, document.media_type, document.raw)
+        check_entry(descriptor, document.media_type, document.raw)
         return document._replace(digest=descriptor.digest)
 
     def _chosen(self, top: Document, seen: Set[Digest], depth: int = 0) -> List[Document]:
@@ -149,7 +149,7 @@ class V2Puller:
                 return [top]
             kind = ascii(top.artifact_type or top.config.media_type)
             raise Unsupported("not an image to run but %s; minipull copy takes it as it is" % kind)
-        _check_depth(depth)
+        check_depth(depth)
         offered = [d for d in top.manifests if d.media_type in MANIFEST_TYPES | INDEX_TYPES]
         for candidate in select(self._options.platform, offered):
             if candidate.digest not in seen:
@@ -169,7 +169,7 @@ class V2Puller:
             document, depth = stack.pop()
             yield document
             if isinstance(document, Index):
-                _check_depth(depth)
+                check_depth(depth)
                 for child in document.manifests:
                     if child.digest in seen:
                         continue
@@ -179,7 +179,7 @@ class V2Puller:
                     elif not self._store.content.has(child.digest, child.size):
                         # Of a kind that we know nothing of: kept as it is.
                         received = self._received(str(child.digest))
-                        _check_entry(child, child.media_type, received.raw)
+                        check_entry(child, child.media_type, received.raw)
                         self._store.content.put(child.digest, received.raw)
 
     def _complete(self, top: Document) -> bool:
@@ -392,7 +392,8 @@ def _document(received: Received) -> Document:
     return document._replace(digest=received.digest)
 
 
-def _check_entry(entry: Descriptor, media_type: str, raw: bytes) -> None:
+def check_entry(entry: Descriptor, media_type: str, raw: bytes) -> None:
+    """Raise InvalidDocument unless a manifest is what an index says of it."""
     if (media_type, len(raw)) != (entry.media_type, entry.size):
         raise InvalidDocument("manifest %s is not as its index says" % entry.digest)
 
@@ -401,6 +402,7 @@ def _no_word(cancel: Cancel) -> DiffID:
     raise InvalidDocument("the layer can't be read, and schema 1 does not say what is in it")
 
 
-def _check_depth(depth: int) -> None:
+def check_depth(depth: int) -> None:
+    """Raise PolicyError for an index that lies this deep in others."""
     if depth == MAX_DEPTH:  # as Store.walk has it
         raise PolicyError("indexes nested deeper than %d" % MAX_DEPTH)

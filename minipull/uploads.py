@@ -75,10 +75,7 @@ class Upload:
             except BaseException:
                 self.discard()
                 raise
-            final = self._content.path(digest)
-            files.make_directory(os.path.dirname(final))
-            os.rename(self._path, final)
-            files.sync_directory(os.path.dirname(final))
+            self._content.adopt(self._path, digest)
 
     def discard(self) -> None:
         with storage_errors("delete %s" % self._path), contextlib.suppress(FileNotFoundError):
