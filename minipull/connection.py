@@ -27,7 +27,7 @@ from . import files
 from .errors import Cancelled, Error, NetworkError, PolicyError, StorageError, TLSError
 from .origin import Origin, Proxy, is_public
 from .streams import PIECE, Body, Buffer, Cancel, FileBody
-from .trust import issuer
+from .trust import client_context, issuer
 
 _READ_AHEAD = 64 << 10  # bytes
 CONNECT_TIMEOUT = 30.0  # seconds
@@ -343,10 +343,7 @@ class Connection:
 
     def _ask_issuer(self) -> str:
         """Who issued the certificate that was refused; a handshake of its own, and no request."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-        found = ""
+        found, context = "", client_context(verify=False)
         with contextlib.suppress(NetworkError, OSError, http.client.HTTPException):
             found = issuer(self._handshake(self._reach(), context).getpeercert(True) or b"")
         return ascii(found)[:200] if found else "an unknown CA"

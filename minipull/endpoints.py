@@ -14,7 +14,6 @@ import os
 import re
 import socket
 import ssl
-import sys
 from typing import Callable, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 from .errors import InvalidReference, PolicyError
@@ -22,7 +21,7 @@ from .origin import Origin
 from .proxies import Proxies
 from .reference import DEFAULT_DOMAIN, Reference
 from .transport import Transport
-from .trust import add_authorities, add_folder
+from .trust import add_authorities, add_folder, client_context
 
 HUB_HOST = "registry-1.docker.io"
 HUB_INDEX = "index.docker.io"  # where its v1 protocol was spoken
@@ -176,14 +175,7 @@ class RegistryService:
         """What to trust there; raises StorageError, InvalidReference for bad certificates."""
         domain = DEFAULT_DOMAIN if origin.host == HUB_HOST else str(origin)
         secure = self.is_secure(domain)
-        # Who is not verified needs no CAs, which take their time to load.
-        context = ssl.create_default_context() if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        # What is trusted must not depend on the interpreter: what the engine's
-        # documentation has its users make is not strict enough for 3.13, and
-        # before 3.10 the old versions of TLS are allowed.
-        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-        if sys.version_info < (3, 10):
-            context.options |= ssl.OP_NO_TLSv1 | ssl.OP_NO_TLSv1_1
+        context = client_context(secure)
         for ca_file in filter(None, (self.ca_file, self._host(domain).ca)):
             add_authorities(context, ca_file)
         places = (os.path.join(root, name) for root in self._certs
@@ -191,9 +183,6 @@ class RegistryService:
         found = next(filter(os.path.isdir, places), "")
         for folder in filter(None, (found, self._cert_dirs.get(domain, ""))):
             add_folder(context, folder)
-        if not secure:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
         return context
 
 

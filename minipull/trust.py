@@ -14,7 +14,31 @@ from typing import Iterator, List, Tuple
 
 from .errors import InvalidReference, StorageError
 
+#: SSL_OP_IGNORE_UNEXPECTED_EOF, which ssl does not name before 3.10.
+_IGNORE_UNEXPECTED_EOF = 1 << 7
 _COMMON_NAME, _ORGANIZATION = b"\x55\x04\x03", b"\x55\x04\x0a"
+
+
+def client_context(verify: bool) -> ssl.SSLContext:
+    """A context of our own rules, whatever interpreter, distribution and OpenSSL are.
+
+    TLS 1.2 at least; an end of the stream that TLS does not vouch for is an
+    error, although OpenSSL 3 is told otherwise by some builds of Python; and
+    the certificates that the engine's documentation has its users make are
+    accepted, which are not strict enough for 3.13.  Without ``verify`` no
+    authorities are loaded, which takes its time, and nobody is verified.
+    """
+    context = ssl.create_default_context() if verify else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    context.options &= ~_IGNORE_UNEXPECTED_EOF
+    if hasattr(ssl, "TLSVersion"):
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+    else:  # Python 3.6
+        context.options |= ssl.OP_NO_TLSv1 | ssl.OP_NO_TLSv1_1
+    return context
 
 
 def add_authorities(context: ssl.SSLContext, path: str) -> None:

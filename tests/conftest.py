@@ -49,21 +49,30 @@ def missing(what: str) -> NoReturn:
 
 @functools.lru_cache(maxsize=None)
 def interpreters() -> List[Tuple[str, str]]:
-    """Every CPython from 3.6 up on this machine, once a minor version: (version, real path)."""
-    found: Dict[str, str] = {"%d.%d" % sys.version_info[:2]: sys.executable}
+    """CPython from 3.6 up on this machine: (version, real path), a path for each minor version.
+
+    The one that runs the tests and the system's own are always among them: the
+    same version built by somebody else is not the same interpreter.
+    """
     pyenv = Path(os.environ.get("PYENV_ROOT", os.path.expanduser("~/.pyenv")))
-    candidates = list(pyenv.glob("versions/3.*/bin/python3"))
-    candidates += [path for folder in os.get_exec_path() for path in Path(folder).glob("python3*")
-                   if path.parent.name != "shims" and path.name[7:].replace(".", "").isdigit()]
-    for path in candidates:
+    own = [Path(sys.executable)] + [Path(folder, "python3") for folder in PATH.split(":")]
+    others = list(pyenv.glob("versions/3.*/bin/python3"))
+    others += [path for folder in os.get_exec_path() for path in Path(folder).glob("python3*")
+               if path.parent.name != "shims" and path.name[7:].replace(".", "").isdigit()]
+    by_version: Dict[str, str] = {}
+    for path in [*own, *others]:
+        if not path.exists():
+            continue
         done = subprocess.run(
-            [str(path), "-c", "import sys; sys.version_info >= (3, 6) and "
-             "print('%d.%d' % sys.version_info[:2], sys.executable)"],
+            [str(path), "-c", "import sys; sys.version_info >= (3, 6) and print("
+             "'%d.%d.%d' % sys.version_info[:3], sys.executable)"],
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=30)
         version, _, executable = done.stdout.decode().strip().partition(" ")
-        if executable:
-            found.setdefault(version, executable)
-    return sorted(found.items(), key=lambda item: [int(part) for part in item[0].split(".")])
+        minors = {known.rpartition(".")[0] for known in by_version}
+        if executable and (path in own or version.rpartition(".")[0] not in minors):
+            real = executable if executable == sys.executable else os.path.realpath(executable)
+            by_version.setdefault(version, real)
+    return sorted(by_version.items(), key=lambda item: [int(part) for part in item[0].split(".")])
 
 
 def clean_env(home: Path, env: Optional[Mapping[str, str]] = None) -> Dict[str, str]:

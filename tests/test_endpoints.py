@@ -166,11 +166,15 @@ def test_a_host_that_is_secure_is_verified() -> None:
         assert (context.verify_mode, context.check_hostname) == (mode, mode is ssl.CERT_REQUIRED)
 
 
-@pytest.mark.parametrize("version", ["TLSv1", "TLSv1_1"])
-def test_tls_before_1_2_is_not_spoken(version: str) -> None:
-    context = RegistryService().tls_context(Origin.of("https://r.com"))
-    excluded = context.options & getattr(ssl, "OP_NO_" + version)
-    assert excluded or context.minimum_version >= ssl.TLSVersion.TLSv1_2
+@pytest.mark.parametrize("secure", [True, False])
+def test_a_context_does_not_depend_on_how_python_was_built(secure: bool) -> None:
+    """Debian's allows TLS 1.0, and takes an end without a goodbye for the end of a body."""
+    service = RegistryService(insecure=[] if secure else ["r.com"])
+    context = service.tls_context(Origin.of("https://r.com"))
+    assert (context.verify_mode == ssl.CERT_REQUIRED) is secure
+    assert context.minimum_version == ssl.TLSVersion.TLSv1_2
+    assert context.options & 1 << 7 == 0  # SSL_OP_IGNORE_UNEXPECTED_EOF
+    assert context.verify_flags & ssl.VERIFY_X509_STRICT == 0
 
 
 def test_a_ca_is_trusted_where_it_is_meant(certificates: Certificates) -> None:
