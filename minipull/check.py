@@ -16,12 +16,13 @@ import json
 import os
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-from . import files, image
+from . import files
 from .archive import image_of
 from .content import listing
 from .descriptor import INDEX_TYPES, MANIFEST_TYPES, OCI_INDEX, Descriptor, is_foreign, parse_json
 from .digest import ChainID, Digest, DiffID, Verifier
 from .errors import Cancelled, Error, StorageError, Unsupported
+from .image import ImageConfig
 from .layer import parse_layer
 from .loading import opened
 from .manifest import Manifest
@@ -167,7 +168,7 @@ class _Checker:
     def _config(self, document: Manifest) -> None:
         path = self._content.path(document.config.digest)
         with self._blaming(path, "config"):
-            config = image.parse(self._content.read(document.config.digest, MAX_CONFIG))
+            config = ImageConfig.parse(self._content.read(document.config.digest, MAX_CONFIG))
             if len(config.diff_ids) != len(document.layers):
                 raise StorageError("config has %d layers, manifest %s has %d" % (
                     len(config.diff_ids), document.digest, len(document.layers)))

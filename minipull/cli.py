@@ -45,7 +45,7 @@ def run() -> NoReturn:
 def main(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit code."""
     try:
-        flags = _parser().parse_args(arguments)
+        flags = command_line().parse_args(arguments)
     except SystemExit as exc:
         return int(exc.code or 0)
     from .streams import Cancel
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str]) -> int:
     return codes[0]
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line here too."""
         from .context import say
@@ -99,8 +99,8 @@ class _Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def command_line() -> argparse.ArgumentParser:
+    parser = Parser(
         prog="minipull", allow_abbrev=False,
         description="Pull, push, copy and carry container images with nothing but Python's standard library.",
         epilog="example: minipull pull alpine:3.20")
@@ -111,14 +111,14 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.required = True
 
-    identity = _Parser(add_help=False, allow_abbrev=False)
+    identity = Parser(add_help=False, allow_abbrev=False)
     group = identity.add_argument_group("network")
     group.add_argument("--creds", metavar="USER[:PASS]", help="for the reference's own registry")
     group.add_argument("--registry-token", metavar="TOKEN", help="sent as it is")
-    drawn = _Parser(add_help=False, allow_abbrev=False)
+    drawn = Parser(add_help=False, allow_abbrev=False)
     drawn.add_argument("-q", "--quiet", action="store_true", default=None, help="no progress")
     drawn.add_argument("--progress", metavar="MODE", help="auto, tty, plain, json or none")
-    network = _Parser(add_help=False, allow_abbrev=False)
+    network = Parser(add_help=False, allow_abbrev=False)
     group = network.add_argument_group("network")
     group.add_argument("--authfile", metavar="FILE", help="the only file of credentials")
     group.add_argument("--tls-verify", metavar="BOOL", help="false: trust any certificate")
@@ -133,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--progress", metavar="MODE", help="auto, tty, plain, json or none")
 
     def command(name: str, help: str, example: str, *operands: str, remote: bool = False,
-                parents: Sequence[_Parser] = (),
+                parents: Sequence[Parser] = (),
                 formats: Sequence[str] = ("text", "json")) -> argparse.ArgumentParser:
         made = commands.add_parser(
             name, help=help, description=help, allow_abbrev=False,

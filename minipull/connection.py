@@ -13,6 +13,7 @@ body, comes through :meth:`Connection.receive`, which keeps these rules:
 
 RFC 9110 and 9112.
 """
+import abc
 import contextlib
 import http.client
 import io
@@ -21,7 +22,7 @@ import select
 import socket
 import ssl
 import time
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Union
+from typing import Any, Callable, ContextManager, Dict, Iterator, List, Mapping, Optional, Union
 
 from . import files
 from .errors import Cancelled, Error, NetworkError, PolicyError, StorageError, TLSError
@@ -42,10 +43,25 @@ _NO_CA = frozenset((2, 18, 19, 20, 21))  # OpenSSL's X509_V_ERR_*
 _CHUNK = re.compile(br"([0-9A-Fa-f]{1,15})[ \t]*(?:;.*)?\r\n")
 
 
+class Exchange(abc.ABC):
+    """The side of a connection that an answer needs while its body is on the wire."""
+    origin: Origin
+    public: bool  # is the peer an address of the public internet?
+    response: Optional["Response"]  # the answer that is being read
+
+    @abc.abstractmethod
+    def errors(self) -> ContextManager[None]:
+        """Map every foreign error to one of ours, with the peer in its text; or be Cancelled."""
+
+    @abc.abstractmethod
+    def done(self, reusable: bool) -> None:
+        """The exchange is over; only a connection with nothing on it is kept."""
+
+
 class Response:
     """An answer whose body is still on the wire; close() it, or use ``with``."""
 
-    def __init__(self, raw: http.client.HTTPResponse, conn: "Connection", url: str) -> None:
+    def __init__(self, raw: http.client.HTTPResponse, conn: Exchange, url: str) -> None:
         self.status = raw.status
         self.reason = raw.reason
         #: Every value of every header, by its name in lower case.
@@ -151,7 +167,7 @@ class Response:
         return NetworkError("malformed answer of %s: %s" % (self.origin, what))
 
 
-class Connection:
+class Connection(Exchange):
     """One connection to one origin, used by one thread at a time.
 
     ``context`` makes the TLS context, for https; ``keep`` takes the connection
@@ -162,12 +178,12 @@ class Connection:
     def __init__(self, origin: Origin, timeout: float, context: Callable[[], ssl.SSLContext],
                  keep: Callable[["Connection"], None], proxy: Optional[Proxy] = None) -> None:
         self.origin = origin
-        self.public = False  # is the peer an address of the public internet?
+        self.public = False
         self.secure = False  # has TLS been spoken?
         self.used = False  # for an exchange before this one
         self.received = 0  # bytes of the present answer
         self._whole = True  # was all of the present request sent?
-        self.response: Optional[Response] = None
+        self.response = None
         self._timeout = timeout
         self._context = context
         self._keep = keep
@@ -248,7 +264,6 @@ class Connection:
                 yield len(part)
 
     def done(self, reusable: bool) -> None:
-        """The exchange is over; only a connection with nothing on it is kept."""
         self.response = None
         self._scope.close()
         self._scope = contextlib.ExitStack()
@@ -271,7 +286,6 @@ class Connection:
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
-        """Map every foreign error to one of ours, with the peer in its text; or be Cancelled."""
         self._cancel.check()
         try:
             yield

@@ -231,7 +231,7 @@ class _Copy:
                 if child.digest in chosen or (child.annotations or {}).get(_ATTESTED) in chosen]
         self._output(Progress(message="the index is rewritten, with %d of its %d manifests" % (
             len(kept), len(children))))
-        return _rewritten(top, top.media_type, manifests=kept)
+        return rewritten(top, top.media_type, manifests=kept)
 
     def _leaves(self, top: Document, depth: int = 0) -> Iterator[Descriptor]:
         """What is in an index, and in the indexes within."""
@@ -258,7 +258,7 @@ class _Copy:
         for document in documents:
             if isinstance(document, Manifest) and is_runnable(document):
                 kinds += [blob.media_type for blob in (document.config, *document.layers)]
-        if all(_renamed(kind, names) == kind for kind in kinds):
+        if all(renamed(kind, names) == kind for kind in kinds):
             return documents
         others: Dict[Digest, Descriptor] = {}  # by what they were
         found: List[Document] = []
@@ -271,16 +271,16 @@ class _Copy:
                     raise Unsupported("only an image can have another format")
                 if lost:
                     self._output(Progress(message="left out: %d that are no images" % lost))
-                other = _rewritten(document, _renamed(document.media_type, names), manifests=kept)
+                other = rewritten(document, renamed(document.media_type, names), manifests=kept)
             elif not is_runnable(document) and document is not documents[-1]:
                 continue
             elif not is_runnable(document):
                 raise Unsupported("only an image can have another format")
             else:
-                config, *layers = [blob._replace(media_type=_renamed(blob.media_type, names))
+                config, *layers = [blob._replace(media_type=renamed(blob.media_type, names))
                                    for blob in (document.config, *document.layers)]
-                other = _rewritten(
-                    document, _renamed(document.media_type, names), config=config, layers=layers)
+                other = rewritten(
+                    document, renamed(document.media_type, names), config=config, layers=layers)
             others[document.digest] = other.descriptor
             found.append(other)
         return found
@@ -372,7 +372,7 @@ class CopyDescriptor(UploadDescriptor):
         return result
 
 
-def _renamed(media_type: str, names: Dict[str, str]) -> str:
+def renamed(media_type: str, names: Dict[str, str]) -> str:
     """A type in the other format, or itself if it is of that already."""
     known = set(names.values())
     stem, kind = media_type, ""
@@ -387,7 +387,7 @@ def _renamed(media_type: str, names: Dict[str, str]) -> str:
     return names[stem] + ((".%s" if docker else "+%s") % kind if kind else "")
 
 
-def _rewritten(document: Document, media_type: str, **members: Any) -> Document:
+def rewritten(document: Document, media_type: str, **members: Any) -> Document:
     """The document with another type and with other descriptors in it."""
     obj = dict(parse_json(document.raw, "manifest"), mediaType=media_type)
     if media_type in (DOCKER_MANIFEST, DOCKER_LIST):

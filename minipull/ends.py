@@ -155,7 +155,7 @@ class RegistryEnd(End):
     @contextlib.contextmanager
     def reading(self, blob: Descriptor, cancel: Cancel) -> Iterator[Source]:
         with contextlib.ExitStack() as stack:
-            stream = _Stream(self, blob, cancel, stack)
+            stream = RemoteBlob(self.repository, blob, cancel, stack)
             yield lambda offset, size: Body(lambda: stream.read(offset, size), size)
 
     def fetch(self, blob: Descriptor, store: Store, transfer: Transfer) -> None:
@@ -355,15 +355,15 @@ def archive_end(place: Place, output: Output, cancel: Cancel) -> Iterator[Layout
         write_file(place.folder, packed(end.store, images, host_platform(), output, cancel))
 
 
-class _Stream:
+class RemoteBlob:
     """A blob of a registry, read from wherever it is wanted next.
 
     What breaks off is continued here, so that who is sent to notices nothing.
     """
 
-    def __init__(self, end: RegistryEnd, blob: Descriptor, cancel: Cancel,
+    def __init__(self, repository: Repository, blob: Descriptor, cancel: Cancel,
                  stack: contextlib.ExitStack) -> None:
-        self._end = end
+        self._repository = repository
         self._blob = blob
         self._cancel = cancel
         self._stack = stack
@@ -404,10 +404,10 @@ class _Stream:
         self._opened = self._position
         try:
             response = self._stack.enter_context(
-                self._end.repository.blob(self._blob.digest, self._position, self._cancel))
+                self._repository.blob(self._blob.digest, self._position, self._cancel))
         except RegistryError as exc:
             # No RegistryError: that would be taken for the answer of who is sent to.
-            error = Error("%s: %s" % (self._end, exc))
+            error = Error("%s/%s: %s" % (self._repository.endpoint, self._repository.path, exc))
             error.exit_code, error.retry = exc.exit_code, exc.retry
             raise error from exc
         start = self._position if response.status == 206 else 0

@@ -42,23 +42,23 @@ class ImageConfig(NamedTuple):
     history: Tuple[History, ...]
     config: Mapping[str, Any]
 
-
-def parse(raw: bytes, what: str = "image config") -> ImageConfig:
-    """The image config in ``raw``; raises InvalidDocument."""
-    obj = parse_json(raw, what)
-    if obj.get("rootfs") is None:
-        raise InvalidDocument("%s: invalid image JSON, no RootFS key" % what)
-    rootfs = object_at(obj, "rootfs", what)
-    if rootfs.get("type") != "layers":
-        raise InvalidDocument('%s: invalid image JSON, RootFS type must be "layers"' % what)
-    diff_ids = tuple(DiffID(digest_at({"diff_ids": item}, "diff_ids", what))
-                     for item in list_at(rootfs, "diff_ids", what))
-    history = tuple(History.from_json(item, what) for item in list_at(obj, "history", what))
-    if sum(not entry.empty_layer for entry in history) > len(diff_ids):
-        raise InvalidDocument("%s: too many non-empty layers in History section" % what)
-    return ImageConfig(
-        raw, ImageID(Digest.of(raw)), Platform.from_json(obj, what),
-        string_at(obj, "created", what), diff_ids, history, object_at(obj, "config", what))
+    @classmethod
+    def parse(cls, raw: bytes, what: str = "image config") -> "ImageConfig":
+        """The image config in ``raw``; raises InvalidDocument."""
+        obj = parse_json(raw, what)
+        if obj.get("rootfs") is None:
+            raise InvalidDocument("%s: invalid image JSON, no RootFS key" % what)
+        rootfs = object_at(obj, "rootfs", what)
+        if rootfs.get("type") != "layers":
+            raise InvalidDocument('%s: invalid image JSON, RootFS type must be "layers"' % what)
+        diff_ids = tuple(DiffID(digest_at({"diff_ids": item}, "diff_ids", what))
+                         for item in list_at(rootfs, "diff_ids", what))
+        history = tuple(History.from_json(item, what) for item in list_at(obj, "history", what))
+        if sum(not entry.empty_layer for entry in history) > len(diff_ids):
+            raise InvalidDocument("%s: too many non-empty layers in History section" % what)
+        return cls(
+            raw, ImageID(Digest.of(raw)), Platform.from_json(obj, what),
+            string_at(obj, "created", what), diff_ids, history, object_at(obj, "config", what))
 
 
 class Image(NamedTuple):

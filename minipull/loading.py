@@ -24,7 +24,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO, Dict, Iterator, List, Optional, Sequence, Set, Tuple, Union, cast
 
-from . import image, manifest, schema1
+from . import manifest, schema1
 from .archive import image_of
 from .content import ContentStore
 from .descriptor import (DOCKER_CONFIG, DOCKER_MANIFEST, DOCKER_TAR, INDEX_TYPES, MANIFEST_TYPES, Descriptor,
@@ -34,7 +34,7 @@ from .distribution import host_platform
 from .errors import (ContentMismatch, Error, InvalidDocument, InvalidReference, PolicyError, StorageError,
                      Unsupported, storage_errors)
 from .files import make_directory, write_all
-from .image import Image
+from .image import Image, ImageConfig
 from .layer import LayerStore
 from .manifest import MAX_LAYERS, MAX_MANIFEST, Index, Manifest
 from .progress import Meter, Output, Progress, discard, serialized
@@ -90,7 +90,7 @@ def _take(archive: "Archive", tops: Sequence[Descriptor], store: Store, output: 
         for item, document in archive.walk(top):
             blobs[item.digest] = item
             if isinstance(document, Manifest) and is_runnable(document):
-                diff_ids = image.parse(archive.content.read(document.config.digest, MAX_CONFIG)).diff_ids
+                diff_ids = ImageConfig.parse(archive.content.read(document.config.digest, MAX_CONFIG)).diff_ids
                 if len(diff_ids) != len(document.layers):
                     raise ContentMismatch("layers from manifest don't match image configuration")
                 for blob, diff_id in zip(document.layers, diff_ids):
@@ -217,7 +217,7 @@ class Archive(Store):
         if next(self.missing(top), None) is not None:
             return False
         return isinstance(document, Index) or bool(document.layers) or not is_runnable(document) or not (
-            image.parse(self.content.read(document.config.digest, MAX_CONFIG)).diff_ids)
+            ImageConfig.parse(self.content.read(document.config.digest, MAX_CONFIG)).diff_ids)
 
     def _docker(self) -> None:
         """Take what manifest.json has besides."""
@@ -236,7 +236,7 @@ class Archive(Store):
             config = Descriptor(DOCKER_CONFIG, Digest.of(raw), len(raw))
             top = self._by_config.get(config.digest)
             if top is None:
-                diff_ids, paths = image.parse(raw).diff_ids, strings_at(item, "Layers", what)
+                diff_ids, paths = ImageConfig.parse(raw).diff_ids, strings_at(item, "Layers", what)
                 if len(paths) != len(diff_ids):
                     raise InvalidDocument("invalid manifest, layers length mismatch: expected %d, got %d" % (
                         len(diff_ids), len(paths)))

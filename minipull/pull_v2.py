@@ -16,7 +16,7 @@ import functools
 import os
 from typing import Callable, Iterator, List, NamedTuple, Optional, Set, Tuple, TypeVar, Union
 
-from . import image, manifest, schema1
+from . import manifest, schema1
 from .connection import Response
 from .descriptor import (DOCKER_LAYER, INDEX_TYPES, MANIFEST_TYPES, Descriptor, Platform, is_foreign,
                          preference, select)
@@ -242,7 +242,7 @@ class V2Puller:
             self._store, layers, self._output, self._cancel, ("schema1:" + old.digest, lambda transfer: None))
         raw, made = schema1.converted(
             old, list(zip(blobs, [layer.diff.diff_id for layer in done.layers])))
-        text = self._misfit(image.parse(raw))
+        text = self._misfit(ImageConfig.parse(raw))
         if text and self._options.exact:
             raise NotFound(text)
         if text:
@@ -278,7 +278,7 @@ class V2Puller:
             if descriptor.size > MAX_CONFIG:
                 raise PolicyError("config is larger than %d bytes" % MAX_CONFIG)
             self._plain_blob(descriptor, cancel)
-            return image.parse(self._store.content.read(descriptor.digest, MAX_CONFIG))
+            return ImageConfig.parse(self._store.content.read(descriptor.digest, MAX_CONFIG))
         except Cancelled:
             raise
         except Error as exc:

@@ -19,13 +19,13 @@ import time
 import zlib
 from typing import BinaryIO, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
-from . import es256, image, manifest, schema1
+from . import es256, manifest, schema1
 from .descriptor import (DOCKER_LAYER, DOCKER_TAR, OCI_LAYER, SCHEMA1_SIGNED, Descriptor, is_foreign,
                          parse_json)
 from .digest import Digest, DiffID, Verifier
 from .errors import (InvalidReference, NetworkError, NotFound, PolicyError, RegistryError, StorageError,
                      Unauthorized, Unsupported)
-from .image import Image
+from .image import Image, ImageConfig
 from .manifest import Document, Index, Manifest
 from .metadata import V2Metadata, check_hmac, hmac_key
 from .progress import Meter, Output, Progress, discard
@@ -184,7 +184,7 @@ class V2Pusher:
                 diff_ids: List[Optional[DiffID]] = []
                 if is_runnable(document):
                     raw = self.store.content.read(document.config.digest, MAX_CONFIG)
-                    diff_ids += image.parse(raw).diff_ids
+                    diff_ids += ImageConfig.parse(raw).diff_ids
                 diff_ids += [None] * len(document.layers)
                 free = len(documents) == 1  # what an index names it names by digest
                 layers = [V2PushDescriptor(self, blob, diff_id, free)
@@ -212,7 +212,7 @@ class V2Pusher:
         for layer in document.layers:
             if not layer.media_type.endswith("gzip") or is_foreign(layer.media_type):
                 raise Unsupported("schema 1 has no layers of type %s" % layer.media_type) from exc
-        config = image.parse(self.store.content.read(document.config.digest, MAX_CONFIG))
+        config = ImageConfig.parse(self.store.content.read(document.config.digest, MAX_CONFIG))
         raw = schema1.build(self.target.path, tag, config, [layer.digest for layer in document.layers])
         empty = Descriptor(DOCKER_LAYER, Digest.of(schema1.EMPTY), len(schema1.EMPTY))
         if empty.digest.encode() in raw and self.repository.stat(empty.digest, self._cancel) is None:

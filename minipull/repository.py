@@ -26,6 +26,7 @@ from .manifest import MAX_MANIFEST
 from .origin import Origin, joined
 from .reference import Reference, is_tag
 from .streams import Body, Cancel
+from .transport import Transport
 
 MAX_TAGS = 100000
 MAX_REFERRERS = 1000
@@ -71,7 +72,8 @@ class Client:
         with self._lock:
             if key not in self._repositories:
                 actions = "pull,push" if push else "pull"
-                self._repositories[key] = Repository(endpoint, reference, self, actions)
+                self._repositories[key] = Repository(
+                    endpoint, reference, self.transport, self.credentials, actions)
             return self._repositories[key]
 
     def spoke_tls(self, endpoint: Endpoint) -> bool:
@@ -84,8 +86,8 @@ class Client:
 class Repository:
     """Asks one endpoint; threads may share it.  Network errors as Transport's."""
 
-    def __init__(self, endpoint: Endpoint, reference: Reference, client: Client,
-                 actions: str = "pull") -> None:
+    def __init__(self, endpoint: Endpoint, reference: Reference, transport: Transport,
+                 credentials: Keyring, actions: str = "pull") -> None:
         self.endpoint = endpoint
         self.path = reference.path
         self.name = reference.name
@@ -93,14 +95,14 @@ class Repository:
         self.confirmed = False  # has it proved to speak v2?
         self._pinged = False
         self._public = False  # is its address one of the public internet?
-        self._transport = client.transport
+        self._transport = transport
         self._base = "%s/v2/%s/" % (endpoint.url, reference.path)
         # A mirror is told whose repository is meant, as containerd does.
         self._query = "?ns=" + reference.domain if endpoint.mirror else ""
         self._origin = Origin.of(endpoint.url)
-        self._credentials = client.credentials
+        self._credentials = credentials
         self._authorizer = Authorizer(
-            client.transport, self._origin, self.credential,
+            transport, self._origin, self.credential,
             "repository:%s:%s" % (reference.path, actions))
 
     def credential(self) -> Credential:

@@ -13,14 +13,14 @@ import os
 import re
 from typing import Iterator, List, Optional, Set, Tuple, Union
 
-from . import files, image, manifest
+from . import files, manifest
 from .content import ContentStore
 from .descriptor import (DOCKER_CONFIG, INDEX_TYPES, MANIFEST_TYPES, OCI_CONFIG, Descriptor, Platform,
                          is_foreign, select)
 from .digest import Digest
 from .errors import (Error, InvalidDocument, InvalidReference, NotFound, PolicyError, StorageError,
                      storage_errors)
-from .image import Image
+from .image import Image, ImageConfig
 from .layer import LayerStore
 from .metadata import MetadataStore, V2MetadataService
 from .reference import Reference
@@ -111,7 +111,7 @@ class Store:
             if known.descriptor.media_type in MANIFEST_TYPES:
                 document = self.document(known.descriptor)
                 if isinstance(document, manifest.Manifest) and is_runnable(document):
-                    config = image.parse(self.content.read(document.config.digest, MAX_CONFIG))
+                    config = ImageConfig.parse(self.content.read(document.config.digest, MAX_CONFIG))
         return Image(known.name, known.descriptor, known.source, config)
 
     def document(self, descriptor: Descriptor) -> manifest.Document:

@@ -5,11 +5,10 @@ from typing import Any, Dict, Mapping
 
 import pytest
 
-from minipull import image
 from minipull.descriptor import OCI_INDEX, OCI_MANIFEST, Descriptor, Platform
 from minipull.digest import Digest
 from minipull.errors import Error, InvalidDocument
-from minipull.image import History, Image
+from minipull.image import History, Image, ImageConfig
 from minipull.reference import Reference
 
 ONE, TWO = Digest.of(b"one"), Digest.of(b"two")
@@ -34,7 +33,7 @@ def encode(obj: object) -> bytes:
 
 def test_a_config_is_known_by_the_digest_of_its_bytes() -> None:
     raw = encode(config())
-    found = image.parse(raw)
+    found = ImageConfig.parse(raw)
     assert found.raw == raw and found.id == Digest.of(raw)
     assert found.platform == Platform("linux", "arm64", "v8")
     assert found.created == "2015-10-31T22:22:56.015925234Z"
@@ -50,11 +49,11 @@ def test_a_config_is_known_by_the_digest_of_its_bytes() -> None:
     {"history": [{"empty_layer": None}]}, {"history": [{"empty_layer": True}] * 50},
     {"unknown": {"a": [1]}}, {"os.version": "10.0", "os.features": ["win32k"]}])
 def test_members_that_are_absent_null_or_unknown_are_no_fault(change: Mapping[str, Any]) -> None:
-    assert image.parse(encode(config(**change))).diff_ids == (ONE, TWO)
+    assert ImageConfig.parse(encode(config(**change))).diff_ids == (ONE, TWO)
 
 
 def test_an_image_of_no_layers_is_taken() -> None:
-    found = image.parse(encode({"rootfs": {"type": "layers", "diff_ids": None}}))
+    found = ImageConfig.parse(encode({"rootfs": {"type": "layers", "diff_ids": None}}))
     assert found.diff_ids == () and found.history == () and found.config == {}
 
 
@@ -78,14 +77,14 @@ def test_an_image_of_no_layers_is_taken() -> None:
     ({"config": []}, "must be an object")])
 def test_a_malformed_config_is_refused(change: Mapping[str, Any], error: str) -> None:
     with pytest.raises(InvalidDocument, match="^alpine: ") as caught:
-        image.parse(encode(config(**change)), "alpine")
+        ImageConfig.parse(encode(config(**change)), "alpine")
     assert error in str(caught.value)
 
 
 @pytest.mark.parametrize("raw", [b"", b"{}", b"[]", b"null", b'"x"', b"\x1f\x8b\x08\x00"])
 def test_what_is_no_config_is_refused(raw: bytes) -> None:
     with pytest.raises(InvalidDocument):
-        image.parse(raw)
+        ImageConfig.parse(raw)
 
 
 def test_garbage_raises_only_our_errors() -> None:
@@ -98,13 +97,13 @@ def test_garbage_raises_only_our_errors() -> None:
             data[at:at + rng.randint(0, 9)] = rng.choice(
                 (b"", b"null", b"{}", b"[]", b'"', b"1", b"\xff"))
         try:
-            assert image.parse(bytes(data)).raw == data
+            assert ImageConfig.parse(bytes(data)).raw == data
         except Error as exc:
             assert str(exc).isprintable() and len(str(exc)) < 300
 
 
 def test_a_pulled_image_is_known_by_its_config() -> None:
-    parsed = image.parse(encode(config()))
+    parsed = ImageConfig.parse(encode(config()))
     manifest = Descriptor(OCI_MANIFEST, ONE, 3)
     pulled = Image(Reference.parse("alpine:3.20"), manifest, TWO, parsed)
     assert (pulled.id, pulled.os, pulled.architecture) == (parsed.id, "linux", "arm64")

@@ -13,14 +13,14 @@ import images
 import minipull
 from conftest import peer, run
 from images import EMPTY_LAYER, Layout, Spec
-from minipull import image, schema1
+from minipull import schema1
 from minipull.check import check
 from minipull.collect import gc
 from minipull.descriptor import SCHEMA1, SCHEMA1_SIGNED
 from minipull.digest import Digest
 from minipull.errors import (
     ContentMismatch, Error, InvalidDocument, NotFound, PolicyError, RegistryError, Unsupported)
-from minipull.image import History
+from minipull.image import History, ImageConfig
 from servers import Connection, ScriptedServer, Uploads, content, error, reply
 from test_pull_v2 import Log, asked, pull, refused
 from test_push_v2 import kept, loaded, push
@@ -70,7 +70,7 @@ ONE = written([entry("I2", "I1", created=TIME), entry("I1")])
 
 @pytest.mark.parametrize("case", TABLES["schema1_vectors"], ids=lambda case: case["name"])
 def test_payloads_are_the_engines(case: Dict[str, Any]) -> None:
-    config = image.parse(case["config"].encode())
+    config = ImageConfig.parse(case["config"].encode())
     made = schema1.build(case["name"], case["tag"], config, [Digest(layer) for layer in case["layers"]])
     assert Digest.of(made) == case["canonical_digest"]
     found = schema1.parse(signed(made))
