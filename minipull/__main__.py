@@ -1,4 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-from .cli import run
+from .cli.main import run
 
 run()

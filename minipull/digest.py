@@ -16,6 +16,8 @@ from .errors import ContentMismatch, InvalidDocument
 #   digest ::= algorithm ":" encoded          (only the registered algorithms)
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128}")
 
+Buffer = Union[bytes, memoryview]
+
 
 class Digest(str):
     """``algorithm:encoded``; a plain string to JSON, dicts and printf."""
@@ -85,3 +87,10 @@ class Verifier:
             raise ContentMismatch("%s: size is %d, expected %d" % (what, self.size, size))
         if self.digest != digest:
             raise ContentMismatch("%s: content is %s, expected %s" % (what, self.digest, digest))
+
+
+def check_v1_id(text: object) -> str:
+    """An image id of the v1 protocol; raises InvalidDocument for anything else."""
+    if not isinstance(text, str) or not re.fullmatch("[0-9a-f]{64}", text):
+        raise InvalidDocument("image ID %s is invalid" % ascii(text)[:100])
+    return text

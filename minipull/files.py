@@ -12,12 +12,10 @@ Mirrors moby's pkg/ioutils (AtomicFileWriter).
 import contextlib
 import errno
 import os
-import select
-import socket
 import stat
 import tempfile
 import time
-from typing import BinaryIO, Callable, Iterator, Optional
+from typing import Callable, Iterator, Optional
 
 from .errors import InvalidDocument, StorageError, storage_errors
 
@@ -29,8 +27,6 @@ class Locked(StorageError):
     """A lock that somebody else holds and did not give up in time."""
 
 
-_PIECE = 128 << 10  # bytes of one sendfile
-_COPY = 256 << 10  # bytes read and sent at once
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -95,39 +91,6 @@ def write_all(fd: int, data: "memoryview") -> None:
     """Write all of ``data``; a short write is how a full disk begins."""
     while data:
         data = data[os.write(fd, data):]
-
-
-def send(sock: socket.socket, file: BinaryIO, offset: int, count: int) -> Iterator[int]:
-    """Send a part of a file, by sendfile(2) if the peer is another machine.
-
-    Says after each piece how long it was, and ends early where the file does.
-    Raises OSError, socket.timeout as the socket does.
-    """
-    end = offset + count
-    if not hasattr(os, "sendfile") or sock.getpeername()[:1] == sock.getsockname()[:1]:
-        # On one machine it is quicker to copy: the reader finds it in the cache.
-        while offset < end:
-            piece = os.pread(file.fileno(), min(_COPY, end - offset), offset)
-            if not piece:
-                return
-            sock.sendall(piece)
-            offset += len(piece)
-            yield len(piece)
-        return
-    timeout = sock.gettimeout()
-    poll = select.poll()
-    poll.register(sock, select.POLLOUT)
-    while offset < end:
-        try:
-            sent = os.sendfile(sock.fileno(), file.fileno(), offset, min(_PIECE, end - offset))
-        except BlockingIOError:
-            if not poll.poll(timeout and timeout * 1000):
-                raise socket.timeout("timed out") from None
-            continue
-        if not sent:
-            return
-        offset += sent
-        yield sent
 
 
 def write_atomic(path: str, data: bytes, scratch: str, durable: bool = True) -> None:

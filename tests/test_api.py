@@ -7,14 +7,15 @@ from typing import Any, List, Tuple
 
 import pytest
 
-import images
+from tests.kit import images
 import minipull
-from conftest import ROOT, clean_env, run, wait_until
-from minipull.check import check
-from minipull.download import LayerDownloadManager
-from minipull.upload import LayerUploadManager
+from tests.kit import ROOT
+from tests.kit.processes import clean_env, run, wait_until
+from minipull.store.check import check
+from minipull.xfer.download import LayerDownloadManager
+from minipull.xfer.upload import LayerUploadManager
 from minipull.progress import Progress
-from servers import ScriptedServer, Uploads, content, drip, error, head, hold, send
+from tests.kit.servers import ScriptedServer, Uploads, content, drip, error, head, hold, send
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_every_public_name_is_found_when_it_is_used(tmp_path: Path) -> None:
         from minipull import *
         assert Store is minipull.Store and pull is minipull.pull
         print(minipull.Store.__module__, minipull.pull.__name__)""")
-    assert out == "minipull.store pull\n"
+    assert out == "minipull.store.store pull\n"
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 import hashlib
 import json
-from pathlib import Path
 from typing import Any, Mapping
 
 import pytest
 
+from tests.kit import DATA
 from minipull.digest import ChainID, DiffID, Digest, Verifier, chain_id, next_chain_id
 from minipull.errors import ContentMismatch, InvalidDocument
 
-TABLES = json.loads((Path(__file__).parent / "data" / "tables.json").read_text())
+TABLES = json.loads((DATA / "tables.json").read_text())
 ALGORITHMS = ("sha256", "sha384", "sha512")
 HEX = "0123456789abcdef" * 4
 

@@ -12,13 +12,16 @@ from typing import Any, Callable, Iterator, List, Optional, Tuple
 
 import pytest
 
+from tests.kit import ROOT
+
 from minipull import files
+from minipull.sendfile import send
 from minipull.errors import Cancelled, InvalidDocument, StorageError
 from minipull.files import (
     Locked, lock, make_directory, open_regular, read_bytes, sync_directory, write_all, write_atomic)
-from minipull.streams import Cancel
+from minipull.cancel import Cancel
 
-ROOT = Path(__file__).resolve().parent.parent
+
 TIMEOUT = 30.0
 
 
@@ -435,8 +438,8 @@ def test_a_part_of_a_file_arrives_whatever_the_system_has(
     pair.near.settimeout(timeout)
     thread = threading.Thread(target=pair.receive)
     thread.start()
-    counts = list(files.send(pair.near, pair.file, 1000, 2000000))
-    counts += files.send(pair.near, pair.file, 0, 1)
+    counts = list(send(pair.near, pair.file, 1000, 2000000))
+    counts += send(pair.near, pair.file, 0, 1)
     pair.near.shutdown(socket.SHUT_WR)
     thread.join(TIMEOUT)
     assert sum(counts) == 2000001 and max(counts) <= 256 << 10
@@ -448,8 +451,8 @@ def test_a_file_that_is_shorter_ends_early(pair: Pair) -> None:
     thread = threading.Thread(target=pair.receive)
     thread.start()
     size = len(pair.data)
-    assert sum(files.send(pair.near, pair.file, size - 5, 100)) == 5
-    assert list(files.send(pair.near, pair.file, size, 100)) == []
+    assert sum(send(pair.near, pair.file, size - 5, 100)) == 5
+    assert list(send(pair.near, pair.file, size, 100)) == []
     pair.near.shutdown(socket.SHUT_WR)
     thread.join(TIMEOUT)
 
@@ -457,11 +460,11 @@ def test_a_file_that_is_shorter_ends_early(pair: Pair) -> None:
 def test_who_takes_nothing_is_waited_for_until_the_timeout(pair: Pair) -> None:
     pair.near.settimeout(0.05)
     with pytest.raises(socket.timeout):
-        list(files.send(pair.near, pair.file, 0, len(pair.data)))
+        list(send(pair.near, pair.file, 0, len(pair.data)))
 
 
 def test_who_has_gone_is_an_error_of_the_system(pair: Pair) -> None:
     pair.near.settimeout(10)
     pair.far.close()
     with pytest.raises(OSError):
-        list(files.send(pair.near, pair.file, 0, len(pair.data)))
+        list(send(pair.near, pair.file, 0, len(pair.data)))

@@ -12,7 +12,8 @@ from typing import List, Set
 import pytest
 
 import minipull
-from conftest import ROOT, clean_env, interpreters, run
+from tests.kit import ROOT
+from tests.kit.processes import clean_env, interpreters, run
 
 PROJECT = (ROOT / "pyproject.toml").read_text()
 PLAIN = dict(os.environ, PYTHONPATH=str(ROOT), COVERAGE_PROCESS_START="", COVERAGE_PROCESS_CONFIG="")
@@ -65,7 +66,7 @@ def test_pyz_is_the_same_bytes_from_another_time_and_place(pyz: Path, tmp_path: 
     for name in ("scripts", "minipull"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "LICENSE", tree)
-    for path in tree.glob("minipull/*.py"):
+    for path in tree.glob("minipull/**/*.py"):
         path.chmod(0o600)
         os.utime(path, (10 ** 9, 10 ** 9))
     run([sys.executable, tree / "scripts/pyz"], dict(os.environ, TZ="Asia/Tokyo"), cwd=tmp_path)
@@ -93,8 +94,8 @@ def test_runs_under_another_name_inside_another_package(tmp_path: Path, home: Pa
     whole = run([sys.executable, "-c", (
         "import importlib, pkgutil, sys\n"
         "from outer.vendor import _puller\n"
-        "for _, name, _ in pkgutil.iter_modules(_puller.__path__):\n"
-        "    name == '__main__' or importlib.import_module('.' + name, _puller.__name__)\n"
+        "for _, name, _ in pkgutil.walk_packages(_puller.__path__, _puller.__name__ + '.'):\n"
+        "    name.endswith('__main__') or importlib.import_module(name)\n"
         "for name in _puller.__all__: getattr(_puller, name)\n"
         "print('minipull' in sys.modules)")], env, cwd=tmp_path)
     assert whole.out == "False\n"
@@ -107,7 +108,7 @@ def test_runs_under_another_name_inside_another_package(tmp_path: Path, home: Pa
 
 
 def oldest() -> List[str]:
-    return [path for version, path in interpreters() if version == "3.6"]
+    return [path for version, path in interpreters() if version.startswith("3.6.")]
 
 
 @pytest.mark.skipif(not oldest(), reason="no Python 3.6 on this machine")

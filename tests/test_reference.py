@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
 import re
-from pathlib import Path
 from typing import Any, List, Mapping
 
 import pytest
 
+from tests.kit import DATA
 from minipull import reference
 from minipull.digest import Digest
 from minipull.errors import InvalidReference
 from minipull.reference import Reference, is_tag
 
-TABLES = Path(__file__).parent / "data" / "tables.json"
+TABLES = DATA / "tables.json"
 SHA = "sha256:" + "ab" * 32
 
 

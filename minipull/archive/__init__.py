@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Archives: a store in a tar.
+
+The modules in reading order:
+
+    save      save(): images in one tar
+    reader    a tar as a read-only source of images
+    load      load(): the images of a tar
+    check     is an archive what it says?
+"""

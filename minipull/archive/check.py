@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""check of an archive."""
+import os
+from typing import List, Optional
+
+from ..cancel import Cancel
+from ..errors import Error
+from ..store.check import Problem, check
+from ..store.references import image_of
+from .reader import opened
+
+
+def check_archive(path: str, cancel: Cancel, zstd: Optional[str] = None) -> List[Problem]:
+    """Every problem of the images in an archive; raises Cancelled."""
+    try:
+        with opened(path, cancel, zstd) as archive:
+            tops = [top for _, top in map(image_of, archive.references.descriptors())]
+            return [problem._replace(path=os.path.join(path, problem.path))
+                    for problem in check(archive, cancel, tops)]
+    except Error as exc:
+        cancel.check()
+        return [Problem(path, "archive", str(exc))]

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Giving up: the one-way switch that Go calls a context."""
+import contextlib
+import threading
+from typing import Callable, Iterator, List
+
+from .errors import Cancelled
+
+
+class Cancel:
+    """A one-way switch: set once, by anyone; callbacks then run once each."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._event = threading.Event()
+        self._callbacks: List[Callable[[], None]] = []
+
+    @property
+    def cancelled(self) -> bool:
+        return self._event.is_set()
+
+    def cancel(self) -> None:
+        """Set the switch, then tell everybody who asked for it."""
+        with self._lock:
+            self._event.set()
+            callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback()
+
+    def check(self) -> None:
+        """Raise Cancelled if the switch is set."""
+        if self._event.is_set():
+            raise Cancelled()
+
+    def pause(self, seconds: float) -> None:
+        """Sleep, but raise Cancelled as soon as the switch is set."""
+        if self._event.wait(seconds):
+            raise Cancelled()
+
+    @contextlib.contextmanager
+    def calling(self, callback: Callable[[], None]) -> Iterator[None]:
+        """Call ``callback`` if the switch is set within the block, or was before."""
+        with self._lock:
+            early = self._event.is_set()
+            if not early:
+                self._callbacks.append(callback)
+        if early:
+            callback()
+        try:
+            yield
+        finally:
+            with self._lock, contextlib.suppress(ValueError):
+                self._callbacks.remove(callback)

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What commands share: settings, progress, the switch, and how things are said.
+
+Results go to stdout, progress and diagnostics to stderr; what comes from
+outside is escaped before it reaches a terminal.
+"""
+import argparse
+import contextlib
+import json
+import os
+import sys
+import traceback
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Union
+
+from ..cancel import Cancel
+from ..digest import Buffer
+from ..errors import Error, InvalidReference, StorageError
+from ..image.config import Image
+from ..progress import Progress
+from ..reference import Reference
+from ..registry.client import Client
+from ..store.store import Store
+from .render import Renderer, choose, escape
+from .settings import Settings
+
+BROKEN_PIPE = 128 + 13
+
+
+class Context:
+    def __init__(self, flags: argparse.Namespace, cancel: Cancel) -> None:
+        self.cancel = cancel
+        self.json = flags.format == "json"
+        self._flags = flags
+        self._renderer: Optional[Renderer] = None
+        self._settings: Optional[Settings] = None
+
+    @property
+    def settings(self) -> Settings:
+        if self._settings is None:
+            self._settings = Settings(os.environ, vars(self._flags), self.warn)
+        return self._settings
+
+    @property
+    def renderer(self) -> Renderer:
+        if self._renderer is None:
+            mode = self.settings.text("progress", "auto")
+            if self.quiet and not vars(self._flags).get("progress"):
+                mode = "none"
+            self._renderer = choose(mode, sys.stderr, os.environ)
+        return self._renderer
+
+    @property
+    def quiet(self) -> bool:
+        return self.settings.truth("quiet")
+
+    @property
+    def store(self) -> Store:
+        return self.settings.store()
+
+    def client(self, domains: List[str], side: str = "") -> Client:
+        """For these registries; ``side`` is which end of a copy they are."""
+        settings = self.settings.end(side) if side else self.settings
+        return Client(settings.service(domains), settings.credentials(domains))
+
+    def warn(self, text: str) -> None:
+        self.renderer(Progress(message="warning: " + text))
+
+    def failed(self, error: BaseException) -> int:
+        """Say what went wrong, in one line; returns the exit code."""
+        if isinstance(error, BrokenPipeError):
+            # Whoever read us has gone; what is still buffered must not raise again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return BROKEN_PIPE
+        if self._flags.verbose:
+            traceback.print_exception(type(error), error, error.__traceback__)
+        if isinstance(error, Error):
+            if not self.cancel.cancelled:
+                say(str(error))
+            return error.exit_code
+        hint = "" if self._flags.verbose else " (run with -v for the traceback)"
+        say("internal error: %s: %s%s" % (type(error).__name__, error, hint))
+        return 1
+
+    def show(self, text: str) -> None:
+        """Lines of the result; what came from outside is escaped."""
+        self.write("\n".join(escape(line) for line in text.split("\n")) + "\n")
+
+    def answer(self, value: Any, lines: Iterable[str]) -> None:
+        """The result, as JSON or as text."""
+        if self.json:
+            self.dump(value)
+        else:
+            for line in lines:
+                self.show(line)
+
+    def dump(self, value: Any) -> None:
+        self.write(json.dumps(value, indent=2) + "\n")
+
+    def write(self, data: Union[str, bytes, Iterator[Buffer]]) -> None:
+        """Write to stdout, all of it before this returns: progress must not overtake results."""
+        if sys.stdout is None:  # closed from the start
+            return
+        try:
+            if isinstance(data, str):
+                # Not every stream can spell everything.
+                encoding = sys.stdout.encoding or "utf-8"
+                sys.stdout.write(data.encode(encoding, "backslashreplace").decode(encoding))
+            else:
+                for piece in [data] if isinstance(data, bytes) else data:
+                    sys.stdout.buffer.write(piece)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as exc:
+            raise StorageError("write to stdout: %s" % exc.strerror) from exc
+
+
+def say(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        if sys.stderr is not None:
+            print("minipull: " + escape("; ".join(text.splitlines())), file=sys.stderr, flush=True)
+
+
+Command = Callable[[Context, argparse.Namespace], Optional[int]]
+
+
+def perform(command: Command, flags: argparse.Namespace, cancel: Cancel) -> int:
+    """Run a command, with every error as one line and a code."""
+    context = Context(flags, cancel)
+    try:
+        return command(context, flags) or 0
+    except BaseException as exc:
+        return context.failed(exc)
+
+
+def stripped(text: str) -> str:
+    """A reference without the transport that other tools want before it."""
+    return text[len("docker://"):] if text.startswith("docker://") else text
+
+
+def reference(text: str) -> Reference:
+    """What a user typed; raises InvalidReference, which says it again."""
+    try:
+        return Reference.parse(stripped(text))
+    except InvalidReference as exc:
+        raise exc.within(ascii(text)[1:-1][:300] or "''") from exc
+
+
+def described(store: Store, image: Image) -> Dict[str, Any]:
+    """An image as JSON shows it."""
+    config = image.config
+    return {
+        "name": str(image.name), "digest": image.source, "image_id": image.id,
+        "platform": str(config.platform) if config else "",
+        "size": store.size(image.descriptor), "created": config.created if config else ""}

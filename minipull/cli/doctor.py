@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""doctor: does it work here, and what does this host offer?
+
+A registry on loopback, an image made on the spot and pushed to it, pulled into
+a fresh store and checked there: by the commands that a user would type, in processes
+of their own, with none of the user's settings.  Then, what speed and trust
+depend on.  Needs no network but loopback and leaves nothing behind.
+"""
+import argparse
+import contextlib
+import gzip
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import re
+import shutil
+import ssl
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+import time
+import zlib
+from typing import Callable, Dict, Iterator, List
+
+from .. import files
+from ..digest import Digest
+from ..errors import ContentMismatch, Error
+from ..image.descriptor import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Descriptor
+from ..store.references import REF_NAME
+from ..store.store import Store
+from .context import Context
+from .render import human_size
+from .settings import find_zstd
+
+PATIENCE = 20.0  # seconds for one command
+_TYPED = "python3 -m minipull %s"
+_SAMPLE = 0.1  # seconds of one measurement
+_USERS = re.compile("MINIPULL_|DOCKER_|REGISTRY_|XDG_|SSL_|.*_PROXY$", re.I)
+
+
+def doctor(context: Context, flags: argparse.Namespace) -> int:
+    """Show the self-test and the host; returns an exit code."""
+    test, error, code = _SelfTest(context), "", 0
+    try:
+        with tempfile.TemporaryDirectory(prefix="minipull-") as folder:
+            test.run(folder)
+    except (Error, OSError) as exc:
+        context.cancel.check()
+        error, code = str(exc) or type(exc).__name__, getattr(exc, "exit_code", 1)
+    host = _host(context)
+    context.answer(
+        {"ok": not error, "error": error, "host": host, "steps": test.steps},
+        ["self-test: %s\n" % (error or "ok")] + ["%-12s %s" % about for about in host.items()])
+    return code
+
+
+class _SelfTest:
+    def __init__(self, context: Context) -> None:
+        self.steps: List[Dict[str, object]] = []
+        self._context = context
+        self._environ = {key: value for key, value in os.environ.items() if not _USERS.match(key)}
+
+    def run(self, folder: str) -> None:
+        """Serve, push, pull, check; raises Error after the first that fails."""
+        served, layout, made, fresh, settings = (
+            os.path.join(folder, name) for name in ("served", "layout", "made", "fresh", "settings"))
+        with open(settings, "w") as file:
+            file.write("{}")
+        self._environ.update(HOME=folder, MINIPULL_CONFIG=settings)
+        serve = ("--root", served, "serve", "--listen", "127.0.0.1:0", "--writable")
+        with self._running(*serve) as process:
+            assert process.stdout is not None
+            line = process.stdout.readline().decode().strip()
+            address = line.partition("http://")[2]
+            self._done(_TYPED % " ".join(serve) + " &", line, 0 if address else process.wait() or 1)
+            name = "%s/doctor/hello:1" % address
+            digest = _make_image(layout)
+            self._command("--root", made, "copy", "-q", "oci:%s:hello" % layout, "store:" + name)
+            self._command("--root", made, "push", name)
+            pulled = self._command("--root", fresh, "pull", name)
+            if "Digest: %s" % digest not in pulled:
+                raise ContentMismatch("what was pulled is not what was pushed")
+        self._command("--root", fresh, "check")
+
+    def _done(self, command: str, output: str, code: int) -> None:
+        """A command as it would be typed, and what came of it."""
+        self.steps.append({"command": command, "output": output, "code": code})
+        if not self._context.json:
+            self._context.show("$ %s\n%s" % (command, output))
+        if code:
+            error = Error("the last command failed")
+            error.exit_code = code
+            raise error
+
+    def _command(self, *args: str) -> str:
+        with self._running(*args) as process:
+            output = process.communicate()[0].decode("utf-8", "replace").strip()
+        code = process.returncode
+        if code < 0:
+            output += "\nended by signal %d, after at most %d s" % (-code, PATIENCE)
+        self._done(_TYPED % " ".join(args), output, code if code >= 0 else 1)
+        return output
+
+    @contextlib.contextmanager
+    def _running(self, *args: str) -> Iterator["subprocess.Popen[bytes]"]:
+        """This very package as a command, wherever it was imported from."""
+        code = "import sys; sys.path[:0] = %r; from %s.main import run; run()" % (
+            [os.path.abspath(path) for path in sys.path], __package__)
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *args], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, env=self._environ)
+        timer = threading.Timer(PATIENCE, process.kill)
+        with process, self._context.cancel.calling(process.kill):
+            timer.start()
+            try:
+                yield process
+            finally:
+                process.terminate()
+                timer.cancel()
+
+
+def _make_image(folder: str) -> Digest:
+    """An image layout with a small image, called hello; the digest of its manifest."""
+    text, tar = b"Hello from minipull.\n", io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w") as archive:
+        member = tarfile.TarInfo("hello")
+        member.size = len(text)
+        archive.addfile(member, io.BytesIO(text))
+    layer, diff_id = gzip.compress(tar.getvalue()), Digest.of(tar.getvalue())
+    config = json.dumps({
+        "architecture": "amd64", "os": "linux", "config": {"Cmd": ["cat", "/hello"]},
+        "rootfs": {"type": "layers", "diff_ids": [diff_id]}}).encode()
+    store, parts = Store(folder), []
+    for kind, data in ((OCI_CONFIG, config), (OCI_LAYER + "+gzip", layer)):
+        parts.append(Descriptor(kind, Digest.of(data), len(data)).to_json())
+        store.content.put(Digest.of(data), data)
+    manifest = json.dumps({
+        "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": parts[0], "layers": parts[1:]}).encode()
+    digest = Digest.of(manifest)
+    store.content.put(digest, manifest)
+    entry = Descriptor(OCI_MANIFEST, digest, len(manifest), annotations={REF_NAME: "hello"})
+    store.references.put("hello", entry.to_json())
+    return digest
+
+
+def _host(context: Context) -> Dict[str, str]:
+    return {
+        "Python": "%s, %s" % (sys.version.split()[0], sys.executable),
+        "OpenSSL": ssl.OPENSSL_VERSION, "SHA-256": _sha256(), "zlib": _zlib(), "zstd": _zstd(),
+        "CAs": _authorities(), "proxies": _proxies(context), "credentials": _credentials(context),
+        "store": _store(context)}
+
+
+def _rate(work: Callable[[], int]) -> str:
+    """MB/s, by the bytes that ``work`` says it did."""
+    done, begun = 0, time.perf_counter()
+    while time.perf_counter() - begun < _SAMPLE:
+        done += work()
+    return "%.0f MB/s" % (done / (time.perf_counter() - begun) / 1e6)
+
+
+def _sha256() -> str:
+    block = bytes(1 << 20)
+    rate = _rate(lambda: len(hashlib.sha256(block).digest()) and len(block))
+    if type(hashlib.sha256()).__module__ != "_hashlib":
+        return rate + ", Python's own: with OpenSSL's hashing it would be several times faster"
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        found = re.search(r"^(?:flags|Features)\s*:.*?\b(sha_ni|sha2)\b", file.read(), re.M)
+        how = "accelerated by %s" % found.group(1) if found else "no help from the processor"
+        return "%s, OpenSSL, %s" % (rate, how)
+    return rate + ", OpenSSL"
+
+
+def _zlib() -> str:
+    text = "".join(hashlib.sha256(b"%d" % i).hexdigest() for i in range(4096))
+    packed = zlib.compress(text.encode())
+    rate = _rate(lambda: len(zlib.decompress(packed)))
+    return "%s, inflates %s" % (zlib.ZLIB_RUNTIME_VERSION, rate)
+
+
+def _zstd() -> str:
+    if importlib.util.find_spec("compression") and importlib.util.find_spec("compression.zstd"):
+        return "Python's own"
+    return find_zstd(os.environ.get("PATH", os.defpath)) or (
+        "none: install zstd or use Python 3.14, or layers that need it stay unverified")
+
+
+def _authorities() -> str:
+    paths = ssl.get_default_verify_paths()
+    places = ", ".join(filter(None, (paths.cafile, paths.capath)))
+    return places or "none: install ca-certificates, or give --ca-file"
+
+
+def _proxies(context: Context) -> str:
+    try:
+        proxies = context.settings.proxies()
+        found = [(scheme, proxies.get(scheme)) for scheme in ("https", "http")]
+    except Error as exc:
+        return str(exc)
+    used = ", ".join("%s by %s" % each for each in found if each[1])
+    listed = " and what NO_PROXY lists: " + proxies.no_proxy if proxies.no_proxy else ""
+    return "%s; but for loopback%s" % (used, listed) if used else "none"
+
+
+def _credentials(context: Context) -> str:
+    try:
+        found = [source.name for source in context.settings.sources()]
+    except Error as exc:
+        return str(exc)
+    return ", ".join(name for name in found if os.path.exists(name) or "/" not in name) or "none"
+
+
+def _store(context: Context) -> str:
+    """Locks and free space where the store is or would be."""
+    root = place = context.store.root
+    while not os.path.isdir(place):
+        place = os.path.dirname(place)
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
+            files.lock(file.fileno(), place, True)
+        return "%s, %s free, locks work" % (root, human_size(shutil.disk_usage(place).free))
+    except OSError as exc:
+        return "%s: %s; choose another --root" % (root, exc.strerror)
+    except Error as exc:
+        return str(exc)

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands login and logout: who asks for a password, and from where.
+
+A password is no argument, which others could see, and is never shown.
+"""
+import argparse
+import getpass
+import re
+import sys
+import termios
+from typing import Dict, Tuple
+
+from ..errors import InvalidReference
+from ..registry.auth import Credential, Keyring
+from ..registry.client import Client
+from ..registry.login import Logins, login, registry
+from .context import Command, Context
+
+_MAX_PASSWORD = 1 << 16  # bytes
+
+
+def _login(context: Context, flags: argparse.Namespace) -> None:
+    name, settings = registry(flags.registry), context.settings
+    username, password = _asked(context, flags)
+    with Client(settings.service([name.domain]), Keyring()) as client:
+        credential = login(client, name, Credential(username, password), context.cancel)
+    _logins(context).keep(name.domain, credential, context.cancel)
+    context.answer({"registry": name.domain, "username": username}, ["Login Succeeded"])
+
+
+def _logout(context: Context, flags: argparse.Namespace) -> None:
+    domain = registry(flags.registry).domain
+    known = _logins(context).forget(domain, context.cancel)
+    words = "Removing login credentials for" if known else "Not logged in to"
+    context.answer({"registry": domain, "removed": known}, ["%s %s" % (words, domain)])
+
+
+def _logins(context: Context) -> Logins:
+    settings = context.settings
+    return Logins(settings.authfile or settings.docker_config, settings.helper_environ, settings.timeout)
+
+
+def _asked(context: Context, flags: argparse.Namespace) -> Tuple[str, str]:
+    if flags.password_stdin:
+        if not flags.username:
+            raise InvalidReference("--password-stdin needs -u USER")
+        data = sys.stdin.buffer.read(_MAX_PASSWORD + 1) if sys.stdin else b""
+        if len(data) > _MAX_PASSWORD:
+            raise InvalidReference("the password on stdin is longer than %d bytes" % _MAX_PASSWORD)
+        return flags.username, re.sub("\r?\n?\\Z", "", data.decode("utf-8", "surrogateescape"))
+    if not sys.stdin or not sys.stdin.isatty():
+        raise InvalidReference("no terminal to ask for the password on; use -u USER --password-stdin")
+    try:
+        username = flags.username
+        if not username:
+            print("Username: ", end="", file=sys.stderr, flush=True)
+            username = input()
+        # ^C leaves the thread that waits here behind, and the terminal must not stay mute.
+        before = termios.tcgetattr(sys.stdin)
+        with context.cancel.calling(lambda: termios.tcsetattr(sys.stdin, termios.TCSANOW, before)):
+            return username, getpass.getpass()
+    except EOFError:
+        raise InvalidReference("no user name or password was typed") from None
+
+
+COMMANDS: Dict[str, Command] = {"login": _login, "logout": _logout}

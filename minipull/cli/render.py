@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Drawing progress on a text stream: bars, plain lines or JSON.
+
+- The words are the caller's; what is added is an id, a bar and byte counts.
+- Nothing that a registry says reaches a terminal as a control character.
+- A renderer may be called from any thread, for several operations at once,
+  and never raises because of its stream: one that fails is left alone.
+
+Mirrors moby's pkg/streamformatter and pkg/jsonmessage.
+"""
+import json
+import os
+import re
+import threading
+import time
+from typing import IO, Any, Callable, Dict, Mapping, NamedTuple, Optional, Tuple
+
+from ..errors import InvalidReference
+from ..progress import Progress
+
+# C0, DEL, C1; what turns the direction of text or ends a line; halves of a character.
+_CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB", "ZB", "YB")
+
+
+def escape(text: str) -> str:
+    r"""Make what could steer a terminal visible: ESC becomes ``\x1b``."""
+    return _CONTROL.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
+
+
+def human_size(size: float) -> str:
+    """Bytes in decimal units and four digits, as docker prints them: ``1.024kB``."""
+    power = 0
+    while size >= 1000 and power < len(_UNITS) - 1:
+        size /= 1000
+        power += 1
+    return "%.4g%s" % (size, _UNITS[power])
+
+
+def bar(current: int, total: int, width: int = 200) -> str:
+    """The engine's bar for a terminal of ``width`` columns; empty without numbers."""
+    if total <= 0:
+        return "%8s" % human_size(current) if current > 0 else ""
+    text = "%8s" % human_size(current)
+    if current <= total:
+        text += "/" + human_size(total)
+    done = min(100 * current // total // 2, 50)
+    return "[%s>%s] %s" % ("=" * done, " " * (50 - done), text) if width > 110 else text
+
+
+class Renderer:
+    """An Output that draws nothing; the base of those that do."""
+
+    def __init__(self, stream: Optional[IO[str]],
+                 clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream = stream
+        self._clock = clock
+        self._lock = threading.Lock()
+
+    def __call__(self, event: Progress) -> None:
+        with self._lock:
+            text = self._draw(event)
+            if text and self._stream is not None:
+                # Not every stream can spell everything.
+                encoding = getattr(self._stream, "encoding", None) or "utf-8"
+                text = text.encode(encoding, "backslashreplace").decode(encoding)
+                try:
+                    self._stream.write(text)
+                    self._stream.flush()
+                except (OSError, ValueError):  # broken, or closed
+                    self._stream = None
+
+    def finish(self) -> None:
+        """End the picture; what comes later is drawn below it."""
+
+    def _draw(self, event: Progress) -> str:
+        return ""
+
+
+class JSON(Renderer):
+    """The engine's own event objects, one a line."""
+
+    def _draw(self, event: Progress) -> str:
+        if event.message:
+            members: Dict[str, Any] = {"status": event.message, "id": event.id}
+        else:
+            counts = {"current": event.current, "total": event.total}
+            members = {
+                "status": event.action,
+                "progressDetail": {key: count for key, count in counts.items() if count},
+                "progress": bar(event.current, event.total),
+                "id": event.id,
+                "aux": event.aux and dict(event.aux)}
+        kept = {key: value for key, value in members.items() if value or key == "progressDetail"}
+        # ASCII throughout, and so harmless even on a terminal; dumps leaves only DEL.
+        return json.dumps(kept, separators=(",", ":")).replace("\x7f", "\\u007f") + "\n"
+
+
+class Plain(Renderer):
+    """A line for each change of state, and byte counts every few seconds."""
+    interval = 5.0
+    _most = 4096  # ids that are remembered
+
+    def __init__(self, stream: IO[str], clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(stream, clock)
+        self._states: Dict[str, Tuple[str, float]] = {}
+
+    def _draw(self, event: Progress) -> str:
+        if event.message or not event.action:
+            return _label(event, event.message) + "\n" if event.message else ""
+        now = self._clock()
+        action, printed = self._states.pop(event.id, ("", now))
+        text = event.action
+        if action == text:
+            counts = bar(event.current, event.total, 0).strip()
+            due = counts and now - printed >= self.interval
+            now, text = (now, "%s %s" % (text, counts)) if due else (printed, "")
+        self._states[event.id] = event.action, now
+        if len(self._states) > self._most:
+            del self._states[next(iter(self._states))]
+        return _label(event, text) + "\n" if text else ""
+
+
+class _Line(NamedTuple):
+    number: int
+    action: str
+    drawn: float
+
+
+class Terminal(Renderer):
+    """A line for each id, redrawn in place while it can still be reached.
+
+    The cursor always rests at the start of the empty line below.  ``size``
+    says how many columns and rows there are, and is asked before each drawing.
+    """
+    interval = 0.1
+
+    def __init__(self, stream: IO[str], clock: Callable[[], float] = time.monotonic,
+                 size: Optional[Callable[[], Tuple[int, int]]] = None) -> None:
+        super().__init__(stream, clock)
+        self._size = size or (lambda: _terminal_size(stream))
+        self._last_size = (0, 0)
+        self._lines: Dict[str, _Line] = {}
+
+    def finish(self) -> None:
+        with self._lock:
+            self._lines.clear()
+
+    def _draw(self, event: Progress) -> str:
+        if event.message:
+            self._lines.clear()
+            return "\r%s\x1b[K\n" % _label(event, event.message)
+        now, line = self._clock(), self._lines.get(event.id)
+        if not event.action or (
+                line is not None and line.action == event.action
+                and not event.last_update and now - line.drawn < self.interval):
+            return ""
+        size = columns, rows = self._size()
+        if size != self._last_size:
+            # Nobody knows where a terminal puts its lines when its size changes: start anew.
+            self._lines.clear()
+            self._last_size, line = size, None
+        number = len(self._lines) if line is None else line.number
+        self._lines[event.id] = _Line(number, event.action, now)
+        text = _label(event, "%s %s" % (event.action, bar(event.current, event.total, columns)))
+        # One column a character, and none in the last, so that no line ever wraps.
+        text = text.rstrip().encode("ascii", "backslashreplace").decode()[: columns - 1]
+        up = len(self._lines) - number
+        if line is None:
+            return "\r%s\x1b[K\n" % text
+        return "\x1b[%dA\r%s\x1b[K\r\x1b[%dB" % (up, text, up) if up < rows else ""
+
+
+def choose(mode: str, stream: Optional[IO[str]], environ: Mapping[str, str]) -> Renderer:
+    """The renderer for ``--progress``: auto, tty, plain, json or none.
+
+    A stream of None (Python's stderr when it is closed) is drawn on by nobody.
+    Raises InvalidReference for any other mode.
+    """
+    if mode not in ("auto", "tty", "plain", "json", "none"):
+        raise InvalidReference("invalid progress mode %s" % ascii(mode)[:100])
+    if stream is None or mode == "none":
+        return Renderer(None)
+    if mode == "auto":
+        plain = environ.get("TERM") == "dumb" or environ.get("NO_COLOR") or environ.get("CI")
+        mode = "plain" if plain or not stream.isatty() else "tty"
+    return {"json": JSON, "plain": Plain, "tty": Terminal}[mode](stream)
+
+
+def _label(event: Progress, text: str) -> str:
+    return escape("%s: %s" % (event.id, text) if event.id else text)
+
+
+def _terminal_size(stream: IO[str]) -> Tuple[int, int]:
+    try:
+        columns, rows = os.get_terminal_size(stream.fileno())
+    except (OSError, ValueError):
+        columns = rows = 0
+    return columns or 80, rows or 24  # a terminal that does not know its size says 0

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands that need the server, apart from the others for their start-up."""
+import argparse
+import re
+from typing import Dict
+
+from ..errors import InvalidReference
+from ..server.registry import serve
+from .context import Command, Context, say
+from .doctor import doctor
+
+
+def _serve(context: Context, flags: argparse.Namespace) -> None:
+    settings = context.settings
+    listen, writable = settings.text("listen", "127.0.0.1:5000"), settings.truth("writable")
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:]*)):([0-9]{1,5})", listen)
+    if match is None:
+        raise InvalidReference("--listen must be HOST:PORT, not %s" % ascii(listen)[:100])
+    host = match.group(1) or match.group(2)
+
+    def ready(url: str) -> None:
+        if not re.fullmatch(r"localhost|127\.[0-9.]+|::1", host):
+            context.warn("no TLS, no passwords: whoever reaches %s may read%s every image" % (
+                url, " and replace" if writable else ""))
+        context.answer({"url": url}, ["Listening on %s" % url])
+
+    def log(status: int, text: str) -> None:
+        if status >= 500 or flags.verbose:
+            say(text)
+
+    serve(context.store, host, int(match.group(3)), writable, settings.text("as", "localhost"),
+          context.cancel, ready, log)
+
+
+COMMANDS: Dict[str, Command] = {"doctor": doctor, "serve": _serve}

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings: flags, environment and files become the objects that the library takes.
+
+First found wins: the flag, ``MINIPULL_<FLAG>``, the settings file, the default.
+Nothing is read from the process: the environment is an argument, so a program
+that embeds minipull may use this with a mapping of its own.
+
+The settings file takes the engine's keys, as its daemon.json does.
+"""
+import os
+import re
+import shutil
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
+
+from ..errors import InvalidReference
+from ..image.strictjson import object_at, parse_json, string_at, strings_at
+from ..registry.auth import Credential
+from ..registry.credentials import Credentials, Source, read_file
+from ..registry.endpoints import Host, RegistryService
+from ..registry.proxy import Proxies
+from ..store.store import Store
+from ..xfer.download import MAX_ATTEMPTS, LayerDownloadManager
+from ..xfer.upload import CONCURRENT_UPLOADS, LayerUploadManager
+
+#: What the command line asks for, where the engine's default is 3.
+JOBS = 6
+#: What either end of a copy may have for itself.
+END_FLAGS = ("creds", "registry_token", "authfile", "tls_verify", "plain_http", "ca_file", "cert_dir")
+_TRUTH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+#: What would go to every host that is asked; --creds and --registry-token don't.
+_SECRET_HEADERS = ("authorization", "cookie", "proxy-authorization")
+
+
+class Settings:
+    """What was asked for, by whom.  ``flags`` holds None for what was not given.
+
+    Raises InvalidReference for a value that does not fit, StorageError and
+    InvalidDocument for a file that can't be used.
+    """
+
+    def __init__(self, environ: Mapping[str, str], flags: Optional[Mapping[str, Any]] = None,
+                 warn: Callable[[str], None] = lambda text: None) -> None:
+        self.environ = environ
+        self._flags = dict(flags or {})
+        self._warn = warn
+        self._home = environ.get("HOME") or os.path.expanduser("~")
+        self._config = environ.get("XDG_CONFIG_HOME") or os.path.join(self._home, ".config")
+        self._file = self._read(self._flags.get("config"))
+
+    def text(self, name: str, default: str = "", key: str = "") -> str:
+        """What a flag says, or its variable, or the settings file under ``key``."""
+        value = self._flags.get(name)
+        if value is None:
+            value = self.environ.get("MINIPULL_" + name.upper()) or None
+        if value is None and key:
+            value = self._file.get(key)
+        return default if value is None else str(value)
+
+    def truth(self, name: str, default: bool = False) -> bool:
+        text = self.text(name, str(default))
+        if text.lower() not in _TRUTH:
+            raise InvalidReference("--%s must be true or false" % name.replace("_", "-"))
+        return _TRUTH[text.lower()]
+
+    def number(self, name: str, default: int, key: str = "") -> int:
+        text = self.text(name, str(default), key)
+        if not re.fullmatch("[0-9]{1,6}", text) or int(text) < 1:
+            raise InvalidReference("--%s must be a number from 1" % name.replace("_", "-"))
+        return int(text)
+
+    def size(self, name: str) -> int:
+        """Bytes, given as 4096, 512k, 10M or 1G; 0 if not given."""
+        text = self.text(name, "0")
+        match = re.fullmatch("([0-9]{1,12})([kMG]?)", text)
+        if match is None:
+            raise InvalidReference("--%s must be a size such as 512k or 10M" % name.replace("_", "-"))
+        return int(match.group(1)) << {"": 0, "k": 10, "M": 20, "G": 30}[match.group(2)]
+
+    def end(self, side: str) -> "Settings":
+        """The same, but for what --src-... or --dest-... says of one end of a copy."""
+        own = {name: self.text("%s_%s" % (side, name)) for name in END_FLAGS}
+        flags = dict(self._flags, **{name: value for name, value in own.items() if value})
+        return Settings(self.environ, flags, self._warn)
+
+    @property
+    def timeout(self) -> float:
+        return float(self.number("timeout", 60))
+
+    @property
+    def platform(self) -> Optional[str]:
+        return self.text("platform") or self.environ.get("DOCKER_DEFAULT_PLATFORM") or None
+
+    def store(self) -> Store:
+        root = self.text("root")
+        if not root:
+            data = self.environ.get("XDG_DATA_HOME") or os.path.join(self._home, ".local", "share")
+            root = os.path.join(data, "minipull")
+        return Store(root, self.timeout, find_zstd(self.environ.get("PATH", os.defpath)))
+
+    def downloads(self) -> LayerDownloadManager:
+        return LayerDownloadManager(
+            self.number("jobs", JOBS, "max-concurrent-downloads"),
+            self.number("attempts", MAX_ATTEMPTS, "max-download-attempts"))
+
+    def uploads(self) -> LayerUploadManager:
+        return LayerUploadManager(
+            self.number("jobs", CONCURRENT_UPLOADS, "max-concurrent-uploads"),
+            self.number("attempts", MAX_ATTEMPTS, "max-download-attempts"))
+
+    def proxies(self) -> Proxies:
+        env = self.environ.get
+        # To a CGI program this one is what its client has sent as "Proxy:" (CVE-2016-5385).
+        http = env("http_proxy") or not env("REQUEST_METHOD") and env("HTTP_PROXY") or ""
+        return Proxies(http, env("https_proxy") or env("HTTPS_PROXY", ""),
+                       env("no_proxy") or env("NO_PROXY", ""))
+
+    def service(self, domains: Sequence[str] = ()) -> RegistryService:
+        """``domains`` are the registries that --cert-dir is for."""
+        hosts: Dict[str, Host] = {}
+        members = object_at(self._file, "hosts", "settings")
+        for domain in members:
+            host = object_at(members, domain, "settings: hosts")
+            what = "settings: host %s" % ascii(domain)
+            fallback = host.get("fallback", True)
+            if not isinstance(fallback, bool):
+                raise InvalidReference("%s: fallback must be true or false" % what)
+            hosts[domain] = Host(
+                strings_at(host, "mirrors", what), fallback, string_at(host, "ca", what))
+        return RegistryService(
+            mirrors=strings_at(self._file, "registry-mirrors", "settings"),
+            insecure=strings_at(self._file, "insecure-registries", "settings"),
+            hosts=hosts, plain_http=self.truth("plain_http"),
+            tls_verify=self.truth("tls_verify", True), ca_file=self.text("ca_file"),
+            timeout=self.timeout, headers=self._headers(), proxies=self.proxies(),
+            certs=[os.path.join(place, name, "certs.d")
+                   for place in (self._config, "/etc") for name in ("containers", "docker")],
+            cert_dirs=dict.fromkeys(domains, self.text("cert_dir")), warn=self._warn,
+            legacy=strings_at(self._file, "legacy-registries", "settings"),
+            legacy_v1=self.truth("legacy_v1"))
+
+    def credentials(self, domains: List[str]) -> Credentials:
+        """What --creds says for ``domains``, and what docker and podman have stored."""
+        explicit: Dict[str, Credential] = {}
+        creds, token = self.text("creds"), self.text("registry_token")
+        if creds or token:
+            if len(set(domains)) > 1:
+                raise InvalidReference(
+                    "--creds and --registry-token are for one registry, not for %s"
+                    % " and ".join(sorted(set(domains))))
+            if not re.fullmatch("[!-~]*", token):
+                raise InvalidReference("--registry-token must be visible ASCII")
+            username, _, password = creds.partition(":")
+            credential = Credential(username, password, registry_token=token)
+            explicit = {domain: credential for domain in domains}
+        return Credentials(self.sources(), explicit=explicit,
+                           helper_environ=self.helper_environ, warn=self._warn)
+
+    @property
+    def helper_environ(self) -> Dict[str, str]:
+        """All but what was said to us alone, which is no business of helpers."""
+        return {name: value for name, value in self.environ.items()
+                if not name.startswith("MINIPULL_") and name != "DOCKER_AUTH_CONFIG"}
+
+    @property
+    def authfile(self) -> str:
+        """The only file of credentials, if one was named."""
+        return self.text("authfile") or self.environ.get("REGISTRY_AUTH_FILE", "")
+
+    @property
+    def docker_config(self) -> str:
+        folder = self.environ.get("DOCKER_CONFIG") or os.path.join(self._home, ".docker")
+        return os.path.join(folder, "config.json")
+
+    def sources(self) -> List[Source]:
+        """Where credentials may be, the first wins."""
+        env, alone = self.environ.get, self.authfile
+        if alone:
+            if not os.path.exists(alone):
+                raise InvalidReference("authfile %s does not exist" % ascii(alone))
+            return [Source(alone)]
+        given, runtime = env("DOCKER_AUTH_CONFIG"), env("XDG_RUNTIME_DIR")
+        found = [Source("DOCKER_AUTH_CONFIG", given)] if given else []
+        found.append(Source(self.docker_config))
+        for folder in filter(None, (runtime, self._config)):
+            found.append(Source(os.path.join(folder, "containers", "auth.json")))
+        return found + [Source(os.path.join(self._home, ".dockercfg"), flat=True)]
+
+    def _headers(self) -> Dict[str, str]:
+        headers: Dict[str, str] = {}
+        given = self._flags.get("header") or self.environ.get("MINIPULL_HEADER", "").splitlines()
+        for line in given:
+            # Neither may be able to end the header (CVE-2016-5699).
+            match = re.fullmatch(r"([A-Za-z0-9_-]+):([ -~]*)", line)
+            if match is None or match.group(1).lower() in _SECRET_HEADERS:
+                raise InvalidReference("--header must be NAME:VALUE, and no credential")
+            headers[match.group(1).title()] = match.group(2).strip()
+        return headers
+
+    def _read(self, path: Optional[str]) -> Dict[str, Any]:
+        path = path or self.environ.get("MINIPULL_CONFIG")
+        if path:
+            found = _load(path)
+            if found is None:
+                raise InvalidReference("settings file %s does not exist" % ascii(path))
+            return found
+        found = _load(os.path.join(self._config, "minipull", "config.json"))
+        return found if found is not None else _load("/etc/minipull/config.json") or {}
+
+
+def _load(path: str) -> Optional[Dict[str, Any]]:
+    """The settings in a file, or None where there is none."""
+    data = read_file(path)
+    return None if data is None else parse_json(data, path)
+
+
+def find_zstd(path: str = os.defpath) -> Optional[str]:
+    """The zstd program in the absolute directories of ``path``."""
+    absolute = filter(os.path.isabs, path.split(os.pathsep))
+    return shutil.which("zstd", path=os.pathsep.join(absolute))

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands on the store, one function each.
+
+A command writes its results by way of its :class:`Context`; it returns an exit
+code, or None for 0, or raises.
+"""
+import argparse
+import json
+import os
+import re
+import sys
+from typing import Dict, List, Optional, Sequence
+
+from ..archive.check import check_archive
+from ..archive.load import UNNAMED, load
+from ..archive.save import save, saved
+from ..errors import InvalidDocument, InvalidReference, StorageError
+from ..image.manifest import Manifest
+from ..store.check import UNVERIFIED, Problem, check
+from ..store.gc import gc
+from .context import Command, Context, described, reference, stripped
+from .render import human_size
+
+DAMAGED = "damaged; rm the images, gc --keep 0, and pull them again"
+
+
+def _images(context: Context, flags: argparse.Namespace) -> None:
+    store = context.store
+    with store.using(context.cancel):
+        rows = [described(store, image) for image in store.images()]
+    table = [("NAME", "IMAGE ID", "PLATFORM", "CREATED", "SIZE")]
+    for row in rows:
+        short = row["image_id"].partition(":")[2][:12]
+        size = human_size(row["size"])
+        table.append((row["name"], short, row["platform"] or "-", row["created"][:10] or "-", size))
+    widths = [max(len(line[column]) for line in table) for column in range(4)] + [0]
+    context.answer(rows, [
+        "   ".join(cell.ljust(width) for cell, width in zip(line, widths)) for line in table])
+
+
+def _inspect(context: Context, flags: argparse.Namespace) -> None:
+    store = context.store
+    with store.using(context.cancel):
+        image = store.image(stripped(flags.ref))
+        document = store.document(image.descriptor)
+        shown = dict(described(store, image), source=image.source, media_type=document.media_type)
+        if isinstance(document, Manifest):
+            diff_ids: Sequence[Optional[str]] = image.config.diff_ids if image.config else ()
+            shown["layers"] = [
+                dict(layer.to_json(), diff_id=diff_id)
+                for layer, diff_id in zip(
+                    document.layers, list(diff_ids) + [None] * len(document.layers))]
+            shown["config"] = json.loads(image.config.raw.decode()) if image.config else None
+        else:
+            shown["manifests"] = [child.to_json() for child in document.manifests]
+    context.dump(shown)
+
+
+def _tag(context: Context, flags: argparse.Namespace) -> None:
+    store = context.store
+    with store.using(context.cancel):
+        image = store.image(stripped(flags.src))
+        name = reference(flags.dst).with_default_tag()
+        store.tag(name, image, context.cancel)
+        if context.json:
+            context.dump([described(store, image._replace(name=name))])
+
+
+def _rm(context: Context, flags: argparse.Namespace) -> None:
+    store = context.store
+    removed = []
+    for text in flags.refs:
+        name = store.image(stripped(text)).name if _is_id(text) else reference(text).docker_ref()
+        store.remove(name, context.cancel)
+        removed.append({"name": str(name)})
+        if not context.json:
+            context.show("Untagged: %s" % name.familiar)
+    context.answer(removed, [])
+
+
+def _gc(context: Context, flags: argparse.Namespace) -> None:
+    match = re.fullmatch(r"([0-9]{1,9})([smhd]?)", flags.keep)
+    if match is None:
+        raise InvalidReference("--keep must be a time such as 0, 90s, 30m, 24h or 7d")
+    keep = int(match.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match.group(2)]
+    collected = gc(context.store, keep, context.cancel)
+    context.answer(
+        {"deleted": collected.blobs, "size": collected.size},
+        ["Deleted: %s" % digest for digest in collected.blobs]
+        + ["Total reclaimed space: %s" % human_size(collected.size)])
+
+
+def _check(context: Context, flags: argparse.Namespace) -> int:
+    store, code = context.store, 0
+    problems: List[Problem] = []
+    lines: List[str] = []
+
+    def add(what: str, found: Sequence[Problem], damage: str, failed: int) -> None:
+        nonlocal code
+        ok = all(problem.kind == UNVERIFIED for problem in found)
+        code = code if ok else failed
+        problems.extend(found)
+        lines.extend("%s: %s: %s" % problem for problem in found)
+        lines.append("%s: %s" % (what, "ok" if ok else damage))
+
+    archives = [name for name in flags.refs if os.path.isfile(name)]
+    for path in archives:
+        found = check_archive(path, context.cancel, store.layers.zstd)
+        add(path, found, "damaged", InvalidDocument.exit_code)
+    tops = [store.image(stripped(name)).descriptor for name in flags.refs if name not in archives]
+    if tops or not archives:
+        add(store.root, check(store, context.cancel, tops), DAMAGED, StorageError.exit_code)
+    context.answer({"ok": not code, "problems": [problem._asdict() for problem in problems]}, lines)
+    return code
+
+
+def _save(context: Context, flags: argparse.Namespace) -> None:
+    names = [stripped(name) for name in flags.refs]
+    if flags.output:
+        save(names, context.store, flags.output, platform=context.settings.platform,
+             progress=context.renderer, cancel=context.cancel)
+    elif sys.stdout is not None and sys.stdout.isatty():
+        raise InvalidReference("refusing to write an archive to a terminal; redirect stdout or give -o FILE")
+    else:
+        context.write(saved(
+            names, context.store, context.settings.platform, context.renderer, context.cancel))
+    context.renderer.finish()
+
+
+def _load(context: Context, flags: argparse.Namespace) -> None:
+    if not flags.input and (sys.stdin is None or sys.stdin.isatty()):
+        raise InvalidReference("requested load from stdin, but stdin is empty; give -i FILE")
+    found = load(flags.input or sys.stdin.buffer, context.store, progress=context.renderer,
+                 cancel=context.cancel)
+    context.renderer.finish()
+    context.answer([described(context.store, image) for image in found], [
+        "Loaded image ID: %s" % image.id if image.name.name == UNNAMED.name else
+        "Loaded image: %s" % image.name.familiar for image in found])
+
+
+def _is_id(text: str) -> bool:
+    return re.fullmatch(r"sha256:[0-9a-f]{6,64}|[0-9a-f]{12,64}", text) is not None
+
+
+COMMANDS: Dict[str, Command] = {
+    "images": _images, "inspect": _inspect, "tag": _tag, "rm": _rm, "gc": _gc, "check": _check,
+    "save": _save, "load": _load}

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One tag from one endpoint, by the v1 protocol.
+
+What comes has names that mean nothing: a layer is hashed while it comes and
+stored under that digest, and the id that the registry has for it is only
+remembered.  An image comes as a chain of JSON, of which the config is made, and
+without a manifest; it gets one, the same for the same image, which is from then
+on what is stored and sent.
+
+Mirrors moby's distribution/pull_v1.go.
+"""
+import re
+from typing import List, Optional, Tuple
+
+from ..cancel import Cancel
+from ..digest import DiffID, Digest, Verifier
+from ..errors import ContentMismatch, Error, InvalidDocument, NetworkError, NoSupport, StorageError
+from ..image.config import Image
+from ..image.descriptor import DOCKER_LAYER, DOCKER_TAR, Descriptor
+from ..image.schema1 import Entry, Schema1, converted
+from ..image.strictjson import parse_json, string_at
+from ..progress import Meter, Output, Progress
+from ..reference import Reference
+from ..registry.errors import RegistryError, continue_on_error
+from ..registry.response import Response
+from ..registry.v1 import Session, V1Image
+from ..store.compression import BUFFER
+from ..store.content import Arrival
+from ..store.layer import Diff
+from ..store.metadata import V1IDService, V2Metadata
+from ..store.references import Association
+from ..store.store import Store
+from ..xfer.download import DownloadDescriptor, LayerDownloadManager
+from ..xfer.transfer import Transfer
+
+JSON_DELAYS = (0.5, 1.0, 1.5, 2.0)  # seconds between five attempts
+MAX_FAILURES = 5  # of one body that breaks off
+RESUME_DELAY = 0.5  # seconds, and as many more each time
+_RANGE = re.compile("(?:bytes )?([0-9]{1,18})-")  # docker-registry leaves the unit out
+
+
+class V1Puller:
+    """Pulls from one repository at one endpoint into one store."""
+
+    def __init__(self, session: Session, store: Store, downloads: LayerDownloadManager, output: Output,
+                 cancel: Cancel) -> None:
+        self._session = session
+        self._store = store
+        self._downloads = downloads
+        self._output = output
+        self._cancel = cancel
+
+    def pull(self, reference: Reference) -> Tuple[Image, bool]:
+        """Pull a tag, and tell whether anything changed; the caller holds the store's shared lock."""
+        session, cancel = self._session, self._cancel
+        if reference.digest is not None:
+            raise NoSupport("Cannot pull by digest with v1 registry")
+        session.ping(cancel)
+        self._output(Progress(message="Pulling repository %s" % session.name))
+        session.look_up(reference.tag, cancel)
+        v1_id = session.tag(reference.tag, cancel)
+        what = "image (%s) from %s" % (reference.tag, session.name)
+        for registry in session.registries:
+            self._output(Progress(id=v1_id[:12], message="Pulling %s, endpoint: %s" % (what, registry)))
+            try:
+                wanted, updated = self._image(registry, v1_id, reference)
+                break
+            except Error as exc:
+                if registry == session.registries[-1] or not continue_on_error(exc, True):
+                    raise exc.within("Error pulling " + what) from exc
+                self._output(Progress(id=v1_id[:12], message="Error pulling %s, endpoint: %s, %s" % (
+                    what, registry, exc)))
+        self._output(Progress(message=(
+            "%s: this image was pulled from a legacy registry.  Important: This registry version will not be"
+            " supported in future versions of docker." % reference.familiar)))
+        return self._store.load(wanted), updated
+
+    def _image(self, registry: str, v1_id: str, reference: Reference) -> Tuple[Association, bool]:
+        store = self._store
+        self._output(Progress(id=v1_id[:12], message="Pulling dependent layers"))
+        entries: List[Entry] = []
+        layers: List[V1LayerDescriptor] = []
+        ids = self._session.ancestry(registry, v1_id, self._cancel)
+        for each, below in zip(reversed(ids), [""] + ids[:0:-1]):
+            self._output(Progress(id=each[:12], message="Pulling metadata"))
+            found = self._json(registry, each)
+            v1 = parse_json(found.raw, "image JSON")
+            if (string_at(v1, "id", "image JSON"), string_at(v1, "parent", "image JSON")) != (each, below):
+                raise InvalidDocument("image JSON of %s is another's, or has another parent" % each)
+            v1.pop("throwaway", None)  # here every image has a layer
+            entries.append(Entry(Digest.of(found.raw), v1))
+            layers.append(V1LayerDescriptor(self._session, store, registry, each, found))
+        missing = any(layer.present() is None for layer in layers)
+        nothing = ("v1:nothing", lambda transfer: None)
+        self._downloads.download(store, layers, self._output, self._cancel, nothing)
+        config, document = converted(
+            Schema1(b"", entries[-1].blob, tuple(entries)), [layer.stored() for layer in layers])
+        known = store.references.get(reference)
+        wanted = Association(reference, document.descriptor, document.digest)
+        store.content.put(document.config.digest, config)
+        store.content.put(document.digest, document.raw)
+        store.references.set(reference, document.descriptor, document.digest, self._cancel.pause)
+        return wanted, missing or known != wanted
+
+    def _json(self, registry: str, v1_id: str) -> V1Image:
+        for delay in JSON_DELAYS:
+            try:
+                return self._session.image(registry, v1_id, self._cancel)
+            except (NetworkError, RegistryError) as exc:
+                if not exc.retry:
+                    raise
+            self._cancel.pause(delay)
+        return self._session.image(registry, v1_id, self._cancel)
+
+
+class V1LayerDescriptor(DownloadDescriptor):
+    """The layer of an image that a registry knows by an id."""
+
+    def __init__(self, session: Session, store: Store, registry: str, v1_id: str, image: V1Image) -> None:
+        self.key = "v1:%s %s" % (registry, v1_id)
+        self.id = v1_id[:12]
+        self._session = session
+        self._store = store
+        self._registry = registry
+        self._v1_id = v1_id
+        self._image = image
+        self._ids = V1IDService(store.metadata.store)
+        self._arrived: Optional[Digest] = None
+
+    def present(self) -> Optional[Tuple[Descriptor, Diff]]:
+        metadata = self._store.metadata
+        diff_id = self._ids.get(self._v1_id, self._session.domain)
+        entries = metadata.get_metadata(diff_id) if diff_id else []
+        # Those that came like this first, so that the same image gets the same manifest.
+        for entry in sorted(entries, key=lambda entry: entry.source_repository != ""):
+            size = self._store.content.size(entry.digest)
+            if diff_id and size is not None and metadata.get_diff_id(entry.digest) == diff_id:
+                return self._described(entry.digest, size), Diff(diff_id)
+        return None
+
+    def stored(self) -> Tuple[Descriptor, DiffID]:
+        """What the layer has become; raises StorageError."""
+        present = self.present()
+        if present is None:
+            raise StorageError("what is known of layer %s could not be stored" % self.id)
+        return present[0], present[1].diff_id
+
+    def download(self, transfer: Transfer) -> Descriptor:
+        present = self.present()
+        if present is not None:
+            return present[0]
+        payload, failures, total = Verifier(), 0, 0
+        payload.update(self._image.raw + b"\n")
+        with Arrival(self._store.content) as arrival:
+            while True:
+                start = arrival.verifier.size
+                try:
+                    with self._session.layer(
+                            self._registry, self._v1_id, transfer.cancel, start, total) as response:
+                        if start:
+                            _check_range(response, start)
+                        elif "bytes" in response.header("Accept-Ranges"):
+                            total = response.remaining or 0
+                        self._copy(response, arrival, payload, transfer, total)
+                    break
+                except NetworkError:
+                    failures += 1
+                    if not total or failures == MAX_FAILURES:
+                        raise
+                transfer.cancel.pause(failures * RESUME_DELAY)
+            if self._image.checksums and payload.digest not in self._image.checksums:
+                raise ContentMismatch(
+                    "filesystem layer verification failed for image %s" % self._v1_id, retry=failures > 0)
+            transfer.progress(Progress(id=self.id, action="Download complete"))
+            transfer.inactive()
+            self._arrived = arrival.commit()
+            return self._described(self._arrived, arrival.verifier.size)
+
+    def _copy(self, response: Response, arrival: Arrival, payload: Verifier, transfer: Transfer,
+              total: int) -> None:
+        meter = Meter(transfer.progress, self.id, "Downloading", total)
+        meter.current = arrival.verifier.size
+        view = memoryview(bytearray(BUFFER))
+        for count in iter(lambda: response.readinto(view), 0):
+            arrival.write(view[:count])
+            payload.update(view[:count])
+            meter.advance(count)
+
+    def _described(self, digest: Digest, size: int) -> Descriptor:
+        with self._store.content.open(digest) as file:
+            zipped = file.read(2) == b"\x1f\x8b"
+        return Descriptor(DOCKER_LAYER if zipped else DOCKER_TAR, digest, size)
+
+    def diff(self, transfer: Transfer, blob: Optional[Descriptor]) -> Diff:
+        assert blob is not None
+        known = self._store.metadata.get_diff_id(blob.digest)
+        meter = Meter(transfer.progress, self.id, "Extracting", blob.size)
+        return Diff(known) if known else self._store.layers.diff(
+            blob.digest, transfer.cancel, advance=meter.advance)
+
+    def registered(self, diff: Diff) -> None:
+        if self._arrived is not None:
+            self._store.metadata.add(diff.diff_id, V2Metadata(self._arrived, ""))
+            self._ids.set(self._v1_id, self._session.domain, diff.diff_id)
+
+
+def _check_range(response: Response, start: int) -> None:
+    """Raise ContentMismatch, after which all of it is fetched, for a rest that is none."""
+    match = _RANGE.match(response.header("Content-Range"))
+    if response.status != 206 or match is None or int(match.group(1)) != start:
+        raise ContentMismatch("%s answered with another range" % (response.origin,), retry=True)

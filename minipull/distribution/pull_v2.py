@@ -1,0 +1,394 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One reference from one endpoint, by the v2 protocol.
+
+A tag is resolved once; everything after that goes by digest.  What is already
+in the store is not asked for, manifests included, so an image that is all
+there costs one HEAD.  The name is written last, when every blob that it needs
+is stored and durable.
+
+What comes as schema 1 is stored as the schema 2 that says the same, and beside
+it what was signed, whose digest is the source of the name.
+
+Mirrors moby's distribution/pull_v2.go; presence is decided by blobs.
+"""
+import contextlib
+import functools
+import os
+from typing import Callable, Iterator, List, NamedTuple, Optional, Set, Tuple, Union
+
+from ..cancel import Cancel
+from ..digest import DiffID, Digest
+from ..errors import (
+    Cancelled, ContentMismatch, Error, InvalidDocument, NetworkError, NotFound, PolicyError, StorageError,
+    Unsupported)
+from ..image import manifest, schema1
+from ..image.config import Image, ImageConfig
+from ..image.descriptor import DOCKER_LAYER, INDEX_TYPES, MANIFEST_TYPES, Descriptor, is_foreign, select
+from ..image.manifest import MAX_MANIFEST, Document, Index, Manifest, is_runnable
+from ..image.platform import Platform, preference
+from ..image.schema1 import Schema1
+from ..progress import Meter, Output, Progress
+from ..reference import Reference
+from ..registry.errors import RegistryError
+from ..registry.response import Response
+from ..registry.v2 import Received, Repository
+from ..store.layer import Diff, Layer
+from ..store.metadata import V2Metadata
+from ..store.references import Association
+from ..store.store import MAX_CONFIG, MAX_DEPTH, Store
+from ..xfer.download import DownloadDescriptor, LayerDownloadManager
+from ..xfer.transfer import Transfer
+from .blobs import fetch_blob, persist
+
+ENGINE_MAX_LAYERS = 125
+
+
+class PullOptions(NamedTuple):
+    """What to take of what a name offers."""
+    platform: Platform
+    exact: bool = False  # the user asked for the platform
+    all_platforms: bool = False
+    foreign: bool = False  # fetch layers from the URLs that a manifest names
+    unread: bool = False  # whoever asked reads all layers, and finds the DiffIDs then
+
+
+class Pulled(NamedTuple):
+    """An image, and whether the pull changed anything."""
+    image: Image
+    updated: bool
+
+
+class NoMatch(NotFound):
+    """An index has nothing for the wanted platform."""
+
+
+class V2Puller:
+    """Pulls from one repository at one endpoint into one store."""
+
+    def __init__(self, repository: Repository, store: Store, downloads: LayerDownloadManager,
+                 options: PullOptions, output: Output, cancel: Cancel) -> None:
+        self._repository = repository
+        self._store = store
+        self._downloads = downloads
+        self._options = options
+        self._output = output
+        self._cancel = cancel
+
+    def pull(self, reference: Reference) -> Pulled:
+        """Pull a tag or digest; the caller holds the store's shared lock."""
+        known = self._store.references.get(reference)
+        top = self._resolve(reference, known is not None)
+        shown = str(reference) if reference.digest else reference.tag
+        self._output(Progress(id=shown, message="Pulling from %s" % reference.path))
+        if isinstance(top, Schema1):
+            return self._pull_schema1(reference, top)
+        if self._options.all_platforms and isinstance(top, Index):
+            documents = list(self._everything(top))
+            chosen: Document = top
+        else:
+            documents = self._chosen(top, set())
+            chosen = documents[-1]
+        wanted = Association(reference, chosen.descriptor, top.digest)
+        updated = known != wanted or not self._complete(chosen)
+        if updated:
+            for document in documents:
+                if isinstance(document, Manifest):
+                    self._pull_manifest(document, document is chosen)
+            for document in documents:
+                self._store.content.put(document.digest, document.raw)
+            self._store.references.set(reference, chosen.descriptor, top.digest, self._cancel.pause)
+        return Pulled(self._store.load(wanted), updated)
+
+    # Manifests.
+
+    def _resolve(self, reference: Reference, known: bool) -> Union[Document, Schema1]:
+        """What the reference means now, verified."""
+        digest = reference.digest
+        if known:
+            digest = digest or persist(
+                self._repository, self._cancel, lambda: self._repository.resolve(reference.tag, self._cancel))
+            with contextlib.suppress(Error):
+                if digest is not None:
+                    raw = self._store.content.read(digest, MAX_MANIFEST)
+                    if schema1.is_schema1(raw):
+                        return schema1.read(raw)._replace(digest=digest)
+                    return manifest.parse(raw)._replace(digest=digest)
+        if digest is not None:
+            try:
+                return self._fetch_top(str(digest))
+            except RegistryError as exc:
+                # Some registries don't give by digest what they just resolved.
+                if reference.digest is not None or exc.status != 404:
+                    raise
+        return self._fetch_top(reference.tag)
+
+    def _fetch_top(self, reference: str) -> Union[Document, Schema1]:
+        received = self._received(reference)
+        if schema1.is_schema1(received.raw, received.content_type):
+            return schema1.parse(received.raw)._replace(digest=received.digest)
+        return _document(received)
+
+    def _received(self, reference: str) -> Received:
+        return persist(
+            self._repository, self._cancel,
+            lambda: self._repository.manifest(reference, self._cancel))
+
+    def _child(self, descriptor: Descriptor) -> Document:
+        """An entry of an index, which must be what the index says."""
+        document = None
+        with contextlib.suppress(Error):
+            document = self._store.document(descriptor)
+        if document is None:
+            document = _document(self._received(str(descriptor.digest)))
+        check_entry(descriptor, document.media_type, document.raw)
+        return document._replace(digest=descriptor.digest)
+
+    def _chosen(self, top: Document, seen: Set[Digest], depth: int = 0) -> List[Document]:
+        """``top``, and if that is an index the way down to the wanted platform."""
+        if isinstance(top, Manifest):
+            if is_runnable(top):
+                return [top]
+            kind = ascii(top.artifact_type or top.config.media_type)
+            raise Unsupported("not an image to run but %s; minipull copy takes it as it is" % kind)
+        check_depth(depth)
+        offered = [d for d in top.manifests if d.media_type in MANIFEST_TYPES | INDEX_TYPES]
+        for candidate in select(self._options.platform, offered):
+            if candidate.digest not in seen:
+                seen.add(candidate.digest)
+                with contextlib.suppress(NoMatch):
+                    return [top] + self._chosen(self._child(candidate), seen, depth + 1)
+        there = sorted({str(d.platform) for d in offered if d.platform and d.platform.os != "unknown"})
+        raise NoMatch(
+            "no matching manifest for %s in the manifest list entries%s"
+            % (str(self._options.platform), "; there is " + ", ".join(there) if there else ""))
+
+    def _everything(self, top: Index) -> Iterator[Document]:
+        """``top`` and every manifest below it, each once."""
+        seen: Set[Digest] = set()
+        stack: List[Tuple[Document, int]] = [(top, 0)]
+        while stack:
+            document, depth = stack.pop()
+            yield document
+            if isinstance(document, Index):
+                check_depth(depth)
+                for child in document.manifests:
+                    if child.digest in seen:
+                        continue
+                    seen.add(child.digest)
+                    if child.media_type in MANIFEST_TYPES | INDEX_TYPES:
+                        stack.append((self._child(child), depth + 1))
+                    elif not self._store.content.has(child.digest, child.size):
+                        # Of a kind that we know nothing of: kept as it is.
+                        received = self._received(str(child.digest))
+                        check_entry(child, child.media_type, received.raw)
+                        self._store.content.put(child.digest, received.raw)
+
+    def _complete(self, top: Document) -> bool:
+        """Whether all of it is stored, but for foreign layers that nobody asks for."""
+        with contextlib.suppress(StorageError):
+            return not any(self._store.missing(top.descriptor, self._options.foreign))
+        return False
+
+    # Configs and layers.
+
+    def _pull_manifest(self, document: Manifest, chosen: bool) -> None:
+        """Have all that a manifest names."""
+        if not is_runnable(document):
+            for blob in (document.config,) + document.layers:
+                self._plain_blob(blob, self._cancel)
+            return
+        if len(document.layers) > ENGINE_MAX_LAYERS:
+            text = "image has %d layers, docker will not load more than %d"
+            self._output(Progress(message=text % (len(document.layers), ENGINE_MAX_LAYERS)))
+        layers = [
+            V2LayerDescriptor(
+                self._repository, self._store, layer, self._options,
+                functools.partial(self._word, document, position))
+            for position, layer in enumerate(document.layers)]
+        key = "config:" + document.config.digest
+        if chosen and self._options.exact:
+            key += ":%s" % (self._options.platform,)
+
+        def fetch(transfer: Transfer) -> ImageConfig:
+            config = self._config(document, transfer.cancel)
+            text = self._misfit(config) if chosen and self._options.exact else ""
+            if text:
+                raise NotFound(text)
+            return config
+
+        for last in (False, True):
+            done = self._downloads.download(
+                self._store, layers, self._output, self._cancel, (key, fetch))
+            config: ImageConfig = done.beside
+            if tuple(layer.diff.diff_id for layer in done.layers) == config.diff_ids:
+                break
+            if last:
+                raise ContentMismatch("layers from manifest don't match image configuration")
+            for layer, found in zip(layers, done.layers):
+                self._forget(layer.blob.digest, found)
+        text = self._misfit(config) if chosen else ""
+        if text:
+            self._output(Progress(message="WARNING: " + text))
+
+    def _pull_schema1(self, reference: Reference, old: Schema1) -> Pulled:
+        """Pull the layers, which tell their DiffIDs, and store what schema 2 would have."""
+        if old.signers:
+            text = "WARNING: %s has the outdated schema 1 format, signed with key %s, which may be anybody's"
+            self._output(Progress(message=text % (reference, ", ".join(old.signers))))
+        blobs = [Descriptor(DOCKER_LAYER, digest, self._size(digest)) for digest in old.layers]
+        layers = [V2LayerDescriptor(
+            self._repository, self._store, blob, self._options._replace(unread=False), _no_word)
+            for blob in blobs]
+        done = self._downloads.download(
+            self._store, layers, self._output, self._cancel, ("schema1:" + old.digest, lambda transfer: None))
+        raw, made = schema1.converted(
+            old, list(zip(blobs, [layer.diff.diff_id for layer in done.layers])))
+        text = self._misfit(ImageConfig.parse(raw))
+        if text and self._options.exact:
+            raise NotFound(text)
+        if text:
+            self._output(Progress(message="WARNING: " + text))
+        wanted = Association(reference, made.descriptor, old.digest)
+        updated = self._store.references.get(reference) != wanted
+        for digest, data in ((old.digest, old.raw), (made.config.digest, raw), (made.digest, made.raw)):
+            self._store.content.put(digest, data)
+        if updated:
+            self._store.references.set(reference, made.descriptor, old.digest, self._cancel.pause)
+        return Pulled(self._store.load(wanted), updated)
+
+    def _size(self, blob: Digest) -> int:
+        """Of a blob that is named without its size."""
+        size = self._store.content.size(blob)
+        if size is None:
+            size = persist(
+                self._repository, self._cancel, lambda: self._repository.stat(blob, self._cancel))
+        if size is None:
+            raise NotFound("layer %s is not there" % blob)
+        return size
+
+    def _forget(self, blob: Digest, layer: Layer) -> None:
+        """Let what we remember of a layer be found out again: it may be wrong."""
+        with contextlib.suppress(StorageError, OSError):
+            self._store.metadata.forget(blob)
+            self._store.metadata.retain(layer.diff.diff_id, lambda digest: digest != blob)
+            os.unlink(self._store.layers.path(layer.chain_id))
+
+    def _config(self, document: Manifest, cancel: Cancel) -> ImageConfig:
+        descriptor = document.config
+        try:
+            if descriptor.size > MAX_CONFIG:
+                raise PolicyError("config is larger than %d bytes" % MAX_CONFIG)
+            self._plain_blob(descriptor, cancel)
+            return ImageConfig.parse(self._store.content.read(descriptor.digest, MAX_CONFIG))
+        except Cancelled:
+            raise
+        except Error as exc:
+            raise exc.within("error pulling image configuration") from exc
+
+    def _word(self, document: Manifest, position: int, cancel: Cancel) -> DiffID:
+        """What the config says a layer is, for one that we can't look into."""
+        diff_ids = self._config(document, cancel).diff_ids
+        if len(diff_ids) != len(document.layers):
+            raise ContentMismatch("layers from manifest don't match image configuration")
+        return diff_ids[position]
+
+    def _misfit(self, config: ImageConfig) -> str:
+        """What is wrong with the platform of an image, if anything."""
+        wanted = self._options.platform
+        fit = {(platform.os, platform.architecture) for platform in preference(wanted)}
+        found = config.platform.normalized()
+        if not found.os or (found.os, found.architecture) in fit:
+            return ""
+        return "image is for %s, not for %s" % (str(found), str(wanted))
+
+    def _plain_blob(self, blob: Descriptor, cancel: Cancel) -> None:
+        persist(self._repository, cancel, lambda: fetch_blob(
+            self._store, blob, "blob verification failed for digest %s" % blob.digest, cancel,
+            lambda offset: self._repository.blob(blob.digest, offset, cancel)))
+
+
+class V2LayerDescriptor(DownloadDescriptor):
+    """A layer of a manifest; ``word`` is what the image's config says it is."""
+
+    def __init__(self, repository: Repository, store: Store, blob: Descriptor, options: PullOptions,
+                 word: Callable[[Cancel], DiffID]) -> None:
+        # Pulls that differ in where they look don't share what they find.
+        self._urls = blob.urls if options.foreign and is_foreign(blob.media_type) else ()
+        self._unread = options.unread
+        self.key = "v2:%s %s %s" % (blob.digest, options.unread, " ".join(self._urls))
+        self.id = blob.digest.short
+        self.blob = blob
+        self._repository = repository
+        self._store = store
+        self._word = word
+
+    def present(self) -> Optional[Tuple[Descriptor, Diff]]:
+        diff_id = self._store.metadata.get_diff_id(self.blob.digest)
+        if diff_id is None or not self._store.content.has(self.blob.digest, self.blob.size):
+            return None
+        return self.blob, Diff(diff_id)
+
+    def download(self, transfer: Transfer) -> Optional[Descriptor]:
+        blob, cancel = self.blob, transfer.cancel
+        what = "filesystem layer verification failed for digest %s" % blob.digest
+
+        def fetch(source: Callable[[int], Response]) -> Descriptor:
+            fetch_blob(self._store, blob, what, cancel, source, transfer)
+            return blob
+
+        try:
+            return fetch(lambda offset: self._repository.blob(blob.digest, offset, cancel))
+        except RegistryError as exc:
+            if exc.status != 404 or not is_foreign(blob.media_type) or not blob.urls:
+                raise
+        for position, url in enumerate(self._urls, 1):
+            try:
+                return fetch(functools.partial(self._repository.foreign_blob, url, cancel))
+            except (NetworkError, RegistryError, PolicyError):
+                if position == len(self._urls):
+                    raise
+        transfer.progress(Progress(id=self.id, message="Skipped foreign layer"))
+        return None
+
+    def diff(self, transfer: Transfer, blob: Optional[Descriptor]) -> Diff:
+        if blob is None:
+            return Diff(self._word(transfer.cancel), verified=False)
+        known = self._store.metadata.get_diff_id(blob.digest)
+        if known is not None:
+            return Diff(known)
+        if self._unread:
+            return Diff(self._word(transfer.cancel), verified=False)
+        meter = Meter(transfer.progress, self.id, "Extracting", blob.size)
+        try:
+            return self._store.layers.diff(blob.digest, transfer.cancel, advance=meter.advance)
+        except Unsupported as exc:
+            transfer.progress(Progress(id=self.id, message="Not verified: %s" % exc))
+            return Diff(self._word(transfer.cancel), verified=False)
+
+    def registered(self, diff: Diff) -> None:
+        # A cache: not being able to write it fails no pull.
+        with contextlib.suppress(StorageError):
+            if diff.verified:
+                entry = V2Metadata(self.blob.digest, self._repository.name)
+                self._store.metadata.add(diff.diff_id, entry)
+
+
+def _document(received: Received) -> Document:
+    document = manifest.parse(received.raw, received.content_type)
+    return document._replace(digest=received.digest)
+
+
+def check_entry(entry: Descriptor, media_type: str, raw: bytes) -> None:
+    """Raise InvalidDocument unless a manifest is what an index says of it."""
+    if (media_type, len(raw)) != (entry.media_type, entry.size):
+        raise InvalidDocument("manifest %s is not as its index says" % entry.digest)
+
+
+def _no_word(cancel: Cancel) -> DiffID:
+    raise InvalidDocument("the layer can't be read, and schema 1 does not say what is in it")
+
+
+def check_depth(depth: int) -> None:
+    """Raise PolicyError for an index that lies this deep in others."""
+    if depth == MAX_DEPTH:  # as Store.walk has it
+        raise PolicyError("indexes nested deeper than %d" % MAX_DEPTH)

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""push(): images by name, to whichever endpoint will do.
+
+Mirrors moby's distribution/push.go.
+"""
+from typing import List, Optional, Sequence, Tuple, Union
+
+from ..cancel import Cancel
+from ..errors import InvalidReference, NotFound
+from ..image.config import Image
+from ..progress import Output, Progress, discard, serialized
+from ..reference import DEFAULT_TAG, Reference
+from ..registry.auth import Keyring
+from ..registry.client import Client, over_endpoints
+from ..registry.endpoints import RegistryService
+from ..registry.v1 import Session
+from ..registry.v2 import Repository
+from ..store.store import Store
+from ..xfer.upload import LayerUploadManager
+from .push_v1 import V1Pusher
+from .push_v2 import Pushed, PushedLayer, V2Pusher
+
+
+def push(name: Union[str, Reference], store: Store, *, dest: Union[str, Reference, None] = None,
+         all_tags: bool = False, chunk_size: int = 0, legacy_schema1: bool = False,
+         progress: Output = discard,
+         service: Optional[RegistryService] = None, credentials: Optional[Keyring] = None,
+         uploads: Optional[LayerUploadManager] = None,
+         cancel: Optional[Cancel] = None) -> List[Pushed]:
+    """Push an image, or with ``all_tags`` every tag of a name, from ``store``.
+
+    ``dest`` is the name that it gets there, if not its own; ``chunk_size``
+    (bytes) is the most that one request brings, 0 for all of a blob;
+    ``legacy_schema1`` is for registries too old for the manifest.  Raises any
+    minipull.Error; its text is one line that says what failed, on what.
+    """
+    with Client(service or RegistryService(), credentials or Keyring()) as client:
+        return push_with(
+            client, pushed_images(name, store, dest, all_tags), store,
+            uploads or LayerUploadManager(), progress, cancel or Cancel(), chunk_size, legacy_schema1)
+
+
+def pushed_images(name: Union[str, Reference], store: Store, dest: Union[str, Reference, None] = None,
+                  all_tags: bool = False) -> List[Tuple[Image, Reference]]:
+    """The stored images that a push of ``name`` means, each with its name at the registry.
+
+    Raises InvalidReference, NotFound.
+    """
+    given = name if isinstance(name, Reference) else Reference.parse(name)
+    target = Reference.parse(dest) if isinstance(dest, str) else dest or given
+    if target.digest is not None:
+        raise InvalidReference("cannot push a digest reference")
+    if all_tags and (given.tag or given.digest or target.tag):
+        raise InvalidReference("tag can't be used with --all-tags/-a")
+    tags = [known for known in store.references.all() if known.name.name == given.name and known.name.tag]
+    if not tags and (all_tags or dest is None):
+        raise NotFound("An image does not exist locally with the tag: %s" % given.familiar_name)
+    if all_tags:
+        return [(store.load(known), target.with_tag(known.name.tag)) for known in tags]
+    if dest is None and store.references.get(given.with_default_tag()) is None:
+        raise NotFound("tag does not exist: %s" % given.with_default_tag().familiar)
+    image = store.image(given if dest is None else name)
+    return [(image, target.with_tag(target.tag or image.name.tag or DEFAULT_TAG))]
+
+
+def push_with(client: Client, what: Sequence[Tuple[Image, Reference]], store: Store,
+              uploads: LayerUploadManager, progress: Output, cancel: Cancel,
+              chunk_size: int = 0, legacy_schema1: bool = False) -> List[Pushed]:
+    """As push(), for images that all go to one repository."""
+    target = what[0][1]._replace(tag="")
+    output = serialized(progress)
+    output(Progress(message="The push refers to repository [%s]" % target.name))
+
+    def to_one(repository: Repository) -> List[Pushed]:
+        pusher = V2Pusher(
+            repository, store, uploads, target, output, cancel, chunk_size, legacy_schema1)
+        with store.using(cancel):
+            return [pusher.push(image, name.tag) for image, name in what]
+
+    def to_old(session: Session) -> List[Pushed]:
+        pusher = V1Pusher(session, store, output, cancel, uploads.attempts, uploads.tick)
+        with store.using(cancel):
+            return [Pushed(name, image.descriptor, [PushedLayer(*layer) for layer in layers])
+                    for (image, name), layers in zip(what, pusher.push(what))]
+
+    return over_endpoints(client, target, "push %s" % target.name, to_one, cancel, push=True, old=to_old)

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images to one endpoint, by the v1 protocol.
+
+The registry is given a chain of images for each of ours, one a layer, whose ids
+are the ChainIDs and on top the ImageID: so the same image is the same chain, and
+what the registry has is not sent again.  It wants them in order, each lying on
+one that it has: its JSON, its layer, then the checksums, which end it.
+
+A layer that is stored as gzip is sent as it is, any other compressed on its way.
+
+Mirrors moby's distribution/push_v1.go and pkg/tarsum.
+"""
+import contextlib
+import functools
+import hashlib
+import io
+import json
+import zlib
+from typing import Any, BinaryIO, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+from ..cancel import Cancel
+from ..digest import Buffer, ChainID, DiffID, Verifier, next_chain_id
+from ..errors import NetworkError, NotFound, StorageError, Unsupported
+from ..image import tar
+from ..image.config import Image
+from ..image.descriptor import Descriptor
+from ..image.manifest import Manifest
+from ..image.schema1 import EMPTY
+from ..image.strictjson import parse_json
+from ..progress import Meter, Output, Progress, discard
+from ..reference import Reference
+from ..registry.errors import RegistryError
+from ..registry.request import Body, FileBody
+from ..registry.v1 import Session
+from ..store.compression import decompressed
+from ..store.metadata import V1IDService
+from ..store.store import Store
+from ..xfer.download import MAX_ATTEMPTS
+from ..xfer.transfer import Run, Transfer, TransferManager
+
+LOOK_UPS = 5  # at once
+
+
+class V1Layer(NamedTuple):
+    """An image of the v1 protocol: one layer and the JSON that it comes with."""
+    id: str
+    raw: bytes
+    diff_id: Optional[DiffID]  # None for an image without layers, which gets an empty one
+    blob: Optional[Descriptor]
+    tags: Sequence[str] = ()
+
+
+class V1Pusher:
+    """Pushes to one repository at one endpoint from one store; ``tick`` is the second between attempts."""
+
+    def __init__(self, session: Session, store: Store, output: Output, cancel: Cancel,
+                 attempts: int = MAX_ATTEMPTS, tick: float = 1.0) -> None:
+        self._session = session
+        self._store = store
+        self._output = output
+        self._cancel = cancel
+        self._attempts = attempts
+        self._tick = tick
+        self._transfers = TransferManager(LOOK_UPS)
+        self._sums: Dict[str, str] = {}  # of what was sent, by id
+
+    def push(self, what: Sequence[Tuple[Image, Reference]]) -> List[List[Tuple[Optional[DiffID], Descriptor, str]]]:
+        """Push images under their tags; what became of the layers of each.
+
+        The caller holds the store's shared lock.
+        """
+        session, cancel = self._session, self._cancel
+        chains = [self._chain(image) for image, _ in what]
+        layers: Dict[str, V1Layer] = {}
+        for chain, (_, name) in zip(chains, what):
+            for layer in chain:
+                layers.setdefault(layer.id, layer)
+            top = layers[chain[-1].id]
+            layers[top.id] = top._replace(tags=[*top.tags, name.tag])
+        session.ping(cancel)
+        self._output(Progress(message="Sending image list"))
+        listed = [dict({"id": layer.id}, **tag) for layer in layers.values()
+                  for tag in [{"Tag": tag} for tag in layer.tags] or [{}]]
+        session.start_push(listed, cancel)
+        results: Dict[str, str] = {}
+        for registry in session.registries:
+            self._output(Progress(message="Pushing repository %s" % session.name))
+            there = self._run([(functools.partial(self._has, registry, v1_id), discard) for v1_id in layers])
+            for layer, present in zip(layers.values(), there):
+                results[layer.id] = "Already exists"
+                if not present:
+                    run = functools.partial(self._send, registry, layer)
+                    [results[layer.id]] = self._run([(run, self._output)])
+                self._output(Progress(id=layer.id[:12], action=results[layer.id]))
+                for tag in layer.tags:
+                    url = session.put_tag(registry, tag, layer.id, cancel)
+                    self._output(Progress(message="Pushing tag for rev [%s] on {%s}" % (layer.id[:12], url)))
+        session.end_push([{"id": v1_id, "checksum": self._sums[v1_id]} for v1_id in self._sums], cancel)
+        return [[(layer.diff_id, layer.blob, results[layer.id]) for layer in chain if layer.blob]
+                for chain in chains]
+
+    def _chain(self, image: Image) -> List[V1Layer]:
+        """The chain that stands for an image, the bottom first."""
+        if image.config is None:
+            raise Unsupported("%s is no image of one platform, which is all that the v1 protocol knows" % (
+                image.name.familiar))
+        document = self._store.document(image.descriptor)
+        assert isinstance(document, Manifest)
+        found: List[V1Layer] = []
+        chain: Optional[ChainID] = None
+        for diff_id, blob in zip(image.config.diff_ids, document.layers):
+            chain = next_chain_id(chain, diff_id) if chain else ChainID(diff_id)
+            found.append(_v1_layer(chain.encoded, {}, found, diff_id, blob))
+        top = found.pop() if found else V1Layer("", b"", None, None)
+        config = parse_json(image.config.raw, "image config")
+        for member in ("rootfs", "history", "parent"):
+            config.pop(member, None)
+        return found + [_v1_layer(image.id.encoded, config, found, top.diff_id, top.blob)]
+
+    def _run(self, jobs: Sequence[Tuple[Run, Output]]) -> List[Any]:
+        """The results of work done side by side, as far as there are slots."""
+        with contextlib.ExitStack() as stack:
+            watchers = []
+            for number, (run, output) in enumerate(jobs):
+                watchers.append(self._transfers.transfer("v1push:%d" % number, run, output, None, self._cancel))
+                stack.callback(self._transfers.release, watchers[-1])
+            return self._transfers.wait(watchers, self._cancel)
+
+    def _has(self, registry: str, v1_id: str, transfer: Transfer) -> bool:
+        with contextlib.suppress(NetworkError, RegistryError, NotFound):
+            self._session.image(registry, v1_id, transfer.cancel)
+            return True
+        return False  # then what is sent will tell
+
+    def _send(self, registry: str, layer: V1Layer, transfer: Transfer) -> str:
+        with self._store.using(transfer.cancel):  # this may outlive the push
+            done: str = transfer.attempt(lambda: self._put(registry, layer, transfer), layer.id[:12],
+                                         self._attempts, self._tick)
+        return done
+
+    def _put(self, registry: str, layer: V1Layer, transfer: Transfer) -> str:
+        session, cancel, start = self._session, transfer.cancel, layer.raw + b"\n"
+        transfer.progress(Progress(id=layer.id[:12], action="Pushing"))
+        if not session.put_image(registry, layer.id, layer.raw, cancel):
+            return "Image already pushed, skipping"
+        meter = Meter(transfer.progress, layer.id[:12], "Pushing", layer.blob.size if layer.blob else 0)
+        payload, diff = _begun(start), Verifier()
+        with self._open(layer.blob) as file:
+            zipped = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            stream = self._stream(file, cancel, payload if zipped else None)
+            checksum = tarsum(_shown(stream, diff), layer.raw)
+            if layer.diff_id not in (None, diff.digest):
+                raise StorageError("layer %s in the store is corrupt; run minipull check" % layer.diff_id)
+
+            def compressed() -> Iterator[Buffer]:
+                nonlocal payload
+                payload = _begun(start)
+                compressor = zlib.compressobj(wbits=31)  # a header without name and time
+                file.seek(0)
+                for piece in self._stream(file, cancel):
+                    yield from _shown([compressor.compress(piece)], payload)
+                yield from _shown([compressor.flush()], payload)
+
+            body = Body(compressed, None, meter.move)
+            if zipped:
+                body = FileBody(file, 0, layer.blob.size, meter.move) if layer.blob else Body.of(EMPTY)
+            session.put_layer(registry, layer.id, body, cancel)
+        session.put_checksum(registry, layer.id, checksum, payload.digest, cancel)
+        self._sums[layer.id] = checksum
+        if layer.diff_id is not None:
+            with contextlib.suppress(StorageError):
+                V1IDService(self._store.metadata.store).set(layer.id, session.domain, layer.diff_id)
+        return "Image successfully pushed"
+
+    def _open(self, blob: Optional[Descriptor]) -> BinaryIO:
+        if blob is None:
+            return io.BytesIO(EMPTY)
+        if not self._store.content.has(blob.digest, blob.size):
+            raise StorageError("blob %s is not in the store, so it can't be pushed; pull its image again, or with"
+                               " --foreign" % blob.digest)
+        return self._store.content.open(blob.digest)
+
+    def _stream(self, file: BinaryIO, cancel: Cancel, raw: Optional[Verifier] = None) -> Iterator[Buffer]:
+        return decompressed(file, cancel, self._store.layers.zstd, raw)
+
+
+def _v1_layer(v1_id: str, members: Dict[str, Any], below: Sequence[V1Layer], diff_id: Optional[DiffID],
+              blob: Optional[Descriptor]) -> V1Layer:
+    members["id"] = v1_id
+    if below:
+        members["parent"] = below[-1].id
+    raw = json.dumps(members, separators=(",", ":"), sort_keys=True, ensure_ascii=False).encode()
+    return V1Layer(v1_id, raw, diff_id, blob)
+
+
+def tarsum(stream: Iterator[Buffer], raw: bytes) -> str:
+    """The checksum, version 0, of a tar stream and the JSON that goes with it (moby: pkg/tarsum)."""
+    sums = []
+    reader = tar.Reader(stream)
+    for entry in reader:
+        # A name and its value, of every field, with nothing in between.
+        text = b"name%smode%duid%dgid%dsize%dmtime%dtypeflag%slinkname%suname%sgname%sdevmajor%ddevminor%d" % (
+            entry.name, entry.mode, entry.uid, entry.gid, entry.size, entry.mtime // 10 ** 9, entry.kind,
+            entry.linkname, entry.uname, entry.gname, entry.major, entry.minor)
+        found = hashlib.sha256(text)
+        for piece in reader.data():
+            found.update(piece)
+        sums.append(found.hexdigest())
+    reader.drain()
+    return "tarsum+sha256:" + hashlib.sha256(raw + "".join(sorted(sums)).encode()).hexdigest()
+
+
+def _begun(start: bytes) -> Verifier:
+    verifier = Verifier()
+    verifier.update(start)
+    return verifier
+
+
+def _shown(stream: Iterable[Buffer], verifier: Verifier) -> Iterator[Buffer]:
+    for piece in stream:
+        verifier.update(piece)
+        yield piece

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Manifests and indexes, parsed strictly, their raw bytes kept.
+
+Whatever two clients could read in two ways is refused: an image that is also
+an index, a mediaType that is not the Content-Type.  Fields that are not ours
+are allowed; they live on in ``raw``, which is all that is ever stored or sent.
+
+Mirrors docker/distribution's manifest/{schema2,manifestlist,ocischema} and
+moby's detectManifestBlobMediaType.  Spec: image-spec, manifest.md, image-index.md.
+"""
+from typing import Any, List, Mapping, NamedTuple, Optional, Tuple, Union
+
+from ..digest import Digest
+from ..errors import InvalidDocument, PolicyError, Unsupported
+from .descriptor import (
+    DOCKER_CONFIG, DOCKER_LIST, DOCKER_MANIFEST, INDEX_TYPES, MANIFEST_TYPES, OCI_CONFIG, OCI_INDEX,
+    OCI_MANIFEST, SCHEMA1, SCHEMA1_SIGNED, Descriptor)
+from .strictjson import list_at, object_at, parse_json, string_at
+
+MAX_MANIFEST = 8 << 20  # bytes; the specification asks for 4 MiB at least
+MAX_LAYERS = 1000
+MAX_ENTRIES = 10000
+
+#: A Content-Type that says nothing of what is inside.
+NO_CLAIM = frozenset(
+    ("", "text/plain", "application/json", "application/octet-stream", "binary/octet-stream"))
+
+#: What registries and old tools call the config of an image.
+CONFIG_TYPES = frozenset(
+    (DOCKER_CONFIG, OCI_CONFIG, "application/octet-stream", "application/json", "text/html"))
+
+
+class Manifest(NamedTuple):
+    """One image: a config and its layers, the bottom one first."""
+    raw: bytes
+    digest: Digest
+    media_type: str
+    config: Descriptor
+    layers: Tuple[Descriptor, ...]
+    artifact_type: str = ""
+    subject: Optional[Descriptor] = None
+
+    @property
+    def descriptor(self) -> Descriptor:
+        return Descriptor(self.media_type, self.digest, len(self.raw))
+
+
+class Index(NamedTuple):
+    """Manifests, or further indexes, of which a platform selects one."""
+    raw: bytes
+    digest: Digest
+    media_type: str
+    manifests: Tuple[Descriptor, ...]
+    subject: Optional[Descriptor] = None
+
+    @property
+    def descriptor(self) -> Descriptor:
+        return Descriptor(self.media_type, self.digest, len(self.raw))
+
+
+Document = Union[Manifest, Index]
+
+
+def parse(raw: bytes, content_type: str = "", what: str = "manifest") -> Document:
+    """The manifest or index in ``raw``, which came with this Content-Type.
+
+    Raises InvalidDocument, Unsupported for schema 1, and PolicyError for more
+    layers or entries than we take.
+    """
+    obj = parse_json(raw, what)
+    claimed = content_type.partition(";")[0].strip().lower()
+    claimed = "" if claimed in NO_CLAIM else claimed
+    declared = string_at(obj, "mediaType", what)
+    if claimed and declared and claimed != declared:
+        raise InvalidDocument("%s: mediaType %s came with Content-Type %s" % (
+            what, ascii(declared)[:100], ascii(claimed)[:100]))
+    media_type = detect(obj, what, claimed)
+    version = obj.get("schemaVersion")
+    if media_type in (SCHEMA1, SCHEMA1_SIGNED) or (version == 1 and not declared):
+        raise Unsupported("%s: the image is in the old schema 1 format, which only pull understands" % what)
+    if type(version) is not int or version != 2:
+        raise InvalidDocument("%s: schemaVersion must be 2" % what)
+    if media_type in (DOCKER_MANIFEST, DOCKER_LIST) and not declared:
+        raise InvalidDocument("%s: mediaType is missing, expected %s" % (what, media_type))
+    subject = None
+    if obj.get("subject") is not None:
+        subject = Descriptor.from_json(obj["subject"], what + ": subject")
+    if media_type in MANIFEST_TYPES:
+        layers = _descriptors(obj, "layers", what, MAX_LAYERS)
+        config = Descriptor.from_json(obj.get("config"), what + ": config")
+        return Manifest(
+            raw, Digest.of(raw), media_type, config, layers, string_at(obj, "artifactType", what), subject)
+    if media_type in INDEX_TYPES:
+        if "manifests" not in obj:
+            raise InvalidDocument("%s: neither an image nor an index" % what)
+        entries = _descriptors(obj, "manifests", what, MAX_ENTRIES)
+        return Index(raw, Digest.of(raw), media_type, entries, subject)
+    raise InvalidDocument("%s: unsupported manifest format %s" % (what, ascii(media_type)[:100]))
+
+
+def detect(obj: Mapping[str, Any], what: str, claimed: str = "") -> str:
+    """The media type that a document declares, or else has the shape of.
+
+    ``claimed`` stands in for a missing mediaType.  Raises InvalidDocument if
+    members of the other kinds are there as well, even null ones.
+    """
+    media_type = string_at(obj, "mediaType", what) or claimed
+    image = "config" in obj or "layers" in obj
+    index = "manifests" in obj
+    old = "fsLayers" in obj
+    if not media_type:
+        if image + index + old > 1:
+            raise InvalidDocument("%s: media-type: cannot determine" % what)
+        return OCI_MANIFEST if image else SCHEMA1 if old else OCI_INDEX
+    if media_type in MANIFEST_TYPES and (index or old):
+        raise InvalidDocument('%s: media-type: "%s" should not have "manifests" or "fsLayers"' % (
+            what, media_type))
+    if media_type in INDEX_TYPES and (image or old):
+        raise InvalidDocument('%s: media-type: "%s" should not have "config", "layers", or'
+                              ' "fsLayers"' % (what, media_type))
+    return media_type
+
+
+def listed(document: Document) -> Descriptor:
+    """How a manifest is told of among what refers to its subject (distribution-spec, "Listing Referrers")."""
+    members = parse_json(document.raw, "manifest")
+    kind = string_at(members, "artifactType", "manifest")
+    if isinstance(document, Manifest):
+        kind = kind or document.config.media_type
+    notes = object_at(members, "annotations", "manifest")
+    return document.descriptor._replace(
+        artifact_type=kind, annotations={key: string_at(notes, key, "annotations") for key in notes})
+
+
+def _descriptors(obj: Mapping[str, Any], key: str, what: str, limit: int) -> Tuple[Descriptor, ...]:
+    items: List[Any] = list_at(obj, key, what)
+    if len(items) > limit:
+        raise PolicyError("%s: %d %s, the limit is %d" % (what, len(items), key, limit))
+    return tuple(
+        Descriptor.from_json(item, "%s: %s[%d]" % (what, key, i)) for i, item in enumerate(items))
+
+
+def is_runnable(document: Manifest) -> bool:
+    """Whether this is an image, and no attestation, chart or other artifact."""
+    types = [document.config.media_type] + [layer.media_type for layer in document.layers]
+    return not document.artifact_type and types[0] in CONFIG_TYPES and all(
+        kind.startswith(("application/vnd.oci.image.", "application/vnd.docker."))
+        or kind in CONFIG_TYPES for kind in types)

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Platforms: os, architecture and variant, and what runs where.
+
+Mirrors containerd's platforms.  Spec: image-spec, image-index.md "platform".
+"""
+import re
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
+
+from ..errors import InvalidReference
+from .strictjson import string_at, strings_at
+
+#   platform ::= os [ "(" os-version ")" ] [ "/" architecture [ "/" variant ] ]
+_PLATFORM = re.compile(r"([\w-]+)(?:\(([\w.-]+)\))?(?:/([\w.-]+)(?:/([\w.-]+))?)?", re.ASCII)
+_SYSTEMS = "aix android darwin freebsd linux netbsd openbsd solaris windows".split()
+_ARCHITECTURES = """386 amd64 arm arm64 loong64 mips mipsle mips64 mips64le ppc64 ppc64le
+    riscv64 s390x sparc64 wasm""".split()
+_ALIASES = {"i386": "386", "x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64",
+            "armhf": "arm/v7", "armel": "arm/v6", "macos": "darwin"}
+_VARIANTS = {("386", "v1"): "", ("amd64", "v1"): "", ("arm64", "v8"): "", ("arm", ""): "v7"}
+
+
+class Platform(NamedTuple):
+    """What an image runs on; formatted, ``linux/arm64/v8``."""
+    os: str
+    architecture: str
+    variant: str = ""
+    os_version: str = ""
+    os_features: Tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str, host: Optional["Platform"] = None) -> "Platform":
+        """What a user typed, by containerd's rules; raises InvalidReference.
+
+        One word is an os or an architecture, and ``host`` says the other half.
+        """
+        match = _PLATFORM.fullmatch(text)
+        system, version, architecture, variant = match.groups("") if match else ("",) * 4
+        if system and not architecture and host is not None:
+            word = cls(system, system).normalized()
+            if word.os in _SYSTEMS:
+                return host._replace(os=word.os, os_version=version, os_features=())
+            if word.architecture in _ARCHITECTURES:
+                system, architecture = host.os, system
+        if not architecture:
+            raise InvalidReference("invalid platform %s, not os/arch[/variant]" % ascii(text)[:80])
+        found = cls(system, architecture, variant, version).normalized()
+        if found.architecture == "arm64" and variant and not found.variant:
+            return found._replace(variant="v8")
+        return found if variant or found[1:3] != ("arm", "v7") else found._replace(variant="")
+
+    @classmethod
+    def from_json(cls, obj: Mapping[str, Any], what: str) -> "Platform":
+        return cls(
+            string_at(obj, "os", what), string_at(obj, "architecture", what),
+            string_at(obj, "variant", what), string_at(obj, "os.version", what),
+            strings_at(obj, "os.features", what))
+
+    def to_json(self) -> Dict[str, Any]:
+        members = {
+            "architecture": self.architecture, "os": self.os, "os.version": self.os_version,
+            "os.features": list(self.os_features), "variant": self.variant}
+        return {key: value for key, value in members.items() if value}
+
+    def normalized(self) -> "Platform":
+        """One spelling for each: aliases resolved, the default variant made plain."""
+        name = self.architecture.lower()
+        architecture, _, fixed = _ALIASES.get(name, name).partition("/")
+        variant = fixed or self.variant.lower()
+        if architecture in ("arm", "arm64"):
+            variant = "v" + variant if variant[:1].isdigit() else variant
+            variant = variant[:-2] if variant.endswith(".0") else variant
+        variant = _VARIANTS.get((architecture, variant), variant)
+        system = _ALIASES.get(self.os.lower(), self.os.lower())
+        return self._replace(os=system, architecture=architecture, variant=variant)
+
+    def matches(self, other: "Platform") -> bool:
+        """Equal but for spelling, and of one Windows build if both name it."""
+        builds = [p.os_version.split(".")[:3] for p in (self, other) if p.os_version]
+        same = self.normalized()[:3] == other.normalized()[:3]
+        return same and builds[:1] == builds[-1:] and other.os != "unknown"  # an attestation
+
+    def __str__(self) -> str:
+        version = "(%s)" % self.os_version if self.os_version else ""
+        return "/".join(filter(None, (self.os + version, self.architecture, self.variant)))
+
+
+def preference(wanted: Platform) -> List[Platform]:
+    """What runs on ``wanted``, the best first (containerd's platformVector)."""
+    wanted = wanted.normalized()
+    levels, others = [wanted.variant], []
+    # v7 is (7, 0), v8.1 is (8, 1); no variant, or one that we can't read, is (0, 0).
+    match = re.fullmatch(r"v([1-9])(?:\.([0-9]))?", wanted.variant)
+    major, minor = (int(n or 0) for n in match.groups()) if match else (0, 0)
+    if wanted.architecture == "amd64":
+        levels += ["v%d" % n for n in range(major - 1, 0, -1)]
+        others = [wanted._replace(architecture="386", variant="")]
+    elif wanted.architecture == "arm":
+        levels += ["v%d" % n for n in range(major - 1, 4, -1)]
+    elif wanted.architecture == "arm64" and (major in (8, 9) or not wanted.variant):
+        if major == 9:  # v9.N can do all that v8.(N+5) can
+            levels += ["v9.%d" % n for n in range(minor - 1, -1, -1)]
+            minor += 6
+        levels += ["v8.%d" % n for n in range(minor - 1, -1, -1)]
+        others = preference(wanted._replace(architecture="arm", variant="v8"))
+    return [wanted._replace(variant=level).normalized() for level in levels] + others

@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Schema 1: manifests that sign themselves, read, verified, turned into configs, and made.
+
+What is signed is the payload: the document without its signatures, byte for
+byte as the protected header says.  Only that is read, and its digest is the
+manifest's.  Every signature must be good, but it says only that whoever has
+the key, which comes along, signed this; the caller may tell whose key it is.
+
+An entry carries the JSON of an image as docker 1.9 knew it.  Entries that are
+marked as thrown away have no layer, and become history alone.
+
+Mirrors docker/distribution's manifest/schema1, docker/libtrust, and moby's
+fixManifestLayers, HistoryFromConfig and MakeConfigFromV1Config.
+"""
+import base64
+import contextlib
+import hashlib
+import json
+import re
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+from ..digest import DiffID, Digest
+from ..errors import InvalidDocument, PolicyError, Unsupported
+from . import es256
+from .config import History, ImageConfig
+from .descriptor import DOCKER_CONFIG, DOCKER_MANIFEST, SCHEMA1, SCHEMA1_SIGNED, Descriptor
+from .manifest import MAX_LAYERS, NO_CLAIM, Manifest, detect
+from .strictjson import digest_at, int_at, list_at, object_at, parse_json, string_at, strings_at
+
+MAX_SIGNATURES = 16
+#: The layer of entries that have none: 1024 zeros, a tar's end, compressed once and for all.
+EMPTY = bytes.fromhex("1f8b080000096e8800ff621805a360148c5800080000ffff2eafb5ef00040000")
+_WHAT = "schema 1 manifest"
+_GO = {ord(char): "\\u%04x" % ord(char) for char in "<>&\u2028\u2029"}  # what Go escapes
+_NEVER = "0001-01-01T00:00:00Z"
+#: What an image's JSON has that its config has not, or has of another image.
+_V1_ONLY = frozenset("id parent Size parent_id layer_id throwaway history rootfs".split())
+#: How DER begins the public key of P-256 before x and y, and what RS256 signs before a SHA-256.
+_P256 = bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d03010703420004")
+_RSA = bytes.fromhex("300d06092a864886f70d0101010500")
+_SHA256 = bytes.fromhex("3031300d060960864801650304020105000420")
+
+
+class Entry(NamedTuple):
+    """One image of the chain: its layer, unless thrown away, and its JSON."""
+    blob: Digest
+    v1: Dict[str, Any]
+
+    @property
+    def throwaway(self) -> bool:
+        return self.v1.get("throwaway") is True
+
+
+class Schema1(NamedTuple):
+    """A manifest of schema 1, the bottom entry first; ``raw`` is the payload."""
+    raw: bytes
+    digest: Digest
+    entries: Tuple[Entry, ...]
+    signers: Tuple[str, ...] = ()  # key ids
+
+    @property
+    def layers(self) -> Tuple[Digest, ...]:
+        """The blobs of the layers, the bottom one first."""
+        return tuple(entry.blob for entry in self.entries if not entry.throwaway)
+
+
+def is_schema1(raw: bytes, content_type: str = "") -> bool:
+    """Whether bytes that came with this Content-Type mean to be schema 1."""
+    claimed = content_type.partition(";")[0].strip().lower()
+    with contextlib.suppress(InvalidDocument):
+        if claimed in NO_CLAIM:
+            claimed = detect(parse_json(raw, _WHAT), _WHAT)
+    return claimed in (SCHEMA1, SCHEMA1_SIGNED)
+
+
+def payload(raw: bytes) -> bytes:
+    """What was signed, which may be less than what was meant to be; raises InvalidDocument."""
+    found = {_payload(raw, protected) for _, _, protected in _signatures(raw)}
+    if len(found) != 1:
+        raise InvalidDocument("%s: its signatures are of different payloads" % _WHAT)
+    return found.pop()
+
+
+def parse(raw: bytes) -> Schema1:
+    """The manifest in ``raw``, all its signatures verified; raises InvalidDocument, PolicyError."""
+    signed = payload(raw)
+    signers = []
+    for header, signature, protected in _signatures(raw):
+        message = "%s.%s" % (protected, _base64(signed))
+        signers.append(_verified(header, message.encode(), signature))
+    return read(signed)._replace(signers=tuple(signers))
+
+
+def read(raw: bytes) -> Schema1:
+    """The manifest whose payload is ``raw``; raises InvalidDocument, PolicyError."""
+    obj = parse_json(raw, _WHAT)
+    if type(obj.get("schemaVersion")) is not int or obj["schemaVersion"] != 1:
+        raise InvalidDocument("%s: schemaVersion must be 1" % _WHAT)
+    blobs = [digest_at(object_at({"layer": item}, "layer", _WHAT), "blobSum", _WHAT)
+             for item in list_at(obj, "fsLayers", _WHAT)]
+    images = [string_at(object_at({"entry": item}, "entry", _WHAT), "v1Compatibility", _WHAT)
+              for item in list_at(obj, "history", _WHAT)]
+    if len(blobs) != len(images) or not blobs:
+        raise InvalidDocument("%s: %d layers with a history of %d" % (_WHAT, len(blobs), len(images)))
+    if len(blobs) > MAX_LAYERS:
+        raise PolicyError("%s: %d layers, the limit is %d" % (_WHAT, len(blobs), MAX_LAYERS))
+    entries = _chain([Entry(blob, parse_json(text.encode(), _WHAT + ": v1Compatibility"))
+                      for blob, text in zip(blobs, images)])
+    return Schema1(raw, Digest.of(raw), tuple(reversed(entries)))
+
+
+def _chain(entries: Sequence[Entry]) -> List[Entry]:
+    """The entries, top first, each once: one lies on the next (fixManifestLayers)."""
+    chain: List[Entry] = []
+    for entry in entries:
+        name = string_at(entry.v1, "id", _WHAT)
+        if not re.fullmatch("[0-9a-f]{64}", name):
+            raise InvalidDocument("%s: image ID %s is invalid" % (_WHAT, ascii(name)[:100]))
+        if chain and chain[-1].v1["id"] == name:
+            chain.pop()
+        chain.append(entry)
+    names = [entry.v1["id"] for entry in chain]
+    if len(set(names)) < len(names):
+        raise InvalidDocument("%s: an ID appears multiple times" % _WHAT)
+    for entry, below in zip(chain, names[1:] + [""]):
+        parent = string_at(entry.v1, "parent", _WHAT)
+        if parent != below:
+            raise InvalidDocument("%s: invalid parent ID%s. Expected %s, got %s" % (
+                _WHAT, "" if below else " in the base layer of the image", below or "none",
+                ascii(parent)[:100]))
+    return chain
+
+
+# Signatures.
+
+
+def _signatures(raw: bytes) -> List[Tuple[Dict[str, Any], bytes, str]]:
+    """Header, signature and protected header of each."""
+    items = list_at(parse_json(raw, _WHAT), "signatures", _WHAT)
+    if not 0 < len(items) <= MAX_SIGNATURES:
+        raise InvalidDocument("%s: %d signatures, want 1 to %d" % (_WHAT, len(items), MAX_SIGNATURES))
+    found = [object_at({"signature": item}, "signature", _WHAT) for item in items]
+    return [(object_at(item, "header", _WHAT), _bytes_at(item, "signature"),
+             string_at(item, "protected", _WHAT)) for item in found]
+
+
+def _payload(raw: bytes, protected: str) -> bytes:
+    what = _WHAT + ": protected header"
+    header = parse_json(_bytes_at({"protected": protected}, "protected"), what)
+    length = int_at(header, "formatLength", what)
+    if length > len(raw):
+        raise InvalidDocument("%s: formatLength is too much" % what)
+    return raw[:length] + _bytes_at(header, "formatTail")
+
+
+def _verified(header: Dict[str, Any], message: bytes, signature: bytes) -> str:
+    """The id of the key that signed; raises InvalidDocument."""
+    what = _WHAT + ": key"
+    jwk = object_at(header, "jwk", what)
+    kind = [string_at(header, "alg", what), string_at(jwk, "kty", what), string_at(jwk, "crv", what)]
+    if kind == ["ES256", "EC", "P-256"]:
+        x, y = _bytes_at(jwk, "x"), _bytes_at(jwk, "y")
+        der = _P256 + x + y
+        good = len(x) == len(y) == 32 and es256.verify(
+            (int.from_bytes(x, "big"), int.from_bytes(y, "big")), message, signature)
+    elif kind == ["RS256", "RSA", ""]:
+        n, e = (int.from_bytes(_bytes_at(jwk, name), "big") for name in "ne")
+        der = _rsa_key(n, e)
+        good = verify_rs256(n, e, message, signature)
+    else:
+        raise InvalidDocument("%s: signed with %s, which is not supported" % (_WHAT, ascii(kind)[:100]))
+    name = key_id(der)
+    if not good or string_at(jwk, "kid", what) != name:
+        raise InvalidDocument("%s: the signature by %s is not good" % (_WHAT, name))
+    return name
+
+
+def verify_rs256(n: int, e: int, message: bytes, signature: bytes) -> bool:
+    """RSASSA-PKCS1-v1_5 with SHA-256, and a key of 2048 to 8192 bits."""
+    size = (n.bit_length() + 7) // 8
+    if not 256 <= size <= 1024 or not 2 < e < 1 << 32 or len(signature) != size:
+        return False
+    ending = b"\0" + _SHA256 + hashlib.sha256(message).digest()
+    wanted = b"\0\1" + b"\xff" * (size - 2 - len(ending)) + ending
+    return pow(int.from_bytes(signature, "big"), e, n) == int.from_bytes(wanted, "big")
+
+
+def key_id(der: bytes) -> str:
+    """What libtrust calls a key, given as SubjectPublicKeyInfo."""
+    text = base64.b32encode(hashlib.sha256(der).digest()[:30]).decode()
+    return ":".join(re.findall("....", text))
+
+
+def _rsa_key(n: int, e: int) -> bytes:
+    numbers = b"".join(_der(2, number.to_bytes(number.bit_length() // 8 + 1, "big")) for number in (n, e))
+    return _der(0x30, _RSA + _der(3, b"\0" + _der(0x30, numbers)))
+
+
+def _der(kind: int, content: bytes) -> bytes:
+    size = len(content)
+    count = (size.bit_length() + 7) // 8 if size > 127 else 0
+    return bytes([kind, 0x80 | count] if count else [kind]) + size.to_bytes(count or 1, "big") + content
+
+
+def _base64(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+
+def _bytes_at(obj: Dict[str, Any], key: str) -> bytes:
+    """What is written as base64url, in the only way that it can be."""
+    text, data = string_at(obj, key, _WHAT), b""
+    with contextlib.suppress(ValueError):
+        data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    if _base64(data) != text:
+        raise InvalidDocument("%s: %s is not base64url" % (_WHAT, key))
+    return data
+
+
+# To what is stored.
+
+
+def converted(old: Schema1, layers: Sequence[Tuple[Descriptor, DiffID]]) -> Tuple[bytes, Manifest]:
+    """The config and the schema 2 manifest of an image with these layers, always the same."""
+    top = old.entries[-1].v1
+    config: Dict[str, Any] = {key: top[key] for key in top if key not in _V1_ONLY}
+    config["rootfs"] = {"type": "layers", "diff_ids": [diff_id for _, diff_id in layers]}
+    config["history"] = [_history(entry) for entry in old.entries]
+    raw = _json({key: config[key] for key in sorted(config)}).encode()
+    described = Descriptor(DOCKER_CONFIG, Digest.of(raw), len(raw))
+    document = _json({"schemaVersion": 2, "mediaType": DOCKER_MANIFEST, "config": described.to_json(),
+                      "layers": [blob.to_json() for blob, _ in layers]}).encode()
+    blobs = tuple(blob for blob, _ in layers)
+    return raw, Manifest(document, Digest.of(document), DOCKER_MANIFEST, described, blobs)
+
+
+def _history(entry: Entry) -> Dict[str, Any]:
+    command = strings_at(object_at(entry.v1, "container_config", _WHAT), "Cmd", _WHAT)
+    found = {"author": string_at(entry.v1, "author", _WHAT), "created_by": " ".join(command),
+             "comment": string_at(entry.v1, "comment", _WHAT), "empty_layer": entry.throwaway}
+    created = string_at(entry.v1, "created", _WHAT, _NEVER)
+    return dict({"created": created}, **{key: value for key, value in found.items() if value})
+
+
+# From what is stored.
+
+
+def build(path: str, tag: str, config: ImageConfig, layers: Sequence[Digest]) -> bytes:
+    """The payload for an image of a repository with these layers, the bottom one first.
+
+    Raises Unsupported if its history does not tell which layer is whose.
+    """
+    history = config.history or (History(),) * len(layers)
+    if not layers or sum(not item.empty_layer for item in history) != len(layers):
+        raise Unsupported("the history of the image does not fit its layers, as schema 1 would have it")
+    blobs, parent = iter(layers), ""
+    entries: List[Tuple[Digest, str]] = []
+    for position, item in enumerate(history, 1):
+        blob = Digest.of(EMPTY) if item.empty_layer else next(blobs)
+        seed = ("%s %s" % (blob.encoded, parent)).encode()
+        last = position == len(history)
+        name = hashlib.sha256(seed + b" " + config.raw if last else seed).hexdigest()
+        v1: Dict[str, Any] = {"id": name, "parent": parent}
+        if not last:
+            v1.update(comment=item.comment, created=item.created or _NEVER,
+                      container_config={"Cmd": [item.created_by]}, author=item.author)
+        v1 = {key: value for key, value in dict(v1, throwaway=item.empty_layer).items() if value}
+        if last:
+            top = parse_json(config.raw, "image config")
+            v1.update((key, top[key]) for key in top if key not in _V1_ONLY)
+            v1 = {key: v1[key] for key in sorted(v1)}
+        entries.insert(0, (blob, _json(v1)))
+        parent = name
+    return _json({
+        "schemaVersion": 1, "name": path, "tag": tag, "architecture": config.platform.architecture,
+        "fsLayers": [{"blobSum": blob} for blob, _ in entries],
+        "history": [{"v1Compatibility": text} for _, text in entries]}, 3).encode()
+
+
+def sign(raw: bytes, key: int, time: str) -> bytes:
+    """The manifest whose payload is ``raw``, signed at ``time`` (RFC 3339)."""
+    x, y = (number.to_bytes(32, "big") for number in es256.public(key))
+    ending = raw[-2:]
+    protected = _base64(_json(
+        {"formatLength": len(raw) - 2, "formatTail": _base64(ending), "time": time}).encode())
+    signature = es256.sign(key, ("%s.%s" % (protected, _base64(raw))).encode())
+    jwk = {"crv": "P-256", "kid": key_id(_P256 + x + y), "kty": "EC", "x": _base64(x), "y": _base64(y)}
+    signed = _json([{"header": {"jwk": jwk, "alg": "ES256"}, "signature": _base64(signature),
+                     "protected": protected}], 3)
+    return raw[:-2] + b',\n   "signatures": ' + signed.replace("\n", "\n   ").encode() + ending
+
+
+def _json(value: Any, indent: Optional[int] = None) -> str:
+    """As Go writes it, which is what digests and ids are of."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent, separators=(",", ": " if indent else ":"))
+    return text.translate(_GO)

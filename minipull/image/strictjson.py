@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""JSON from outside, read one way only.
+
+:func:`parse_json` and the ``*_at`` accessors turn foreign bytes into typed
+values or raise InvalidDocument, naming ``what`` was read; a null string, array
+or object counts as absent, as in Go.
+"""
+import json
+from typing import Any, Dict, List, Mapping, Tuple, TypeVar
+
+from ..digest import Digest
+from ..errors import InvalidDocument
+
+_KINDS: Dict[type, str] = {str: "a string", list: "an array", dict: "an object"}
+_T = TypeVar("_T")
+
+
+def parse_json(data: bytes, what: str) -> Dict[str, Any]:
+    """The object that ``data`` is, strictly: nothing that parsers disagree about."""
+    value = parse_value(data, what)
+    if not isinstance(value, dict):
+        raise InvalidDocument("%s must be an object" % what)
+    return value
+
+
+def parse_value(data: bytes, what: str) -> object:
+    """The same for any value."""
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_int=_integer)
+        # What shows only in the values: lone surrogates, NaN, Infinity, 1e999.
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    except (ValueError, RecursionError, MemoryError) as exc:
+        raise InvalidDocument("%s: invalid JSON: %s" % (what, str(exc)[:150])) from None
+    return value
+
+
+def _unique(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
+    result: Dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError("duplicate key " + ascii(key)[:100])
+        result[key] = value
+    return result
+
+
+def _integer(text: str) -> float:
+    # int() is quadratic; the interpreters that limit it differ in where.
+    return int(text) if len(text) < 400 else float("inf")
+
+
+def _at(obj: Mapping[str, Any], key: str, what: str, default: _T) -> _T:
+    value = obj.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, type(default)):
+        raise InvalidDocument("%s: %s must be %s" % (what, ascii(key)[:80], _KINDS[type(default)]))
+    return value
+
+
+def string_at(obj: Mapping[str, Any], key: str, what: str, default: str = "") -> str:
+    return _at(obj, key, what, default)
+
+
+def list_at(obj: Mapping[str, Any], key: str, what: str) -> List[Any]:
+    return _at(obj, key, what, [])
+
+
+def object_at(obj: Mapping[str, Any], key: str, what: str) -> Dict[str, Any]:
+    return _at(obj, key, what, {})
+
+
+def strings_at(obj: Mapping[str, Any], key: str, what: str) -> Tuple[str, ...]:
+    return tuple(string_at({key: item}, key, what) for item in list_at(obj, key, what))
+
+
+def int_at(obj: Mapping[str, Any], key: str, what: str) -> int:
+    """A whole number from 0 to 2**63-1, which must be there."""
+    value = obj.get(key)
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise InvalidDocument("%s: %s must be an integer from 0 to 2^63-1" % (what, key))
+    return value
+
+
+def digest_at(obj: Mapping[str, Any], key: str, what: str) -> Digest:
+    try:
+        return Digest.parse(obj.get(key))
+    except InvalidDocument as exc:
+        raise InvalidDocument("%s: %s: %s" % (what, key, exc)) from None

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Logins: a credential that a registry has accepted, kept where docker keeps it.
+
+- Where the token server gives an identity token, that is kept, not the password.
+- A helper that is configured for the host keeps it, and is told it on its
+  standard input; without one it stands in the file.
+- The file is replaced in one step, under a lock, for its owner's eyes alone.
+  What else is in it stays, in its order; what is no such file is left alone.
+
+Mirrors moby's registry/auth.go (loginV2) and docker/cli's cli/config.
+"""
+import base64
+import contextlib
+import json
+import os
+import re
+from typing import Any, Callable, Dict, Mapping, Optional
+
+from ..cancel import Cancel
+from ..errors import InvalidReference, StorageError, Unauthorized, storage_errors
+from ..files import Locked, lock, make_directory, open_regular, read_bytes, write_atomic
+from ..image.strictjson import object_at, parse_json
+from ..reference import DEFAULT_DOMAIN, Reference
+from .auth import Authorizer, Credential, answer_error
+from .client import Client, over_endpoints
+from .credentials import MAX_FILE, AuthFile, Source, host_of, names_of, run_helper
+from .errors import RegistryError
+from .url import Origin
+from .v2 import Repository
+
+
+def registry(text: str) -> Reference:
+    """Some name at the registry that a user typed, or whose URL; raises InvalidReference."""
+    host = re.sub("^https?://", "", text.lower()).partition("/")[0]
+    domain = DEFAULT_DOMAIN if host in names_of(DEFAULT_DOMAIN) else host
+    with contextlib.suppress(InvalidReference):
+        found = Reference.parse(domain + "/login")
+        if found.domain == domain:
+            return found
+    shown = ascii(text.rpartition("@")[2])[1:-1][:300]
+    raise InvalidReference("%s is no registry: want HOST[:PORT]" % shown)
+
+
+def login(client: Client, name: Reference, credential: Credential, cancel: Cancel) -> Credential:
+    """Try a user and password at the registry of ``name``; returns what to keep of them.
+
+    Raises InvalidReference, Unauthorized, RegistryError, NetworkError, PolicyError.
+    """
+    try:
+        username, password = (text.encode("utf-8", "surrogateescape").decode() for text in credential[:2])
+    except UnicodeDecodeError:
+        raise InvalidReference("user name and password must be UTF-8") from None
+    if not username or not password or ":" in username:
+        raise InvalidReference("want a user name, without colons, and a password")
+    credential = Credential(username, password)
+
+    def at(repository: Repository) -> Credential:
+        url = repository.endpoint.url + "/v2/"
+        authorizer = Authorizer(client.transport, Origin.of(url), lambda: credential, "", offline=True)
+        response = authorizer.request("GET", url, {}, cancel)
+        if response.status == 401:
+            raise Unauthorized(str(answer_error(response)))
+        response.close()
+        if response.status != 200:
+            raise RegistryError(response.status, text="login attempt to %s failed with status: %d %s" % (
+                url, response.status, response.reason))
+        token = authorizer.refresh_token
+        return Credential(username, identity_token=token) if token else credential
+
+    return over_endpoints(client, name, "login to %s" % name.domain, at, cancel, push=True)
+
+
+class Logins:
+    """What is kept in the file at ``path`` and with the helpers that it names.
+
+    ``timeout`` is in seconds, for a lock.  Methods raise StorageError, InvalidDocument.
+    """
+
+    def __init__(self, path: str, helper_environ: Mapping[str, str], timeout: float = 60,
+                 helper_timeout: float = 30) -> None:
+        self.path = path
+        self._environ = helper_environ
+        self._timeout = timeout
+        self._helper_timeout = helper_timeout
+
+    def keep(self, domain: str, credential: Credential, cancel: Cancel) -> None:
+        """Store what login() returned."""
+        names = names_of(domain)
+        username, password, token, _ = credential
+        helper = AuthFile(Source(self.path)).helper(names)
+        entry: Dict[str, str] = {}
+        if helper:
+            secret = token or password
+            text = json.dumps({
+                "ServerURL": names[0], "Username": "<token>" if token else username, "Secret": secret})
+            self._ask(helper, "store", text, secret)
+        else:
+            entry["auth"] = base64.b64encode(("%s:%s" % (username, password)).encode()).decode()
+            if token:
+                entry["identitytoken"] = token
+        self._change(lambda auths: auths.update({names[0]: entry}), cancel)
+
+    def forget(self, domain: str, cancel: Cancel) -> bool:
+        """Erase it under every name of the host; False if there is nothing to erase."""
+        names = names_of(domain)
+        file = AuthFile(Source(self.path))
+        helper = file.helper(names)
+        kept = [name for name in names if helper and self._ask(helper, "get", name) is not None]
+        for name in kept:
+            self._ask(helper, "erase", name, "")
+        keys = [key for key in file.auths if host_of(key) in names]
+        if keys:
+            self._change(lambda auths: [auths.pop(key, None) for key in keys], cancel)
+        return bool(keys or kept)
+
+    def _ask(self, helper: str, verb: str, text: str, secret: Optional[str] = None) -> Optional[str]:
+        return run_helper(helper, verb, text, self._environ, self._helper_timeout, secret)
+
+    def _change(self, change: Callable[[Dict[str, Any]], object], cancel: Cancel) -> None:
+        path = os.path.realpath(self.path)  # a link stays one
+        folder = os.path.dirname(path)
+        try:
+            make_directory(folder)
+            with storage_errors("lock %s" % path):
+                fd = open_regular(path + ".lock", os.O_RDWR | os.O_CREAT)
+            with open(fd, "rb"):
+                self._lock(fd, path, cancel)
+                document = parse_json((read_bytes(path, MAX_FILE) or b"").strip() or b"{}", path)
+                document["auths"] = object_at(document, "auths", path)
+                change(document["auths"])
+                text = json.dumps(document, indent="\t", ensure_ascii=False)
+                write_atomic(path, text.encode(), folder)
+        except StorageError as exc:
+            if not isinstance(exc.__cause__, OSError):
+                raise
+            what = str(exc).partition("; ")[0]  # what follows is about the store
+            raise StorageError("%s; --authfile names another file" % what) from exc
+
+    def _lock(self, fd: int, path: str, cancel: Cancel) -> None:
+        try:
+            lock(fd, path, True, cancel.pause, self._timeout)
+        except Locked:
+            raise
+        except StorageError:  # no locks there; docker never takes one
+            pass

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Proxies: through which one an origin is asked, if through any.
+
+Loopback never is, nor is what the user lists.  A proxy that can't be used stops
+what would need it, and nothing else.
+
+Mirrors golang.org/x/net/http/httpproxy, whose rules the engine goes by.
+"""
+import base64
+import contextlib
+import ipaddress
+import re
+from typing import Any, Mapping, NamedTuple, Optional
+from urllib.parse import unquote_to_bytes
+
+from ..errors import Error, InvalidReference, NetworkError, PolicyError, Unauthorized
+from .url import Origin
+
+#   proxy ::= [ scheme "://" ] [ userinfo "@" ] netloc [ "/" ]
+_PROXY = re.compile(r"(?:([A-Za-z][A-Za-z0-9+.-]*)://)?(?:(.*)@)?([^@/?#]*)/?", re.DOTALL)
+#   entry ::= ( host | IPv4 | "[" IPv6 "]" ) [ ":" port ]  (else it is an IPv6 address or network)
+_ENTRY = re.compile(r"(\[.*\]|[^:]*)(?::([0-9]{1,5}))?")
+
+
+class Proxy(NamedTuple):
+    """An HTTP proxy; ``authorization`` is a secret that it shares with us alone."""
+    host: str
+    port: int
+    authorization: str = ""
+
+    def __repr__(self) -> str:
+        return "proxy %s:%d" % (self.host, self.port)
+
+    def fields(self) -> Mapping[str, str]:
+        return {"Proxy-Authorization": self.authorization} if self.authorization else {}
+
+    def refusal(self, status: int, reason: str) -> Error:
+        """The error that its own answer is."""
+        text = "%s: %d %s" % (self, status, reason[:100])
+        if status == 407:
+            return Unauthorized(text + "; put USER:PASSWORD@ in front of its host")
+        error = NetworkError(text)
+        error.retry = status >= 500
+        return error
+
+
+class Proxies:
+    """What the environment says: a proxy for each scheme, and who is asked without."""
+
+    def __init__(self, http: str = "", https: str = "", no_proxy: str = "") -> None:
+        self.no_proxy = no_proxy
+        self._urls = {"http": http, "https": https}
+
+    def find(self, origin: Origin) -> Optional[Proxy]:
+        """The proxy for ``origin``, if any; raises as get()."""
+        return None if _direct(origin, self.no_proxy) else self.get(origin.scheme)
+
+    def get(self, scheme: str) -> Optional[Proxy]:
+        """The proxy for ``scheme``, if any; raises InvalidReference for one that can't be used."""
+        url, name = self._urls[scheme], scheme.upper() + "_PROXY"
+        if not url:
+            return None
+        match = _PROXY.fullmatch(url)
+        kind, userinfo, netloc = match.groups() if match else ("", "", "")
+        if kind and kind.lower() != "http":
+            raise InvalidReference(
+                "%s names a proxy that speaks %s; only http:// will do" % (name, kind.lower()))
+        try:
+            place = Origin.of("http://" + netloc)
+        except PolicyError as exc:  # and not a word of it: the password may be in it
+            raise InvalidReference(
+                "%s is malformed; it must be http://[USER:PASSWORD@]HOST[:PORT]" % name) from exc
+        if not userinfo:
+            return Proxy(place.host, place.port)
+        pair = unquote_to_bytes(userinfo.encode("utf-8", "surrogateescape"))
+        pair += b"" if ":" in userinfo else b":"
+        return Proxy(place.host, place.port, "Basic " + base64.b64encode(pair).decode())
+
+
+def _direct(origin: Origin, no_proxy: str) -> bool:
+    host = origin.host.strip("[]")
+    address: Any = None
+    with contextlib.suppress(ValueError):
+        address = ipaddress.ip_address(host)
+        address = getattr(address, "ipv4_mapped", None) or address
+    if host == "localhost" or address is not None and address.is_loopback:
+        return True
+    return any(_matches(entry.strip(), host, origin.port, address)
+               for entry in no_proxy.lower().split(","))
+
+
+def _matches(entry: str, host: str, port: int, address: Any) -> bool:
+    match = _ENTRY.fullmatch(entry)
+    name, only = match.groups() if match else (entry, None)
+    if entry == "*" or only and int(only) != port:
+        return entry == "*"
+    try:
+        network = ipaddress.ip_network(name.strip("[]"), strict=False)
+        return address is not None and address in network
+    except ValueError:
+        # A name stands for itself and what is below it, with a dot for the latter alone.
+        name = name[name.startswith("*."):]
+        dot = "" if name.startswith(".") else "."
+        return name != "" and (dot + host).endswith(dot + name)

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trust: the certificates of others that are believed, and our own.
+
+A directory ``certs.d/HOST[:PORT]`` holds ``*.crt``, authorities to trust
+besides the system's, and pairs of ``NAME.cert`` and ``NAME.key`` which prove
+who we are.  Of several pairs the last counts, for each kind of key.
+
+Mirrors moby's registry/registry.go (ReadCertsDirectory).
+"""
+import contextlib
+import os
+import ssl
+from typing import Iterator, List, Tuple
+
+from ..errors import InvalidReference, StorageError
+
+#: SSL_OP_IGNORE_UNEXPECTED_EOF, which ssl does not name before 3.10.
+_IGNORE_UNEXPECTED_EOF = 1 << 7
+_COMMON_NAME, _ORGANIZATION = b"\x55\x04\x03", b"\x55\x04\x0a"
+
+
+def client_context(verify: bool) -> ssl.SSLContext:
+    """A context of our own rules, whatever interpreter, distribution and OpenSSL are.
+
+    TLS 1.2 at least; an end of the stream that TLS does not vouch for is an
+    error, although OpenSSL 3 is told otherwise by some builds of Python; and
+    the certificates that the engine's documentation has its users make are
+    accepted, which are not strict enough for 3.13.  Without ``verify`` no
+    authorities are loaded, which takes its time, and nobody is verified.
+    """
+    context = ssl.create_default_context() if verify else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    context.options &= ~_IGNORE_UNEXPECTED_EOF
+    if hasattr(ssl, "TLSVersion"):
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+    else:  # Python 3.6
+        context.options |= ssl.OP_NO_TLSv1 | ssl.OP_NO_TLSv1_1
+    return context
+
+
+def add_authorities(context: ssl.SSLContext, path: str) -> None:
+    """Trust the certificates in a PEM file; raises StorageError."""
+    with _errors("CA file %s" % path):
+        context.load_verify_locations(path)
+
+
+def add_folder(context: ssl.SSLContext, folder: str) -> None:
+    """Use all that a directory holds; raises StorageError, InvalidReference for half a pair."""
+    with _errors("certificates in %s" % folder):
+        names = sorted(os.listdir(folder))
+    for name in names:
+        stem, extension = os.path.splitext(name)
+        path = os.path.join(folder, name)
+        if extension == ".crt":
+            add_authorities(context, path)
+        elif extension == ".cert":
+            key = stem + ".key"
+            if key not in names:
+                raise InvalidReference(
+                    "%s: missing key %s for client certificate %s. CA certificates must use the"
+                    " extension .crt" % (folder, key, name))
+            with _errors("client certificate %s (its key must have no password)" % path):
+                # The empty one, lest OpenSSL ask the terminal.
+                context.load_cert_chain(path, os.path.join(folder, key), lambda: "")
+        elif extension == ".key" and stem + ".cert" not in names:
+            raise InvalidReference(
+                "%s: missing client certificate %s.cert for key %s" % (folder, stem, name))
+
+
+def issuer(certificate: bytes) -> str:
+    """Who issued a certificate (DER), by common name; empty if that can't be told."""
+    names = {}
+    with contextlib.suppress(LookupError, ValueError):
+        #   TBSCertificate ::= [version] serialNumber signature issuer ...  (RFC 5280, 4.1)
+        fields = _parts(_parts(_parts(certificate)[0][1])[0][1])
+        for _, relative in _parts(fields[3 if fields[0][0] == 0xA0 else 2][1]):
+            for _, attribute in _parts(relative):
+                (_, kind), (_, value) = _parts(attribute)
+                names[kind] = value.decode("utf-8", "replace")
+    return names.get(_COMMON_NAME) or names.get(_ORGANIZATION) or ""
+
+
+def _parts(der: bytes) -> List[Tuple[int, bytes]]:
+    """The tag and the value of each element that lies in ``der``."""
+    parts = []
+    while der:
+        start, length = 2, der[1]
+        if length > 127:
+            start += length - 128
+            length = int.from_bytes(der[2:start], "big")
+        parts.append((der[0], der[start:start + length]))
+        der = der[start + length:]
+    return parts
+
+
+@contextlib.contextmanager
+def _errors(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:  # ssl.SSLError is one
+        raise StorageError("%s: %s" % (what, exc.strerror or exc)) from exc

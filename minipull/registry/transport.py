@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HTTP: many connections, and what a single exchange can't decide.
+
+A :class:`Transport` is a ``urllib.request`` handler over kept-alive
+connections, since the handlers that come with it always close.  It keeps
+these rules for all above it:
+
+- redirects are followed here, ten at most, and those of other requests than GET
+  and HEAD only on their own host: secrets stay with their origin, https never
+  becomes http, and who is on the public internet can't send us to a private
+  address;
+- a request that moved no byte is repeated three times, and a rate limit of up
+  to a minute is waited for.
+
+Mirrors moby's registry/ (NewTransport) and what Go's net/http does for it.
+"""
+import email.utils
+import random
+import re
+import ssl
+import sys
+import threading
+import time
+import urllib.request
+from typing import Callable, Dict, List, Mapping, Optional, Set, Tuple
+
+from .. import __version__
+from ..cancel import Cancel
+from ..errors import NetworkError, PolicyError, RateLimited
+from .connection import Connection
+from .proxy import Proxy
+from .request import Body
+from .response import Response
+from .url import Origin, joined
+
+USER_AGENT = "minipull/%s (python %d.%d; %s)" % ((__version__,) + sys.version_info[:2] + (sys.platform,))
+RETRY_DELAYS = (0.2, 0.4, 0.8)  # seconds, jittered
+RATE_LIMIT_DELAYS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds, where the registry names none
+MAX_RETRY_AFTER = 60.0  # seconds
+MAX_REDIRECTS = 10
+RETRIED = frozenset((408, 425, 429, 500, 502, 503, 504))
+
+#   warning ::= "299 - " quoted-string  (distribution-spec, "Warnings")
+_WARNING = re.compile(r'299 - "((?:[^"\\]|\\.)*)"')
+_MAX_WARNING = 4096
+#: All that goes along to another origin: to resume must work there.
+_TRAVELLING = frozenset(("accept", "range", "if-range", "user-agent"))
+
+
+class Transport(urllib.request.BaseHandler):
+    """Connections to any number of hosts, shared by threads.
+
+    ``tls`` gives the context for an origin, ``proxy`` the way to it, ``timeout``
+    is in seconds; ``warn`` hears, once, what a registry has to say.  close()
+    ends what is idle; what is in use ends when its user is done.
+    """
+
+    def __init__(self, tls: Callable[[Origin], ssl.SSLContext], timeout: float = 60.0,
+                 headers: Optional[Mapping[str, str]] = None,
+                 proxy: Callable[[Origin], Optional[Proxy]] = lambda origin: None,
+                 warn: Callable[[str], None] = lambda text: None) -> None:
+        self.timeout = timeout
+        #: Who has completed a TLS handshake: plain http is over for that host.
+        self.spoke_tls: Set[Tuple[str, int]] = set()
+        self._tls = tls
+        self._proxy = proxy
+        self._warn = warn
+        self._warned: Set[str] = set()
+        self._headers = dict({"User-Agent": USER_AGENT}, **(headers or {}))
+        self._lock = threading.Lock()
+        self._idle: Dict[Origin, List[Connection]] = {}
+        self._contexts: Dict[Origin, ssl.SSLContext] = {}
+        self._closed = False
+        self._opener = urllib.request.OpenerDirector()
+        self._opener.add_handler(self)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            idle = [conn for conns in self._idle.values() for conn in conns]
+            self._idle.clear()
+        for conn in idle:
+            conn.drop()
+
+    def request(self, method: str, url: str, headers: Mapping[str, str], cancel: Cancel,
+                body: Optional[Body] = None, redirect: bool = True, only_public: bool = False,
+                repeat: bool = True) -> Response:
+        """Send a request and return the answer, whatever its status.
+
+        Without ``repeat`` it is sent again only if it was refused for its rate.
+        ``only_public`` refuses private addresses: it was a public host's idea.
+        Raises NetworkError, TLSError, PolicyError, RateLimited, Cancelled.
+        """
+        retries, limits = list(RETRY_DELAYS), list(RATE_LIMIT_DELAYS)
+        while True:
+            cancel.check()
+            try:
+                response = self._follow(
+                    method, url, headers, cancel, body, redirect, only_public, repeat)
+            except NetworkError as exc:
+                if not exc.retry or not retries or not repeat:
+                    raise
+                cancel.pause(retries.pop(0) * random.uniform(0.75, 1.25))
+                continue
+            limited = response.status == 429
+            if response.status not in RETRIED or not repeat and not limited:
+                return response
+            asked = _retry_after(response.header("Retry-After"))
+            delays = limits if limited else retries
+            if asked > MAX_RETRY_AFTER:
+                response.close()
+                raise RateLimited("%s %s; try again in %d seconds" % (
+                    response.origin, "limits our rate" if limited else "is not available", asked))
+            if not delays:
+                return response
+            response.discard()
+            cancel.pause(max(asked, delays.pop(0) * random.uniform(0.75, 1.25)))
+
+    def _follow(self, method: str, url: str, headers: Mapping[str, str], cancel: Cancel,
+                body: Optional[Body], redirect: bool, public: bool, repeat: bool) -> Response:
+        sent = dict(self._headers, **headers)
+        origin = first = Origin.of(url)
+        for _ in range(MAX_REDIRECTS + 1):
+            request = _Request(url, headers=sent, method=method)
+            request.origin, request.body, request.repeat = origin, body, repeat
+            request.cancel, request.only_public = cancel, public
+            response: Response = self._opener.open(request)
+            if response.origin == first:
+                self._pass_on(response)
+            location = response.header("Location")
+            if response.status not in (301, 302, 303, 307, 308) or not location:
+                return response
+            public = public or response.public
+            response.discard()
+            url = joined(url, location)
+            origin = Origin.of(url)
+            stays = response.status in (307, 308) and origin == response.origin
+            if not redirect or method not in ("GET", "HEAD") and not stays:
+                raise PolicyError("%s redirects a %s request, refused" % (response.origin, method))
+            if origin.scheme == "http" and response.origin.scheme == "https":
+                raise PolicyError("%s redirects from https to http, refused" % (response.origin,))
+            if origin != first:
+                sent = {k: v for k, v in sent.items() if k.lower() in _TRAVELLING}
+        raise PolicyError("%s: stopped after %d redirects" % (first, MAX_REDIRECTS))
+
+    def _pass_on(self, response: Response) -> None:
+        for text in _WARNING.findall(response.header("Warning")[:_MAX_WARNING]):
+            line = "%s: %s" % (response.origin, re.sub(r"\\(.)", r"\1", text))
+            with self._lock:
+                known = line in self._warned
+                self._warned.add(line)
+            if not known:
+                self._warn(line)
+
+    # What urllib.request calls for its two schemes.
+
+    def http_open(self, request: "_Request") -> Response:
+        origin = request.origin
+        while True:
+            conn = self._checkout(origin)
+            try:
+                return conn.exchange(
+                    request.get_method(), request.full_url, dict(request.header_items()),
+                    request.body, request.cancel, request.only_public)
+            except NetworkError:
+                # The server may have closed it while it lay idle.
+                if not conn.used or conn.received or not request.repeat:
+                    raise
+            finally:
+                if conn.secure:
+                    self.spoke_tls.add((origin.host, origin.port))
+
+    https_open = http_open
+
+    def _checkout(self, origin: Origin) -> Connection:
+        while True:
+            with self._lock:
+                idle = self._idle.get(origin)
+                conn = idle.pop() if idle else None
+            if conn is None:
+                return Connection(
+                    origin, self.timeout, lambda: self._context(origin), self._checkin,
+                    self._proxy(origin))
+            if conn.quiet():
+                return conn
+            conn.drop()
+
+    def _checkin(self, conn: Connection) -> None:
+        with self._lock:
+            if not self._closed:
+                self._idle.setdefault(conn.origin, []).append(conn)
+                return
+        conn.drop()
+
+    def verifies(self, origin: Origin) -> bool:
+        """Whether who answers there has proved to be who we meant."""
+        return origin.scheme == "https" and self._context(origin).verify_mode != ssl.CERT_NONE
+
+    def _context(self, origin: Origin) -> ssl.SSLContext:
+        with self._lock:
+            if origin not in self._contexts:
+                self._contexts[origin] = self._tls(origin)
+            return self._contexts[origin]
+
+
+class _Request(urllib.request.Request):
+    origin: Origin
+    body: Optional[Body]
+    repeat: bool
+    cancel: Cancel
+    only_public: bool
+
+
+def _retry_after(text: str) -> float:
+    """Seconds to wait (RFC 9110, 10.2.3), 0 for nothing that makes sense."""
+    if re.fullmatch("[0-9]{1,9}", text):
+        return float(text)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    except (TypeError, ValueError, LookupError, OverflowError):
+        return 0.0

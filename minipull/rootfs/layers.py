@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The entries of a layer, verified on the way."""
+import contextlib
+from typing import Iterator, List, Optional, Sequence, Tuple
+
+from ..cancel import Cancel
+from ..digest import Buffer, ChainID, DiffID, Verifier
+from ..errors import ContentMismatch, InvalidDocument, NotFound, PolicyError, StorageError
+from ..image.config import Image
+from ..image.descriptor import Descriptor
+from ..image.manifest import Manifest
+from ..image.platform import Platform
+from ..image.tar import Reader
+from ..progress import Meter, Output
+from ..store.compression import ahead, decompressed
+from ..store.layer import Diff
+from ..store.metadata import V2Metadata
+from ..store.references import Association
+from ..store.store import Store
+
+
+def for_platform(image: Image, store: Store, platform: Platform) -> Image:
+    """Of an image that is stored for many platforms the one for this; raises NotFound."""
+    descriptor = store.on(platform, image.descriptor)
+    if descriptor is None:
+        raise NotFound("%s has nothing for %s" % (image.name.familiar, str(platform)))
+    return store.load(Association(image.name, descriptor, image.source))
+
+
+def layers_of(image: Image, store: Store) -> List[Tuple[Descriptor, DiffID]]:
+    """The layers of an image, bottom first; raises NotFound for what is no image or not all there."""
+    document = store.document(image.descriptor)
+    if image.config is None or not isinstance(document, Manifest):
+        raise NotFound("%s is no image that has a root file system" % image.name.familiar)
+    if len(document.layers) != len(image.config.diff_ids):
+        raise ContentMismatch("layers from manifest don't match image configuration")
+    for blob in document.layers:
+        if not store.content.has(blob.digest, blob.size):
+            raise StorageError("layer %s of %s is not stored; pull it, with --foreign if it has URLs" % (
+                blob.digest, image.name.familiar))
+    return list(zip(document.layers, image.config.diff_ids))
+
+
+def remember(image: Image, store: Store, layers: Sequence[Tuple[Descriptor, DiffID]]) -> None:
+    """Record of an image just pulled what reading its layers has shown."""
+    chain: Optional[ChainID] = None
+    with contextlib.suppress(StorageError):  # a cache
+        for blob, diff_id in layers:
+            chain = store.layers.register(chain, Diff(diff_id), blob).chain_id
+            store.metadata.add(diff_id, V2Metadata(blob.digest, image.name.name))
+
+
+@contextlib.contextmanager
+def reading(store: Store, blob: Descriptor, diff_id: DiffID, output: Output,
+            cancel: Cancel) -> Iterator[Reader]:
+    """The entries of a layer; at the end of the block all of it has been verified."""
+    raw, verifier = Verifier(blob.digest.algorithm), Verifier()
+    meter = Meter(output, blob.digest.short, "Extracting", blob.size)
+
+    def inflated() -> Iterator[Buffer]:
+        with store.content.open(blob.digest) as file:
+            for piece in decompressed(file, cancel, store.layers.zstd, raw):
+                verifier.update(piece)
+                meter.move(raw.size)
+                yield piece if isinstance(piece, bytes) else bytes(piece)
+
+    try:
+        with ahead(inflated()) as pieces:
+            reader = Reader(pieces)
+            yield reader
+            reader.drain()
+        meter.finish()
+    except (InvalidDocument, PolicyError):
+        # What is wrong with a layer may be the disk's doing.
+        raw = Verifier(blob.digest.algorithm)
+        store.content.hash(blob.digest, raw, cancel)
+        if raw.digest == blob.digest:
+            raise
+    try:
+        raw.verify(blob.digest, blob.size, "layer")
+    except ContentMismatch as exc:
+        raise StorageError("blob %s in the store is corrupt; run minipull check" % blob.digest) from exc
+    if verifier.digest != diff_id:
+        raise ContentMismatch("layer %s is %s, not %s as its config says" % (
+            blob.digest, verifier.digest, diff_id))

@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A registry over a store; shares no code with the client.
+
+The modules in reading order:
+
+    message     requests parsed, answers made
+    http        the listener: a small HTTP/1.1 server
+    uploads     upload sessions on disk
+    blobs       blobs, out and in
+    catalog     which repository a URL means
+    registry    routes and manifests; serve()
+"""

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The blobs of a registry: given out whole or in part, taken in by sessions.
+
+A blob leaves as it lies, unverified: the receiver hashes it anyway.  It
+comes in at once, in chunks that must follow each other, or in one stream.
+
+distribution-spec "Pulling blobs", "Pushing blobs"; RFC 9110 section 14.
+"""
+import contextlib
+import re
+from typing import Iterator, List, Optional, Tuple
+
+from ..digest import Digest
+from ..errors import InvalidDocument, PolicyError
+from ..files import Locked
+from ..store.gc import delete
+from ..store.store import Store
+from .message import Headers, Refusal, Request, Response
+from .uploads import MAX_BLOB, Upload, UploadStore
+
+_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
+_CONTENT_RANGE = re.compile(r"(?:bytes )?([0-9]{1,18})-([0-9]{1,18})(?:/.*)?")
+
+
+class Blobs:
+    """The handlers; ``name`` is a checked repository, in which every blob is visible."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._content = store.content
+        self._uploads = UploadStore(store.content)
+
+    def get(self, request: Request, name: str, text: str) -> Response:
+        digest, fields = asked_digest(text), request.head.headers
+        size = self._content.size(digest)
+        if size is None:
+            raise Refusal(404, "BLOB_UNKNOWN", "blob unknown to registry")
+        etag = '"%s"' % digest
+        headers = [
+            ("Content-Type", "application/octet-stream"), ("Docker-Content-Digest", digest),
+            ("ETag", etag), ("Accept-Ranges", "bytes")]
+        status, first, count = 200, 0, size
+        if request.head.method == "GET" and fields.get("if-range", etag) == etag:
+            part = _range(fields.get("range", ""), size)
+            if part is not None:
+                status, (first, count) = 206, part
+                last = first + count - 1
+                headers.append(("Content-Range", "bytes %d-%d/%d" % (first, last, size)))
+        return Response(status, headers, b"", self._content.open(digest), first, count)
+
+    def delete(self, request: Request, name: str, text: str) -> Response:
+        try:
+            if not delete(self._store, asked_digest(text)):
+                raise Refusal(404, "BLOB_UNKNOWN", "blob unknown to registry")
+        except PolicyError as exc:
+            raise Refusal(405, "UNSUPPORTED", str(exc)) from exc
+        return Response(202)
+
+    def start(self, request: Request, name: str) -> Response:
+        """Open a session; or mount a blob that is here, or take all of it at once."""
+        query = request.head.parameter
+        if query("digest-algorithm") not in ("", "sha256", "sha384", "sha512"):
+            raise Refusal(400, "DIGEST_INVALID", "unsupported digest algorithm")
+        mounted = asked_digest(query("mount")) if query("mount") else None
+        if mounted is not None and self._content.size(mounted) is not None:
+            return Response(201, created("/v2/%s/blobs/%s" % (name, mounted), mounted))
+        digest = asked_digest(query("digest")) if query("digest") else None
+        session = self._uploads.start(name)
+        if digest is None:
+            return Response(202, _progress(name, session, 0))
+        with self._uploads.owning(name, session) as upload:
+            try:
+                return self._finish(request, name, session, upload, digest)
+            except BaseException:
+                upload.discard()  # nobody was told of the session
+                raise
+
+    def status(self, request: Request, name: str, session: str) -> Response:
+        return Response(204, _progress(name, session, self._uploads.size(name, session)))
+
+    def append(self, request: Request, name: str, session: str) -> Response:
+        with self._owning(name, session) as upload:
+            _receive(request, name, session, upload)
+            return Response(202, _progress(name, session, upload.size))
+
+    def commit(self, request: Request, name: str, session: str) -> Response:
+        digest = asked_digest(request.head.parameter("digest"))
+        with self._owning(name, session) as upload:
+            return self._finish(request, name, session, upload, digest)
+
+    def _finish(
+        self, request: Request, name: str, session: str, upload: Upload, digest: Digest
+    ) -> Response:
+        _receive(request, name, session, upload)
+        upload.commit(digest)
+        return Response(201, created("/v2/%s/blobs/%s" % (name, digest), digest))
+
+    def abandon(self, request: Request, name: str, session: str) -> Response:
+        with self._store.using(writing=True), self._owning(name, session) as upload:
+            upload.discard()
+        return Response(204)
+
+    @contextlib.contextmanager
+    def _owning(self, name: str, session: str) -> Iterator[Upload]:
+        with contextlib.ExitStack() as stack:
+            try:
+                upload = stack.enter_context(self._uploads.owning(name, session))
+            except Locked as exc:  # two at once: the second has no place to go on from
+                state = _progress(name, session, self._uploads.size(name, session))
+                raise Refusal(416, "BLOB_UPLOAD_INVALID", "another request writes", state) from exc
+            yield upload
+
+
+def asked_digest(text: str) -> Digest:
+    try:
+        return Digest.parse(text)
+    except InvalidDocument as exc:
+        raise Refusal(400, "DIGEST_INVALID", str(exc)) from exc
+
+
+def created(path: str, digest: Digest) -> List[Tuple[str, str]]:
+    return [("Location", path), ("Docker-Content-Digest", digest)]
+
+
+def _progress(name: str, session: str, size: int) -> Headers:
+    return [
+        ("Location", "/v2/%s/blobs/uploads/%s" % (name, session)),
+        ("Range", "0-%d" % max(0, size - 1)), ("Docker-Upload-UUID", session)]
+
+
+def _receive(request: Request, name: str, session: str, upload: Upload) -> None:
+    """Append the body to a session, if it belongs there."""
+    text, length = request.head.headers.get("content-range"), request.body.length
+    end = None if length is None else upload.size + length
+    if text is not None:
+        match = _CONTENT_RANGE.fullmatch(text)
+        first, last = map(int, match.groups()) if match else (-1, -1)
+        if first != upload.size or end not in (None, last + 1):
+            raise Refusal(
+                416, "BLOB_UPLOAD_INVALID", "the upload goes on at byte %d" % upload.size,
+                _progress(name, session, upload.size))
+        end = last + 1
+    if (end or 0) > MAX_BLOB:
+        raise Refusal(413, "SIZE_INVALID", "the upload is larger than %d bytes" % MAX_BLOB)
+    for piece in request.body:
+        upload.write(piece)
+    if end not in (None, upload.size):
+        raise Refusal(400, "SIZE_INVALID", "the chunk is not as long as its Content-Range")
+
+
+def _range(text: str, size: int) -> Optional[Tuple[int, int]]:
+    """Offset and length of the one range that is asked for; None: send it all."""
+    match = _RANGE.fullmatch(text)
+    if match is None or match.groups() == ("", ""):
+        return None
+    first, last = match.groups()
+    start = int(first) if first else max(0, size - int(last))
+    end = min(size, int(last) + 1) if first and last else size
+    if start >= end:
+        raise Refusal(416, "UNSUPPORTED", "no such range", [("Content-Range", "bytes */%d" % size)])
+    return start, end - start

@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small HTTP/1.1 server for clients that nobody vouches for.
+
+One thread a connection, within a number of them; every wait has a deadline; a
+body that was not read to its end costs the connection.  What a request means is
+told by the application, a function from :class:`Request` to :class:`Response`
+that may raise :class:`Refusal`.
+"""
+import contextlib
+import email.utils
+import errno
+import http
+import os
+import re
+import socket
+import threading
+import time
+from typing import Any, Callable, Optional, Set
+
+from ..cancel import Cancel
+from ..errors import NetworkError
+from ..sendfile import send
+from .message import Body, Head, Refusal, Request, Response, parse_head
+
+MAX_CONNECTIONS = 256
+MAX_HEAD = 64 << 10  # bytes of request line and headers
+BUFFER = 64 << 10  # bytes; one a connection
+STALLED = 1024  # bytes that must arrive within a timeout
+HEAD_SECONDS = 20.0  # from the first byte of a head to its last
+IDLE_SECONDS = 60.0  # between two requests
+TICK = 0.2  # seconds; how soon a stop is noticed
+GRACE = 1.2  # seconds for answers under way after a stop
+_GONE = (ConnectionError, TimeoutError, socket.timeout)
+
+
+class Disconnected(ConnectionError):
+    """The client has gone, or stands still."""
+
+
+class Server:
+    """Listens from the start; :meth:`run` serves.
+
+    ``timeout`` (seconds) is how long a client may stand still within a request;
+    ``log`` is told of each answer, and of trouble as one with a status from 500
+    up.  Raises NetworkError if the address can't be had.
+    """
+
+    def __init__(
+        self, host: str, port: int, application: Callable[[Request], Response],
+        timeout: float = 60.0, log: Callable[[int, str], None] = lambda status, text: None
+    ) -> None:
+        self.application = application
+        self.timeout = timeout
+        self.log = log
+        self.leaving = False  # who waits for another request is to go
+        self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self._connections: Set["_Connection"] = set()
+        try:
+            found = socket.getaddrinfo(
+                host or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            address = found[0][4]
+            self._socket = _listen(found[0][0], (address[0], port, *address[2:]))
+        except (OSError, UnicodeError, OverflowError) as exc:
+            text = getattr(exc, "strerror", None) or exc
+            raise NetworkError("listen on %s:%d: %s" % (host, port, text)) from exc
+        name, number = self._socket.getsockname()[:2]
+        self.address = "%s:%d" % ("[%s]" % name if ":" in name else name, number)
+
+    def run(self, cancel: Cancel) -> None:
+        """Serve until cancelled; answers under way then have a moment to end."""
+        try:
+            with self._socket:
+                self._socket.settimeout(TICK)
+                while not cancel.cancelled:
+                    self.leaving = not self._slots.acquire(blocking=False)
+                    if not self.leaving or self._slots.acquire(timeout=TICK):
+                        self._accept()
+        finally:
+            self.leaving = True
+            self._settle(GRACE)
+            for connection in list(self._connections):
+                connection.cut()
+            self._settle(TICK)
+
+    def _accept(self) -> None:
+        """Wait a moment for a client; it gets a thread, and our slot."""
+        held = contextlib.ExitStack()
+        held.callback(self._slots.release)
+        try:
+            client = held.enter_context(self._socket.accept()[0])
+            connection = _Connection(client, self)
+            self._connections.add(connection)
+            held.callback(self._connections.discard, connection)
+            threading.Thread(target=self._serve, args=(connection, held), daemon=True).start()
+            return
+        except socket.timeout:
+            pass
+        except (MemoryError, OSError, RuntimeError) as exc:  # or out of descriptors, threads
+            if getattr(exc, "errno", None) != errno.ECONNABORTED:
+                self.log(503, "accept: %s" % exc)
+                time.sleep(TICK)
+        held.close()
+
+    def _serve(self, connection: "_Connection", held: contextlib.ExitStack) -> None:
+        with held:
+            try:
+                connection.run()
+            except _GONE:  # nobody is left to be told
+                pass
+            except Exception as exc:
+                self.log(500, "internal error: %s: %s" % (type(exc).__name__, exc))
+
+    def _settle(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while self._connections and time.monotonic() < end:
+            time.sleep(0.01)
+
+
+def _listen(family: int, address: Any) -> socket.socket:
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if os.name == "posix":  # elsewhere it would let others take the port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(128)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+class _Connection:
+    """One client, whose requests are answered one after the other."""
+
+    def __init__(self, client: socket.socket, server: Server) -> None:
+        self._socket = client
+        self._server = server
+        self._buffer = memoryview(bytearray(BUFFER))
+        self._start = self._end = 0  # of what is in the buffer and was not taken yet
+        self._waited, self._moved = 0.0, 0  # seconds for that many bytes of a body
+
+    def run(self) -> None:
+        with contextlib.suppress(OSError):  # gone already
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while self._exchange():
+            pass
+
+    def cut(self) -> None:
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def _exchange(self) -> bool:
+        """One request and its answer; whether there may be another."""
+        head, body, keep, note = None, None, False, ""
+        try:
+            data = self._receive_head()
+            if data is None:
+                return False
+            head = parse_head(data)
+            body = Body(head.length, self._receive, self._proceed if head.waits else None)
+            self._waited, self._moved = 0.0, 0
+            response = self._server.application(Request(head, body))
+            keep = not head.last
+        except Refusal as exc:
+            response = exc.response
+            keep = head is not None and not head.last
+            if exc.status >= 500 and exc.__cause__ is not None:
+                note = ": %s" % exc.__cause__
+        except _GONE:
+            raise
+        except Exception as exc:
+            note = ": internal error: %s: %s" % (type(exc).__name__, exc)
+            response = Refusal(500, "UNKNOWN", "internal error").response
+        with contextlib.ExitStack() as stack:
+            if response.file is not None:
+                stack.enter_context(response.file)
+            keep = keep and body is not None and body.drain() and not self._server.leaving
+            self._answer(head, response, keep, note)
+        if not keep and (body is None or not body.finished or self._start < self._end):
+            self._linger()
+        return keep
+
+    def _receive_head(self) -> Optional[bytes]:
+        """The head of the next request, or None if there will be none."""
+        head, since = bytearray(), time.monotonic()
+        while True:
+            if self._start < self._end:
+                if not head:
+                    since = time.monotonic()
+                seen = max(0, len(head) - 3)
+                head += self._buffer[self._start:self._end]
+                if not head[:1].isalpha():  # most likely TLS, whose client waits for our word
+                    raise Refusal(400, "UNSUPPORTED", "malformed request line")
+                end = head.find(b"\r\n\r\n", seen)
+                if max(end, len(head) if end < 0 else 0) > MAX_HEAD:
+                    raise Refusal(431, "UNSUPPORTED", "the head is larger than %d bytes" % MAX_HEAD)
+                if end >= 0:
+                    self._start = self._end - (len(head) - end - 4)
+                    return bytes(head[:end])
+            if head and time.monotonic() - since > HEAD_SECONDS:
+                raise Refusal(408, "UNSUPPORTED", "the head took too long")
+            self._start = self._end = 0
+            try:
+                self._socket.settimeout(TICK)
+                self._end = self._socket.recv_into(self._buffer)
+                if not self._end:
+                    return None
+            except socket.timeout:  # now, so that nothing that was sent is lost
+                idle = time.monotonic() - since > IDLE_SECONDS
+                if not head and (idle or self._server.leaving):
+                    return None
+
+    def _receive(self, limit: int) -> memoryview:
+        """Some bytes of a body, at most ``limit``; alive until the next call."""
+        if self._start == self._end:
+            self._socket.settimeout(self._server.timeout)
+            before = time.monotonic()
+            self._start, self._end = 0, self._socket.recv_into(self._buffer)
+            if not self._end:
+                raise Disconnected("the client has gone")
+            self._waited += time.monotonic() - before
+            self._moved += self._end
+            if self._waited > self._server.timeout:
+                if self._moved < STALLED:
+                    raise Disconnected("the client is too slow")
+                self._waited, self._moved = 0.0, 0
+        piece = self._buffer[self._start:min(self._end, self._start + limit)]
+        self._start += len(piece)
+        return piece
+
+    def _proceed(self) -> None:
+        self._send(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _send(self, data: bytes) -> None:
+        self._socket.settimeout(self._server.timeout)
+        self._socket.sendall(data)
+
+    def _answer(self, head: Optional[Head], response: Response, keep: bool, note: str) -> None:
+        status, size = response.status, response.length if response.file else len(response.body)
+        lines = ["HTTP/1.1 %d %s" % (status, http.HTTPStatus(status).phrase)]
+        fields = [
+            *response.headers, ("Date", email.utils.formatdate(usegmt=True)),
+            ("Docker-Distribution-Api-Version", "registry/2.0"),
+            ("X-Content-Type-Options", "nosniff")]
+        if status not in (204, 304):
+            fields.append(("Content-Length", str(size)))
+        if not keep:
+            fields.append(("Connection", "close"))
+        for name, value in fields:
+            if not re.fullmatch("[ -~]*", value):
+                raise ValueError("header %s: %s" % (name, ascii(value)))
+            lines.append("%s: %s" % (name, value))
+        data = "\r\n".join(lines + ["", ""]).encode("ascii")
+        asked = head is None or head.method != "HEAD"
+        what = "%s %s" % (head.method, ascii(head.path)[1:-1]) if head else "malformed request"
+        self._server.log(status, "%s %d%s" % (what, status, note))
+        self._send(data + response.body if asked else data)
+        if response.file is not None and asked and size:  # which sendfile takes no 0 for
+            if sum(send(self._socket, response.file, response.offset, size)) != size:
+                raise Disconnected("the file is shorter than it was")
+
+    def _linger(self) -> None:
+        """Let the client read our answer; what it still sends would reset the connection."""
+        end = time.monotonic() + GRACE
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+            self._socket.settimeout(GRACE)
+            while time.monotonic() < end and self._socket.recv_into(self._buffer):
+                pass

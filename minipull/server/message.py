@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HTTP messages as a server meets them: what was asked, and where it ends.
+
+The standard library's http.server takes a request with two lengths, and reads
+the body that nobody read as the next request.  Here a head is parsed strictly
+or refused, and a body knows whether its end was reached.
+
+RFC 9112 (messages, chunks), RFC 9110 (fields).
+"""
+import contextlib
+import json
+import re
+import urllib.parse
+from typing import BinaryIO, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+from ..errors import Error
+
+MAX_FIELDS = 100  # headers, trailers, and parameters of a query
+MAX_LINE = 1024  # bytes of a line within a chunked body
+MAX_DRAINED = 64 << 10  # bytes of an unread body that are worth a connection
+
+_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+#   request-line ::= method SP target SP version
+_REQUEST_LINE = re.compile(rb"(%s) ([!-~]+) HTTP/([0-9])\.([0-9])" % _TOKEN)
+#   field-line   ::= name ":" OWS value OWS       (no folding, no control characters)
+_FIELD = re.compile(rb"(%s):([^\x00-\x08\x0a-\x1f\x7f]*)" % _TOKEN)
+#   chunk-line   ::= hex+ [ ";" extension ]
+_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t -~]*)?")
+#   line         ::= no control characters, CR LF      (a lone one may end it elsewhere)
+_LINE = re.compile(rb"([^\x00-\x08\x0a-\x1f\x7f]*)\r\n")
+#: Of these a second one would be a second opinion.
+_ONCE = frozenset(("content-length", "transfer-encoding", "host", "content-range", "content-type"))
+
+Headers = Sequence[Tuple[str, str]]
+
+
+class Response(NamedTuple):
+    """An answer: ``body``, or ``length`` bytes of ``file`` from ``offset``."""
+    status: int
+    headers: Headers = ()
+    body: bytes = b""
+    file: Optional[BinaryIO] = None
+    offset: int = 0
+    length: int = 0
+
+
+def json_response(
+    status: int, value: object, headers: Headers = (), content_type: str = "application/json"
+) -> Response:
+    body = json.dumps(value, separators=(",", ":")).encode()
+    return Response(status, [("Content-Type", content_type), *headers], body)
+
+
+class Refusal(Error):
+    """An answer that says no; ``code`` is one of distribution-spec's."""
+
+    def __init__(self, status: int, code: str, text: str, headers: Headers = ()) -> None:
+        super().__init__(text)
+        self.status, self.code, self.headers = status, code, headers
+
+    @property
+    def response(self) -> Response:
+        error = {"code": self.code, "message": str(self), "detail": None}
+        return json_response(self.status, {"errors": [error]}, self.headers)
+
+
+class Body:
+    """The body of a request: pieces, each alive until the next.
+
+    ``length`` in bytes is None where it comes in chunks.  ``receive`` returns
+    some bytes, at most as many as it is asked for; ``proceed`` tells a client
+    that waits for it to send.  Iterating raises Refusal for a broken chunk.
+    """
+
+    def __init__(
+        self, length: Optional[int], receive: Callable[[int], memoryview],
+        proceed: Optional[Callable[[], None]] = None
+    ) -> None:
+        self.length = length
+        self.finished = length == 0
+        self._receive = receive
+        self._proceed = proceed
+        self._pieces = self._read()
+
+    def __iter__(self) -> Iterator[memoryview]:
+        return self._pieces
+
+    def read(self, limit: int) -> bytes:
+        """All of a small body; raises Refusal past ``limit`` bytes."""
+        data = bytearray()
+        pieces = self._pieces if (self.length or 0) <= limit else iter(())
+        for piece in pieces:
+            data += piece
+            if len(data) > limit:
+                break
+        if not self.finished:
+            raise Refusal(413, "SIZE_INVALID", "the body is larger than %d bytes" % limit)
+        return bytes(data)
+
+    def drain(self) -> bool:
+        """Read what nobody read if that is little; whether the end was reached."""
+        if self._proceed is None:
+            with contextlib.suppress(Refusal):
+                self.read(MAX_DRAINED)
+        return self.finished
+
+    def _read(self) -> Iterator[memoryview]:
+        if self.finished:
+            return
+        proceed, self._proceed = self._proceed, None
+        if proceed is not None:
+            proceed()
+        if self.length is not None:
+            yield from self._exactly(self.length)
+        else:
+            size = self._chunk()
+            while size:
+                yield from self._exactly(size)
+                if self._line():
+                    raise Refusal(400, "SIZE_INVALID", "malformed chunk")
+                size = self._chunk()
+            for _ in range(MAX_FIELDS):
+                if not self._line():
+                    break
+            else:
+                raise Refusal(400, "SIZE_INVALID", "too many trailers")
+        self.finished = True
+
+    def _exactly(self, count: int) -> Iterator[memoryview]:
+        while count:
+            piece = self._receive(count)
+            count -= len(piece)
+            yield piece
+
+    def _chunk(self) -> int:
+        match = _CHUNK.fullmatch(self._line())
+        if match is None:
+            raise Refusal(400, "SIZE_INVALID", "malformed chunk size")
+        return int(match.group(1), 16)
+
+    def _line(self) -> bytes:
+        line = bytearray()
+        while not line.endswith(b"\n") and len(line) < MAX_LINE:
+            line += self._receive(1)
+        match = _LINE.fullmatch(line)
+        if match is None:
+            raise Refusal(400, "SIZE_INVALID", "malformed chunk")
+        return bytes(match.group(1))
+
+
+class Head(NamedTuple):
+    """The head of a request, understood: path decoded once, names in lower case."""
+    method: str
+    path: str
+    query: Dict[str, List[str]]
+    headers: Dict[str, str]
+    length: Optional[int]  # bytes of the body; None: in chunks
+    waits: bool  # the client sends its body when told to
+    last: bool  # it will send no other request
+
+    def parameter(self, name: str) -> str:
+        """The first value of a parameter, or nothing."""
+        return self.query.get(name, [""])[0]
+
+
+class Request(NamedTuple):
+    """What an application gets."""
+    head: Head
+    body: Body
+
+
+def parse_head(data: bytes) -> Head:
+    """The head of a request, without the empty line at its end; raises Refusal."""
+    first, *lines = data.split(b"\r\n")
+    match = _REQUEST_LINE.fullmatch(first)
+    if match is None:
+        raise Refusal(400, "UNSUPPORTED", "malformed request line")
+    method, target, major, minor = (part.decode("ascii") for part in match.groups())
+    if major != "1":
+        raise Refusal(505, "UNSUPPORTED", "this server speaks HTTP/1.1")
+    modern, headers = minor != "0", _headers(lines)
+    if modern and "host" not in headers:
+        raise Refusal(400, "UNSUPPORTED", "Host is missing")
+    path, _, query = target.partition("?")
+    if query.count("&") + query.count(";") >= MAX_FIELDS:
+        raise Refusal(400, "UNSUPPORTED", "more than %d parameters" % MAX_FIELDS)
+    return Head(
+        method, urllib.parse.unquote(path), urllib.parse.parse_qs(query, keep_blank_values=True),
+        headers, _length(headers, modern),
+        modern and headers.get("expect", "").lower() == "100-continue",
+        not modern or "close" in headers.get("connection", "").lower())
+
+
+def _headers(lines: Sequence[bytes]) -> Dict[str, str]:
+    headers: Dict[str, str] = {}
+    if len(lines) > MAX_FIELDS:
+        raise Refusal(431, "UNSUPPORTED", "more than %d headers" % MAX_FIELDS)
+    for line in lines:
+        match = _FIELD.fullmatch(line)
+        if match is None:
+            raise Refusal(400, "UNSUPPORTED", "malformed header")
+        name = match.group(1).decode("ascii").lower()
+        value = match.group(2).decode("latin-1").strip(" \t")
+        if name in headers:
+            if name in _ONCE:
+                raise Refusal(400, "UNSUPPORTED", "two of the header %s" % name)
+            value = "%s, %s" % (headers[name], value)
+        headers[name] = value
+    return headers
+
+
+def _length(headers: Dict[str, str], modern: bool) -> Optional[int]:
+    """Bytes of the body, or None for chunks; whatever could be read in two ways is refused."""
+    length, coding = headers.get("content-length"), headers.get("transfer-encoding")
+    if coding is not None:
+        if length is not None or not modern:
+            raise Refusal(400, "SIZE_INVALID", "Transfer-Encoding contradicts the rest")
+        if coding.lower() != "chunked":
+            raise Refusal(501, "UNSUPPORTED", "Transfer-Encoding must be chunked")
+        return None
+    if length is None:
+        return 0
+    if not re.fullmatch("[0-9]{1,18}", length):
+        raise Refusal(400, "SIZE_INVALID", "malformed Content-Length")
+    return int(length)

@@ -1,0 +1,329 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A registry over a store, as distribution-spec 1.1 has it.
+
+One store is one trust domain: a blob is visible in every repository, and so is
+a manifest by its digest.  Manifests are kept byte for byte and not judged; they
+must only be of the kinds that gc understands, with what they need in the store.
+One gate before all routing refuses writers unless they are wanted, and what no
+pattern knows is not found: nothing of a URL ever reaches the file system but
+checked digests and ids.
+
+Mirrors docker/distribution's registry/handlers.
+"""
+import contextlib
+import errno
+import functools
+import json
+import re
+import threading
+import urllib.parse
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+
+from ..cancel import Cancel
+from ..digest import Digest
+from ..errors import (
+    ContentMismatch, Error, InvalidDocument, InvalidReference, NotFound, PolicyError, RateLimited,
+    StorageError, Unsupported)
+from ..files import Locked
+from ..image import manifest
+from ..image.descriptor import OCI_INDEX, Descriptor, is_foreign
+from ..reference import is_tag
+from ..store.gc import delete
+from ..store.references import Association
+from ..store.store import Store
+from .blobs import Blobs, asked_digest, created
+from .catalog import Catalog, is_name
+from .http import Server
+from .message import Headers, Refusal, Request, Response, json_response
+
+MAX_PAGE = 10000  # names
+MAX_TAGS = 20  # given to one manifest by one request
+MAX_REFERRERS = 1 << 20  # bytes of a page
+MAX_BELOW = 64 << 20  # bytes of the manifests below one that is pushed
+SMALL = 256 << 10  # bytes of a manifest; of larger ones LARGE come in, and one is parsed, at a time
+LARGE = 2
+
+_STATUS = {RateLimited: (429, "TOOMANYREQUESTS"), PolicyError: (413, "SIZE_INVALID"),
+           ContentMismatch: (400, "DIGEST_INVALID"), InvalidReference: (400, "NAME_INVALID"),
+           NotFound: (404, "BLOB_UPLOAD_UNKNOWN")}
+_OTHER = (InvalidDocument, PolicyError, Unsupported)  # content that is no manifest of ours
+
+
+class Registry:
+    """The application; ``domain`` is what pushes are recorded under.
+
+    Raises InvalidReference for a domain that is none.
+    """
+
+    def __init__(self, store: Store, writable: bool = False, domain: str = "localhost") -> None:
+        self._store = store
+        self._content = store.content
+        self._writable = writable
+        self._catalog = Catalog(store.references, domain)
+        self._incoming = threading.BoundedSemaphore(LARGE)  # as slow as its client
+        self._parsing = threading.BoundedSemaphore()
+        self._subject = functools.lru_cache(10000)(self._read_subject)
+        blobs = Blobs(store)
+        self._routes: Sequence[Tuple[str, Dict[str, Callable[..., Response]]]] = [
+            (r"/v2/?", {"GET": self._base}),
+            (r"/v2/_catalog", {"GET": self._repositories}),
+            (r"/v2/(.+)/tags/list", {"GET": self._tags}),
+            (r"/v2/(.+)/manifests/([^/]+)", {
+                "GET": self._get, "PUT": self._put, "DELETE": self._delete}),
+            (r"/v2/(.+)/referrers/([^/]+)", {"GET": self._referrers}),
+            (r"/v2/(.+)/blobs/uploads/?", {"POST": blobs.start}),
+            (r"/v2/(.+)/blobs/uploads/([^/]+)", {
+                "GET": blobs.status, "PATCH": blobs.append, "PUT": blobs.commit,
+                "DELETE": blobs.abandon}),
+            (r"/v2/(.+)/blobs/([^/]+)", {"GET": blobs.get, "DELETE": blobs.delete})]
+
+    def __call__(self, request: Request) -> Response:
+        """Answer a request; raises Refusal."""
+        method = request.head.method
+        writing = method not in ("GET", "HEAD")
+        if writing and not self._writable:
+            raise Refusal(405, "UNSUPPORTED", "the registry is read-only", [("Allow", "GET, HEAD")])
+        for pattern, handlers in self._routes:
+            match = re.fullmatch(pattern, request.head.path)
+            if match is not None:
+                break
+        else:
+            raise Refusal(404, "NAME_INVALID", "no such page")
+        if match.groups() and not is_name(match.group(1)):
+            raise Refusal(404, "NAME_INVALID", "invalid repository name")
+        handler = handlers.get("GET" if method == "HEAD" else method)
+        if handler is None:
+            allowed = ", ".join([*handlers, *(["HEAD"] if "GET" in handlers else [])])
+            raise Refusal(405, "UNSUPPORTED", "not possible here", [("Allow", allowed)])
+        with _refusing(), contextlib.ExitStack() as stack:
+            if method != "DELETE":  # which may need the store alone
+                stack.enter_context(self._store.using(writing=writing))
+            return handler(request, *match.groups())
+
+    def _base(self, request: Request) -> Response:
+        return json_response(200, {})
+
+    # Manifests.
+
+    def _get(self, request: Request, name: str, text: str) -> Response:
+        digest, media_type = self._manifest(request, name, text)
+        etag = '"%s"' % digest
+        headers = [("Content-Type", media_type), ("Docker-Content-Digest", digest), ("ETag", etag)]
+        if etag in request.head.headers.get("if-none-match", ""):
+            return Response(304, headers)
+        size = self._content.size(digest) or 0
+        return Response(200, headers, file=self._content.open(digest), length=size)
+
+    def _put(self, request: Request, name: str, text: str) -> Response:
+        target = self._catalog.target(name, request.head.parameter("ns"))
+        tags = request.head.query.get("tag", [])
+        wanted = [asked_digest(text)] if ":" in text else []
+        if len(tags) > MAX_TAGS or not all(map(is_tag, tags if wanted else [*tags, text])):
+            raise Refusal(400, "MANIFEST_INVALID", "malformed tag, or more than %d" % MAX_TAGS)
+        with self._memory(self._incoming, request.body.length):
+            raw = request.body.read(manifest.MAX_MANIFEST)
+            digest = Digest.of(raw, wanted[0].algorithm if wanted else "sha256")
+            if wanted and digest != wanted[0]:
+                raise Refusal(400, "DIGEST_INVALID", "the manifest is %s" % digest)
+            content_type = request.head.headers.get("content-type", "")
+            media_type, subject = self._acceptable(raw, content_type)
+            self._content.put(digest, raw)
+        names = [target.with_digest(digest) if wanted else target.with_tag(text)]
+        for each in names + [target.with_tag(tag) for tag in tags]:
+            self._store.references.set(each, Descriptor(media_type, digest, len(raw)), digest)
+        headers = created("/v2/%s/manifests/%s" % (name, digest), digest)
+        headers += [("OCI-Tag", tag) for tag in tags]
+        return Response(201, headers + ([("OCI-Subject", subject)] if subject else []))
+
+    def _delete(self, request: Request, name: str, text: str) -> Response:
+        """Forget a tag; or every name of a digest, and the manifest unless others need it."""
+        if ":" not in text:
+            with contextlib.suppress(NotFound):  # somebody else was quicker
+                self._store.remove(self._named(request, name, text).name)
+            return Response(202)
+        digest, _ = self._manifest(request, name, text)
+        named = [
+            known.name for there in self._places(request, name) for known in there.values()
+            if digest in (known.descriptor.digest, known.source)]
+        for each in named:
+            with contextlib.suppress(NotFound):
+                self._store.remove(each)
+        try:
+            delete(self._store, digest)
+        except PolicyError as exc:
+            if not named:
+                raise Refusal(405, "UNSUPPORTED", str(exc)) from exc
+        return Response(202)
+
+    def _manifest(self, request: Request, name: str, text: str) -> Tuple[Digest, str]:
+        """Digest and media type of a manifest; its bytes are verified."""
+        if ":" in text:
+            digest = asked_digest(text)
+        else:
+            digest = self._named(request, name, text).descriptor.digest
+        if self._content.size(digest) is not None:
+            with contextlib.suppress(*_OTHER), self._reading(digest) as document:
+                return digest, document.media_type
+        raise Refusal(404, "MANIFEST_UNKNOWN", "manifest unknown")
+
+    def _named(self, request: Request, name: str, tag: str) -> Association:
+        for there in self._places(request, name):
+            if tag in there:
+                return there[tag]
+        raise Refusal(404, "MANIFEST_UNKNOWN", "manifest unknown")
+
+    def _places(self, request: Request, name: str) -> Iterator[Dict[str, Association]]:
+        return self._catalog.find(name, request.head.parameter("ns"))
+
+    @contextlib.contextmanager
+    def _reading(self, digest: Digest) -> Iterator[manifest.Document]:
+        with self._memory(self._parsing, self._content.size(digest)):
+            yield manifest.parse(self._content.read(digest, manifest.MAX_MANIFEST))
+
+    @contextlib.contextmanager
+    def _memory(self, slots: threading.Semaphore, size: Optional[int]) -> Iterator[None]:
+        """Only few may hold a large document at a time; ``size`` in bytes."""
+        if size is not None and size <= SMALL:
+            yield
+        elif not slots.acquire(timeout=self._store.timeout):
+            raise RateLimited("too many large manifests at a time")
+        else:
+            try:
+                yield
+            finally:
+                slots.release()
+
+    def _acceptable(self, raw: bytes, content_type: str) -> Tuple[str, Optional[Digest]]:
+        """Media type and subject of a manifest that the store can keep; raises Refusal."""
+        try:
+            with self._memory(self._parsing, None):  # what is below it may be large
+                document = manifest.parse(raw, content_type)
+                subject, _ = _referral(document, document.digest)
+                for item in self._needs(document):
+                    if not self._content.has(item.digest, item.size) and not is_foreign(item.media_type):
+                        raise Refusal(
+                            404, "MANIFEST_BLOB_UNKNOWN", "blob %s is unknown" % item.digest)
+        except _OTHER as exc:
+            raise Refusal(400, "MANIFEST_INVALID", str(exc)) from exc
+        except StorageError as exc:
+            if isinstance(exc.__cause__, InvalidDocument):  # what it is said to be, it is not
+                raise Refusal(400, "MANIFEST_INVALID", "a manifest below it is malformed") from exc
+            raise
+        return document.media_type, subject
+
+    def _needs(self, document: manifest.Document) -> Iterator[Descriptor]:
+        """All that is below a manifest; raises PolicyError if that is too much to read."""
+        if isinstance(document, manifest.Manifest):
+            yield from (document.config, *document.layers)
+            return
+        room = MAX_BELOW
+        for child in {child[:3]: child for child in document.manifests}.values():
+            for item, below in self._store.walk(child, depth=1):
+                yield item
+                room -= len(below.raw) if below else 0
+                if room < 0:
+                    raise PolicyError("more than %d bytes of manifests below it" % MAX_BELOW)
+
+    # Lists.
+
+    def _tags(self, request: Request, name: str) -> Response:
+        for there in self._places(request, name):
+            tags = [known.name.tag for known in there.values() if known.name.tag]
+            page, headers = _page(request, tags)
+            return json_response(200, {"name": name, "tags": page}, headers)
+        raise Refusal(404, "NAME_UNKNOWN", "repository name not known to registry")
+
+    def _repositories(self, request: Request) -> Response:
+        page, headers = _page(request, self._catalog.names(request.head.parameter("ns")))
+        return json_response(200, {"repositories": page}, headers)
+
+    def _referrers(self, request: Request, name: str, text: str) -> Response:
+        """What has ``text`` for its subject, in pages of a bounded size."""
+        subject, last = asked_digest(text), request.head.parameter("last")
+        kind = request.head.parameter("artifactType")
+        headers = [("OCI-Filters-Applied", "artifactType")] if kind else []
+        found = {known.descriptor.digest for there in self._places(request, name)
+                 for known in there.values() if self._content.size(known.descriptor.digest)}
+        entries: List[Dict[str, Any]] = []
+        room = MAX_REFERRERS
+        for digest in sorted(found):
+            if digest > last and self._subject(digest) == subject:
+                with self._reading(digest) as document:
+                    _, entry = _referral(document, digest)
+                if kind in ("", entry.get("artifactType")):
+                    room -= len(json.dumps(entry))
+                    if room < 0 and entries:
+                        headers.append(_next(request, last=str(entries[-1]["digest"])))
+                        break
+                    entries.append(entry)
+        index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}
+        return json_response(200, index, headers, OCI_INDEX)
+
+    def _read_subject(self, digest: Digest) -> Optional[Digest]:
+        with contextlib.suppress(*_OTHER), self._reading(digest) as document:
+            return _referral(document, digest)[0]
+        return None
+
+
+def serve(
+    store: Store, host: str = "127.0.0.1", port: int = 5000, writable: bool = False,
+    domain: str = "localhost", cancel: Optional[Cancel] = None,
+    ready: Callable[[str], None] = lambda url: None,
+    log: Callable[[int, str], None] = lambda status, text: None
+) -> None:
+    """Serve a store as a registry until cancelled; ``ready`` is told the URL.
+
+    ``log`` is told the status and a line of every answer.  Raises NetworkError
+    if the address can't be had, InvalidReference for a ``domain`` that is none.
+    """
+    server = Server(host, port, Registry(store, writable, domain), store.timeout, log)
+    ready("http://" + server.address)
+    server.run(cancel or Cancel())
+
+
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+    """Our errors as answers; where things are on our disk is for the log only."""
+    try:
+        yield
+    except Refusal:
+        raise
+    except (Locked, RateLimited) as exc:
+        raise Refusal(
+            503 if isinstance(exc, Locked) else 429, "TOOMANYREQUESTS", "busy; try again later",
+            [("Retry-After", "10")]) from exc
+    except StorageError as exc:
+        cause = exc.__cause__
+        full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        status = 507 if full else 500
+        raise Refusal(status, "UNKNOWN", "storage error; the server's log says more") from exc
+    except Error as exc:
+        status, code = _STATUS.get(type(exc), (500, "UNKNOWN"))
+        raise Refusal(status, code, str(exc)) from exc
+
+
+def _referral(document: manifest.Document, digest: Digest) -> Tuple[Optional[Digest], Dict[str, Any]]:
+    """The subject of a manifest, and how it is listed among what refers to that."""
+    entry = manifest.listed(document)._replace(digest=digest).to_json()
+    if len(json.dumps(entry)) > SMALL:
+        entry = document.descriptor._replace(digest=digest).to_json()
+    return document.subject.digest if document.subject else None, entry
+
+
+def _page(request: Request, items: Sequence[str]) -> Tuple[List[str], Headers]:
+    """A page of names, and the link to the next one."""
+    wanted, last = request.head.parameter("n"), request.head.parameter("last")
+    if "n" in request.head.query and not re.fullmatch("[0-9]{1,18}", wanted):
+        raise Refusal(400, "UNSUPPORTED", "n must be a number from 0")
+    limit = min(int(wanted or MAX_PAGE), MAX_PAGE)
+    left = sorted(item for item in items if item > last)
+    page = left[:limit]
+    if not page or len(left) == len(page):
+        return page, []
+    return page, [_next(request, n=str(limit), last=page[-1])]
+
+
+def _next(request: Request, **changed: str) -> Tuple[str, str]:
+    kept = {key: values[0] for key, values in request.head.query.items()}
+    query = urllib.parse.urlencode({**kept, **changed})
+    return "Link", '<%s?%s>; rel="next"' % (urllib.parse.quote(request.head.path), query)

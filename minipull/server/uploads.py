@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Upload sessions: blobs on their way in whose digest is told last.
+
+A session is one file in ``ingest/``, named after its id and its repository, and
+its length is what has arrived; so a session outlives the server, and another
+server on the same store may go on with it.  Who writes holds the file's lock.
+
+Mirrors docker/distribution's registry/storage/blobwriter.go.
+"""
+import contextlib
+import errno
+import os
+import re
+import shutil
+import time
+import uuid
+from typing import Callable, Dict, Iterator, Optional
+
+from .. import files
+from ..cancel import Cancel
+from ..digest import Digest, Verifier
+from ..errors import NotFound, PolicyError, RateLimited, storage_errors
+from ..store.content import ContentStore, hash_file
+
+MAX_SESSIONS = 1000
+MAX_BLOB = 64 << 30  # bytes
+RESERVE = 64 << 20  # bytes of the disk that no upload may take
+EXPIRE = 24 * 3600.0  # seconds after the last byte
+BUSY = 5.0  # seconds to wait for the one who writes
+_CHECK_EVERY = 1 << 20  # bytes between two looks at the free space
+_ID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_SESSION = re.compile("upload-%s-[0-9a-f]{16}" % _ID)
+
+
+class Upload:
+    """One session, owned by one thread until the block of ``owning`` ends."""
+
+    def __init__(
+        self, content: ContentStore, path: str, fd: int, verifier: Optional[Verifier]
+    ) -> None:
+        self.size = os.fstat(fd).st_size  # bytes held
+        self._content = content
+        self._path = path
+        self._fd = fd
+        verifier = verifier or Verifier()
+        # Where another process wrote, what was hashed here is not all of it.
+        self.verifier = verifier if verifier.size == self.size else None
+
+    def write(self, piece: "memoryview") -> None:
+        """Append what arrived; raises StorageError, PolicyError past MAX_BLOB."""
+        if self.size + len(piece) > MAX_BLOB:
+            raise PolicyError("the upload is larger than %d bytes" % MAX_BLOB)
+        if self.size // _CHECK_EVERY != (self.size + len(piece)) // _CHECK_EVERY:
+            _need_room(self._content.scratch)
+        with storage_errors("write %s" % self._path):
+            files.write_all(self._fd, piece)
+        self.size += len(piece)
+        if self.verifier is not None:
+            self.verifier.update(piece)
+
+    def commit(self, digest: Digest) -> None:
+        """Verify the bytes, make them durable, and give them their name.
+
+        Raises ContentMismatch, after which the session is gone.
+        """
+        verifier = self.verifier
+        with storage_errors("store blob %s" % digest):
+            if verifier is None or verifier.digest.algorithm != digest.algorithm:
+                verifier = Verifier(digest.algorithm)
+                os.lseek(self._fd, 0, os.SEEK_SET)
+                hash_file(self._fd, verifier, Cancel())
+            try:
+                verifier.verify(digest, self.size, "upload")
+                os.fsync(self._fd)
+            except BaseException:
+                self.discard()
+                raise
+            self._content.adopt(self._path, digest)
+
+    def discard(self) -> None:
+        with storage_errors("delete %s" % self._path), contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
+
+
+class UploadStore:
+    """The sessions of one store; whoever calls holds the store's shared lock."""
+
+    def __init__(self, content: ContentStore) -> None:
+        self._content = content
+        # What was hashed so far of sessions that nobody owns just now, by path.
+        self._hashed: Dict[str, Verifier] = {}
+
+    def start(self, repository: str) -> str:
+        """The id of a new session; raises RateLimited if there are too many."""
+        files.make_directory(self._content.scratch)
+        if self.sweep() >= MAX_SESSIONS:
+            raise RateLimited("%d uploads are under way" % MAX_SESSIONS)
+        _need_room(self._content.scratch)
+        name = str(uuid.uuid4())
+        path = self._path(repository, name)
+        with storage_errors("write %s" % path):
+            os.close(files.open_regular(path, os.O_RDWR | os.O_CREAT | os.O_EXCL))
+        return name
+
+    def size(self, repository: str, name: str) -> int:
+        """Bytes that a session holds; raises NotFound."""
+        path = self._path(repository, name)
+        with storage_errors("examine %s" % path), contextlib.suppress(FileNotFoundError):
+            return os.lstat(path).st_size
+        raise NotFound("no upload %s in %s" % (name, repository))
+
+    @contextlib.contextmanager
+    def owning(
+        self, repository: str, name: str, pause: Callable[[float], object] = time.sleep
+    ) -> Iterator[Upload]:
+        """Own a session; raises NotFound, and files.Locked if somebody else does."""
+        path = self._path(repository, name)
+        with contextlib.ExitStack() as stack:
+            with storage_errors("write %s" % path):
+                try:
+                    fd = files.open_regular(path, os.O_RDWR | os.O_APPEND)
+                    stack.callback(os.close, fd)
+                    files.lock(fd, path, True, pause, BUSY)
+                    ours = os.path.samestat(os.fstat(fd), os.lstat(path))
+                except FileNotFoundError:
+                    ours = False
+            if not ours:  # committed or cancelled
+                raise NotFound("no upload %s in %s" % (name, repository))
+            upload = Upload(self._content, path, fd, self._hashed.pop(path, None))
+            try:
+                yield upload
+            finally:
+                if upload.verifier is not None:
+                    self._hashed[path] = upload.verifier
+
+    def sweep(self) -> int:
+        """Forget sessions that nobody went on with; how many there are."""
+        with storage_errors("list %s" % self._content.scratch):
+            entries = [e for e in os.scandir(self._content.scratch) if _SESSION.fullmatch(e.name)]
+        alive = {entry.path for entry in entries if not _expired(entry)}
+        for path in set(self._hashed) - alive:
+            self._hashed.pop(path, None)
+        return len(alive)
+
+    def _path(self, repository: str, name: str) -> str:
+        if not re.fullmatch(_ID, name):
+            raise NotFound("no upload of this name in %s" % repository)
+        bound = Digest.of(repository.encode()).encoded[:16]
+        return os.path.join(self._content.scratch, "upload-%s-%s" % (name, bound))
+
+
+def _expired(entry: "os.DirEntry[str]") -> bool:
+    """Remove a session that is old and not owned; whether it is gone."""
+    with storage_errors("examine %s" % entry.path), contextlib.suppress(FileNotFoundError):
+        if time.time() - entry.stat(follow_symlinks=False).st_mtime < EXPIRE:
+            return False
+        fd = files.open_regular(entry.path, os.O_RDWR)  # as an exclusive lock needs on NFS
+        try:
+            files.lock(fd, entry.path, True, timeout=0)
+            os.unlink(entry.path)
+        except files.Locked:
+            return False
+        finally:
+            os.close(fd)
+    return True
+
+
+def _need_room(directory: str) -> None:
+    with storage_errors("write %s" % directory):
+        if shutil.disk_usage(directory).free < RESERVE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The store: what is kept on disk, under one root.
+
+The modules in reading order:
+
+    compression    gzip and zstd undone, within bounds
+    content        blobs under their digests, and the only way in
+    layer          one record a ChainID
+    references     index.json: names to manifests
+    metadata       which blob is which layer, and where it was seen
+    store          all of these under one root
+    gc             remove what no name needs
+    check          is every byte what its name says?
+"""

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""check: is every byte of a store what its name says?
+
+Hashes every blob, finds the DiffID of every layer again, and compares them with
+all that is written down: the index, manifests and configs, layer records,
+metadata.  Changes nothing.
+
+Every file is blamed for what it says itself: a claim of one file about another
+is noted first and compared when the bytes have been seen, in one pass.
+
+Mirrors `git fsck` more than anything in moby.
+"""
+import concurrent.futures
+import contextlib
+import json
+import os
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+from .. import files
+from ..cancel import Cancel
+from ..digest import ChainID, DiffID, Digest, Verifier
+from ..errors import Cancelled, Error, StorageError, Unsupported
+from ..image.config import ImageConfig
+from ..image.descriptor import INDEX_TYPES, MANIFEST_TYPES, OCI_INDEX, Descriptor, is_foreign
+from ..image.manifest import Manifest, is_runnable
+from ..image.strictjson import parse_json
+from .content import listing
+from .layer import parse_layer
+from .metadata import parse_metadata
+from .references import IMAGE_NAME, LAYOUT, REF_NAME, SOURCE_DIGEST, association, parse_index
+from .store import MAX_CONFIG, Store
+
+UNVERIFIED = "unverified"  # the one kind that is no damage
+_MAX_FILE = 64 << 20  # bytes; of what is no blob
+_INDEX_MEMBERS = {
+    "schemaVersion", "mediaType", "artifactType", "manifests", "subject", "annotations"}
+
+
+class Problem(NamedTuple):
+    """What is wrong with the file ``path``, relative to the root."""
+    path: str
+    kind: str
+    detail: str
+
+
+def check(store: Store, cancel: Optional[Cancel] = None,
+          names: Sequence[Descriptor] = ()) -> List[Problem]:
+    """Every problem of a store, or of what ``names`` need; raises Cancelled."""
+    checker = _Checker(store, cancel or Cancel())
+    with store.using(cancel):
+        checker.run(names)
+    return sorted(set(checker.problems))
+
+
+class _Checker:
+    def __init__(self, store: Store, cancel: Cancel) -> None:
+        self.problems: List[Problem] = []
+        self._store = store
+        self._content = store.content
+        self._cancel = cancel
+        # What is said of a blob: that it is this layer, by which kind of file, which.
+        self._claims: Dict[Digest, List[Tuple[DiffID, str, str]]] = {}
+
+    def run(self, names: Sequence[Descriptor]) -> None:
+        tops = names or self._index()
+        needed = {digest for top in tops for digest in self._image(top)}
+        if not names:
+            self._layout()
+            self._records()
+            self._metadata()
+            self._strays()
+        digests = self._content.digests() if not names else sorted(
+            digest for digest in needed if self._content.size(digest) is not None)
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            found = dict(zip(digests, pool.map(self._blob, digests)))
+        for digest, claims in self._claims.items():
+            diff_id = found.get(digest)
+            for said, kind, path in claims:
+                if diff_id is not None and said != diff_id:
+                    self._report(path, kind, "blob %s is layer %s, not %s" % (digest, diff_id, said))
+
+    def _report(self, path: str, kind: str, detail: object) -> None:
+        relative = os.path.relpath(path, self._store.root)
+        self.problems.append(Problem(relative, kind, " ".join(str(detail).split())))
+
+    @contextlib.contextmanager
+    def _blaming(self, path: str, kind: str) -> Iterator[None]:
+        """Report an error within the block as a problem of the file ``path``."""
+        try:
+            yield
+        except Cancelled:
+            raise
+        except Error as exc:
+            self._report(path, kind, exc)
+
+    def _claim(self, blob: Digest, diff_id: DiffID, kind: str, path: str) -> None:
+        self._claims.setdefault(blob, []).append((diff_id, kind, path))
+
+    def _layout(self) -> None:
+        path = os.path.join(self._store.root, "oci-layout")
+        with self._blaming(path, "layout"):
+            data = files.read_bytes(path, _MAX_FILE)
+            if data is None and not os.path.lexists(self._store.references.path):
+                return
+            if parse_json(data or b"", "oci-layout") != parse_json(LAYOUT, ""):
+                raise StorageError("not the layout file of an image layout 1.0.0")
+
+    def _index(self) -> List[Descriptor]:
+        """What index.json names."""
+        path, tops = self._store.references.path, []
+        with self._blaming(path, "index"):
+            data = files.read_bytes(path, _MAX_FILE)  # never what the store remembers of it
+            if data is None:
+                return []
+            for entry in parse_index(data, "index.json"):
+                with self._blaming(path, "name"):
+                    tops.append(self._entry(entry))
+            index = parse_json(data, "index.json")
+            # Others may leave the type out, or add members, but a flipped byte does both.
+            unclear = "mediaType" in index or not set(index) <= _INDEX_MEMBERS
+            if unclear and index.get("mediaType") != OCI_INDEX:
+                raise StorageError("index.json: not an image index by its mediaType")
+        return tops
+
+    def _entry(self, entry: Dict[str, object]) -> Descriptor:
+        top = Descriptor.from_json(entry, "entry")
+        notes = top.annotations or {}
+        # Ours is what holds our annotation somewhere, or both names; a flipped byte
+        # spoils one of these only.
+        if SOURCE_DIGEST in json.dumps(entry) or notes.get(REF_NAME, "") == notes.get(IMAGE_NAME):
+            known = association(entry)
+            if known is None or known.to_json() != entry:
+                raise StorageError("the names of %s do not agree" % top.digest)
+            if self._content.size(known.source) is None:
+                raise StorageError("source %s is not stored" % known.source)
+        if top.media_type not in MANIFEST_TYPES | INDEX_TYPES:
+            raise StorageError("%s has an unknown mediaType" % top.digest)
+        return top
+
+    def _image(self, top: Descriptor) -> Iterator[Digest]:
+        """What an image needs; notes what its configs say of its layers."""
+        with self._blaming(self._content.path(top.digest), "image"):
+            for item, document in self._store.walk(top):
+                yield item.digest
+                path, size = self._content.path(item.digest), self._content.size(item.digest)
+                if size is None and is_foreign(item.media_type):
+                    self._report(path, UNVERIFIED, "foreign layer is not stored")
+                elif size is None:
+                    self._report(path, "missing", "needed by %s" % top.digest)
+                elif size != item.size:
+                    self._report(path, "size", "expected %d bytes" % item.size)
+                if isinstance(document, Manifest) and is_runnable(document):
+                    self._config(document)
+
+    def _config(self, document: Manifest) -> None:
+        path = self._content.path(document.config.digest)
+        with self._blaming(path, "config"):
+            config = ImageConfig.parse(self._content.read(document.config.digest, MAX_CONFIG))
+            if len(config.diff_ids) != len(document.layers):
+                raise StorageError("config has %d layers, manifest %s has %d" % (
+                    len(config.diff_ids), document.digest, len(document.layers)))
+            for layer, diff_id in zip(document.layers, config.diff_ids):
+                self._claim(layer.digest, diff_id, "config", path)
+
+    def _records(self) -> None:
+        for chain_id, path in listing(self._store.layers.root):
+            with self._blaming(path, "record"):
+                layer = parse_layer(ChainID(chain_id), files.read_bytes(path, _MAX_FILE) or b"")
+                for digest, size in layer.blobs:
+                    if not self._content.has(digest, size):
+                        raise StorageError("blob %s of %d bytes is not stored" % (digest, size))
+                    self._claim(digest, layer.diff.diff_id, "record", path)
+
+    def _metadata(self) -> None:
+        service = self._store.metadata
+        for blob, path in listing(service.store.path(service.BY_DIGEST, "")):
+            diff_id = service.get_diff_id(blob)
+            if diff_id is None:
+                self._report(path, "metadata", "not a digest")
+            else:
+                self._claim(blob, diff_id, "metadata", path)
+        for named, path in listing(service.store.path(service.BY_DIFF_ID, "")):
+            with self._blaming(path, "metadata"):
+                for entry in parse_metadata(files.read_bytes(path, _MAX_FILE) or b""):
+                    self._claim(entry.digest, DiffID(named), "metadata", path)
+
+    def _strays(self) -> None:
+        blobs = os.path.join(self._store.root, "blobs")
+        found = {os.path.join(folder, name) for folder, _, names in os.walk(blobs) for name in names}
+        for path in found.difference(path for _, path in listing(blobs)):
+            self._report(path, "stray", "no digest for a name")
+
+    def _blob(self, digest: Digest) -> Optional[DiffID]:
+        """Hash one blob; the DiffID of its tar stream if it is said to be a layer."""
+        path, found = self._content.path(digest), None
+        with self._blaming(path, "blob"):
+            raw, diff_id = Verifier(digest.algorithm), None
+            if digest in self._claims:
+                try:
+                    diff_id = self._store.layers.diff(digest, self._cancel, raw).diff_id
+                except Unsupported as exc:
+                    self._report(path, UNVERIFIED, exc)
+            if diff_id is None:
+                raw = Verifier(digest.algorithm)
+                self._content.hash(digest, raw, self._cancel)
+            raw.verify(digest, raw.size, "blob")
+            found = diff_id
+        return found

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""gc: remove what no name needs.
+
+It holds the store's lock alone, so nobody is at work; what is young is kept
+all the same, for the pull that was killed a moment ago and will be run again.
+What the names need is told by their manifests, and if one of those can't be
+read nothing is removed.
+
+Mirrors what docker/distribution's garbage collector learned the hard way.
+"""
+import os
+import time
+from typing import List, NamedTuple, Optional, Set
+
+from ..cancel import Cancel
+from ..digest import ChainID, Digest
+from ..errors import PolicyError, StorageError, storage_errors
+from ..image.descriptor import Descriptor
+from .content import listing
+from .references import SOURCE_DIGEST
+from .store import Store, damaged
+
+
+class Collected(NamedTuple):
+    """What gc removed; ``size`` in bytes."""
+    blobs: List[Digest]
+    size: int
+
+
+def gc(store: Store, keep: float = 24 * 3600.0, cancel: Optional[Cancel] = None) -> Collected:
+    """Remove what no name needs and is older than ``keep`` seconds.
+
+    Raises StorageError if what the names need can't be told.
+    """
+    if not os.path.isdir(store.root):
+        return Collected([], 0)
+    horizon = time.time() - keep if keep > 0 else float("inf")
+    with store.using(cancel, writing=True, alone=True):
+        needed, content = _needed(store), store.content
+        doomed = [
+            digest for digest in content.digests()
+            if digest not in needed and _mtime(content.path(digest)) < horizon]
+        # Records first: a crash in between then leaves none that lies.
+        _forget(store, set(doomed))
+        size = sum(content.size(digest) or 0 for digest in doomed)
+        stale = [path for path in _unowned(content.scratch) if _mtime(path) < horizon]
+        for path in [content.path(digest) for digest in doomed] + stale:
+            _delete(path)
+    return Collected(doomed, size)
+
+
+def delete(store: Store, digest: Digest, cancel: Optional[Cancel] = None) -> bool:
+    """Remove one blob; False if there is none.
+
+    Raises PolicyError if a name needs it, StorageError.
+    """
+    with store.using(cancel, writing=True, alone=True):
+        if store.content.size(digest) is None:
+            return False
+        if digest in _needed(store):
+            raise PolicyError("blob %s is needed by an image of the store" % digest)
+        _forget(store, {digest})
+        _delete(store.content.path(digest))
+    return True
+
+
+def _needed(store: Store) -> Set[Digest]:
+    needed: Set[Digest] = set()
+    for entry in store.references.descriptors():
+        with damaged():
+            top = Descriptor.from_json(entry, "index.json")
+            source = (top.annotations or {}).get(SOURCE_DIGEST)
+            needed.update([] if source is None else [Digest.parse(source)])
+        tops = list(store.walk(top))
+        if tops[0][1] is None:
+            raise StorageError(
+                "manifest %s is missing or unknown, so what it needs can't be told;"
+                " pull or remove its image" % top.digest)
+        needed.update(item.digest for item, _ in tops)
+    return needed
+
+
+def _unowned(scratch: str) -> List[str]:
+    """Partials and temporary files: whoever had them had the lock as well."""
+    with storage_errors("list %s" % scratch):
+        names = sorted(os.listdir(scratch)) if os.path.isdir(scratch) else []
+    paths = [os.path.join(scratch, name) for name in names]
+    return [path for path in paths if not os.path.isdir(path)]
+
+
+def _forget(store: Store, doomed: Set[Digest]) -> None:
+    """Take blobs out of the caches, with whatever else there names none."""
+
+    def gone(digest: Digest) -> bool:
+        return digest in doomed or store.content.size(digest) is None
+
+    for chain_id, path in listing(store.layers.root):
+        layer = store.layers.get(ChainID(chain_id))
+        kept = tuple(blob for blob in layer.blobs if not gone(blob[0])) if layer else ()
+        if layer is None or not kept:
+            _delete(path)
+        elif kept != layer.blobs:
+            store.layers.write(layer._replace(blobs=kept))
+    service = store.metadata
+    for digest, path in listing(service.store.path(service.BY_DIGEST, "")):
+        if gone(digest):
+            _delete(path)
+    for diff_id, path in listing(service.store.path(service.BY_DIFF_ID, "")):
+        service.retain(diff_id, lambda digest: not gone(digest))
+
+
+def _mtime(path: str) -> float:
+    with storage_errors("examine %s" % path):
+        return os.lstat(path).st_mtime
+
+
+def _delete(path: str) -> None:
+    with storage_errors("delete %s" % path):
+        os.unlink(path)

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Distribution metadata: which blob is which layer, and where it was seen.
+
+A cache in JSON files, laid out as the engine lays out its own.  It may be
+torn, stale or gone: what is read is validated, and None means "find out
+again".  Writes are atomic but not synced.
+
+Mirrors moby's distribution/metadata.
+"""
+import contextlib
+import hashlib
+import hmac
+import json
+import os
+import re
+from typing import Callable, List, Mapping, NamedTuple, Optional
+
+from .. import files
+from ..digest import DiffID, Digest, check_v1_id
+from ..errors import Error, InvalidDocument, storage_errors
+
+LIMIT = 50  # associations kept for one DiffID, the newest
+_MAX_FILE = 1 << 20  # bytes
+_CREDENTIAL = ("username", "password", "auth", "identitytoken", "registrytoken")
+
+
+class MetadataStore:
+    """Small values by namespace and key; a key may contain slashes."""
+
+    def __init__(self, root: str, scratch: str) -> None:
+        self.root = root
+        self._scratch = scratch
+
+    def path(self, namespace: str, key: str) -> str:
+        return os.path.join(self.root, namespace, *key.split("/"))
+
+    def get(self, namespace: str, key: str) -> Optional[bytes]:
+        """The value, or None; raises StorageError if it can't be read."""
+        return files.read_bytes(self.path(namespace, key), _MAX_FILE)
+
+    def set(self, namespace: str, key: str, value: bytes) -> None:
+        path = self.path(namespace, key)
+        for directory in (self._scratch, os.path.dirname(path)):
+            files.make_directory(directory)
+        files.write_atomic(path, value, self._scratch, durable=False)
+
+    def delete(self, namespace: str, key: str) -> None:
+        path = self.path(namespace, key)
+        with storage_errors("delete %s" % path), contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+
+class V2Metadata(NamedTuple):
+    """A blob that carries a layer, and a repository that has the blob."""
+    digest: Digest
+    source_repository: str
+    hmac: str = ""  # of the credentials that proved it
+
+    @property
+    def checksum(self) -> str:
+        """Lets `check` see a flipped byte; the engine ignores the member."""
+        return hashlib.sha256("\0".join(self).encode()).hexdigest()[:16]
+
+
+def hmac_key(credential: Optional[Mapping[str, str]]) -> bytes:
+    """What stands for credentials, whose members are named as docker names them; empty for none."""
+    if credential is None:
+        return b""
+    known = {name: credential[name] for name in _CREDENTIAL if credential.get(name)}
+    text = json.dumps(known, separators=(",", ":"), ensure_ascii=False)
+    text = re.sub("[<>&\u2028\u2029]", lambda found: "\\u%04x" % ord(found.group()), text)  # as Go
+    return Digest.of(text.encode("utf-8", "surrogateescape")).encode()
+
+
+def compute_hmac(key: bytes, entry: V2Metadata) -> str:
+    """The mark of the credentials behind ``key``; nobody's is empty."""
+    text = (entry.digest + entry.source_repository).encode()
+    return hmac.new(key, text, "sha256").hexdigest() if key else ""
+
+
+def check_hmac(key: bytes, entry: V2Metadata) -> bool:
+    """Whether an association was proved with these credentials."""
+    return hmac.compare_digest(compute_hmac(key, entry).encode(), entry.hmac.encode())
+
+
+class V1IDService:
+    """The DiffIDs of layers that a registry calls by v1 ids; ``registry`` is its domain."""
+    NAMESPACE = "v1id-mappings"
+
+    def __init__(self, store: MetadataStore) -> None:
+        self.store = store
+
+    def get(self, v1_id: str, registry: str) -> Optional[DiffID]:
+        """The DiffID of what has come from, or gone to, that registry under this id, or None."""
+        key = _v1_key(v1_id, registry)
+        with contextlib.suppress(Error):
+            value = self.store.get(self.NAMESPACE, key) or b""
+            return DiffID(Digest.parse(value.decode("ascii", "replace")))
+        return None
+
+    def set(self, v1_id: str, registry: str, diff_id: DiffID) -> None:
+        """Remember it; raises StorageError, and InvalidDocument for an id that is none."""
+        self.store.set(self.NAMESPACE, _v1_key(v1_id, registry), diff_id.encode())
+
+
+def _v1_key(v1_id: str, registry: str) -> str:
+    return "%s,%s" % (registry, check_v1_id(v1_id))
+
+
+class V2MetadataService:
+    """Associations DiffID to blobs, newest last, and blob to DiffID."""
+    BY_DIFF_ID = "v2metadata-by-diffid"
+    BY_DIGEST = "diffid-by-digest"
+
+    def __init__(self, store: MetadataStore) -> None:
+        self.store = store
+
+    def get_metadata(self, diff_id: DiffID) -> List[V2Metadata]:
+        with contextlib.suppress(Error):
+            return parse_metadata(self.store.get(self.BY_DIFF_ID, _key(diff_id)) or b"[]")
+        return []
+
+    def get_diff_id(self, digest: Digest) -> Optional[DiffID]:
+        """The DiffID of a blob whose content was seen, or None."""
+        with contextlib.suppress(Error):
+            value = self.store.get(self.BY_DIGEST, _key(digest)) or b""
+            return DiffID(Digest.parse(value.decode("ascii", "replace")))
+        return None
+
+    def add(self, diff_id: DiffID, entry: V2Metadata) -> None:
+        """Remember an association as the newest; raises StorageError."""
+        old = self.get_metadata(diff_id)
+        entries = ([known for known in old if known != entry] + [entry])[-LIMIT:]
+        if entries != old:
+            self._set(diff_id, entries)
+        if self.get_diff_id(entry.digest) != diff_id:
+            self.store.set(self.BY_DIGEST, _key(entry.digest), diff_id.encode())
+
+    def forget(self, digest: Digest) -> None:
+        """Let the DiffID of a blob be found out again."""
+        self.store.delete(self.BY_DIGEST, _key(digest))
+
+    def tag_and_add(self, diff_id: DiffID, key: bytes, entry: V2Metadata) -> None:
+        """Remember an association that the credentials behind ``key`` have proved."""
+        self.add(diff_id, entry._replace(hmac=compute_hmac(key, entry)))
+
+    def remove(self, entry: V2Metadata) -> None:
+        """Forget one association; raises StorageError."""
+        diff_id = self.get_diff_id(entry.digest)
+        old = self.get_metadata(diff_id) if diff_id else []
+        if diff_id and entry in old:
+            self._set(diff_id, [known for known in old if known != entry])
+
+    def retain(self, diff_id: Digest, wanted: Callable[[Digest], bool]) -> None:
+        """Keep only the associations of blobs that are ``wanted``."""
+        old = self.get_metadata(DiffID(diff_id))
+        entries = [known for known in old if wanted(known.digest)]
+        if entries != old or not old:
+            self._set(diff_id, entries)
+
+    def _set(self, diff_id: Digest, entries: List[V2Metadata]) -> None:
+        if not entries:
+            self.store.delete(self.BY_DIFF_ID, _key(diff_id))
+            return
+        value = [
+            {"Digest": known.digest, "SourceRepository": known.source_repository,
+             "HMAC": known.hmac, "Sum": known.checksum}
+            for known in entries]
+        data = json.dumps(value, separators=(",", ":")).encode()
+        self.store.set(self.BY_DIFF_ID, _key(diff_id), data)
+
+
+def parse_metadata(data: bytes) -> List[V2Metadata]:
+    """Validate a list of associations; raises InvalidDocument."""
+    entries = []
+    try:
+        for item in json.loads(data.decode()):
+            entry = V2Metadata(
+                Digest.parse(item["Digest"]), str(item["SourceRepository"]), str(item["HMAC"]))
+            members = {"Digest", "SourceRepository", "HMAC", "Sum"}
+            if set(item) != members or item["Sum"] != entry.checksum:
+                raise InvalidDocument("association fails its checksum")
+            entries.append(entry)
+    except (ValueError, TypeError, KeyError, RecursionError) as exc:
+        raise InvalidDocument("not a list of associations (%s)" % type(exc).__name__) from exc
+    return entries
+
+
+def _key(digest: Digest) -> str:
+    return digest.replace(":", "/")

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""References: ``index.json``, which maps names to manifests.
+
+One descriptor a name, annotated with the full normalised reference where
+skopeo and podman look for it and where containerd does, and with what the name
+resolved to at the registry.  Everybody writes under one lock, and what others
+wrote is kept.
+
+Mirrors moby's reference/store.go.  Format: image-spec image-layout.md.
+"""
+import contextlib
+import json
+import os
+import time
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+from .. import files
+from ..digest import Digest
+from ..errors import Error, InvalidDocument, InvalidReference, StorageError, storage_errors
+from ..image.descriptor import OCI_INDEX, Descriptor
+from ..image.strictjson import list_at, object_at, parse_json
+from ..reference import Reference
+
+REF_NAME = "org.opencontainers.image.ref.name"
+IMAGE_NAME = "io.containerd.image.name"
+SOURCE_DIGEST = "io.minipull.source.digest"
+LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
+_EMPTY = b'{"schemaVersion":2,"mediaType":"%s","manifests":[]}' % OCI_INDEX.encode()
+_MAX_INDEX = 64 << 20  # bytes
+
+Named = Tuple[Optional[Reference], Descriptor]  # an image and its name, if it has one
+
+
+class Association(NamedTuple):
+    """A name, the manifest or index it points to, and what its tag resolved to."""
+    name: Reference
+    descriptor: Descriptor
+    source: Digest
+
+    def to_json(self) -> Dict[str, Any]:
+        """The entry of index.json."""
+        notes = {REF_NAME: str(self.name), IMAGE_NAME: str(self.name), SOURCE_DIGEST: self.source}
+        return self.descriptor._replace(platform=None, annotations=notes).to_json()
+
+
+class ReferenceStore:
+    """The names of one root; ``timeout`` (seconds) is for the lock."""
+
+    def __init__(self, root: str, scratch: str, timeout: float = 60.0) -> None:
+        self.path = os.path.join(root, "index.json")
+        self._lock = os.path.join(root, "index.lock")
+        self._layout = os.path.join(root, "oci-layout")
+        self._scratch = scratch
+        self._timeout = timeout
+        # The parsed index and the inode, size and mtime that it was read at.
+        self._read: Tuple[Any, List[Dict[str, Any]]] = (None, [])
+
+    def descriptors(self) -> List[Dict[str, Any]]:
+        """Every entry as it stands, whoever wrote it; raises StorageError."""
+        with storage_errors("read %s" % self.path):
+            try:
+                status = os.stat(self.path)
+            except FileNotFoundError:
+                return []
+            identity = (status.st_ino, status.st_size, status.st_mtime_ns)
+            if self._read[0] != identity:
+                self._read = (identity, parse_index(self._bytes(), self.path))
+            return self._read[1]
+
+    def all(self) -> List[Association]:
+        """Every name, sorted."""
+        found = (association(entry) for entry in self.descriptors())
+        return sorted((item for item in found if item), key=lambda item: str(item.name))
+
+    def get(self, name: Reference) -> Optional[Association]:
+        return next((item for item in self.all() if item.name == name), None)
+
+    def set(self, name: Reference, descriptor: Descriptor, source: Digest,
+            pause: Callable[[float], object] = time.sleep) -> None:
+        """Point ``name`` to ``descriptor``, durably; raises StorageError.
+
+        ``pause`` is called while the lock is waited for, and may raise.
+        """
+        check_name(name)
+        self.put(str(name), Association(name, descriptor, source).to_json(), pause)
+
+    def set_all(self, items: Sequence[Association],
+                pause: Callable[[float], object] = time.sleep) -> None:
+        """Point many names, which set() would take and none of them twice, in one step."""
+        with self._changing(pause) as entries:
+            labels = {str(item.name) for item in items}
+            kept = [old for old in entries if named(old) not in labels]
+            entries[:] = kept + [item.to_json() for item in items]
+
+    def put(self, label: str, entry: Dict[str, Any],
+            pause: Callable[[float], object] = time.sleep) -> None:
+        """Let ``entry`` be what is called ``label``; without one it only has to be there."""
+        with self._changing(pause) as entries:
+            if entry not in entries or label and [named(old) for old in entries].count(label) > 1:
+                entries[:] = [old for old in entries if named(old) != label or not label] + [entry]
+
+    def delete(self, name: Reference, pause: Callable[[float], object] = time.sleep) -> bool:
+        """Forget ``name``; False if it was not there."""
+        with self._changing(pause) as entries:
+            kept = [old for old in entries if named(old) != str(name)]
+            found = len(kept) < len(entries)
+            entries[:] = kept
+        return found
+
+    @contextlib.contextmanager
+    def _changing(self, pause: Callable[[float], object]) -> Iterator[List[Dict[str, Any]]]:
+        """The entries as they are under the lock; written if the block changes them."""
+        for directory in (os.path.dirname(self.path), self._scratch):
+            files.make_directory(directory)
+        with storage_errors("write %s" % self.path):
+            fd = files.open_regular(self._lock, os.O_RDWR | os.O_CREAT)
+            try:
+                files.lock(fd, self._lock, True, pause, self._timeout)
+                data = self._bytes()
+                before = parse_index(data, self.path)
+                entries = list(before)
+                yield entries
+                if entries != before:
+                    if not os.path.exists(self._layout):
+                        files.write_atomic(self._layout, LAYOUT, self._scratch)
+                    index = dict(parse_json(data, self.path), mediaType=OCI_INDEX, manifests=entries)
+                    data = json.dumps(index, separators=(",", ":")).encode()
+                    files.write_atomic(self.path, data, self._scratch)
+            finally:
+                os.close(fd)
+
+    def _bytes(self) -> bytes:
+        try:
+            data = files.read_bytes(self.path, _MAX_INDEX)
+        except InvalidDocument as exc:
+            raise StorageError(str(exc)) from exc
+        return _EMPTY if data is None else data
+
+
+def check_name(name: Reference) -> None:
+    """Raise InvalidReference for what no image may be called."""
+    if name.tag == "" and name.digest is None:
+        raise InvalidReference("%s has neither tag nor digest" % (name,))
+    if name.familiar_name in ("sha256", "sha384", "sha512"):
+        raise InvalidReference("refusing to create an ambiguous tag using digest algorithm as name")
+
+
+def parse_index(data: bytes, what: str) -> List[Dict[str, Any]]:
+    """The entries of an index.json; raises StorageError: it is our own file."""
+    try:
+        index = parse_json(data, what)
+        if index.get("schemaVersion") != 2 or "manifests" not in index:
+            raise InvalidDocument("%s: not an image index" % what)
+        entries = list_at(index, "manifests", what)
+        return [object_at({"entry": entry}, "entry", what) for entry in entries]
+    except InvalidDocument as exc:
+        raise StorageError("%s; move it away and pull or load the images again" % exc) from exc
+
+
+def association(entry: Dict[str, Any]) -> Optional[Association]:
+    """What an entry says if it is one of ours, else None."""
+    with contextlib.suppress(Error):
+        descriptor = Descriptor.from_json(entry, "index.json")
+        notes = descriptor.annotations or {}
+        name = Reference.parse(named(entry))
+        if str(name) == named(entry) and (name.tag or name.digest):
+            source = Digest.parse(notes.get(SOURCE_DIGEST, descriptor.digest))
+            return Association(name, descriptor._replace(annotations=None), source)
+    return None
+
+
+def named(entry: Dict[str, Any]) -> str:
+    """What an entry is called, by whoever wrote it; empty if it has no name."""
+    notes = entry.get("annotations")
+    name = (notes.get(IMAGE_NAME) or notes.get(REF_NAME)) if isinstance(notes, dict) else ""
+    return name if isinstance(name, str) else ""
+
+
+def image_of(entry: Dict[str, Any]) -> Named:
+    """The image that an entry of an index.json is."""
+    known = association(entry)
+    return known.name if known else None, Descriptor.from_json(entry, "index.json")._replace(annotations=None)

@@ -1,0 +1,645 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a registry has accepted is kept where docker looks for it; nothing else is, or is disturbed."""
+import base64
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import termios
+import threading
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Optional, Union
+
+import pytest
+
+from tests.kit import images
+from tests.kit.processes import (
+    Docker, Finished, Minipull, Tool, end, interpreters, minipull_env, run, wait_until)
+from tests.kit.images import Layout
+from minipull.registry import login as logins
+from minipull.registry.auth import Credential
+from minipull.errors import InvalidReference
+from minipull.cancel import Cancel
+from tests.kit.servers import (
+    Action, Certificates, Connection, FaultProxy, ScriptedServer, TokenAuth, challenge, error, reply)
+
+HUB = "https://index.docker.io/v1/"
+
+
+def auth(user: str, password: str) -> Dict[str, str]:
+    return {"auth": base64.b64encode(("%s:%s" % (user, password)).encode()).decode()}
+
+
+def basic(user: str, password: str) -> Action:
+    """Let in who proves to be this user."""
+    wanted = "Basic " + auth(user, password)["auth"]
+
+    def act(connection: Connection) -> None:
+        good = connection.request.headers.get("authorization") == wanted
+        (reply(200, {}) if good else challenge('Basic realm="r"'))(connection)
+    return act
+
+
+@pytest.fixture
+def private(server: ScriptedServer) -> ScriptedServer:
+    """A registry for ann alone."""
+    server.on("GET", "/v2/$", basic("ann", "s3cret"))
+    return server
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> Iterator[FaultProxy]:
+    """A registry with ``r:latest``, for ann alone and by its token server, which gives identity tokens."""
+    layout = Layout(tmp_path / "layout")
+    layout.image(images.specs(1, 900), "latest")
+    with ScriptedServer() as behind:
+        behind.serve(layout.root, "r")
+        with FaultProxy(behind.host, auth=TokenAuth({"ann": "s3cret"}, anonymous=())) as proxy:
+            yield proxy
+
+
+Login = Callable[..., Finished]
+
+
+@pytest.fixture
+def login(run_minipull: Minipull) -> Login:
+    """As ann, unless told otherwise; no password is ever shown."""
+    def call(host: str, *flags: Union[str, Path], user: str = "ann", password: str = "s3cret",
+             env: Optional[Dict[str, str]] = None, python: str = sys.executable) -> Finished:
+        done = run_minipull("login", "-u", user, "--password-stdin", *flags, host,
+                            stdin=password.encode() + b"\n", env=env, python=python)
+        assert not password.strip() or password not in done.out + done.err
+        return done
+    return call
+
+
+@pytest.fixture
+def file(home: Path) -> Path:
+    return home / ".docker" / "config.json"
+
+
+def wrote(path: Path, document: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(document if isinstance(document, str) else json.dumps(document))
+    path.chmod(0o600)
+    return path
+
+
+def auths(path: Path) -> Any:
+    return json.loads(path.read_text())["auths"]
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def refused(done: Finished, code: int, words: str) -> None:
+    assert (done.code, done.out) == (code, "") and words in done.err, done
+    assert done.err.startswith("minipull: ") and done.err.count("\n") == 1
+
+
+# -- login and logout --------------------------------------------------------------
+
+
+def test_login_keeps_what_a_registry_has_accepted_as_docker_does(
+    private: ScriptedServer, login: Login, file: Path, run_minipull: Minipull
+) -> None:
+    done = login(private.host)
+    assert (done.code, done.out, done.err) == (0, "Login Succeeded\n", "")
+    assert file.read_text() == '{\n\t"auths": {\n\t\t"%s": {\n\t\t\t"auth": "%s"\n\t\t}\n\t}\n}' % (
+        private.host, auth("ann", "s3cret")["auth"])
+    assert (mode(file), mode(file.parent)) == (0o600, 0o700)
+    done = run_minipull("logout", private.host)
+    assert (done.code, done.out, done.err) == (
+        0, "Removing login credentials for %s\n" % private.host, "")
+    assert auths(file) == {}
+    done = run_minipull("logout", private.host)
+    assert (done.code, done.out, done.err) == (0, "Not logged in to %s\n" % private.host, "")
+
+
+def test_the_results_are_json_too(private: ScriptedServer, login: Login, run_minipull: Minipull) -> None:
+    found = {"registry": private.host, "username": "ann"}
+    assert json.loads(login(private.host, "--format", "json").out) == found
+    for removed in (True, False):
+        found = json.loads(run_minipull("logout", private.host, "--format", "json").out)
+        assert found == {"registry": private.host, "removed": removed}
+
+
+def test_both_explain_themselves_with_an_example(run_minipull: Minipull) -> None:
+    for command in ("login", "logout"):
+        done = run_minipull(command, "--help")
+        assert done.code == 0 and "example: minipull " + command in done.out
+
+
+def test_a_wrong_password_is_not_kept(
+    private: ScriptedServer, tokens: FaultProxy, login: Login, home: Path
+) -> None:
+    for host in (private.host, tokens.host):
+        refused(login(host, password="wr0ng"), 4, "login to %s: " % host)
+    refused(login(tokens.host, user="bob"), 4, "unauthorized")
+    assert list(home.iterdir()) == []
+
+
+def test_what_a_registry_says_no_registry_would_is_told(
+    server: ScriptedServer, login: Login, home: Path
+) -> None:
+    text = "login to %s: login attempt to %s/v2/ failed with status: %s"
+    for status, code, words in ((404, 5, "404 Not Found"), (403, 4, "403 Forbidden")):
+        server.on("GET", "/v2/$", error(status))
+        refused(login(server.host), code, text % (server.host, server.url, words))
+    server.on("GET", "/v2/$", challenge("Negotiate"))
+    refused(login(server.host), 4, "unauthorized")
+    assert list(home.iterdir()) == []
+
+
+def test_an_identity_token_is_kept_instead_of_the_password(
+    tokens: FaultProxy, login: Login, file: Path, run_minipull: Minipull
+) -> None:
+    assert login(tokens.host).out == "Login Succeeded\n"
+    asked = [request.target for request in tokens.seen("GET", "/token")]
+    assert asked == ["/token?account=ann&client_id=minipull&offline_token=true&service=test-registry"]
+    assert auths(file) == {tokens.host: dict(auth("ann", ""), identitytoken="refresh-of-ann")}
+    assert run_minipull("tags", tokens.host + "/r").out == "latest\n"
+    assert len(tokens.seen("POST", "/token")) == 1
+    run_minipull("logout", tokens.host)
+    assert run_minipull("tags", tokens.host + "/r").code == 4
+
+
+def test_a_password_with_anything_in_it_is_kept_whole(
+    server: ScriptedServer, login: Login, file: Path
+) -> None:
+    for password in ("a:b", ' "\\\t', "pä", '{\n  "key": "x"\n}', "x\n", "x" * 5000):
+        server.on("GET", "/v2/$", basic("ann", password))
+        assert login(server.host, password=password).code == 0
+        assert auths(file) == {server.host: auth("ann", password)}
+
+
+@pytest.mark.parametrize("args, stdin, words", [
+    (["-u", "ann"], b"", "use -u USER --password-stdin"),
+    ([], b"ann\ns3cret\n", "use -u USER --password-stdin"),
+    (["--password-stdin"], b"s3cret", "--password-stdin needs -u USER"),
+    (["-u", "ann", "--password-stdin"], b"", "want a user name, without colons, and a password"),
+    (["-u", "ann", "--password-stdin"], b"\n", "want a user name"),
+    (["-u", "a:b", "--password-stdin"], b"s3cret", "want a user name, without colons"),
+    (["-u", "ann", "--password-stdin"], b"s3cret\xff", "must be UTF-8"),
+    (["-u", "ann", "--password-stdin"], b"s3cret" * 20000, "longer than 65536 bytes"),
+    (["-u", "ann", "-p", "s3cret"], b"", "unrecognized arguments: -p"),
+    (["-u", "ann", "--creds", "ann:s3cret"], b"", "unrecognized arguments: --creds")])
+def test_without_a_user_and_a_password_nobody_is_asked(
+    private: ScriptedServer, run_minipull: Minipull, args: List[str], stdin: bytes, words: str
+) -> None:
+    done = run_minipull("login", private.host, *args, stdin=stdin)
+    refused(done, 2, words)
+    assert "s3cret" not in done.err.replace("arguments: -p s3cret", "").replace("ann:s3cret", "")
+    assert private.requests == []
+
+
+def test_a_closed_stdin_is_no_terminal(private: ScriptedServer, home: Path) -> None:
+    for flags in ("", " --password-stdin"):
+        done = run(["sh", "-c", "%s -m minipull login -u ann %s%s <&-" % (
+            sys.executable, private.host, flags)], minipull_env(home), check=False)
+        refused(done, 2, "password")
+
+
+@pytest.mark.parametrize("text, domain", [
+    ("docker.io", "docker.io"), ("index.docker.io", "docker.io"), ("registry-1.docker.io", "docker.io"),
+    (HUB, "docker.io"), ("https://docker.io", "docker.io"), ("Docker.IO", "docker.io"),
+    ("registry.example.com", "registry.example.com"), ("R.example.com:5000", "r.example.com:5000"),
+    ("http://r.example.com/v2/", "r.example.com"), ("HTTPS://r.example.com/a/b", "r.example.com"),
+    ("localhost", "localhost"), ("localhost:5000", "localhost:5000"), ("[::1]:5000", "[::1]:5000")])
+def test_a_registry_is_known_by_its_host(text: str, domain: str) -> None:
+    assert logins.registry(text).domain == domain
+
+
+@pytest.mark.parametrize("text", [
+    "", "/", "https://", "alpine", "a b.c", "r.io:port", "r.io:99999", "-r.io", "ann:s3cret@r.io",
+    "https://ann:s3cret@r.io/", "\x1b[31m.io", "r.io?x", "r.io#x", "ftp://r.io", "a" * 2000])
+def test_what_is_no_host_is_no_registry(text: str) -> None:
+    with pytest.raises(InvalidReference) as caught:
+        logins.registry(text)
+    assert "is no registry: want HOST[:PORT]" in str(caught.value)
+    assert "s3cret" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+# -- who gets the password ----------------------------------------------------------
+
+
+def test_a_password_goes_to_no_other_host(
+    server: ScriptedServer, foreign: ScriptedServer, login: Login, home: Path
+) -> None:
+    server.on("GET", "/v2/$", challenge('Bearer realm="%s/token",service="s"' % foreign.url))
+    refused(login(server.host), 9, "on another host, %s, which gets no credentials" % foreign.host)
+    server.on("GET", "/v2/$", reply(307, headers={"Location": foreign.url + "/v2/"}))
+    foreign.on("GET", "/v2/$", basic("ann", "s3cret"))
+    refused(login(server.host), 4, "unauthorized")
+    assert list(home.iterdir()) == []
+
+
+def test_plain_http_is_over_once_tls_was_spoken(
+    certificates: Certificates, login: Login, home: Path
+) -> None:
+    with ScriptedServer(tls=certificates.context("self-signed")) as server:
+        server.on("GET", "/v2/$", basic("ann", "s3cret"))
+        assert login(server.host).code == 0
+        server.on("GET", "/v2/$", error(404))
+        refused(login(server.host, password="other"), 5, "login attempt to https://")
+        assert server.tls_errors == []
+        refused(login(server.host, "--plain-http"), 5, "login to " + server.host)
+
+
+def test_a_registry_that_is_not_loopback_is_never_asked_by_plain_http(login: Login, home: Path) -> None:
+    done = login("registry.invalid:5000")
+    refused(done, 5, "registry.invalid")
+    assert "http:" not in done.err
+
+
+# -- the file -----------------------------------------------------------------------
+
+
+def test_what_else_is_in_the_file_stays_as_it_is(
+    private: ScriptedServer, login: Login, file: Path, run_minipull: Minipull
+) -> None:
+    before: Dict[str, Any] = {
+        "psFormat": "table {{.ID}}\\t<ü>", "auths": {
+            "z.io": auth("z", "z"), private.host: auth("old", "old"), private.host + "/ns": auth("n", "n"),
+            "a.io": {"email": "a@b", "auth": None}},
+        "HttpHeaders": {"b": "1", "a": [1, 2.5, None, True]}, "credHelpers": {"gcr.io": "gcloud"}}
+    wrote(file, before).chmod(0o644)
+    done = login(private.host)
+    assert done.code == 0
+    text = file.read_text()
+    assert "\n\t\"psFormat\": \"table {{.ID}}\\\\t<ü>\",\n" in text
+    after = json.loads(text)
+    assert after["auths"][private.host] == auth("ann", "s3cret")
+    assert run_minipull("logout", "http://%s/v1/" % private.host).out.startswith("Removing")
+    last = json.loads(file.read_text())
+    assert private.host not in last["auths"]
+    for document in (after, last):
+        assert list(document) == list(before)
+        assert [key for key in before["auths"] if key in document["auths"]] == list(document["auths"])
+        document["auths"][private.host] = before["auths"][private.host]
+        assert document == before
+    assert mode(file) == 0o600
+
+
+def test_logout_forgets_every_spelling_of_a_host(file: Path, run_minipull: Minipull) -> None:
+    mine = [HUB, "docker.io", "https://registry-1.docker.io/v2/", "index.docker.io/v1/"]
+    others = ["docker.io/ns", "docker.io.example.com", "quay.io"]
+    wrote(file, {"auths": {key: auth("u", "p") for key in mine + others}})
+    assert run_minipull("logout").out == "Removing login credentials for docker.io\n"
+    assert list(auths(file)) == others
+
+
+def test_the_file_is_the_one_that_is_named(
+    private: ScriptedServer, login: Login, home: Path, tmp_path: Path, run_minipull: Minipull
+) -> None:
+    flag, env, docker = tmp_path / "new" / "auth.json", tmp_path / "env.json", tmp_path / "docker"
+    variables = {"DOCKER_CONFIG": str(docker)}
+    assert login(private.host, env=variables).code == 0
+    variables["REGISTRY_AUTH_FILE"] = str(env)
+    assert login(private.host, env=variables).code == 0
+    assert login(private.host, "--authfile", flag, env=variables).code == 0
+    for path in (flag, env, docker / "config.json"):
+        assert auths(path) == {private.host: auth("ann", "s3cret")}
+        assert mode(path) == 0o600
+    assert mode(flag.parent) == 0o700
+    assert run_minipull("logout", "--authfile", flag, private.host, env=variables).code == 0
+    assert (auths(flag), list(auths(env))) == ({}, [private.host])
+    assert not (home / ".docker").exists()
+
+
+def test_a_link_to_the_file_stays_one(private: ScriptedServer, login: Login, file: Path, home: Path) -> None:
+    target = wrote(home / "dotfiles" / "docker.json", {"auths": {}, "x": 1})
+    file.parent.mkdir()
+    file.symlink_to(Path("..") / "dotfiles" / "docker.json")
+    assert login(private.host).code == 0
+    assert file.is_symlink() and list(auths(target)) == [private.host]
+    assert sorted(path.name for path in file.parent.iterdir()) == ["config.json"]
+
+
+@pytest.mark.parametrize("text", [
+    "{", "[]", '"s3cret"', '{"auths": []}', '{"auths": {}, "auths": {}}', '{"a": NaN}', '{"a": 1e999}',
+    "\ufeff{}", "{}" + " " * (1 << 20)])
+def test_a_file_that_is_something_else_is_left_alone(
+    private: ScriptedServer, login: Login, file: Path, text: str
+) -> None:
+    wrote(file, text)
+    refused(login(private.host), 6, str(file))
+    assert file.read_text() == text
+    assert [path.name for path in file.parent.iterdir() if path.name.startswith("tmp-")] == []
+
+
+@pytest.mark.parametrize("text", ["", " \n", "{}", '{"auths": null}'])
+def test_an_empty_file_is_filled(private: ScriptedServer, login: Login, file: Path, text: str) -> None:
+    wrote(file, text)
+    assert login(private.host).code == 0
+    assert list(auths(file)) == [private.host]
+
+
+def test_where_no_file_can_be_is_told(private: ScriptedServer, login: Login, tmp_path: Path) -> None:
+    path = wrote(tmp_path / "file", "{}") / "auth.json"
+    done = login(private.host, "--authfile", path)
+    refused(done, 7, "create %s: File exists; --authfile names another file" % path.parent)
+
+
+def test_a_device_is_no_file_to_replace(private: ScriptedServer, login: Login, tmp_path: Path) -> None:
+    device = tmp_path / "null"
+    try:
+        os.mknod(str(device), stat.S_IFCHR | 0o600, os.stat(os.devnull).st_rdev)
+    except PermissionError:
+        pytest.skip("makes a device, as root may")
+    refused(login(private.host, "--authfile", device), 7, "%s is not a regular file" % device)
+    assert stat.S_ISCHR(device.stat().st_mode)
+
+
+def test_logins_at_once_do_not_lose_one_another(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+
+    def one(number: int) -> None:
+        for each in range(5):
+            keeper = logins.Logins(str(path), {})
+            keeper.keep("r%d-%d.io" % (number, each), Credential("u", "p"), Cancel())
+            assert keeper.forget("r%d-%d.io" % (number, each - 1), Cancel()) is bool(each)
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(auths(path)) == ["r%d-4.io" % number for number in range(8)]
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["config.json", "config.json.lock"]
+
+
+def test_a_lock_that_is_not_had_says_who_holds_it(
+    private: ScriptedServer, login: Login, file: Path
+) -> None:
+    wrote(file, "{}")
+    with (file.parent / "config.json.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        refused(login(private.host, "--timeout", "1"), 7, "is locked by process %d" % os.getpid())
+    assert file.read_text() == "{}"
+
+
+def test_where_there_are_no_locks_it_goes_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(fd: int, how: int) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    path = tmp_path / "config.json"
+    logins.Logins(str(path), {}).keep("r.io", Credential("u", "p"), Cancel())
+    assert auths(path) == {"r.io": auth("u", "p")}
+
+
+# -- helpers ------------------------------------------------------------------------
+
+KEYCHAIN = """#!{python}
+import json, os, sys
+verb, text = sys.argv[1], sys.stdin.read()
+with open({log!r}, "a") as log: print(verb, text, file=log)
+path = {kept!r}
+kept = json.load(open(path)) if os.path.exists(path) else {{}}
+if verb == "store":
+    kept[json.loads(text)["ServerURL"]] = json.loads(text)
+elif text not in kept:
+    sys.exit(print("credentials not found in native keychain") or 1)
+elif verb == "get":
+    print(json.dumps(kept[text]))
+else:
+    del kept[text]
+with open(path, "w") as file: json.dump(kept, file)
+"""
+
+
+class Keychain:
+    """A credential helper named ``test`` and what it keeps."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._kept, self._log = folder, folder / "kept", folder / "log"
+        self.env = {"PATH": "%s:%s" % (folder, os.defpath)}
+        self.script(KEYCHAIN.format(python=os.path.realpath(sys.executable), log=str(self._log),
+                                    kept=str(self._kept)))
+
+    def script(self, text: str) -> None:
+        path = self.folder / "docker-credential-test"
+        path.write_text(text)
+        path.chmod(0o755)
+
+    @property
+    def kept(self) -> Any:
+        return json.loads(self._kept.read_text())
+
+    @property
+    def log(self) -> List[str]:
+        return self._log.read_text().splitlines()
+
+
+@pytest.fixture
+def keychain(tmp_path: Path) -> Keychain:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    return Keychain(folder)
+
+
+def test_a_helper_keeps_what_is_its_hosts(
+    private: ScriptedServer, login: Login, file: Path, keychain: Keychain, run_minipull: Minipull
+) -> None:
+    for config in ({"credsStore": "test"}, {"credHelpers": {private.host: "test"}, "credsStore": "absent"}):
+        wrote(file, dict(config, auths={private.host: auth("old", "old")}))
+        assert login(private.host, env=keychain.env).out == "Login Succeeded\n"
+        assert keychain.kept == {private.host: {
+            "ServerURL": private.host, "Username": "ann", "Secret": "s3cret"}}
+        assert auths(file) == {private.host: {}}
+        private.on("GET", "/v2/r/tags/list", basic("ann", "s3cret"))
+        assert run_minipull("tags", private.host + "/r", env=keychain.env).code == 0
+        assert run_minipull("logout", private.host, env=keychain.env).out.startswith("Removing")
+        assert (keychain.kept, auths(file)) == ({}, {})
+        assert run_minipull("logout", private.host, env=keychain.env).out.startswith("Not logged in")
+
+
+def test_a_helper_keeps_identity_tokens_too(
+    tokens: FaultProxy, login: Login, file: Path, keychain: Keychain, run_minipull: Minipull
+) -> None:
+    wrote(file, {"credsStore": "test"})
+    assert login(tokens.host, env=keychain.env).code == 0
+    assert keychain.kept[tokens.host] == {
+        "ServerURL": tokens.host, "Username": "<token>", "Secret": "refresh-of-ann"}
+    assert run_minipull("tags", tokens.host + "/r", env=keychain.env).out == "latest\n"
+
+
+def test_a_helper_for_another_host_or_for_none_is_not_asked(
+    private: ScriptedServer, login: Login, file: Path
+) -> None:
+    wrote(file, {"credHelpers": {private.host: "", "other.io": "absent"}, "credsStore": "absent"})
+    assert login(private.host).code == 0
+    assert auths(file) == {private.host: auth("ann", "s3cret")}
+
+
+def test_the_hub_is_forgotten_under_all_its_names(
+    file: Path, keychain: Keychain, run_minipull: Minipull
+) -> None:
+    wrote(file, {"credsStore": "test"})
+    keeper = logins.Logins(str(file), keychain.env)
+    keeper.keep("docker.io", Credential("ann", "s3cret"), Cancel())
+    assert list(keychain.kept) == [HUB] == list(auths(file))
+    run([str(keychain.folder / "docker-credential-test"), "store"], keychain.env,
+        stdin=b'{"ServerURL": "docker.io"}')
+    assert run_minipull("logout", env=keychain.env).out == "Removing login credentials for docker.io\n"
+    assert (keychain.kept, auths(file)) == ({}, {})
+
+
+@pytest.mark.parametrize("script, words", [
+    ("echo one; echo 'two\x1b[31m' >&1; exit 2", "exit status 2: two\\x1b[31m"),
+    ("cat; exit 1", "docker-credential-test: exit status 1\n"),
+    ("exit 3", "docker-credential-test: exit status 3\n"),
+    ("kill -9 $$", "docker-credential-test: exit status -9"),
+    (None, "docker-credential-test: not found on PATH")])
+def test_a_helper_that_fails_is_an_error_and_nothing_is_kept(
+    private: ScriptedServer, login: Login, file: Path, keychain: Keychain, run_minipull: Minipull,
+    script: Optional[str], words: str
+) -> None:
+    keychain.script("#!/bin/sh\n%s\n" % script)
+    if script is None:
+        (keychain.folder / "docker-credential-test").unlink()
+    text = wrote(file, {"credsStore": "test", "auths": {private.host: auth("old", "old")}}).read_text()
+    refused(login(private.host, password='s3"cret', env=keychain.env), 4, "unauthorized")
+    private.on("GET", "/v2/$", basic("ann", 's3"cret'))
+    done = login(private.host, password='s3"cret', env=keychain.env)
+    refused(done, 7, words)
+    assert "cret" not in done.err
+    refused(run_minipull("logout", private.host, env=keychain.env), 7, "docker-credential-test: ")
+    assert file.read_text() == text
+
+
+# -- a terminal ---------------------------------------------------------------------
+
+#: The command line, once it has made its stdin the terminal that getpass asks on.
+ON_TERMINAL = ("import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
+               "from minipull.cli.main import run; run()")
+
+
+class Terminal:
+    """``minipull login ARGS...`` on a terminal; ``shown`` is all that stood there."""
+
+    def __init__(self, home: Path, python: str, *args: str) -> None:
+        self._master, self._slave = os.openpty()
+        self.shown = b""
+        self.process = subprocess.Popen(
+            [python, "-c", ON_TERMINAL, "login", *args], stdin=self._slave, stdout=subprocess.PIPE,
+            stderr=self._slave, env=minipull_env(home, python=python), cwd=str(home), start_new_session=True)
+
+    def expect(self, prompt: bytes, answer: bytes) -> None:
+        os.set_blocking(self._master, False)
+        wait_until(lambda: self._read().endswith(prompt), prompt.decode(), self.process)
+        os.write(self._master, answer)
+
+    def _read(self) -> bytes:
+        with contextlib.suppress(BlockingIOError):
+            self.shown += os.read(self._master, 4096)
+        return self.shown
+
+    def echoes(self) -> bool:
+        return bool(termios.tcgetattr(self._slave)[3] & termios.ECHO)
+
+    def finish(self) -> bytes:
+        out, _ = self.process.communicate(timeout=60)
+        self._read()
+        return out
+
+    def close(self) -> None:
+        end(self.process)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        os.close(self._master)
+        os.close(self._slave)
+
+
+@pytest.fixture
+def terminal(home: Path) -> Iterator[Callable[..., Terminal]]:
+    with contextlib.ExitStack() as stack:
+        def start(*args: str, python: str = sys.executable) -> Terminal:
+            started = Terminal(home, python, *args)
+            stack.callback(started.close)
+            return started
+        yield start
+
+
+@pytest.mark.parametrize("python", [python for _, python in interpreters()],
+                         ids=[version for version, _ in interpreters()])
+def test_who_has_a_terminal_is_asked(
+    private: ScriptedServer, terminal: Callable[..., Terminal], file: Path, python: str
+) -> None:
+    made = terminal(private.host, python=python)
+    made.expect(b"Username: ", b"ann\n")
+    made.expect(b"Password: ", b"s3cret\n")
+    assert (made.finish(), made.process.returncode) == (b"Login Succeeded\n", 0)
+    assert made.shown.replace(b"\r", b"") == b"Username: ann\nPassword: \n"
+    made = terminal("-u", "ann", private.host, python=python)
+    made.expect(b"Password: ", b"wrong\n")
+    assert (made.finish(), made.process.returncode) == (b"", 4)
+    assert auths(file) == {private.host: auth("ann", "s3cret")}
+
+
+@pytest.mark.parametrize("answers", [[b"\x04"], [b"ann\n", b"\x04"], [b"\n", b"x\n"], [b"ann\n", b"\n"]])
+def test_who_types_nothing_is_told(
+    private: ScriptedServer, terminal: Callable[..., Terminal], answers: List[bytes]
+) -> None:
+    made = terminal(private.host)
+    for prompt, answer in zip((b"Username: ", b"Password: "), answers):
+        made.expect(prompt, answer)
+    assert (made.finish(), made.process.returncode) == (b"", 2)
+    assert b"user name" in made.shown and private.requests == []
+
+
+def test_an_interrupt_leaves_the_terminal_as_it_was(
+    private: ScriptedServer, terminal: Callable[..., Terminal]
+) -> None:
+    made = terminal("-u", "ann", private.host)
+    made.expect(b"Password: ", b"s3c")
+    assert not made.echoes()
+    made.process.send_signal(signal.SIGINT)
+    assert (made.finish(), made.process.returncode) == (b"", 130)
+    assert made.echoes() and b"s3c" not in made.shown
+
+
+# -- others -------------------------------------------------------------------------
+
+
+def test_skopeo_uses_what_we_kept_and_we_what_it_kept(
+    tokens: FaultProxy, private: ScriptedServer, login: Login, skopeo: Tool, run_minipull: Minipull,
+    tmp_path: Path
+) -> None:
+    name, ours, theirs = tokens.host + "/r:latest", tmp_path / "ours.json", tmp_path / "theirs.json"
+    inspect = ["inspect", "--tls-verify=false", "docker://" + name, "--authfile"]
+    assert login(tokens.host, "--authfile", ours).code == 0
+    assert "refresh-of-ann" in ours.read_text()
+    digest = json.loads(skopeo(*inspect, ours).out)["Digest"]
+    skopeo("login", "--tls-verify=false", "--authfile", theirs, "-u", "ann", "--password-stdin",
+           tokens.host, stdin=b"s3cret")
+    assert run_minipull("digest", "--authfile", theirs, name).out == digest + "\n"
+    skopeo("logout", "--authfile", ours, tokens.host)
+    assert run_minipull("logout", "--authfile", theirs, tokens.host).out.startswith("Removing")
+    assert skopeo(*inspect, theirs, check=False).code != 0
+    assert run_minipull("digest", "--authfile", ours, name).code == 4
+    assert login(private.host, "--authfile", theirs).code == 0
+    assert skopeo("login", "--get-login", "--authfile", theirs, private.host).out == "ann\n"
+
+
+def test_docker_uses_what_we_kept_and_we_what_it_kept(
+    dockerd: Docker, tokens: FaultProxy, login: Login, file: Path, run_minipull: Minipull
+) -> None:
+    name, config = tokens.host + "/r:latest", ("--config", file.parent)
+    assert login(tokens.host).code == 0
+    dockerd(*config, "pull", name)
+    dockerd("image", "rm", name)
+    assert "Removing login credentials for " + tokens.host in dockerd(*config, "logout", tokens.host).out
+    assert run_minipull("digest", name).code == 4
+    assert "Login Succeeded" in dockerd(
+        *config, "login", "-u", "ann", "--password-stdin", tokens.host, stdin=b"s3cret").out
+    assert run_minipull("digest", name).out.startswith("sha256:")
+    kept = file.read_text()
+    assert run_minipull("logout", tokens.host).code == login(tokens.host).code == 0
+    assert file.read_text() == kept

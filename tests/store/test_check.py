@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: Apache-2.0
+"""check: one flipped byte anywhere is found; a sound store, or one that others wrote to, is sound."""
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Sequence, Set
+
+import pytest
+
+from tests.kit import images
+from tests.kit.images import Layout, Spec
+from minipull.store.check import UNVERIFIED, Problem, check
+from minipull.digest import ChainID, DiffID, Digest
+from minipull.errors import Cancelled, StorageError
+from minipull.store.layer import Diff
+from minipull.reference import Reference
+from minipull.store.store import Store
+from minipull.cancel import Cancel
+from tests.store.test_store import (
+    NAME, age, descriptor, fetch, keep, keep_index, multi, problems, text_layer, twin_images)
+
+KINDS = {
+    "oci-layout": "oci-layout", "index": "index.json", "manifest": "", "source": "", "config": "",
+    "layer": "", "plain layer": "", "record": "layers/", "associations": "metadata/v2metadata-by-diffid/",
+    "diff id": "metadata/diffid-by-digest/"}
+
+
+class Pulled:
+    """A store as a pull of one platform leaves it, and where each kind of file is."""
+
+    def __init__(self, root: Path) -> None:
+        self.store = Store(str(root / "root"))
+        layout = Layout(root / "layout")
+        body = bytes(random.Random(1).getrandbits(8) for _ in range(300))
+        made = layout.image([Spec(entries=[("a", body)]), text_layer("two", compression="")])
+        top = layout.index([dict(made.descriptor, platform=images.parse_platform("linux/amd64")),
+                            images.attestation(layout, made.digest)])
+        keep(self.store, layout, made, index=top)
+        files = [os.path.join(folder, name) for folder, _, names in os.walk(self.store.root) for name in names]
+        self.files: Dict[str, List[str]] = {
+            kind: [path for path in files if os.path.relpath(path, self.store.root).startswith(start)]
+            for kind, start in KINDS.items() if start}
+        path = self.store.content.path
+        self.files.update({
+            "manifest": [path(Digest(made.digest))], "source": [path(Digest(top.digest))],
+            "config": [path(Digest(made.config["digest"]))],
+            "layer": [path(Digest(made.layers[0].descriptor["digest"]))],
+            "plain layer": [path(Digest(made.layers[1].descriptor["digest"]))]})
+        others = {path for path in files if os.path.basename(path) in ("lock", "index.lock")}
+        assert {path for paths in self.files.values() for path in paths} | others == set(files)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "root"), timeout=10)
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return Layout(tmp_path / "layout")
+
+
+@pytest.fixture(scope="module")
+def pulled(tmp_path_factory: pytest.TempPathFactory) -> Pulled:
+    return Pulled(tmp_path_factory.mktemp("check"))
+
+
+def kinds(found: Sequence[Problem]) -> Set[str]:
+    return {problem.kind for problem in found}
+
+
+# -- one flipped byte ----------------------------------------------------------
+
+
+def masks(kind: str, offset: int) -> Sequence[int]:
+    """The bits that are flipped of the byte at an offset: more where no digest watches."""
+    if kind in ("index", "record", "associations", "diff id", "oci-layout"):
+        return (0x01, 0x20, 0x80) if offset % 8 == 0 else (0x01, 0x20)  # 0x80 makes no ASCII
+    return ((0x01, 0x20, 0x80)[offset % 3],)
+
+
+def offsets(kind: str, size: int) -> Sequence[int]:
+    if "layer" not in kind:
+        return range(size)
+    return sorted({*range(20), *range(20, size, 97), *range(size - 12, size)})  # gzip's header and trailer too
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_one_flipped_byte_is_found(pulled: Pulled, kind: str) -> None:
+    assert problems(pulled.store) == [] and pulled.files[kind]
+    for first, path in zip([True] + [False] * 9, pulled.files[kind]):
+        sound = Path(path).read_bytes()
+        name = os.path.relpath(path, pulled.store.root)
+        with open(path, "r+b", buffering=0) as file:
+            for offset in offsets(kind, len(sound)):
+                for mask in masks(kind if first else "", offset):
+                    os.pwrite(file.fileno(), bytes([sound[offset] ^ mask]), offset)
+                    found = problems(pulled.store)
+                    # The index may be blamed by way of what it then names.
+                    assert [problem for problem in found if problem.kind != UNVERIFIED and (
+                        problem.path == name or kind == "index")], (offset, mask, found)
+                os.pwrite(file.fileno(), sound[offset:offset + 1], offset)
+    assert problems(pulled.store) == []
+
+
+def test_a_flipped_byte_is_found_by_who_has_read_the_index_before(pulled: Pulled) -> None:
+    store, path = Store(pulled.store.root), Path(pulled.store.references.path)
+    assert check(store) == []
+    sound, status = path.read_bytes(), os.stat(str(path))
+    try:
+        with path.open("r+b") as file:
+            file.write(sound.replace(b"busybox", b"busybux", 1))
+        os.utime(str(path), ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert [problem.path for problem in check(store)] == ["index.json"]
+    finally:
+        path.write_bytes(sound)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("left", [0.0, 0.5])
+def test_a_torn_file_is_found(tmp_path: Path, kind: str, left: float) -> None:
+    pulled = Pulled(tmp_path)
+    path = pulled.files[kind][0]
+    os.truncate(path, int(os.path.getsize(path) * left))
+    assert os.path.relpath(path, pulled.store.root) in {problem.path for problem in problems(pulled.store)}
+
+
+@pytest.mark.parametrize("kind", ["oci-layout", "manifest", "source", "config", "layer"])
+def test_a_lost_file_is_found(tmp_path: Path, kind: str) -> None:
+    pulled = Pulled(tmp_path)
+    path = pulled.files[kind][0]
+    os.unlink(path)
+    found = problems(pulled.store)
+    assert os.path.basename(path) in " ".join(problem.path + problem.detail for problem in found)
+
+
+@pytest.mark.parametrize("kind", ["record", "associations", "diff id"])
+def test_a_lost_cache_is_no_damage(tmp_path: Path, kind: str) -> None:
+    pulled = Pulled(tmp_path)
+    for path in pulled.files[kind]:
+        os.unlink(path)
+    assert problems(pulled.store) == []
+
+
+# -- what is no damage ---------------------------------------------------------
+
+
+def test_an_empty_root_is_sound(store: Store) -> None:
+    os.makedirs(store.root)
+    assert problems(store) == []
+
+
+def test_sound_stores_have_no_problem(tmp_path: Path) -> None:
+    for number, nested in enumerate((False, True)):
+        layout, top, made = multi(tmp_path / ("multi-%d" % number), nested)
+        whole, one = Store(str(tmp_path / ("whole-%d" % number))), Store(str(tmp_path / ("one-%d" % number)))
+        keep_index(whole, layout, top)
+        keep(one, layout, made["linux/arm64"], index=top)
+        keep(one, layout, made["linux/amd64"], "localhost:5000/a/b@" + top.digest, index=top)
+        assert problems(whole) == problems(one) == []
+
+
+def test_awkward_images_are_sound(store: Store, tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "awkward")
+    base, empty = text_layer("base"), Spec(raw=images.EMPTY_LAYER)
+    keep(store, layout, layout.image([base, empty, text_layer("x", compression=""), base, empty]))
+    docker = Layout(tmp_path / "docker", docker=True)
+    keep(store, docker, docker.image([text_layer("one")]), "docker:1")
+    keep(store, docker, docker.image([]), "none:1")
+    for twin, made in enumerate(twin_images(layout)):
+        keep(store, layout, made, "twin:%d" % twin)
+    assert problems(store) == []
+
+
+def test_what_others_wrote_is_no_damage(store: Store, layout: Layout) -> None:
+    one, two = (layout.image([text_layer(text)]) for text in ("one", "two"))
+    keep(store, layout, one)
+    keep(store, layout, two, "two:1")
+    index = json.loads(Path(store.references.path).read_text())
+    notes = {"io.containerd.image.name": "docker.io/library/two:1", "org.opencontainers.image.ref.name": "1"}
+    index["manifests"][1]["annotations"] = notes
+    index["manifests"].append(dict(two.descriptor, future=[1]))
+    index["manifests"].append(dict(two.descriptor, annotations={"org.opencontainers.image.ref.name": "x"}))
+    index["annotations"] = {"a": "b"}
+    del index["mediaType"]
+    Path(store.references.path).write_text(json.dumps(index, indent=2))
+    Path(store.root, "oci-layout").write_text('{ "imageLayoutVersion": "1.0.0" }\n')
+    assert problems(store) == []
+
+
+def test_partials_are_no_damage(store: Store, layout: Layout) -> None:
+    keep(store, layout, layout.image([text_layer("one")]))
+    with store.content.ingest(Digest.of(b"part"), 4, Cancel()) as ingest:
+        ingest.write(b"xx")
+    assert problems(store) == []
+
+
+def test_zstd_without_a_decoder_is_unverified_and_still_hashed(store: Store, layout: Layout) -> None:
+    if any(path for path in ("compression.zstd",) if _importable(path)):
+        pytest.skip("this interpreter decodes zstd")
+    data = b"\x28\xb5\x2f\xfd" + b"no real frame"
+    blob = layout.blob(data, images.OCI_LAYER + "+zstd")
+    made = layout.image([], config={"rootfs": {"type": "layers", "diff_ids": [images.digest_of(b"tar")]}})
+    document = json.loads(made.raw.decode())
+    document["layers"] = [blob]
+    raw = images.to_json(document)
+    top = layout.blob(raw, images.OCI_MANIFEST)
+    keep(store, layout, images.Image(top, made.config, [], raw))
+    fetch(store, descriptor(blob), data)
+    store.layers.register(None, Diff(DiffID(Digest.of(b"tar")), verified=False), descriptor(blob))
+    assert kinds(problems(store)) == {UNVERIFIED}
+    Path(store.content.path(Digest(blob["digest"]))).write_bytes(data[:-1] + b"x")
+    assert kinds(problems(store)) == {UNVERIFIED, "blob"}
+
+
+def _importable(name: str) -> bool:
+    try:
+        __import__(name)
+    except ImportError:
+        return False
+    return True
+
+
+# -- what is -------------------------------------------------------------------
+
+
+def test_an_image_whose_config_lies_is_found(store: Store, layout: Layout) -> None:
+    lies: List[Dict[str, Any]] = [
+        {"rootfs": {"type": "layers", "diff_ids": [images.digest_of(b"another")]}},
+        {"rootfs": {"type": "layers", "diff_ids": []}, "history": []}, {"rootfs": None}]
+    for number, lie in enumerate(lies):
+        made = layout.image([text_layer("one")], config=lie)
+        keep(store, layout, made, "lie:%d" % number)
+    found = problems(store)
+    assert len(found) == 3 and kinds(found) == {"config"}
+    assert "is layer sha256:" in " ".join(problem.detail for problem in found)
+
+
+def test_caches_that_contradict_the_blobs_are_found(store: Store, layout: Layout) -> None:
+    made = layout.image([text_layer("one")])
+    keep(store, layout, made)
+    blob, other = descriptor(made.layers[0].descriptor), DiffID(Digest.of(b"other"))
+    store.layers.register(None, Diff(other), blob)
+    service = store.metadata
+    for entry in service.get_metadata(DiffID(Digest(made.diff_ids[0]))):
+        service.add(other, entry)
+    wrong = [store.layers.path(ChainID(other)), service.store.path(service.BY_DIFF_ID, other.replace(":", "/")),
+             service.store.path(service.BY_DIGEST, blob.digest.replace(":", "/"))]
+    assert [problem.path for problem in problems(store)] == sorted(
+        os.path.relpath(path, store.root) for path in wrong)
+
+
+def test_the_wrong_file_under_a_digest_is_found(store: Store, layout: Layout) -> None:
+    keep(store, layout, layout.image([text_layer("one")]))
+    loose = Digest.of(b"loose")
+    Path(store.content.path(loose)).write_bytes(b"other")
+    link = Digest.of(b"link")
+    os.symlink(store.references.path, store.content.path(link))
+    assert [(problem.kind, os.path.basename(problem.path)) for problem in problems(store)] == sorted(
+        ("blob", digest.encoded) for digest in (loose, link))
+
+
+@pytest.mark.parametrize("entry", [
+    {}, {"annotations": {"org.opencontainers.image.ref.name": NAME}},
+    {"mediaType": "application/x", "digest": images.digest_of(b""), "size": 0}])
+def test_an_entry_that_means_nothing_is_found(store: Store, entry: Any) -> None:
+    store.content.put(Digest.of(b""), b"")
+    store.references.set(Reference.parse(NAME), descriptor(dict(
+        mediaType=images.OCI_MANIFEST, digest=images.digest_of(b""), size=0)), Digest.of(b""))
+    index = Path(store.references.path)
+    index.write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
+    assert [(problem.path, problem.kind) for problem in problems(store)] == [("index.json", "name")]
+
+
+def test_a_problem_is_one_line(store: Store) -> None:
+    os.makedirs(store.root)
+    Path(store.root, "index.json").write_bytes(b'{\n\n"a\n')
+    found = problems(store)
+    assert {problem.path for problem in found} == {"index.json", "oci-layout"}
+    assert not [problem for problem in found if "\n" in problem.detail]
+
+
+# -- scope ---------------------------------------------------------------------
+
+
+def test_a_name_is_checked_without_the_rest(store: Store, layout: Layout) -> None:
+    one, two = (layout.image([text_layer(text)]) for text in ("one", "two"))
+    keep(store, layout, one, "one:1")
+    keep(store, layout, two, "two:1")
+    Path(store.content.path(Digest(two.layers[0].descriptor["digest"]))).write_bytes(b"")
+    assert check(store, names=[descriptor(one.descriptor)]) == []
+    assert kinds(check(store, names=[descriptor(two.descriptor)])) == {"blob", "size"}
+    Path(store.content.path(Digest(one.digest))).write_bytes(b"")
+    assert kinds(check(store, names=[descriptor(one.descriptor)])) >= {"image"}
+
+
+def test_checking_changes_nothing(tmp_path: Path) -> None:
+    made = Pulled(tmp_path)
+    root = made.store.root
+
+    def state() -> Any:
+        return sorted((folder, name, os.lstat(os.path.join(folder, name)).st_mtime_ns)
+                      for folder, folders, names in os.walk(root) for name in names + folders)
+
+    age(made.store)
+    os.truncate(made.files["layer"][0], 5)
+    before = state()
+    assert problems(made.store) != [] and state() == before
+
+
+def test_checking_can_be_cancelled(store: Store, layout: Layout) -> None:
+    keep(store, layout, layout.image([text_layer("one")]))
+    cancel = Cancel()
+    cancel.cancel()
+    with pytest.raises(Cancelled):
+        check(store, cancel)
+
+
+def test_a_store_that_can_not_be_listed_is_an_error(
+        store: Store, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep(store, layout, layout.image([text_layer("one")]))
+    real: Callable[..., Any] = os.listdir
+
+    def listdir(path: str) -> Any:
+        if path.startswith(os.path.join(store.root, "blobs")):
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    with pytest.raises(StorageError, match="list .*Permission denied"):
+        check(store)
+
+
+def test_a_copied_store_is_as_sound(pulled: Pulled, tmp_path: Path) -> None:
+    shutil.copytree(pulled.store.root, str(tmp_path / "copy"))
+    assert problems(Store(str(tmp_path / "copy"))) == []

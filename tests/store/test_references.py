@@ -1,0 +1,327 @@
+# SPDX-License-Identifier: Apache-2.0
+"""index.json: whole names, nobody's entry lost, written last and under its lock."""
+import errno
+import fcntl
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any, Dict, List
+
+import pytest
+
+from minipull.store import references
+from minipull.image.descriptor import OCI_INDEX, OCI_MANIFEST, Descriptor
+from minipull.image.platform import Platform
+from minipull.digest import Digest
+from minipull.errors import Cancelled, InvalidReference, StorageError
+from minipull.reference import Reference
+from minipull.store.references import Association, ReferenceStore, association, parse_index
+from minipull.cancel import Cancel
+from tests.store.test_content import failing
+from tests.store.test_store import at_once
+
+ONE, TWO, SOURCE = (Digest.of(text) for text in (b"one", b"two", b"source"))
+NAME = Reference.parse("docker.io/library/busybox:latest")
+OTHERS: List[Dict[str, Any]] = [
+    {"mediaType": "application/x-strange", "digest": str(ONE), "size": 3, "new": {"member": [1]}},
+    {"mediaType": OCI_MANIFEST, "digest": str(TWO), "size": 4,
+     "annotations": {"org.opencontainers.image.ref.name": "latest"}},
+]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ReferenceStore:
+    return make(tmp_path)
+
+
+def make(root: Path) -> ReferenceStore:
+    return ReferenceStore(str(root), str(root / "ingest"), timeout=10)
+
+
+def manifest(digest: Digest = ONE) -> Descriptor:
+    return Descriptor(OCI_MANIFEST, digest, 7)
+
+
+def index(store: ReferenceStore) -> Any:
+    return json.loads(Path(store.path).read_text())
+
+
+def names(store: ReferenceStore) -> List[str]:
+    return [str(item.name) for item in store.all()]
+
+
+# -- names ---------------------------------------------------------------------
+
+
+def test_a_name_is_kept_with_what_it_stands_for(store: ReferenceStore, tmp_path: Path) -> None:
+    assert store.all() == [] and store.get(NAME) is None and os.listdir(str(tmp_path)) == []
+    store.set(NAME, manifest(), SOURCE)
+    for reader in (store, make(tmp_path)):
+        assert reader.get(NAME) == Association(NAME, manifest(), SOURCE)
+    assert index(store) == {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [
+        {"mediaType": OCI_MANIFEST, "digest": ONE, "size": 7, "annotations": {
+            "org.opencontainers.image.ref.name": str(NAME), "io.containerd.image.name": str(NAME),
+            "io.minipull.source.digest": SOURCE}}]}
+    assert json.loads((tmp_path / "oci-layout").read_text()) == {"imageLayoutVersion": "1.0.0"}
+    assert b" " not in Path(store.path).read_bytes() + (tmp_path / "oci-layout").read_bytes()
+
+
+def test_a_tag_moves_and_others_stay(store: ReferenceStore) -> None:
+    other = Reference.parse("localhost:5000/a/b@" + TWO)
+    store.set(other, manifest(TWO), TWO)
+    store.set(NAME, manifest(ONE), ONE)
+    store.set(NAME, manifest(TWO), SOURCE)
+    assert names(store) == [str(NAME), str(other)]
+    assert store.get(NAME) == Association(NAME, manifest(TWO), SOURCE)
+
+
+def test_all_is_sorted(store: ReferenceStore) -> None:
+    given = ["b:2", "a:2", "a@" + ONE, "b:1"]
+    for text in given:
+        store.set(Reference.parse(text), manifest(), ONE)
+    assert names(store) == sorted(str(Reference.parse(text)) for text in given)
+
+
+def test_setting_the_same_again_writes_nothing(store: ReferenceStore) -> None:
+    for text in ("a:1", "b:1"):
+        store.set(Reference.parse(text), manifest(), ONE)
+    before = os.stat(store.path)
+    store.set(Reference.parse("a:1"), manifest(), ONE)
+    after = os.stat(store.path)
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+
+
+def test_deleting_says_whether_it_was_there(store: ReferenceStore) -> None:
+    assert not store.delete(NAME) and not os.path.exists(store.path)
+    store.set(NAME, manifest(), ONE)
+    assert store.delete(NAME) and not store.delete(NAME)
+    assert index(store)["manifests"] == []
+
+
+@pytest.mark.parametrize("text, why", [
+    ("busybox", "neither tag nor digest"), ("sha256:latest", "ambiguous tag"), ("sha512:x", "ambiguous tag")])
+def test_names_that_would_confuse_are_refused(store: ReferenceStore, text: str, why: str) -> None:
+    with pytest.raises(InvalidReference, match=why):
+        store.set(Reference.parse(text), manifest(), ONE)
+    assert not os.path.exists(store.path)
+
+
+def test_the_platform_of_an_entry_is_not_kept(store: ReferenceStore) -> None:
+    store.set(NAME, manifest()._replace(platform=Platform("linux", "arm64")), SOURCE)
+    assert store.get(NAME) == Association(NAME, manifest(), SOURCE)
+
+
+# -- what others wrote ---------------------------------------------------------
+
+
+def test_what_others_wrote_is_kept(store: ReferenceStore) -> None:
+    Path(store.path).write_text(json.dumps(
+        {"schemaVersion": 2, "manifests": OTHERS, "annotations": {"a": "b"}, "future": None}, indent=1))
+    assert store.all() == [] and store.descriptors() == OTHERS
+    store.set(NAME, manifest(), ONE)
+    store.set(Reference.parse("a:1"), manifest(), ONE)
+    assert store.delete(NAME)
+    found = index(store)
+    assert found["manifests"][:2] == OTHERS and len(found["manifests"]) == 3
+    assert (found["annotations"], found["future"], found["mediaType"]) == ({"a": "b"}, None, OCI_INDEX)
+
+
+@pytest.mark.parametrize("annotations, name", [
+    ({"io.containerd.image.name": str(NAME)}, str(NAME)),
+    ({"io.containerd.image.name": str(NAME), "org.opencontainers.image.ref.name": "latest"}, str(NAME)),
+    ({"org.opencontainers.image.ref.name": str(NAME)}, str(NAME)),
+    ({"org.opencontainers.image.ref.name": "latest"}, None),
+    ({"org.opencontainers.image.ref.name": "busybox:latest"}, None),
+    ({"org.opencontainers.image.ref.name": "docker.io/library/busybox"}, None),
+    ({"org.opencontainers.image.ref.name": ""}, None),
+    ({"org.opencontainers.image.ref.name": str(NAME), "io.minipull.source.digest": "sha256:0"}, None),
+    ({"org.opencontainers.image.ref.name": 5}, None), ([str(NAME)], None), (None, None)])
+def test_only_whole_names_are_names(annotations: Any, name: Any) -> None:
+    found = association(dict(manifest().to_json(), annotations=annotations))
+    assert (found and str(found.name)) == name
+    assert found is None or (found.descriptor, found.source) == (manifest(), ONE)
+
+
+@pytest.mark.parametrize("member", ["mediaType", "digest", "size"])
+def test_no_descriptor_is_no_name(member: str) -> None:
+    entry = Association(NAME, manifest(), ONE).to_json()
+    assert association(entry) is not None
+    del entry[member]
+    assert association(entry) is None
+
+
+# -- torn files ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("data", [
+    b"", b"{", b"[]", b"\0" * 50, b'{"schemaVersion":1,"manifests":[]}', b'{"schemaVersion":2}',
+    b'{"schemaVersion":2,"manifests":{}}', b'{"schemaVersion":2,"manifests":[5]}',
+    b'{"schemaVersion":2,"manifests":[],"manifests":[]}'])
+def test_a_torn_index_is_named_and_left_alone(store: ReferenceStore, data: bytes) -> None:
+    Path(store.path).write_bytes(data)
+    for use in (store.all, lambda: store.set(NAME, manifest(), ONE), lambda: store.delete(NAME)):
+        with pytest.raises(StorageError, match="index.json.*move it away"):
+            use()
+    assert Path(store.path).read_bytes() == data
+
+
+def test_an_endless_index_is_not_read(store: ReferenceStore) -> None:
+    with open(store.path, "wb") as file:
+        file.truncate(65 << 20)
+    with pytest.raises(StorageError, match="index.json is larger"):
+        store.all()
+
+
+def test_no_index_is_read_or_locked_through_a_link(store: ReferenceStore, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b'{"schemaVersion":2,"manifests":[]}')
+    os.symlink("secret", store.path)
+    with pytest.raises(StorageError, match="symbolic link"):
+        store.all()
+    os.unlink(store.path)
+    os.symlink("secret", str(tmp_path / "index.lock"))
+    with pytest.raises(StorageError, match="symbolic link"):
+        store.set(NAME, manifest(), ONE)
+
+
+def test_parse_index_gives_the_entries() -> None:
+    assert parse_index(json.dumps({"schemaVersion": 2, "manifests": OTHERS}).encode(), "x") == OTHERS
+
+
+# -- several writers -----------------------------------------------------------
+
+
+def test_a_reader_sees_what_another_wrote(store: ReferenceStore, tmp_path: Path) -> None:
+    other = make(tmp_path)
+    for number in range(5):
+        other.set(Reference.parse("a:%d" % number), manifest(), ONE)
+        assert len(store.all()) == number + 1
+        store.set(Reference.parse("b:%d" % number), manifest(), ONE)
+        store.delete(Reference.parse("b:%d" % number))
+    assert len(other.all()) == 5
+
+
+def test_a_writer_trusts_no_memory(store: ReferenceStore, tmp_path: Path) -> None:
+    store.set(Reference.parse("a:1"), manifest(), ONE)
+    assert len(store.all()) == 1
+    before = os.stat(store.path)
+    data = Path(store.path).read_bytes()
+    with open(store.path, "r+b") as file:  # the same inode, size and time
+        file.write(data.replace(b"/a:1", b"/b:1"))
+    os.utime(store.path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    store.set(NAME, manifest(), ONE)
+    assert names(store) == ["docker.io/library/b:1", str(NAME)]
+
+
+WRITER = """
+import sys
+from minipull.image.descriptor import Descriptor
+from minipull.digest import Digest
+from minipull.reference import Reference
+from minipull.store.references import ReferenceStore
+store = ReferenceStore(sys.argv[1], sys.argv[1] + "/ingest")
+print("ready", flush=True)
+sys.stdin.readline()
+digest = Digest.of(b"")
+for number in range(15):
+    name = Reference.parse("%s:%d" % (sys.argv[2], number))
+    store.set(name, Descriptor("application/x", digest, 0), digest)
+    store.all()
+    if number % 3 == 0:
+        store.delete(name)
+"""
+
+
+def test_of_several_processes_no_name_is_lost(store: ReferenceStore, tmp_path: Path) -> None:
+    with at_once(WRITER, [[str(tmp_path), word] for word in "abcd"]) as writers:
+        for writer in writers:
+            writer.communicate(timeout=60)
+    assert [writer.returncode for writer in writers] == [0] * 4
+    assert len(names(store)) == 40 and os.listdir(str(tmp_path / "ingest")) == []
+
+
+def test_the_lock_is_waited_for_and_the_wait_can_end(store: ReferenceStore, tmp_path: Path,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting, real = threading.Event(), fcntl.flock
+
+    def flock(fd: int, operation: int) -> None:
+        try:
+            real(fd, operation)
+        except OSError:
+            waiting.set()
+            raise
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    fd = os.open(str(tmp_path / "index.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    real(fd, fcntl.LOCK_EX)
+    cancel, raised = Cancel(), []
+
+    def write() -> None:
+        try:
+            store.set(NAME, manifest(), ONE, cancel.pause)
+        except Cancelled as exc:
+            raised.append(exc)
+
+    thread = threading.Thread(target=write, daemon=True)
+    thread.start()
+    assert waiting.wait(30)
+    cancel.cancel()
+    thread.join(30)
+    assert len(raised) == 1 and not os.path.exists(store.path)
+    impatient = ReferenceStore(str(tmp_path), str(tmp_path / "ingest"), timeout=0.05)
+    with pytest.raises(StorageError, match="index.lock is locked by"):
+        impatient.delete(NAME)
+    os.close(fd)
+    store.set(NAME, manifest(), ONE)
+
+
+def test_without_locks_nothing_is_written(store: ReferenceStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.set(NAME, manifest(), ONE)
+    before = Path(store.path).read_bytes()
+    monkeypatch.setattr(fcntl, "flock", failing(errno.ENOLCK))
+    with pytest.raises(StorageError, match="--root"):
+        store.delete(NAME)
+    assert names(store) == [str(NAME)] and Path(store.path).read_bytes() == before
+
+
+# -- a disk that fails ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["write", "fsync", "replace"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_a_failed_write_leaves_the_old_index(store: ReferenceStore, tmp_path: Path,
+                                             monkeypatch: pytest.MonkeyPatch, name: str, code: int) -> None:
+    store.set(NAME, manifest(), ONE)
+    monkeypatch.setattr(os, name, failing(code))
+    with pytest.raises(StorageError, match="index.json"):
+        store.set(NAME, manifest(TWO), TWO)
+    monkeypatch.undo()
+    assert store.get(NAME) == Association(NAME, manifest(), ONE)
+    assert os.listdir(str(tmp_path / "ingest")) == []
+
+
+def test_a_read_error_is_a_storage_error(store: ReferenceStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "stat", failing(errno.EIO))
+    with pytest.raises(StorageError, match="read .*index.json"):
+        store.descriptors()
+
+
+def test_the_index_is_durable_and_the_layout_is_there_before(
+        store: ReferenceStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: List[str] = []
+    fsync, replace = os.fsync, os.replace
+    os.mkdir(str(tmp_path / "ingest"))
+
+    def synced(fd: int) -> None:
+        calls.append("sync")
+        fsync(fd)
+
+    def replaced(old: str, new: str) -> None:
+        calls.append(os.path.basename(new))
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    store.set(NAME, manifest(), ONE)
+    assert calls == ["sync", "oci-layout", "sync", "sync", "index.json", "sync"]
+    assert references.LAYOUT == (tmp_path / "oci-layout").read_bytes()
