@@ -5,6 +5,7 @@ The wings in reading order; each imports only from those above it, and lists
 its own modules in its docstring:
 
     errors        the exception tree, and exit codes
+    parts         parts that a build may leave out
     digest        digests, DiffIDs, ChainIDs, and a running check
     cancel        the one-way switch that Go calls a context
     progress      events, meters
@@ -23,10 +24,12 @@ its own modules in its docstring:
 
 The names below are the public API; the rest may be imported by module.
 """
-import importlib
 import sys
 import types
 from typing import TYPE_CHECKING, List
+
+from .errors import NotInBuild
+from .parts import part
 
 if TYPE_CHECKING:
     from .archive.load import load as load
@@ -91,14 +94,12 @@ class _Package(types.ModuleType):
     def __getattr__(self, name: str) -> object:
         if name not in _HOME:
             raise AttributeError("module %r has no attribute %r" % (self.__name__, name))
-        value = getattr(importlib.import_module("." + _HOME[name], __name__), name)
+        try:
+            value = getattr(part(_HOME[name]), name)
+        except NotInBuild as exc:
+            raise AttributeError("%s.%s: %s" % (self.__name__, name, exc)) from exc
         setattr(self, name, value)
         return value
-
-    def __setattr__(self, name: str, value: object) -> None:
-        # A public name stays what it is when the module of that name is imported.
-        if name not in _HOME or not isinstance(value, types.ModuleType):
-            super().__setattr__(name, value)
 
     def __dir__(self) -> List[str]:
         return sorted(set(vars(self)) | set(__all__))

@@ -92,6 +92,11 @@ class Unsupported(Error):
     """Understood, but not something that this command can do."""
 
 
+class NotInBuild(Unsupported):
+    """A part that was left out of this build, and is needed here."""
+    exit_code = 2
+
+
 class NoSupport(Unsupported):
     """Nothing that the protocol of this endpoint can do, which says less than any other error."""
 

@@ -8,7 +8,7 @@ import pytest
 from tests.kit import DATA
 from minipull import errors
 from minipull.errors import (
-    Cancelled, ContentMismatch, Error, InvalidDocument, InvalidReference, NetworkError, NoSupport, NotFound,
+    Cancelled, ContentMismatch, Error, InvalidDocument, InvalidReference, NetworkError, NoSupport, NotFound, NotInBuild,
     PolicyError, RateLimited, StorageError, TLSError, Unauthorized, Unsupported, storage_errors)
 from minipull.registry.errors import CODES, ErrorDetail, RegistryError, continue_on_error, decode_answer
 
@@ -188,7 +188,7 @@ def test_no_body_breaks_the_decoder(body: bytes) -> None:
 
 
 EXIT_CODES: Dict[Type[Error], int] = {
-    Error: 1, Unsupported: 1, NoSupport: 1, InvalidReference: 2, NotFound: 3, Unauthorized: 4, NetworkError: 5,
+    Error: 1, Unsupported: 1, NoSupport: 1, NotInBuild: 2, InvalidReference: 2, NotFound: 3, Unauthorized: 4, NetworkError: 5,
     TLSError: 5, InvalidDocument: 6, ContentMismatch: 6, StorageError: 7, RateLimited: 8,
     PolicyError: 9, Cancelled: 130,
 }
