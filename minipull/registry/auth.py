@@ -22,12 +22,12 @@ import re
 import threading
 import time
 import urllib.parse
-from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from ..cancel import Cancel
 from ..errors import Error, InvalidReference, NetworkError, PolicyError, Unauthorized
 from .errors import RegistryError, decode_answer
-from .request import Body
+from .request import Body, Request
 from .response import Response
 from .transport import Transport
 from .url import Origin
@@ -115,17 +115,14 @@ class Authorizer:
         self._tokens: Dict[Tuple[str, ...], Tuple[str, float]] = {}
         self.refresh_token = ""
 
-    def request(self, method: str, url: str, headers: Mapping[str, str], cancel: Cancel,
-                body: Optional[Body] = None, repeat: bool = True, scope: str = "") -> Response:
-        """As Transport.request, once more if the registry asks who we are.
+    def send(self, request: Request) -> Response:
+        """Send a request, once more if the registry asks who we are.
 
-        ``scope`` is what this request needs besides the others'.  Raises
-        Unauthorized, RegistryError if there is nothing to answer with.
+        Raises as Transport.send; Unauthorized, RegistryError if there is nothing to answer with.
         """
-        scopes = tuple(filter(None, (self._scope, scope)))
-        used = self._authorization(scopes, cancel)
-        response = self._transport.request(
-            method, url, dict(headers, **used), cancel, body, repeat=repeat)
+        scopes = tuple(filter(None, (self._scope, request.scope)))
+        used = self._authorization(scopes, request.cancel)
+        response = self._transport.send(request.with_headers(used))
         if response.status != 401 or response.origin != self._origin:
             return response
         challenges = parse_challenges(response.headers.get("www-authenticate", []))
@@ -139,11 +136,10 @@ class Authorizer:
             self._public = response.public
             if used.get("Authorization") == "Bearer " + self._tokens.get(scopes, ("", 0.0))[0]:
                 del self._tokens[scopes]  # else another thread has renewed it already
-        again = self._authorization(scopes, cancel)
+        again = self._authorization(scopes, request.cancel)
         if again == used:
             raise refusal
-        return self._transport.request(
-            method, url, dict(headers, **again), cancel, body, repeat=repeat)
+        return self._transport.send(request.with_headers(again))
 
     def _authorization(self, scopes: Tuple[str, ...], cancel: Cancel) -> Dict[str, str]:
         """The header that the registry's challenge asks for, if there was one."""
@@ -194,10 +190,9 @@ class Authorizer:
             realm += "&" if "?" in realm else "?"
             realm += urllib.parse.urlencode(
                 sorted(query.items()), doseq=True, errors="surrogateescape")
-        with self._transport.request(
-            "POST" if body else "GET", realm, headers, cancel,
-            body=body, redirect=False, only_public=self._public,
-        ) as response:
+        with self._transport.send(Request(
+            "POST" if body else "GET", realm, cancel, headers, body, follow=False, only_public=self._public,
+        )) as response:
             if response.status >= 400:
                 raise _refused(response)
             answer = response.read(_MAX_ANSWER)

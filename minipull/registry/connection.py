@@ -21,14 +21,14 @@ import select
 import socket
 import ssl
 import time
-from typing import Any, Callable, Iterator, Mapping, Optional, Union
+from typing import Any, Callable, Iterator, Optional, Union
 
 from ..cancel import Cancel
 from ..digest import Buffer
 from ..errors import Cancelled, Error, NetworkError, PolicyError, StorageError, TLSError
 from ..sendfile import send
 from .proxy import Proxy
-from .request import PIECE, Body, FileBody
+from .request import PIECE, Body, FileBody, Request
 from .response import READ_AHEAD, Exchange, Response
 from .tls import client_context, issuer
 from .url import Origin, is_public
@@ -69,22 +69,22 @@ class Connection(Exchange):
         self._waited = 0.0  # seconds, for the bytes beyond self._mark
         self._mark = 0
 
-    def exchange(self, method: str, url: str, headers: Mapping[str, str], body: Optional[Body],
-                 cancel: Cancel, only_public: bool) -> Response:
-        """Send one request and read the head of its answer."""
-        self._cancel = cancel
+    def exchange(self, request: Request) -> Response:
+        """Send a request and read the head of its answer."""
+        body = request.body
+        self._cancel = request.cancel
         self._scope.enter_context(self._cancel.calling(self._shutdown))
         try:
             with self.errors():
                 if self._socket is None:
                     self._connect()
-                if only_public and not self.public and self._proxy is None:
+                if request.only_public and not self.public and self._proxy is None:
                     raise PolicyError("redirect to %s, a private address, refused" % (self.origin,))
                 self.received, self._mark, self._waited = 0, 0, 0.0
                 self._http.sock = self
-                path = re.sub("^[^/?#]*|#.*", "", url.partition("://")[2])
+                path = re.sub("^[^/?#]*|#.*", "", request.url.partition("://")[2])
                 target = path if path.startswith("/") else "/" + path
-                fields = dict(headers, Host=str(self.origin))
+                fields = dict(request.headers, Host=str(self.origin))
                 if self._relay is not None:
                     target = "http://%s%s" % (self.origin, target)
                     fields.update(self._relay.fields())
@@ -92,7 +92,7 @@ class Connection(Exchange):
                     fields["Transfer-Encoding"] = "chunked"
                 elif body is not None:
                     fields["Content-Length"] = str(body.size)
-                self._http.request(method, target, None, fields)
+                self._http.request(request.method, target, None, fields)
                 self._whole = body is None
                 if body is not None:
                     # Whoever closes the connection may have said why before.
@@ -101,7 +101,7 @@ class Connection(Exchange):
                 answer = self._http.getresponse()
                 if self._relay is not None and answer.status == 407:
                     raise self._relay.refusal(answer.status, answer.reason)
-                self.response = Response(answer, self, url)
+                self.response = Response(answer, self, request.url)
         except BaseException:
             self.done(reusable=False)
             raise

@@ -25,6 +25,7 @@ from .auth import Authorizer, Credential, answer_error
 from .client import Client, over_endpoints
 from .credentials import MAX_FILE, AuthFile, Source, host_of, names_of, run_helper
 from .errors import RegistryError
+from .request import Request
 from .url import Origin
 from .v2 import Repository
 
@@ -57,7 +58,7 @@ def login(client: Client, name: Reference, credential: Credential, cancel: Cance
     def at(repository: Repository) -> Credential:
         url = repository.endpoint.url + "/v2/"
         authorizer = Authorizer(client.transport, Origin.of(url), lambda: credential, "", offline=True)
-        response = authorizer.request("GET", url, {}, cancel)
+        response = authorizer.send(Request("GET", url, cancel))
         if response.status == 401:
             raise Unauthorized(str(answer_error(response)))
         response.close()

@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests: the body of one, made anew whenever it is sent."""
-import os
-from typing import BinaryIO, Callable, Iterable, Iterator, Optional
+"""Requests: a request is one value, made by a protocol and handed down to a connection.
 
+A layer that adds to it (a token, the target of a redirect) sends a changed copy.
+"""
+import os
+from typing import BinaryIO, Callable, Iterable, Iterator, Mapping, NamedTuple, Optional
+
+from ..cancel import Cancel
 from ..digest import Buffer
 
 PIECE = 64 << 10  # bytes sent at once: 1 KiB a second is no stall yet
 
 
 class Body:
-    """What a request brings: pieces, made anew whenever it is sent.
+    """The body of a request: ``pieces()`` is called anew whenever the request is sent.
 
-    ``size`` is in bytes; None sends chunks.  ``sent`` is told how many have gone.
+    ``size`` is in bytes; a body without one is sent in chunks.  ``sent`` is
+    called with the number of bytes sent so far.
     """
 
     def __init__(self, pieces: Callable[[], Iterable[Buffer]], size: Optional[int] = None,
@@ -38,3 +43,21 @@ class FileBody(Body):
         for start in range(0, self.size or 0, PIECE):
             most = min(PIECE, (self.size or 0) - start)
             yield os.pread(self.file.fileno(), most, self.offset + start)
+
+
+class Request(NamedTuple):
+    """An HTTP request, and the rules for sending it."""
+    method: str
+    url: str
+    cancel: Cancel
+    headers: Mapping[str, str] = {}
+    body: Optional[Body] = None
+    scope: str = ""  # a token must grant this besides what the repository always needs
+    repeat: bool = True  # may be sent again after a failure; after a rate limit it always is
+    follow: bool = True  # to where a redirect points
+    only_public: bool = False  # not to private addresses: a public host gave us the URL
+
+    def with_headers(self, headers: Mapping[str, str]) -> "Request":
+        """A copy with these headers as well, in place of others of the same name."""
+        merged = {name.title(): value for name, value in (*self.headers.items(), *headers.items())}
+        return self._replace(headers=merged)

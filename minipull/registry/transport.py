@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTTP: many connections, and what a single exchange can't decide.
+"""HTTP: a pool of kept-alive connections, redirects, and repeats.
 
-A :class:`Transport` is a ``urllib.request`` handler over kept-alive
-connections, since the handlers that come with it always close.  It keeps
-these rules for all above it:
+``urllib.request`` would close each connection after one answer, and can't be
+cancelled.  The rules for all requests:
 
 - redirects are followed here, ten at most, and those of other requests than GET
   and HEAD only on their own host: secrets stay with their origin, https never
@@ -21,15 +20,13 @@ import ssl
 import sys
 import threading
 import time
-import urllib.request
 from typing import Callable, Dict, List, Mapping, Optional, Set, Tuple
 
 from .. import __version__
-from ..cancel import Cancel
 from ..errors import NetworkError, PolicyError, RateLimited
 from .connection import Connection
 from .proxy import Proxy
-from .request import Body
+from .request import Request
 from .response import Response
 from .url import Origin, joined
 
@@ -47,7 +44,7 @@ _MAX_WARNING = 4096
 _TRAVELLING = frozenset(("accept", "range", "if-range", "user-agent"))
 
 
-class Transport(urllib.request.BaseHandler):
+class Transport:
     """Connections to any number of hosts, shared by threads.
 
     ``tls`` gives the context for an origin, ``proxy`` the way to it, ``timeout``
@@ -71,8 +68,6 @@ class Transport(urllib.request.BaseHandler):
         self._idle: Dict[Origin, List[Connection]] = {}
         self._contexts: Dict[Origin, ssl.SSLContext] = {}
         self._closed = False
-        self._opener = urllib.request.OpenerDirector()
-        self._opener.add_handler(self)
 
     def close(self) -> None:
         with self._lock:
@@ -82,28 +77,23 @@ class Transport(urllib.request.BaseHandler):
         for conn in idle:
             conn.drop()
 
-    def request(self, method: str, url: str, headers: Mapping[str, str], cancel: Cancel,
-                body: Optional[Body] = None, redirect: bool = True, only_public: bool = False,
-                repeat: bool = True) -> Response:
+    def send(self, request: Request) -> Response:
         """Send a request and return the answer, whatever its status.
 
-        Without ``repeat`` it is sent again only if it was refused for its rate.
-        ``only_public`` refuses private addresses: it was a public host's idea.
         Raises NetworkError, TLSError, PolicyError, RateLimited, Cancelled.
         """
         retries, limits = list(RETRY_DELAYS), list(RATE_LIMIT_DELAYS)
         while True:
-            cancel.check()
+            request.cancel.check()
             try:
-                response = self._follow(
-                    method, url, headers, cancel, body, redirect, only_public, repeat)
+                response = self._follow(request)
             except NetworkError as exc:
-                if not exc.retry or not retries or not repeat:
+                if not exc.retry or not retries or not request.repeat:
                     raise
-                cancel.pause(retries.pop(0) * random.uniform(0.75, 1.25))
+                request.cancel.pause(retries.pop(0) * random.uniform(0.75, 1.25))
                 continue
             limited = response.status == 429
-            if response.status not in RETRIED or not repeat and not limited:
+            if response.status not in RETRIED or not request.repeat and not limited:
                 return response
             asked = _retry_after(response.header("Retry-After"))
             delays = limits if limited else retries
@@ -114,33 +104,30 @@ class Transport(urllib.request.BaseHandler):
             if not delays:
                 return response
             response.discard()
-            cancel.pause(max(asked, delays.pop(0) * random.uniform(0.75, 1.25)))
+            request.cancel.pause(max(asked, delays.pop(0) * random.uniform(0.75, 1.25)))
 
-    def _follow(self, method: str, url: str, headers: Mapping[str, str], cancel: Cancel,
-                body: Optional[Body], redirect: bool, public: bool, repeat: bool) -> Response:
-        sent = dict(self._headers, **headers)
-        origin = first = Origin.of(url)
+    def _follow(self, request: Request) -> Response:
+        request = request._replace(headers=self._headers).with_headers(request.headers)
+        first = Origin.of(request.url)
         for _ in range(MAX_REDIRECTS + 1):
-            request = _Request(url, headers=sent, method=method)
-            request.origin, request.body, request.repeat = origin, body, repeat
-            request.cancel, request.only_public = cancel, public
-            response: Response = self._opener.open(request)
+            response = self._exchange(request)
             if response.origin == first:
                 self._pass_on(response)
             location = response.header("Location")
             if response.status not in (301, 302, 303, 307, 308) or not location:
                 return response
-            public = public or response.public
             response.discard()
-            url = joined(url, location)
-            origin = Origin.of(url)
+            request = request._replace(
+                url=joined(request.url, location), only_public=request.only_public or response.public)
+            origin = Origin.of(request.url)
             stays = response.status in (307, 308) and origin == response.origin
-            if not redirect or method not in ("GET", "HEAD") and not stays:
-                raise PolicyError("%s redirects a %s request, refused" % (response.origin, method))
+            if not request.follow or request.method not in ("GET", "HEAD") and not stays:
+                raise PolicyError("%s redirects a %s request, refused" % (response.origin, request.method))
             if origin.scheme == "http" and response.origin.scheme == "https":
                 raise PolicyError("%s redirects from https to http, refused" % (response.origin,))
             if origin != first:
-                sent = {k: v for k, v in sent.items() if k.lower() in _TRAVELLING}
+                request = request._replace(headers={
+                    name: value for name, value in request.headers.items() if name.lower() in _TRAVELLING})
         raise PolicyError("%s: stopped after %d redirects" % (first, MAX_REDIRECTS))
 
     def _pass_on(self, response: Response) -> None:
@@ -152,16 +139,12 @@ class Transport(urllib.request.BaseHandler):
             if not known:
                 self._warn(line)
 
-    # What urllib.request calls for its two schemes.
-
-    def http_open(self, request: "_Request") -> Response:
-        origin = request.origin
+    def _exchange(self, request: Request) -> Response:
+        origin = Origin.of(request.url)
         while True:
             conn = self._checkout(origin)
             try:
-                return conn.exchange(
-                    request.get_method(), request.full_url, dict(request.header_items()),
-                    request.body, request.cancel, request.only_public)
+                return conn.exchange(request)
             except NetworkError:
                 # The server may have closed it while it lay idle.
                 if not conn.used or conn.received or not request.repeat:
@@ -169,8 +152,6 @@ class Transport(urllib.request.BaseHandler):
             finally:
                 if conn.secure:
                     self.spoke_tls.add((origin.host, origin.port))
-
-    https_open = http_open
 
     def _checkout(self, origin: Origin) -> Connection:
         while True:
@@ -201,14 +182,6 @@ class Transport(urllib.request.BaseHandler):
             if origin not in self._contexts:
                 self._contexts[origin] = self._tls(origin)
             return self._contexts[origin]
-
-
-class _Request(urllib.request.Request):
-    origin: Origin
-    body: Optional[Body]
-    repeat: bool
-    cancel: Cancel
-    only_public: bool
 
 
 def _retry_after(text: str) -> float:

@@ -25,7 +25,7 @@ from ..reference import Reference, is_tag
 from .auth import Credential, basic
 from .endpoints import HUB_INDEX, Endpoint
 from .errors import ErrorDetail, RegistryError
-from .request import Body
+from .request import Body, Request
 from .response import Response
 from .transport import Transport
 from .url import Origin
@@ -75,7 +75,7 @@ class Session:
         """Find out whom we speak to; raises NoSupport if that is no v1 registry."""
         if self._origin.host == HUB_INDEX:
             return
-        with self._request("GET", self._index + "_ping", cancel) as response:
+        with self._send(Request("GET", self._index + "_ping", cancel)) as response:
             if response.status not in (200, 401):
                 raise NoSupport("%s does not speak the v1 protocol" % (self._origin,))
             text = response.header("X-Docker-Registry-Standalone")
@@ -220,7 +220,7 @@ class Session:
             body = Body.of(json.dumps(content, separators=(",", ":")).encode())
         if body is not None:
             fields = dict(_JSON, **fields)
-        response = self._request(method, url, cancel, body, fields, token)
+        response = self._send(Request(method, url, cancel, fields, body), token)
         if response.status in (200, 201, 204, 206):
             return response
         with response:
@@ -233,13 +233,11 @@ class Session:
             raise NotFound(missing or text)
         raise RegistryError(response.status, text=text)
 
-    def _request(self, method: str, url: str, cancel: Cancel, body: Optional[Body] = None,
-                 headers: Optional[Mapping[str, str]] = None, token: bool = False) -> Response:
-        sent = dict(headers or {})
-        if token:
-            sent["X-Docker-Token"] = "true"
-        if (token or self._always) and Origin.of(url) == self._origin and self._credential().username:
-            sent["Authorization"] = basic(self._credential())
+    def _send(self, request: Request, token: bool = False) -> Response:
+        """Send a request with what proves who we are, and ask for a ``token``."""
+        headers = {"X-Docker-Token": "true"} if token else {}
+        if (token or self._always) and Origin.of(request.url) == self._origin and self._credential().username:
+            headers["Authorization"] = basic(self._credential())
         elif self._token:
-            sent["Authorization"] = "Token " + self._token
-        return self._transport.request(method, url, sent, cancel, body)
+            headers["Authorization"] = "Token " + self._token
+        return self._transport.send(request.with_headers(headers))

@@ -11,7 +11,7 @@ Spec: distribution-spec.
 import contextlib
 import re
 import urllib.parse
-from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Set
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Set
 
 from ..cancel import Cancel
 from ..digest import Digest
@@ -24,7 +24,7 @@ from ..reference import Reference, is_tag
 from .auth import Authorizer, Credential, Keyring, answer_error
 from .endpoints import Endpoint
 from .errors import RegistryError
-from .request import Body
+from .request import Body, Request
 from .response import Response
 from .transport import Transport
 from .url import Origin, joined
@@ -36,6 +36,7 @@ _MAX_PAGES = 10000
 
 #: The last one for registries that have nothing else.
 _ACCEPT = {"Accept": ", ".join((OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST, SCHEMA1_SIGNED))}
+_BYTES = {"Content-Type": "application/octet-stream"}
 _LINK = re.compile(r'<([^<>]*)>[^<>]*;\s*rel="?next\b', re.IGNORECASE)
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 
@@ -80,8 +81,8 @@ class Repository:
         Raises NoSupport if nothing is known by the name of v2.
         """
         if not self._pinged:
-            url = self.endpoint.url + "/v2/"
-            with self._transport.request("GET", url, {}, cancel, redirect=False) as response:
+            request = Request("GET", self.endpoint.url + "/v2/", cancel, follow=False)
+            with self._transport.send(request) as response:
                 versions = response.header("Docker-Distribution-API-Version")
                 self.confirmed = "registry/2.0" in re.split("[, ]+", versions)
                 self._pinged = response.status != 404 or self.confirmed
@@ -94,7 +95,7 @@ class Repository:
         Raises RegistryError, ContentMismatch, PolicyError for one over 8 MiB,
         InvalidDocument for schema 1 without a signature.
         """
-        with self._request("GET", "manifests/" + reference, _ACCEPT, cancel) as response:
+        with self._ask("GET", "manifests/" + reference, cancel, headers=_ACCEPT) as response:
             raw = response.read(MAX_MANIFEST)
         wanted = reference if ":" in reference else response.header("Docker-Content-Digest")
         content_type = response.header("Content-Type")
@@ -110,7 +111,7 @@ class Repository:
     def resolve(self, tag: str, cancel: Cancel) -> Optional[Digest]:
         """What a tag points to, by HEAD, which costs no pull quota; None if untold."""
         try:
-            with self._request("HEAD", "manifests/" + tag, _ACCEPT, cancel) as response:
+            with self._ask("HEAD", "manifests/" + tag, cancel, headers=_ACCEPT) as response:
                 return Digest.parse(response.header("Docker-Content-Digest"))
         except (RegistryError, InvalidDocument):
             return None  # the GET that follows knows better why
@@ -121,13 +122,12 @@ class Repository:
         Raises RegistryError; NetworkError for a range that was not asked for.
         """
         # No If-Range: whether the bytes still fit is for the digest to say.
-        headers = {"Range": "bytes=%d-" % offset} if offset else {}
-        return _ranged(self._request("GET", "blobs/" + digest, headers, cancel), offset)
+        return _ranged(self._ask("GET", "blobs/" + digest, cancel, headers=_range(offset)), offset)
 
     def stat(self, digest: Digest, cancel: Cancel) -> Optional[int]:
         """Size of a blob in bytes, or None if it is not there; raises RegistryError."""
         try:
-            with self._request("HEAD", "blobs/" + digest, {}, cancel) as response:
+            with self._ask("HEAD", "blobs/" + digest, cancel) as response:
                 size = response.header("Content-Length")
         except RegistryError as exc:
             if exc.status == 404:
@@ -141,9 +141,8 @@ class Repository:
         """A foreign layer from where its manifest says: by https, as nobody."""
         if Origin.of(url).scheme != "https":
             raise PolicyError("foreign layer at %s, without https, refused" % ascii(url)[:200])
-        headers = {"Range": "bytes=%d-" % offset} if offset else {}
-        response = self._transport.request("GET", url, headers, cancel, only_public=self._public)
-        return _ranged(_succeeded(response), offset)
+        request = Request("GET", url, cancel, _range(offset), only_public=self._public)
+        return _ranged(_succeeded(self._transport.send(request)), offset)
 
     def tags(self, cancel: Cancel) -> List[str]:
         """Every tag, in the registry's order; raises RegistryError, NetworkError."""
@@ -181,7 +180,7 @@ class Repository:
             if url in seen or len(seen) > _MAX_PAGES:
                 raise NetworkError("%s: %s goes in circles" % (self.endpoint, what))
             seen.add(url)
-            with self._checked("GET", url, {}, cancel) as response:
+            with self.send(Request("GET", url, cancel)) as response:
                 yield parse_json(response.read(_MAX_PAGE), what)
             link = _LINK.search(response.header("Link"))
             url = joined(url, link.group(1)) if link else ""
@@ -196,7 +195,7 @@ class Repository:
         if mount:
             query = "?" + urllib.parse.urlencode([("from", source), ("mount", mount)])
             scope = "repository:%s:pull" % source
-        response = self._request("POST", "blobs/uploads/" + query, {}, cancel, scope=scope)
+        response = self._ask("POST", "blobs/uploads/" + query, cancel, scope=scope)
         response.discard()
         return None if mount and response.status == 201 else Upload(self, response)
 
@@ -205,27 +204,27 @@ class Repository:
 
         Raises RegistryError.
         """
-        response = self._request("PUT", "manifests/" + reference, {"Content-Type": media_type},
-                                 cancel, Body.of(raw))
+        response = self._ask("PUT", "manifests/" + reference, cancel,
+                             headers={"Content-Type": media_type}, body=Body.of(raw))
         response.discard()
         return bool(response.header("OCI-Subject"))
 
-    def _request(self, method: str, path: str, headers: Mapping[str, str], cancel: Cancel,
-                 body: Optional[Body] = None, scope: str = "") -> Response:
-        url = self._base + path + self._query
-        return self._checked(method, url, headers, cancel, body, scope=scope)
+    def send(self, request: Request) -> Response:
+        """Send a request and return the answer, or raise the error that it is.
 
-    def _checked(self, method: str, url: str, headers: Mapping[str, str], cancel: Cancel,
-                 body: Optional[Body] = None, repeat: bool = True, scope: str = "") -> Response:
-        if Origin.of(url) == self._origin:
-            response = self._authorizer.request(method, url, headers, cancel, body, repeat, scope)
+        Only the registry itself gets our credentials.
+        """
+        if Origin.of(request.url) == self._origin:
+            response = self._authorizer.send(request)
         else:
-            response = self._transport.request(
-                method, url, headers, cancel, body, repeat=repeat, only_public=self._public)
+            response = self._transport.send(request._replace(only_public=self._public))
         self.answered = True
         if response.origin == self._origin:
             self._public = response.public
         return _succeeded(response)
+
+    def _ask(self, method: str, path: str, cancel: Cancel, **fields: Any) -> Response:
+        return self.send(Request(method, self._base + path + self._query, cancel, **fields))
 
 
 class Upload:
@@ -245,21 +244,20 @@ class Upload:
 
         Raises RegistryError, NetworkError, after which sync() tells how much arrived.
         """
-        headers = {"Content-Type": "application/octet-stream"}
+        headers = dict(_BYTES)
         if body.size is not None and (chunk or self.offset):
             headers["Content-Range"] = "%d-%d" % (self.offset, self.offset + body.size - 1)
-        response = self._ask("PATCH", self._url, headers, cancel, body)
-        self._move(response)
+        self._move(self._ask("PATCH", self._url, cancel, headers=headers, body=body, repeat=False))
         self.offset += body.size or 0
 
     def commit(self, digest: Digest, cancel: Cancel, body: Optional[Body] = None) -> None:
         """Give the blob its name, after its only or its last bytes; raises RegistryError."""
         url = self._url + ("&" if "?" in self._url else "?") + "digest=" + digest
-        self._ask("PUT", url, {"Content-Type": "application/octet-stream"}, cancel, body)
+        self._ask("PUT", url, cancel, headers=_BYTES, body=body, repeat=False)
 
     def sync(self, cancel: Cancel) -> None:
         """Learn how much has arrived; raises RegistryError if the upload is gone."""
-        response = self._ask("GET", self._url, {}, cancel, repeat=True)
+        response = self._ask("GET", self._url, cancel)
         match = re.fullmatch("(?:bytes=)?0-([0-9]{1,18})", response.header("Range"))
         if match is None:
             raise NetworkError("%s: bad range format" % (self._repository.endpoint,))
@@ -270,11 +268,10 @@ class Upload:
     def abandon(self, cancel: Cancel) -> None:
         """Tell the registry that nothing more comes; it would notice by itself."""
         with contextlib.suppress(NetworkError, RegistryError, PolicyError):
-            self._ask("DELETE", self._url, {}, cancel)
+            self._ask("DELETE", self._url, cancel, repeat=False)
 
-    def _ask(self, method: str, url: str, headers: Mapping[str, str], cancel: Cancel,
-             body: Optional[Body] = None, repeat: bool = False) -> Response:
-        response = self._repository._checked(method, url, headers, cancel, body, repeat)
+    def _ask(self, method: str, url: str, cancel: Cancel, **fields: Any) -> Response:
+        response = self._repository.send(Request(method, url, cancel, **fields))
         response.discard()
         return response
 
@@ -293,6 +290,10 @@ def _succeeded(response: Response) -> Response:
     if 200 <= response.status < 300:
         return response
     raise answer_error(response)
+
+
+def _range(offset: int) -> Dict[str, str]:
+    return {"Range": "bytes=%d-" % offset} if offset else {}
 
 
 def _ranged(response: Response, offset: int) -> Response:

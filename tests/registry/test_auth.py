@@ -20,7 +20,7 @@ from minipull.registry.endpoints import RegistryService
 from minipull.errors import Error, InvalidReference, NetworkError, PolicyError, Unauthorized
 from minipull.registry.errors import RegistryError
 from minipull.cancel import Cancel
-from minipull.registry.request import Body
+from minipull.registry.request import Body, Request
 from minipull.registry.transport import Transport
 from tests.kit.servers import (
     Action, Certificates, Connection, ScriptedServer, TokenAuth, challenge, error, redirect, reply, sleep)
@@ -61,7 +61,7 @@ def make() -> Iterator[Made]:
 
 
 def get(authorizer: Authorizer, url: str, cancel: Optional[Cancel] = None, scope: str = "") -> int:
-    with authorizer.request("GET", url, {}, cancel or Cancel(), scope=scope) as response:
+    with authorizer.send(Request("GET", url, cancel or Cancel(), scope=scope)) as response:
         response.read(1 << 20)
         return response.status
 
@@ -208,7 +208,8 @@ def test_a_body_is_sent_again_with_the_token(server: ScriptedServer, make: Made)
     keep: Action = lambda connection: bodies.append(connection.body())  # noqa: E731
     server.on("PATCH", "", [keep, challenge('Bearer realm="%s/token"' % server.url)], [keep, reply(202)])
     server.on("GET", "/token", token())
-    response = make(server).request("PATCH", server.url + "/v2/x", {}, Cancel(), Body.of(b"blob"), repeat=False)
+    response = make(server).send(
+        Request("PATCH", server.url + "/v2/x", Cancel(), body=Body.of(b"blob"), repeat=False))
     response.discard()
     assert response.status == 202 and bodies == [b"blob", b"blob"]
 

@@ -18,7 +18,7 @@ from minipull.registry.url import Origin, is_public, joined
 from minipull.registry.endpoints import RegistryService
 from minipull.errors import Cancelled, NetworkError, PolicyError, StorageError, TLSError
 from minipull.cancel import Cancel
-from minipull.registry.request import Body, FileBody
+from minipull.registry.request import Body, FileBody, Request
 from tests.kit.servers import Certificates, ScriptedServer, close, drip, head, hold, reply, send
 
 TABLES = json.loads((DATA / "tables.json").read_text("utf-8"))
@@ -46,7 +46,7 @@ class Asker:
 
     def again(self, conn: Connection, url: str, method: str = "GET", cancel: Optional[Cancel] = None,
               only_public: bool = False, body: Optional[Body] = None) -> Response:
-        return conn.exchange(method, url, {}, body, cancel or Cancel(), only_public)
+        return conn.exchange(Request(method, url, cancel or Cancel(), body=body, only_public=only_public))
 
 
 @pytest.fixture

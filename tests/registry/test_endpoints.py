@@ -9,6 +9,7 @@ import pytest
 
 from tests.kit import DATA
 import minipull
+from minipull.registry.request import Request
 from minipull.registry.url import Origin
 from minipull.registry.endpoints import Endpoint, Host, RegistryService, _lookup, validate_mirror
 from minipull.errors import Error, InvalidReference, NetworkError, StorageError
@@ -245,7 +246,7 @@ def test_a_header_that_would_break_a_request_is_refused(name: str, value: str) -
 def test_headers_go_with_every_request(server: ScriptedServer) -> None:
     server.on("GET", "", reply(200))
     transport = RegistryService(headers={"X-Meta-A": "b c", "User-Agent": "me"}).transport()
-    transport.request("GET", server.url, {}, Cancel()).close()
+    transport.send(Request("GET", server.url, Cancel())).close()
     transport.close()
     assert server.requests[0].headers["x-meta-a"] == "b c"
     assert server.requests[0].headers["user-agent"] == "me"

@@ -20,6 +20,7 @@ from minipull.registry.endpoints import RegistryService
 from minipull.errors import Cancelled, InvalidReference, NetworkError, PolicyError, TLSError, Unauthorized
 from minipull.registry.proxy import Proxies
 from minipull.cancel import Cancel
+from minipull.registry.request import Request
 from minipull.registry.transport import Transport
 from tests.kit.servers import (
     Certificates, FaultProxy, Proxy, ScriptedServer, close, drip, hold, redirect, reply, reset, send)
@@ -58,7 +59,7 @@ def make(proxy: Proxy) -> Iterator[Made]:
 
 
 def get(transport: Transport, url: str, **more: Any) -> str:
-    with transport.request("GET", url, {}, Cancel(), **more) as response:
+    with transport.send(Request("GET", url, Cancel(), **more)) as response:
         return "%d %s" % (response.status, response.read(1000).decode())
 
 
@@ -254,7 +255,7 @@ def test_a_wait_for_a_tunnel_ends_when_cancelled(make: Made, proxy: Proxy) -> No
     timer = threading.Timer(0.1, cancel.cancel)
     timer.start()
     with pytest.raises(Cancelled):
-        make().request("GET", "https://" + TEST, {}, cancel)
+        make().send(Request("GET", "https://" + TEST, cancel))
     assert time.monotonic() - start < 1
     timer.join()
 

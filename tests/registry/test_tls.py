@@ -16,6 +16,7 @@ from minipull.registry.endpoints import RegistryService
 from minipull.errors import InvalidReference, PolicyError, StorageError, TLSError
 from minipull.registry.proxy import Proxies
 from minipull.cancel import Cancel
+from minipull.registry.request import Request
 from minipull.registry.tls import add_folder, issuer
 from tests.kit.servers import Certificates, Connection, Proxy, ScriptedServer, close, reply
 
@@ -211,7 +212,7 @@ def test_an_old_server_that_wants_a_certificate_may_be_understood(certificates: 
     with ScriptedServer(tls=tls) as server:
         transport = RegistryService().transport()
         with pytest.raises(TLSError, match="TLS failed .*; it may want a client certificate"):
-            transport.request("GET", server.url, {}, Cancel())
+            transport.send(Request("GET", server.url, Cancel()))
         transport.close()
 
 
@@ -223,7 +224,7 @@ def test_a_client_certificate_is_shown_to_its_own_host_alone(certificates: Certi
         def ask(**settings: Any) -> int:
             transport = RegistryService(ca_file=str(certificates.ca), timeout=5, **settings).transport()
             try:
-                with transport.request("GET", server.url, {}, Cancel()) as response:
+                with transport.send(Request("GET", server.url, Cancel())) as response:
                     return response.status
             finally:
                 transport.close()
@@ -247,6 +248,6 @@ def test_an_authority_may_stay_unknown(certificates: Certificates) -> None:
     with ScriptedServer(tls=certificates.context()) as server, Once({HOST: server.host}) as proxy:
         transport = RegistryService(proxies=Proxies(https=proxy.host)).transport()
         with pytest.raises(PolicyError, match="it was issued by an unknown CA"):
-            transport.request("GET", "https://" + HOST, {}, Cancel())
+            transport.send(Request("GET", "https://" + HOST, Cancel()))
         transport.close()
         assert len(proxy.requests) == 2

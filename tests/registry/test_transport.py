@@ -15,7 +15,7 @@ from minipull.registry.url import Origin
 from minipull.registry.endpoints import RegistryService
 from minipull.errors import Cancelled, NetworkError, PolicyError, RateLimited, TLSError
 from minipull.cancel import Cancel
-from minipull.registry.request import Body
+from minipull.registry.request import Body, Request
 from minipull.registry.transport import Transport, _retry_after
 from tests.kit.servers import Action, Certificates, ScriptedServer, close, error, redirect, reply, reset, send
 
@@ -52,11 +52,12 @@ def transport(make: Made) -> Transport:
 
 
 def get(transport: Transport, url: str, method: str = "GET", headers: Optional[Dict[str, str]] = None,
-        cancel: Optional[Cancel] = None, body: Optional[bytes] = None, redirect: bool = True,
+        cancel: Optional[Cancel] = None, body: Optional[bytes] = None, follow: bool = True,
         only_public: bool = False) -> str:
     """The status and body of the answer."""
-    with transport.request(method, url, headers or {}, cancel or Cancel(),
-                           None if body is None else Body.of(body), redirect, only_public) as response:
+    request = Request(method, url, cancel or Cancel(), headers or {}, None if body is None else Body.of(body),
+                      follow=follow, only_public=only_public)
+    with transport.send(request) as response:
         return "%d %s" % (response.status, response.read(1000).decode())
 
 
@@ -215,7 +216,7 @@ def test_threads_share_connections_but_not_answers(transport: Transport, server:
 def test_closing_ends_what_is_idle_and_what_comes_back(transport: Transport, server: ScriptedServer) -> None:
     server.on("GET", "", reply(200, "x"))
     assert get(transport, server.url) == "200 x"
-    response = transport.request("GET", server.url, {}, Cancel())
+    response = transport.send(Request("GET", server.url, Cancel()))
     transport.close()
     assert response.read(10) == b"x"
     response.close()
@@ -235,6 +236,13 @@ def test_who_has_spoken_tls_is_known(make: Made, certificates: Certificates, ser
         assert transport.spoke_tls == {Origin.of(other.url)[1:]}
         assert transport.verifies(Origin.of(other.url))
     assert not transport.verifies(Origin.of(server.url))
+
+
+def test_a_header_of_the_request_replaces_the_users_own_whatever_its_case(make: Made, server: ScriptedServer) -> None:
+    server.on("GET", "", reply(200))
+    get(make(headers={"user-AGENT": "me", "accept": "c/d", "x-meta": "1"}), server.url, headers={"Accept": "a/b"})
+    assert server.requests[0].headers == {"host": server.host, "accept-encoding": "identity",
+                                          "user-agent": "me", "accept": "a/b", "x-meta": "1"}
 
 
 # -- redirects -----------------------------------------------------------------
@@ -332,7 +340,7 @@ def test_a_redirect_is_refused_where_none_is_expected(transport: Transport, serv
     with pytest.raises(PolicyError, match="redirects a POST request"):
         get(transport, server.url, "POST", body=b"secret")
     with pytest.raises(PolicyError, match="redirects a GET request"):
-        get(transport, server.url, redirect=False)
+        get(transport, server.url, follow=False)
     assert len(server.requests) == 2
 
 
