@@ -19,9 +19,13 @@ class Error(Exception):
 
     def within(self, what: str) -> "Error":
         """The same error, with a text that begins with what failed."""
+        return self.reworded("%s: %s" % (what, self))
+
+    def reworded(self, text: str) -> "Error":
+        """The same error with another text."""
         other = type(self).__new__(type(self))
         other.__dict__.update(self.__dict__)
-        other.args = ("%s: %s" % (what, self),)
+        other.args = (text,)
         return other
 
 

@@ -44,8 +44,9 @@ def _pull(context: Context, flags: argparse.Namespace) -> int:
                 if flags.all_tags:
                     tags = over_endpoints(
                         client, name, "list tags of %s" % name.name,
-                        lambda source: source.tags(context.cancel), context.cancel,
-                        old=lambda session: session.all_tags(context.cancel))
+                        lambda endpoint: client.session(endpoint, name).all_tags(context.cancel)
+                        if endpoint.version == 1 else client.repository(endpoint, name).tags(context.cancel),
+                        context.cancel, legacy=True)
                     found = [name.with_tag(tag) for tag in tags]
                 for each in found:
                     results[name].append(
@@ -125,7 +126,9 @@ def _copy(context: Context, flags: argparse.Namespace) -> None:
 
 def _ask(context: Context, name: Reference, what: str, work: Callable[[Repository], Any]) -> Any:
     with context.client([name.domain]) as client:
-        return over_endpoints(client, name, "%s %s" % (what, name), work, context.cancel)
+        return over_endpoints(
+            client, name, "%s %s" % (what, name),
+            lambda endpoint: work(client.repository(endpoint, name)), context.cancel)
 
 
 def _tags(context: Context, flags: argparse.Namespace) -> None:

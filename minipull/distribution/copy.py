@@ -25,7 +25,7 @@ from ..image.platform import Platform
 from ..progress import Output, Progress, discard, serialized
 from ..registry.auth import Keyring
 from ..registry.client import Client, over_endpoints
-from ..registry.endpoints import RegistryService
+from ..registry.endpoints import Endpoint, RegistryService
 from ..registry.errors import RegistryError
 from ..registry.v2 import MAX_REFERRERS, Repository
 from ..store.store import Store, host_platform
@@ -89,8 +89,8 @@ def copy_with(source: Place, target: Place, clients: Tuple[Client, Client], stor
         stack.enter_context(_within(what))
         if source.kind == "docker":
 
-            def answering(repository: Repository) -> End:
-                end = RegistryEnd(repository, source.tag)
+            def answering(endpoint: Endpoint) -> End:
+                end = RegistryEnd(clients[0].repository(endpoint, source.name), source.tag)
                 end.get(end.tag, cancel)
                 return end
 
@@ -124,7 +124,7 @@ def copy_with(source: Place, target: Place, clients: Tuple[Client, Client], stor
                 copied.append(job.to(end))
             else:
                 copied.append(over_endpoints(
-                    clients[1], place.name, what, functools.partial(job.to_registry, place.tag),
+                    clients[1], place.name, what, functools.partial(job.to_registry, clients[1], place),
                     cancel, push=True))
         return copied
 
@@ -158,8 +158,9 @@ class _Copy:
         if options.format:
             self._documents = self._converted(self._documents)
 
-    def to_registry(self, tag: str, repository: Repository) -> Copied:
-        return self.to(RegistryEnd(repository, tag, self._options.chunk_size))
+    def to_registry(self, client: Client, place: Place, endpoint: Endpoint) -> Copied:
+        repository = client.repository(endpoint, place.name, push=True)
+        return self.to(RegistryEnd(repository, place.tag, self._options.chunk_size))
 
     def to(self, target: End) -> Copied:
         """Copy all of it; the name comes last."""

@@ -14,16 +14,14 @@ from ..cancel import Cancel
 from ..errors import InvalidReference
 from ..image.config import Image
 from ..image.platform import Platform
+from ..parts import part
 from ..progress import Output, discard, serialized
 from ..reference import Reference
 from ..registry.auth import Keyring
 from ..registry.client import Client, over_endpoints
-from ..registry.endpoints import RegistryService
-from ..registry.v1 import Session
-from ..registry.v2 import Repository
+from ..registry.endpoints import Endpoint, RegistryService
 from ..store.store import Store, host_platform
 from ..xfer.download import LayerDownloadManager
-from .pull_v1 import V1Puller
 from .pull_v2 import PullOptions, Pulled, V2Puller
 
 
@@ -67,13 +65,13 @@ def pull_with(client: Client, name: Union[str, Reference], store: Store,
         raise InvalidReference("'scratch' is a reserved name")
     output = serialized(progress)
 
-    def from_one(repository: Repository) -> Pulled:
-        puller = V2Puller(repository, store, downloads, wanted, output, cancel)
+    def from_endpoint(endpoint: Endpoint) -> Pulled:
         with store.using(cancel, writing=True):
-            return puller.pull(reference)
+            if endpoint.version == 1:
+                session = client.session(endpoint, reference)
+                v1_puller = part("distribution.pull_v1").V1Puller(session, store, downloads, output, cancel)
+                return Pulled(*v1_puller.pull(reference))
+            repository = client.repository(endpoint, reference)
+            return V2Puller(repository, store, downloads, wanted, output, cancel).pull(reference)
 
-    def from_old(session: Session) -> Pulled:
-        with store.using(cancel, writing=True):
-            return Pulled(*V1Puller(session, store, downloads, output, cancel).pull(reference))
-
-    return over_endpoints(client, reference, "pull %s" % (reference,), from_one, cancel, old=from_old)
+    return over_endpoints(client, reference, "pull %s" % (reference,), from_endpoint, cancel, legacy=True)

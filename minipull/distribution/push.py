@@ -8,16 +8,14 @@ from typing import List, Optional, Sequence, Tuple, Union
 from ..cancel import Cancel
 from ..errors import InvalidReference, NotFound
 from ..image.config import Image
+from ..parts import part
 from ..progress import Output, Progress, discard, serialized
 from ..reference import DEFAULT_TAG, Reference
 from ..registry.auth import Keyring
 from ..registry.client import Client, over_endpoints
-from ..registry.endpoints import RegistryService
-from ..registry.v1 import Session
-from ..registry.v2 import Repository
+from ..registry.endpoints import Endpoint, RegistryService
 from ..store.store import Store
 from ..xfer.upload import LayerUploadManager
-from .push_v1 import V1Pusher
 from .push_v2 import Pushed, PushedLayer, V2Pusher
 
 
@@ -71,16 +69,16 @@ def push_with(client: Client, what: Sequence[Tuple[Image, Reference]], store: St
     output = serialized(progress)
     output(Progress(message="The push refers to repository [%s]" % target.name))
 
-    def to_one(repository: Repository) -> List[Pushed]:
-        pusher = V2Pusher(
-            repository, store, uploads, target, output, cancel, chunk_size, legacy_schema1)
+    def to_endpoint(endpoint: Endpoint) -> List[Pushed]:
         with store.using(cancel):
+            if endpoint.version == 1:
+                v1_pusher = part("distribution.push_v1").V1Pusher(
+                    client.session(endpoint, target), store, output, cancel, uploads.attempts, uploads.tick)
+                return [Pushed(name, image.descriptor, [PushedLayer(*layer) for layer in layers])
+                        for (image, name), layers in zip(what, v1_pusher.push(what))]
+            pusher = V2Pusher(client.repository(endpoint, target, push=True), store, uploads, target, output,
+                              cancel, chunk_size, legacy_schema1)
             return [pusher.push(image, name.tag) for image, name in what]
 
-    def to_old(session: Session) -> List[Pushed]:
-        pusher = V1Pusher(session, store, output, cancel, uploads.attempts, uploads.tick)
-        with store.using(cancel):
-            return [Pushed(name, image.descriptor, [PushedLayer(*layer) for layer in layers])
-                    for (image, name), layers in zip(what, pusher.push(what))]
-
-    return over_endpoints(client, target, "push %s" % target.name, to_one, cancel, push=True, old=to_old)
+    return over_endpoints(
+        client, target, "push %s" % target.name, to_endpoint, cancel, push=True, legacy=True)

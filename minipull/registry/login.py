@@ -24,10 +24,10 @@ from ..reference import DEFAULT_DOMAIN, Reference
 from .auth import Authorizer, Credential, answer_error
 from .client import Client, over_endpoints
 from .credentials import MAX_FILE, AuthFile, Source, host_of, names_of, run_helper
+from .endpoints import Endpoint
 from .errors import RegistryError
 from .request import Request
 from .url import Origin
-from .v2 import Repository
 
 
 def registry(text: str) -> Reference:
@@ -55,8 +55,8 @@ def login(client: Client, name: Reference, credential: Credential, cancel: Cance
         raise InvalidReference("want a user name, without colons, and a password")
     credential = Credential(username, password)
 
-    def at(repository: Repository) -> Credential:
-        url = repository.endpoint.url + "/v2/"
+    def accepted(endpoint: Endpoint) -> Credential:
+        url = endpoint.url + "/v2/"
         authorizer = Authorizer(client.transport, Origin.of(url), lambda: credential, "", offline=True)
         response = authorizer.send(Request("GET", url, cancel))
         if response.status == 401:
@@ -68,7 +68,7 @@ def login(client: Client, name: Reference, credential: Credential, cancel: Cance
         token = authorizer.refresh_token
         return Credential(username, identity_token=token) if token else credential
 
-    return over_endpoints(client, name, "login to %s" % name.domain, at, cancel, push=True)
+    return over_endpoints(client, name, "login to %s" % name.domain, accepted, cancel, push=True)
 
 
 class Logins:
