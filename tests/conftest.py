@@ -9,6 +9,8 @@ from typing import Callable, Iterator, Mapping, Optional, Union
 
 import pytest
 
+from minipull.distribution import blobs, pull_v1
+from minipull.registry import transport
 from tests.kit.servers import Certificates, ScriptedServer
 from tests.kit.processes import Docker, DockerRegistry, Finished, Minipull, Serve, Tool, _tool, minipull_env, missing, peer, run, short_folder
 
@@ -85,6 +87,15 @@ def podman(home: Path, tmp_path: Path) -> Iterator[Tool]:
                     "--cgroup-manager", "cgroupfs", "--events-backend", "none")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many attempts as ever, and no delay between them."""
+    for module in (transport, blobs, pull_v1):
+        for name, delays in list(vars(module).items()):
+            if name.endswith("DELAYS"):
+                monkeypatch.setattr(module, name, (0.0,) * len(delays))
 
 
 # -- servers with faults -------------------------------------------------------

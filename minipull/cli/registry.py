@@ -46,7 +46,7 @@ def _pull(context: Context, flags: argparse.Namespace) -> int:
                         client, name, "list tags of %s" % name.name,
                         lambda endpoint: client.session(endpoint, name).all_tags(context.cancel)
                         if endpoint.version == 1 else client.repository(endpoint, name).tags(context.cancel),
-                        context.cancel, legacy=True)
+                        context.cancel, output, legacy=True)
                     found = [name.with_tag(tag) for tag in tags]
                 for each in found:
                     results[name].append(
@@ -128,7 +128,7 @@ def _ask(context: Context, name: Reference, what: str, work: Callable[[Repositor
     with context.client([name.domain]) as client:
         return over_endpoints(
             client, name, "%s %s" % (what, name),
-            lambda endpoint: work(client.repository(endpoint, name)), context.cancel)
+            lambda endpoint: work(client.repository(endpoint, name)), context.cancel, context.renderer)
 
 
 def _tags(context: Context, flags: argparse.Namespace) -> None:

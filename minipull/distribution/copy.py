@@ -27,7 +27,7 @@ from ..registry.auth import Keyring
 from ..registry.client import Client, over_endpoints
 from ..registry.endpoints import Endpoint, RegistryService
 from ..registry.errors import RegistryError
-from ..registry.v2 import MAX_REFERRERS, Repository
+from ..registry.v2 import MAX_REFERRERS
 from ..store.store import Store, host_platform
 from ..xfer.transfer import Transfer
 from ..xfer.upload import LayerUploadManager, UploadDescriptor
@@ -94,7 +94,7 @@ def copy_with(source: Place, target: Place, clients: Tuple[Client, Client], stor
                 end.get(end.tag, cancel)
                 return end
 
-            begin = over_endpoints(clients[0], source.name, what, answering, cancel)
+            begin = over_endpoints(clients[0], source.name, what, answering, cancel, output)
         elif source.kind in ARCHIVES:
             zstd = store.layers.zstd if store else None
             begin = ArchiveEnd(source, stack.enter_context(opened(source.folder, cancel, zstd)))

@@ -74,4 +74,5 @@ def pull_with(client: Client, name: Union[str, Reference], store: Store,
             repository = client.repository(endpoint, reference)
             return V2Puller(repository, store, downloads, wanted, output, cancel).pull(reference)
 
-    return over_endpoints(client, reference, "pull %s" % (reference,), from_endpoint, cancel, legacy=True)
+    return over_endpoints(
+        client, reference, "pull %s" % (reference,), from_endpoint, cancel, output, legacy=True)

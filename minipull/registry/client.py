@@ -5,12 +5,14 @@ Mirrors the loops of moby's distribution/pull.go and push.go.
 """
 import enum
 import functools
+import re
 import threading
-from typing import TYPE_CHECKING, Callable, Dict, NamedTuple, Tuple, TypeVar
+from typing import TYPE_CHECKING, Callable, Dict, NamedTuple, Set, Tuple, TypeVar
 
 from ..cancel import Cancel
 from ..errors import Error, NetworkError, NoSupport, NotFound
 from ..parts import part
+from ..progress import Output, Progress, discard
 from ..reference import Reference
 from .auth import Keyring
 from .endpoints import Endpoint, RegistryService
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from .v1 import Session
 
 T = TypeVar("T")
+_MAX_MIRROR_TEXT = 300  # characters
 
 
 class Client:
@@ -32,6 +35,7 @@ class Client:
         self.credentials = credentials
         self.transport = service.transport()
         self._lock = threading.Lock()
+        self._failed_mirrors: Set[Endpoint] = set()
         self._repositories: Dict[Tuple[Endpoint, str, bool], Repository] = {}
 
     def __enter__(self) -> "Client":
@@ -58,6 +62,13 @@ class Client:
             functools.partial(self.credentials.get, endpoint.host, reference.path), self.service.warn)
         return session
 
+    def is_first_failure_of(self, mirror: Endpoint) -> bool:
+        """Whether the user has not been warned of this mirror yet."""
+        with self._lock:
+            first = mirror not in self._failed_mirrors
+            self._failed_mirrors.add(mirror)
+            return first
+
     def spoke_tls(self, endpoint: Endpoint) -> bool:
         """Whether the host of an endpoint has spoken TLS, so that plain http is no longer tried."""
         origin = Origin.of(endpoint.url)
@@ -69,39 +80,45 @@ class Weight(enum.IntEnum):
     """How much the error of an endpoint says about a repository."""
     OTHER_PROTOCOL = 0  # the endpoint does not speak the one that we need
     NO_ANSWER = 1  # or the answer of a mirror, which does not bind the registry
-    ANSWER = 2  # of the registry itself
+    ANSWER = 2  # of the registry itself, or trouble of our own
 
 
 class _Failure(NamedTuple):
     endpoint: Endpoint
     error: Error
+    mirror: bool  # whether a mirror is to blame: not for trouble of our own while we read from it
 
     @property
     def weight(self) -> Weight:
         if isinstance(self.error, NoSupport):
             return Weight.OTHER_PROTOCOL
-        silent = self.endpoint.mirror or isinstance(self.error, NetworkError)
+        silent = self.mirror or isinstance(self.error, NetworkError)
         return Weight.NO_ANSWER if silent else Weight.ANSWER
 
     def __str__(self) -> str:
         text, host = str(self.error), str(self.endpoint)
+        if self.mirror:
+            text = re.sub("^%s:? " % re.escape(host), "", " ".join(text.split()))
+            return "mirror %s: %s" % (self.endpoint.url, text[:_MAX_MIRROR_TEXT])
         return text if host in text else "%s (%s)" % (text, host)
 
 
 def over_endpoints(client: Client, reference: Reference, subject: str, work: Callable[[Endpoint], T],
-                   cancel: Cancel, push: bool = False, legacy: bool = False) -> T:
+                   cancel: Cancel, output: Output = discard, push: bool = False, legacy: bool = False) -> T:
     """Return the result of ``work`` for the first endpoint of a repository with which it succeeds.
 
     With ``legacy``, v1 endpoints come last, where the user allows them, and are
     left out once an endpoint has proved to speak v2.  A host that has spoken TLS
-    is not asked by plain http.  Raises the error that says most, with the texts
-    of all that say as much, after ``subject``.
+    is not asked by plain http.  ``output`` gets a warning for each mirror that
+    failed before another endpoint answered, once for a client.  Raises the error
+    that says most, with the texts of all that say as much and of all mirrors
+    after ``subject``.
     """
     service = client.service
     v2_endpoints = (service.push_endpoints if push else service.pull_endpoints)(reference)
     v1_endpoints = service.v1_endpoints(reference) if legacy else []
     v2_confirmed = False
-    failures: Dict[str, _Failure] = {}  # by host: the error over http knows more than that over https
+    failures: Dict[str, _Failure] = {}  # by host: an error over http says more than one over https
     for endpoint in v2_endpoints + v1_endpoints:
         if endpoint.version == 1 and v2_confirmed:
             continue
@@ -110,17 +127,24 @@ def over_endpoints(client: Client, reference: Reference, subject: str, work: Cal
         try:
             if v1_endpoints and endpoint.version == 2:
                 client.repository(endpoint, reference, push).ping(cancel)
-            return work(endpoint)
+            result = work(endpoint)
+            for failure in failures.values():
+                if failure.mirror and client.is_first_failure_of(failure.endpoint):
+                    output(Progress(message="warning: %s; %s answered" % (failure, endpoint)))
+            return result
         except Error as exc:
             cancel.check()
-            failures[str(endpoint)] = _Failure(endpoint, exc)
             if v1_endpoints and endpoint.version == 2:
                 v2_confirmed = v2_confirmed or client.repository(endpoint, reference, push).confirmed
-            if not continue_on_error(exc, endpoint.mirror, bool(v1_endpoints) and not v2_confirmed):
+            next_may = continue_on_error(exc, endpoint.mirror, bool(v1_endpoints) and not v2_confirmed)
+            failure = _Failure(endpoint, exc, endpoint.mirror and next_may)
+            failures[endpoint.url if endpoint.mirror else str(endpoint)] = failure
+            if not next_may:
                 break
     if not failures:
         raise NotFound("%s: no endpoints found for %s" % (subject, reference))
     most = max(failure.weight for failure in failures.values())
     decisive = [failure for failure in failures.values() if failure.weight == most]
+    mirrors = [failure for failure in failures.values() if failure.mirror and failure not in decisive]
     error = decisive[-1].error
-    raise error.reworded("%s: %s" % (subject, "; ".join(map(str, decisive)))) from error
+    raise error.reworded("%s: %s" % (subject, "; ".join(map(str, decisive + mirrors)))) from error

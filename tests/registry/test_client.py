@@ -1,16 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loop over endpoints: who is asked, and what the error says when nobody answers."""
 import sys
+from pathlib import Path
+from typing import Any, List
 
 import pytest
 
+import minipull
 from minipull.cancel import Cancel
-from minipull.errors import NotInBuild
+from minipull.errors import Error, NotInBuild, StorageError
 from minipull.reference import Reference
 from minipull.registry.auth import Keyring
 from minipull.registry.client import Client, over_endpoints
-from minipull.registry.endpoints import Endpoint, RegistryService
-from tests.kit.servers import ScriptedServer, error, reply
+from minipull.registry.endpoints import Endpoint, Host, RegistryService
+from minipull.registry.v2 import Received
+from tests.kit import images
+from tests.kit.processes import Minipull, free_port
+from tests.kit.servers import ScriptedServer, challenge, close, content, error, reply, send
 
 
 @pytest.mark.parametrize("v2_speaks", [True, False])
@@ -29,3 +35,115 @@ def test_a_build_without_v1_says_so_only_where_v1_is_needed(
             with pytest.raises(NotInBuild) as caught:
                 over_endpoints(client, name, "pull", work, Cancel(), legacy=True)
             assert str(caught.value) == "pull: registry/v1 is not in this build of minipull (%s/v1)" % server.host
+
+
+# -- mirrors that fail -------------------------------------------------------------
+
+
+class Asked:
+    """Pulls of a manifest through one client, and the progress that they make."""
+
+    def __init__(self, *mirrors: str, **settings: Any) -> None:
+        self.events: List[str] = []
+        self._mirrors, self._settings = mirrors, settings
+
+    def __call__(self, origin: str, times: int = 1) -> str:
+        """The error with which the last of the pulls ended, or nothing."""
+        name = Reference.parse(origin + "/r:1")
+        service = RegistryService(hosts={origin: Host(self._mirrors, **self._settings)}, timeout=5)
+        with Client(service, Keyring()) as client:
+            def work(endpoint: Endpoint) -> Received:
+                return client.repository(endpoint, name).manifest("1", Cancel())
+
+            text = ""
+            for _ in range(times):
+                try:
+                    over_endpoints(client, name, "pull", work, Cancel(), lambda event: self.events.append(str(event)))
+                except Error as exc:
+                    text = str(exc)
+            return text
+
+
+#: What a mirror does, and how that reads.
+FAULTS = [
+    (close, "closed the connection without an answer"),
+    (error(404, "MANIFEST_UNKNOWN"), "manifest unknown: manifest_unknown"),
+    (error(401, "UNAUTHORIZED"), "unauthorized"),
+    (challenge('Basic realm="x"'), "no basic auth credentials; use minipull login or --creds"),
+    (error(500), "received unexpected HTTP status: 500 Internal Server Error"),
+    (reply(200, "{}", {"Docker-Content-Digest": "md5:1"}), "invalid digest 'md5:1'"),
+    ([send(b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"), close], "malformed answer of HOST: ambiguous length"),
+    (reply(404, "<b>\nno " + "x" * 2000, {"Content-Type": "text/html"}), "unknown: <b> no " + "x" * 284)]
+
+
+@pytest.mark.parametrize("fault, text", FAULTS, ids=[text for _, text in FAULTS])
+def test_a_mirror_that_failed_is_told_in_one_line_once_another_endpoint_answers(
+        server: ScriptedServer, foreign: ScriptedServer, no_waiting: None, fault: Any, text: str) -> None:
+    foreign.on("GET", "", fault)
+    server.on("GET", "", content(b"{}", "a/b"))
+    asked = Asked(foreign.url)
+    line = "mirror %s: %s" % (foreign.url, text.replace("HOST", foreign.host))
+    assert asked(server.host, times=3) == ""
+    assert asked.events == ["warning: %s; %s answered" % (line, server.host)]
+    server.on("GET", "", error(404, "NAME_UNKNOWN"))
+    assert asked(server.host) == "pull: name unknown: name_unknown (%s); %s" % (server.host, line)
+    assert len(asked.events) == 1
+
+
+def test_a_mirror_that_can_not_be_reached_or_speaks_no_tls_is_told(
+        server: ScriptedServer, foreign: ScriptedServer, no_waiting: None) -> None:
+    server.on("GET", "", content(b"{}", "a/b"))
+    for mirror, text in [("http://127.0.0.1:%d" % free_port(), "connection refused"),
+                         ("https://" + foreign.host, "TLS failed (wrong version number)")]:
+        asked = Asked(mirror)
+        assert asked(server.host) == ""
+        assert asked.events == ["warning: mirror %s: %s; %s answered" % (mirror, text, server.host)]
+
+
+def test_each_of_several_mirrors_is_told_and_the_one_that_answers_named(
+        server: ScriptedServer, foreign: ScriptedServer, no_waiting: None) -> None:
+    first, second = server, foreign
+    dead = "127.0.0.1:%d" % free_port()
+    first.on("GET", "", error(404, "NAME_UNKNOWN"))
+    second.on("GET", "", content(b"{}", "a/b"))
+    asked = Asked(first.url, second.url)
+    assert asked(dead) == ""
+    assert asked.events == ["warning: mirror %s: name unknown: name_unknown; %s answered" % (first.url, second.host)]
+    second.on("GET", "", error(403, "MANIFEST_UNKNOWN"))
+    both = "mirror %s: name unknown: name_unknown; mirror %s: manifest unknown: manifest_unknown" % (first.url, second.url)
+    assert asked(dead, times=2) == "pull: %s; %s: connection refused" % (both, dead)
+    assert Asked(first.url, second.url, fallback=False)(dead) == "pull: " + both
+    assert len(asked.events) == 1
+
+
+def test_a_mirror_is_not_blamed_for_trouble_of_our_own(
+        server: ScriptedServer, foreign: ScriptedServer, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    service = RegistryService(hosts={server.host: Host((foreign.url,))})
+    with pytest.raises(StorageError) as caught:
+        minipull.pull(server.host + "/r", minipull.Store(str(tmp_path / "file" / "store")), service=service)
+    assert str(caught.value).endswith("(%s)" % foreign.host) and "mirror http" not in str(caught.value)
+
+
+def test_every_command_that_asks_mirrors_tells_of_them_once_and_quiet_ones_do_not(
+        server: ScriptedServer, foreign: ScriptedServer, run_minipull: Minipull, tmp_path: Path) -> None:
+    layout, image = images.single(tmp_path / "layout", "1")
+    server.serve(layout.root, "r")
+    foreign.on("GET|HEAD", "", error(404, "NAME_UNKNOWN"))
+    settings, name = tmp_path / "settings.json", server.host + "/r:1"
+    settings.write_text('{"hosts": {"%s": {"mirrors": ["%s"]}}}' % (server.host, foreign.url))
+    line = "warning: mirror %s: name unknown: name_unknown; %s answered" % (foreign.url, server.host)
+
+    def told(*args: str) -> int:
+        finished = run_minipull("--config", str(settings), "--root", str(tmp_path / "root"), *args)
+        assert finished.code == 0, finished
+        return finished.err.split("\n").count(line)
+
+    copied = "oci:%s" % (tmp_path / "copied")
+    for command in [("pull", name), ("pull", "-a", server.host + "/r"),
+                    ("pull", name, "%s/r@%s" % (server.host, image.digest)), ("copy", "docker://" + name, copied),
+                    ("tags", server.host + "/r"), ("manifest", name), ("digest", name)]:
+        assert told(*command) == 1, command
+        assert told(*command, "--progress", "none") == 0, command
+    for command in [("pull", name), ("copy", "docker://" + name, copied)]:
+        assert told(*command, "-q") == 0, command
