@@ -110,7 +110,7 @@ class V2Puller:
             with contextlib.suppress(Error):
                 if digest is not None:
                     raw = self._store.content.read(digest, MAX_MANIFEST)
-                    if schema1.is_schema1(raw):
+                    if manifest.is_schema1(raw):
                         return schema1.read(raw)._replace(digest=digest)
                     return manifest.parse(raw)._replace(digest=digest)
         if digest is not None:
@@ -124,7 +124,7 @@ class V2Puller:
 
     def _fetch_top(self, reference: str) -> Union[Document, Schema1]:
         received = self._received(reference)
-        if schema1.is_schema1(received.raw, received.content_type):
+        if manifest.is_schema1(received.raw, received.content_type):
             return schema1.parse(received.raw)._replace(digest=received.digest)
         return _document(received)
 

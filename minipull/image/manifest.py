@@ -8,6 +8,7 @@ are allowed; they live on in ``raw``, which is all that is ever stored or sent.
 Mirrors docker/distribution's manifest/{schema2,manifestlist,ocischema} and
 moby's detectManifestBlobMediaType.  Spec: image-spec, manifest.md, image-index.md.
 """
+import contextlib
 from typing import Any, List, Mapping, NamedTuple, Optional, Tuple, Union
 
 from ..digest import Digest
@@ -119,6 +120,15 @@ def detect(obj: Mapping[str, Any], what: str, claimed: str = "") -> str:
         raise InvalidDocument('%s: media-type: "%s" should not have "config", "layers", or'
                               ' "fsLayers"' % (what, media_type))
     return media_type
+
+
+def is_schema1(raw: bytes, content_type: str = "") -> bool:
+    """Whether a manifest is of schema 1, by its Content-Type or else by its members."""
+    claimed = content_type.partition(";")[0].strip().lower()
+    with contextlib.suppress(InvalidDocument):
+        if claimed in NO_CLAIM:
+            claimed = detect(parse_json(raw, "manifest"), "manifest")
+    return claimed in (SCHEMA1, SCHEMA1_SIGNED)
 
 
 def listed(document: Document) -> Descriptor:

@@ -23,8 +23,8 @@ from ..digest import DiffID, Digest
 from ..errors import InvalidDocument, PolicyError, Unsupported
 from . import es256
 from .config import History, ImageConfig
-from .descriptor import DOCKER_CONFIG, DOCKER_MANIFEST, SCHEMA1, SCHEMA1_SIGNED, Descriptor
-from .manifest import MAX_LAYERS, NO_CLAIM, Manifest, detect
+from .descriptor import DOCKER_CONFIG, DOCKER_MANIFEST, Descriptor
+from .manifest import MAX_LAYERS, Manifest
 from .strictjson import digest_at, int_at, list_at, object_at, parse_json, string_at, strings_at
 
 MAX_SIGNATURES = 16
@@ -62,15 +62,6 @@ class Schema1(NamedTuple):
     def layers(self) -> Tuple[Digest, ...]:
         """The blobs of the layers, the bottom one first."""
         return tuple(entry.blob for entry in self.entries if not entry.throwaway)
-
-
-def is_schema1(raw: bytes, content_type: str = "") -> bool:
-    """Whether bytes that came with this Content-Type mean to be schema 1."""
-    claimed = content_type.partition(";")[0].strip().lower()
-    with contextlib.suppress(InvalidDocument):
-        if claimed in NO_CLAIM:
-            claimed = detect(parse_json(raw, _WHAT), _WHAT)
-    return claimed in (SCHEMA1, SCHEMA1_SIGNED)
 
 
 def payload(raw: bytes) -> bytes:

@@ -16,10 +16,10 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Set
 from ..cancel import Cancel
 from ..digest import Digest
 from ..errors import ContentMismatch, InvalidDocument, NetworkError, NoSupport, PolicyError
-from ..image import schema1
 from ..image.descriptor import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, SCHEMA1_SIGNED, Descriptor
-from ..image.manifest import MAX_MANIFEST
+from ..image.manifest import MAX_MANIFEST, is_schema1
 from ..image.strictjson import list_at, parse_json
+from ..parts import part
 from ..reference import Reference, is_tag
 from .auth import Authorizer, Credential, Keyring, answer_error
 from .endpoints import Endpoint
@@ -99,12 +99,13 @@ class Repository:
             raw = response.read(MAX_MANIFEST)
         wanted = reference if ":" in reference else response.header("Docker-Content-Digest")
         content_type = response.header("Content-Type")
-        named = schema1.payload(raw) if schema1.is_schema1(raw, content_type) else raw
-        digest = Digest.of(named)
+        # The digest of a signed manifest leaves out its signatures.
+        signed: bytes = part("image.schema1").payload(raw) if is_schema1(raw, content_type) else raw
+        digest = Digest.of(signed)
         if wanted:
             self.confirmed = True
             digest = Digest.parse(wanted)
-            if Digest.of(named, digest.algorithm) != digest:
+            if Digest.of(signed, digest.algorithm) != digest:
                 raise ContentMismatch("manifest verification failed for digest %s" % digest)
         return Received(raw, content_type, digest)
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import random
 import re
+import sys
 from typing import Any, Callable, Iterator, List, Optional, Tuple
 
 import pytest
@@ -15,7 +16,7 @@ from minipull.registry.auth import Credential
 from minipull.registry.credentials import Credentials
 from minipull.digest import Digest
 from minipull.registry.endpoints import Endpoint, RegistryService
-from minipull.errors import ContentMismatch, Error, InvalidDocument, NetworkError, PolicyError, Unauthorized
+from minipull.errors import ContentMismatch, Error, InvalidDocument, NetworkError, NotInBuild, PolicyError, Unauthorized
 from minipull.registry.errors import RegistryError
 from minipull.reference import Reference
 from minipull.registry.client import Client
@@ -564,3 +565,13 @@ def test_garbage_from_a_server_raises_only_our_errors(
         except Exception as exc:
             raise AssertionError("case %d: %r" % (case, sent)) from exc
     assert 250 < failed < 600
+
+
+def test_a_build_without_schema_1_says_so_only_for_a_manifest_of_schema_1(
+        repository: Repository, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "minipull.image.schema1", None)
+    server.on("GET", "/manifests/1", content(MANIFEST, OCI))
+    server.on("GET", "/manifests/2", reply(200, b'{"schemaVersion": 1, "fsLayers": []}'))
+    assert repository.manifest("1", Cancel()).raw == MANIFEST
+    with pytest.raises(NotInBuild, match="image/schema1 is not in this build"):
+        repository.manifest("2", Cancel())
