@@ -13,6 +13,7 @@ The modules in reading order:
     push       push()
     places     how an end of a copy is written
     ends       the two ends of a copy
+    archives   archives as such ends
     convert    docker's format to OCI's and back
     copy       copy(): an image from end to end
 """

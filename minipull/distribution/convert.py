@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """From docker's format to OCI's and back: only what names things changes."""
 import json
-from typing import Any, Dict
+from typing import Any, Dict, List, Sequence
 
+from ..digest import Digest
 from ..errors import Unsupported
 from ..image import manifest
 from ..image.descriptor import (
     DOCKER_CONFIG, DOCKER_FOREIGN, DOCKER_LIST, DOCKER_MANIFEST, DOCKER_TAR, OCI_CONFIG, OCI_FOREIGN,
     OCI_INDEX, OCI_LAYER, OCI_MANIFEST, Descriptor)
-from ..image.manifest import Document
+from ..image.manifest import Document, Index, is_runnable
 from ..image.strictjson import parse_json
+from ..progress import Output, Progress
 
 #: Each type with what stands for it in the other format; a prefix stands for its compressed kinds.
 _DOCKER = {OCI_MANIFEST: DOCKER_MANIFEST, OCI_INDEX: DOCKER_LIST, OCI_CONFIG: DOCKER_CONFIG,
@@ -33,10 +35,48 @@ def renamed(media_type: str, names: Dict[str, str]) -> str:
 
 
 def rewritten(document: Document, media_type: str, **members: Any) -> Document:
-    """The document with another type and with other descriptors in it."""
+    """The document with another media type and with other descriptors in it."""
     obj = dict(parse_json(document.raw, "manifest"), mediaType=media_type)
     if media_type in (DOCKER_MANIFEST, DOCKER_LIST):
         obj.pop("annotations", None)  # which that format does not have
     for key, value in members.items():
-        obj[key] = value.to_json() if isinstance(value, Descriptor) else [each.to_json() for each in value]
+        obj[key] = value.to_json() if isinstance(value, Descriptor) else [item.to_json() for item in value]
     return manifest.parse(json.dumps(obj, separators=(",", ":")).encode(), media_type)
+
+
+def converted(documents: Sequence[Document], format: str, output: Output) -> List[Document]:
+    """The same images in ``format``, children before their index; raises Unsupported.
+
+    Configs and layers stay as they are.  Manifests that are no images are left out of
+    an index, and ``output`` is told of them.
+    """
+    names = FORMATS[format]
+    media_types = [document.media_type for document in documents]
+    for document in documents:
+        if not isinstance(document, Index) and is_runnable(document):
+            media_types += [blob.media_type for blob in (document.config, *document.layers)]
+    if all(renamed(media_type, names) == media_type for media_type in media_types):
+        return list(documents)
+    descriptors: Dict[Digest, Descriptor] = {}  # by the digest in the old format
+    images: List[Document] = []
+    for document in documents:
+        if isinstance(document, Index):
+            kept = [descriptors[child.digest]._replace(platform=child.platform)
+                    for child in document.manifests if child.digest in descriptors]
+            if not kept:
+                raise Unsupported("only an image can have another format")
+            lost = len(document.manifests) - len(kept)
+            if lost:
+                output(Progress(message="left out: %d that are no images" % lost))
+            image = rewritten(document, renamed(document.media_type, names), manifests=kept)
+        elif is_runnable(document):
+            config, *layers = [blob._replace(media_type=renamed(blob.media_type, names))
+                               for blob in (document.config, *document.layers)]
+            image = rewritten(document, renamed(document.media_type, names), config=config, layers=layers)
+        elif document is documents[-1]:
+            raise Unsupported("only an image can have another format")
+        else:
+            continue
+        descriptors[document.digest] = image.descriptor
+        images.append(image)
+    return images

@@ -14,14 +14,14 @@ import functools
 import json
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
-from ..archive.reader import opened
 from ..cancel import Cancel
 from ..digest import Digest
 from ..errors import ContentMismatch, Error, InvalidReference, NotFound, PolicyError, Unsupported
 from ..image import manifest
 from ..image.descriptor import INDEX_TYPES, MANIFEST_TYPES, OCI_INDEX, Descriptor, is_foreign, select
-from ..image.manifest import Document, Index, Manifest, is_runnable
+from ..image.manifest import Document, Index, Manifest
 from ..image.platform import Platform
+from ..parts import part
 from ..progress import Output, Progress, discard, serialized
 from ..registry.auth import Keyring
 from ..registry.client import Client, over_endpoints
@@ -31,8 +31,8 @@ from ..registry.v2 import MAX_REFERRERS
 from ..store.store import Store, host_platform
 from ..xfer.transfer import Transfer
 from ..xfer.upload import LayerUploadManager, UploadDescriptor
-from .convert import FORMATS, renamed, rewritten
-from .ends import ArchiveEnd, End, LayoutEnd, RegistryEnd, archive_end
+from .convert import FORMATS, converted, rewritten
+from .ends import End, LayoutEnd, RegistryEnd
 from .places import ARCHIVES, Place
 from .pull_v2 import check_depth, check_entry
 
@@ -67,12 +67,12 @@ def copy(source: str, target: str, *, store: Optional[Store] = None,
     without REF all images are copied; what is returned is the last.  Raises any
     minipull.Error; its text is one line that says what failed, on what.
     """
-    wanted = [each if isinstance(each, Platform) else Platform.parse(each, host_platform())
-              for each in platforms]
+    chosen = [platform if isinstance(platform, Platform) else Platform.parse(platform, host_platform())
+              for platform in platforms]
     with Client(service or RegistryService(), credentials or Keyring()) as client:
         return copy_with(
             Place.parse(source), Place.parse(target), (client, client), store,
-            Options(wanted, format, referrers, chunk_size), uploads or LayerUploadManager(),
+            Options(chosen, format, referrers, chunk_size), uploads or LayerUploadManager(),
             serialized(progress), cancel or Cancel())[-1]
 
 
@@ -84,67 +84,79 @@ def copy_with(source: Place, target: Place, clients: Tuple[Client, Client], stor
         raise InvalidReference("invalid format %s, not oci or docker" % ascii(options.format))
     if options.format and options.referrers:
         raise InvalidReference("what refers to an image does not follow it into another format")
-    what = "copy %s to %s" % (source, target)
+    subject = "copy %s to %s" % (source, target)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_within(what))
-        if source.kind == "docker":
-
-            def answering(endpoint: Endpoint) -> End:
-                end = RegistryEnd(clients[0].repository(endpoint, source.name), source.tag)
-                end.get(end.tag, cancel)
-                return end
-
-            begin = over_endpoints(clients[0], source.name, what, answering, cancel, output)
-        elif source.kind in ARCHIVES:
-            zstd = store.layers.zstd if store else None
-            begin = ArchiveEnd(source, stack.enter_context(opened(source.folder, cancel, zstd)))
-        else:
-            begin = LayoutEnd(source, store)
-            stack.enter_context(begin.store.using(cancel))
-        jobs: List[Tuple[str, Place]] = [(source.tag, target)]
-        if isinstance(begin, ArchiveEnd) and not source.tag:
-            images = begin.images()
-            if target.tag and len(images) > 1:
-                raise InvalidReference("%s has several images, so name one: %s" % (
-                    source, ", ".join(sorted(filter(None, (label for label, _ in images))))))
-            jobs = [(digest, target if target.tag else target.of(label)) for label, digest in images]
+        stack.enter_context(_within(subject))
+        source_end = _source_end(source, clients[0], store, subject, stack, cancel)
+        images = [(source.tag, target)]
+        if isinstance(source_end, LayoutEnd) and source.kind in ARCHIVES and not source.tag:
+            images = _images(source_end, source, target)
         elif target.kind == "docker" and not target.tag:
             raise InvalidReference("a target that ends in a slash is for all images of an archive")
-        end: Optional[LayoutEnd] = None
+        layout: Optional[LayoutEnd] = None
         if target.kind in ARCHIVES:
-            end = stack.enter_context(archive_end(target, output, cancel))
+            layout = stack.enter_context(part("distribution.archives").archive_end(target, output, cancel))
         elif target.kind != "docker":
-            end = LayoutEnd(target, store)
-            stack.enter_context(end.store.using(cancel, writing=target.kind == "store"))
+            layout = LayoutEnd(target, store)
+            stack.enter_context(layout.store.using(cancel, writing=target.kind == "store"))
         copied = []
-        for begin.tag, place in jobs:
-            job = _Copy(begin, options, uploads, output, cancel)
-            if end is not None:
-                end.tag = place.tag
-                copied.append(job.to(end))
+        for reference, place in images:
+            job = _Copy(source_end, reference, options, uploads, output, cancel)
+            if layout is not None:
+                copied.append(job.to(layout, place.tag))
             else:
                 copied.append(over_endpoints(
-                    clients[1], place.name, what, functools.partial(job.to_registry, clients[1], place),
+                    clients[1], place.name, subject, functools.partial(job.to_registry, clients[1], place),
                     cancel, push=True))
         return copied
 
 
+def _source_end(source: Place, client: Client, store: Optional[Store], subject: str,
+                stack: contextlib.ExitStack, cancel: Cancel) -> End:
+    """The end that is copied from; of the endpoints of a registry, the first that has the image."""
+    if source.kind in ARCHIVES:
+        zstd = store.layers.zstd if store else None
+        archive: LayoutEnd = stack.enter_context(
+            part("distribution.archives").opened_end(source, cancel, zstd))
+        return archive
+    if source.kind != "docker":
+        layout = LayoutEnd(source, store)
+        stack.enter_context(layout.store.using(cancel))
+        return layout
+
+    def answering(endpoint: Endpoint) -> End:
+        end = RegistryEnd(client.repository(endpoint, source.name))
+        end.get(source.tag, cancel)
+        return end
+
+    return over_endpoints(client, source.name, subject, answering, cancel)
+
+
+def _images(archive: LayoutEnd, source: Place, target: Place) -> List[Tuple[str, Place]]:
+    """Every image of an archive by its digest, with the place that it is copied to."""
+    images = archive.images()
+    if target.tag and len(images) > 1:
+        raise InvalidReference("%s has several images, so name one: %s" % (
+            source, ", ".join(sorted(label for label, _ in images if label))))
+    return [(digest, target if target.tag else target.of(label)) for label, digest in images]
+
+
 @contextlib.contextmanager
-def _within(what: str) -> Iterator[None]:
-    """Let what goes wrong in the block say what that was, unless it does."""
+def _within(subject: str) -> Iterator[None]:
+    """Begin the text of every error of the block with ``subject``, once."""
     try:
         yield
     except Error as exc:
-        if str(exc).startswith(what):
+        if str(exc).startswith(subject):
             raise
-        raise exc.within(what) from exc
+        raise exc.within(subject) from exc
 
 
 class _Copy:
-    """What is to be copied, known down to the last manifest."""
+    """One image to be copied, all its manifests in memory."""
 
-    def __init__(self, source: End, options: Options, uploads: LayerUploadManager, output: Output,
-                 cancel: Cancel) -> None:
+    def __init__(self, source: End, reference: str, options: Options, uploads: LayerUploadManager,
+                 output: Output, cancel: Cancel) -> None:
         self._source = source
         self._options = options
         self._uploads = uploads
@@ -152,34 +164,33 @@ class _Copy:
         self._cancel = cancel
         self._seen: Set[Digest] = set()
         self._room = MAX_DOCUMENTS
-        top = self._get(source.tag)
+        top = self._get(reference)
         self._top = top.digest
         self._documents = list(self._below(self._filtered(top)))
         if options.format:
-            self._documents = self._converted(self._documents)
+            self._documents = converted(self._documents, options.format, output)
 
     def to_registry(self, client: Client, place: Place, endpoint: Endpoint) -> Copied:
         repository = client.repository(endpoint, place.name, push=True)
-        return self.to(RegistryEnd(repository, place.tag, self._options.chunk_size))
+        return self.to(RegistryEnd(repository, self._options.chunk_size), place.tag)
 
-    def to(self, target: End) -> Copied:
-        """Copy all of it; the name comes last."""
+    def to(self, target: End, tag: str) -> Copied:
+        """Copy the image to ``target``; its name, a tag or a digest, comes last."""
         self._target = target
         *below, top = self._documents
-        wanted = target.tag
-        if isinstance(wanted, Digest) and Digest.of(top.raw, wanted.algorithm) != wanted:
-            raise ContentMismatch("the image is %s, not %s" % (top.digest, wanted))
+        if isinstance(tag, Digest) and Digest.of(top.raw, tag.algorithm) != tag:
+            raise ContentMismatch("the image is %s, not %s" % (top.digest, tag))
         for document in self._documents:
             if isinstance(document, Manifest):
-                # One question alone first: is anybody there, and who do we have to be?
+                # One request alone first, so that the others find the connection and a token.
                 target.has(document.config, self._cancel)
                 break
         self._blobs(self._documents)
         for document in below:
-            self._put(document.digest, document)
+            target.put(document, self._cancel)
         if self._options.referrers:
             self._referrers([document.digest for document in self._documents])
-        self._put(target.tag, top)
+        target.tag(tag, top, self._cancel)
         return Copied(top.descriptor._replace(digest=top.digest), self._top)
 
     def _get(self, reference: str) -> Document:
@@ -189,9 +200,6 @@ class _Copy:
             raise PolicyError("more than %d bytes of manifests" % MAX_DOCUMENTS)
         document = manifest.parse(received.raw, received.content_type)
         return document._replace(digest=received.digest)
-
-    def _put(self, reference: str, document: Document) -> bool:
-        return self._target.put(reference, document.raw, document.media_type, self._cancel)
 
     def _below(self, top: Document, depth: int = 0) -> Iterator[Document]:
         """Every manifest below ``top``, each once, and then itself."""
@@ -246,42 +254,6 @@ class _Copy:
                 jobs[blob.digest] = CopyDescriptor(self._source, self._target, blob)
         self._uploads.upload(None, list(jobs.values()), self._output, self._cancel)
 
-    # Formats.
-
-    def _converted(self, documents: List[Document]) -> List[Document]:
-        """The same images in another format: only what names things changes."""
-        names = FORMATS[self._options.format]
-        kinds = [document.media_type for document in documents]
-        for document in documents:
-            if isinstance(document, Manifest) and is_runnable(document):
-                kinds += [blob.media_type for blob in (document.config, *document.layers)]
-        if all(renamed(kind, names) == kind for kind in kinds):
-            return documents
-        others: Dict[Digest, Descriptor] = {}  # by what they were
-        found: List[Document] = []
-        for document in documents:
-            if isinstance(document, Index):
-                kept = [others[child.digest]._replace(platform=child.platform)
-                        for child in document.manifests if child.digest in others]
-                lost = len(document.manifests) - len(kept)
-                if not kept:
-                    raise Unsupported("only an image can have another format")
-                if lost:
-                    self._output(Progress(message="left out: %d that are no images" % lost))
-                other = rewritten(document, renamed(document.media_type, names), manifests=kept)
-            elif not is_runnable(document) and document is not documents[-1]:
-                continue
-            elif not is_runnable(document):
-                raise Unsupported("only an image can have another format")
-            else:
-                config, *layers = [blob._replace(media_type=renamed(blob.media_type, names))
-                                   for blob in (document.config, *document.layers)]
-                other = rewritten(
-                    document, renamed(document.media_type, names), config=config, layers=layers)
-            others[document.digest] = other.descriptor
-            found.append(other)
-        return found
-
     # What refers to an image.
 
     def _referrers(self, digests: Sequence[Digest]) -> None:
@@ -293,7 +265,8 @@ class _Copy:
                 tag = subject.replace(":", "-") + suffix
                 document = self._found(tag)
                 if document is not None:
-                    self._send(tag, document)
+                    self._send_below(document)
+                    self._target.tag(tag, document, self._cancel)
             unlisted = []
             for entry in self._listed(subject):
                 asked += 1
@@ -302,7 +275,8 @@ class _Copy:
                 document = self._found(entry.digest)
                 if document is None or document.subject is None or document.subject.digest != subject:
                     continue  # a list can say anything
-                if not self._send(entry.digest, document):
+                self._send_below(document)
+                if not self._target.put(document, self._cancel):
                     unlisted.append(entry._replace(
                         media_type=document.media_type, size=len(document.raw)))
                 if entry.digest not in seen:
@@ -310,12 +284,12 @@ class _Copy:
                     pending.append(entry.digest)
             self._list(subject, unlisted)
 
-    def _send(self, reference: str, document: Document) -> bool:
+    def _send_below(self, document: Document) -> None:
+        """Copy every blob and manifest that a manifest needs."""
         documents = list(self._below(document))
         self._blobs(documents)
         for child in documents[:-1]:
-            self._put(child.digest, child)
-        return self._put(reference, document)
+            self._target.put(child, self._cancel)
 
     def _found(self, reference: str, end: Optional[End] = None) -> Optional[Document]:
         with contextlib.suppress(NotFound):
@@ -345,7 +319,7 @@ class _Copy:
             members = {"schemaVersion": 2, "mediaType": OCI_INDEX,
                        "manifests": [item.to_json() for item in known + added]}
             raw = json.dumps(members, separators=(",", ":")).encode()
-            self._target.put(tag, raw, OCI_INDEX, self._cancel)
+            self._target.tag(tag, manifest.parse(raw, OCI_INDEX), self._cancel)
 
 
 class CopyDescriptor(UploadDescriptor):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two ends of a copy: a repository at a registry, or an image layout or an archive on disk.
+"""The two ends of a copy: a repository at a registry, or an image layout on disk.
 
 What one end gives goes straight into the other: from a registry to a registry
 nothing is held but one buffer, and what is on disk is sent by sendfile(2).
@@ -8,30 +8,23 @@ other; only its names are whole references.
 """
 import abc
 import contextlib
-import os
-import tempfile
-import threading
 from typing import Callable, ContextManager, Dict, Iterator, List, Optional, Tuple
 
-from ..archive.reader import Archive
-from ..archive.save import packed, write_file
 from ..cancel import Cancel
-from ..digest import Buffer, Digest
+from ..digest import Digest
 from ..errors import (
-    Cancelled, ContentMismatch, Error, InvalidReference, NetworkError, NotFound, PolicyError, Unauthorized,
-    storage_errors)
+    ContentMismatch, Error, InvalidReference, NetworkError, NotFound, PolicyError, Unauthorized)
 from ..image import manifest
 from ..image.descriptor import Descriptor
-from ..image.manifest import MAX_MANIFEST
-from ..progress import Meter, Output
-from ..reference import Reference
+from ..image.manifest import MAX_MANIFEST, Document
+from ..progress import Meter
 from ..registry.errors import RegistryError
-from ..registry.request import PIECE, Body, FileBody
+from ..registry.request import Body, FileBody
 from ..registry.response import Response
 from ..registry.url import Origin
 from ..registry.v2 import Received, Repository
-from ..store.references import REF_NAME, Named, named
-from ..store.store import Store, damaged, host_platform
+from ..store.references import REF_NAME, named
+from ..store.store import Store, damaged
 from ..xfer.transfer import Transfer
 from .blobs import SMALL, RemoteBlob, fetch_blob, persist, send_blob
 from .places import Place
@@ -40,20 +33,23 @@ Source = Callable[[int, int], Body]  # so many bytes from an offset on
 
 
 class End(abc.ABC):
-    """Where an image comes from or goes to; ``tag`` is what it is called there."""
-    tag: str
+    """A place that images come from or go to."""
 
     @abc.abstractmethod
     def __str__(self) -> str:
-        """Where that is, and nothing else is."""
+        """A key unique to this end: two ends with the same text share transfers."""
 
     @abc.abstractmethod
     def get(self, reference: str, cancel: Cancel) -> Received:
         """A manifest by tag or :class:`Digest`, verified; raises NotFound, RegistryError."""
 
     @abc.abstractmethod
-    def put(self, reference: str, raw: bytes, media_type: str, cancel: Cancel) -> bool:
-        """Take a manifest by tag or :class:`Digest`; whether its subject was noted."""
+    def put(self, document: Document, cancel: Cancel) -> bool:
+        """Take a manifest by its digest; returns whether this end lists it as a referrer of its subject."""
+
+    @abc.abstractmethod
+    def tag(self, tag: str, document: Document, cancel: Cancel) -> None:
+        """Take a manifest under its name, a tag or a :class:`Digest`."""
 
     @abc.abstractmethod
     def referrers(self, digest: Digest, cancel: Cancel) -> Optional[List[Descriptor]]:
@@ -79,26 +75,28 @@ class End(abc.ABC):
 class RegistryEnd(End):
     """``chunk_size`` (bytes) is the most that one request brings, 0 for all of a blob."""
 
-    def __init__(self, repository: Repository, tag: str, chunk_size: int = 0) -> None:
+    def __init__(self, repository: Repository, chunk_size: int = 0) -> None:
         self.repository = repository
-        self.tag = tag
         self._chunk_size = chunk_size
-        self._first: Optional[Received] = None  # what ``tag`` has turned out to be
+        #: The first reference and its manifest, by which an endpoint is chosen; not asked for again.
+        self._first: Optional[Tuple[str, Received]] = None
 
     def __str__(self) -> str:
         return "%s/%s" % (self.repository.endpoint, self.repository.path)
 
     def get(self, reference: str, cancel: Cancel) -> Received:
-        if self._first is not None and reference == self.tag:
-            return self._first
+        if self._first is not None and reference == self._first[0]:
+            return self._first[1]
         received = persist(
             self.repository, cancel, lambda: self.repository.manifest(reference, cancel))
-        if reference == self.tag:
-            self._first = received
+        self._first = self._first or (reference, received)
         return received
 
-    def put(self, reference: str, raw: bytes, media_type: str, cancel: Cancel) -> bool:
-        return self.repository.put_manifest(reference, raw, media_type, cancel)
+    def put(self, document: Document, cancel: Cancel) -> bool:
+        return self.repository.put_manifest(document.digest, document.raw, document.media_type, cancel)
+
+    def tag(self, tag: str, document: Document, cancel: Cancel) -> None:
+        self.repository.put_manifest(tag, document.raw, document.media_type, cancel)
 
     def referrers(self, digest: Digest, cancel: Cancel) -> Optional[List[Descriptor]]:
         return persist(self.repository, cancel, lambda: self.repository.referrers(digest, cancel))
@@ -160,7 +158,6 @@ class LayoutEnd(End):
         if ours and store is None:
             raise InvalidReference("no store is given for %s" % (place,))
         self.store = store if ours and store else Store(place.folder)
-        self.tag = place.tag
         self._base = place.name if ours else None
         self._about: Optional[Dict[Digest, List[Descriptor]]] = None  # by subject
 
@@ -190,24 +187,29 @@ class LayoutEnd(End):
     def _label(self, tag: str) -> str:
         return str(self._base.with_tag(tag)) if self._base else tag
 
-    def put(self, reference: str, raw: bytes, media_type: str, cancel: Cancel) -> bool:
-        digest = reference if isinstance(reference, Digest) else Digest.of(raw)
-        self.store.content.put(digest, raw)
-        descriptor = Descriptor(media_type, digest, len(raw))
-        part, noted = reference is digest and digest != self.tag, False
-        if part and self._base is not None:
-            noted = manifest.parse(raw, media_type).subject is not None
-        if part and not noted:
-            return False  # what has a name needs it
+    def images(self) -> List[Tuple[str, Digest]]:
+        """The label, or an empty text, and the digest of every image that has an entry."""
+        return [(named(entry), Digest(entry["digest"])) for entry in self.store.references.descriptors()]
+
+    def put(self, document: Document, cancel: Cancel) -> bool:
+        self.store.content.put(document.digest, document.raw)
+        if self._base is None or document.subject is None:
+            return False
+        name = self._base.with_digest(document.digest)
+        self.store.references.set(
+            name, document.descriptor._replace(digest=document.digest), document.digest, cancel.pause)
+        return True
+
+    def tag(self, tag: str, document: Document, cancel: Cancel) -> None:
+        digest = tag if isinstance(tag, Digest) else Digest.of(document.raw)
+        descriptor = document.descriptor._replace(digest=digest)
+        self.store.content.put(digest, document.raw)
         if self._base is None:
-            notes = {REF_NAME: reference} if reference else None
-            entry = descriptor._replace(annotations=notes).to_json()
-            self.store.references.put(reference, entry, cancel.pause)
+            notes = {REF_NAME: tag} if tag else None
+            self.store.references.put(tag, descriptor._replace(annotations=notes).to_json(), cancel.pause)
         else:
-            base = self._base
-            name = base.with_digest(digest) if reference is digest else base.with_tag(reference)
+            name = self._base.with_digest(digest) if tag is digest else self._base.with_tag(tag)
             self.store.references.set(name, descriptor, digest, cancel.pause)
-        return noted
 
     def referrers(self, digest: Digest, cancel: Cancel) -> Optional[List[Descriptor]]:
         """What has an entry of its own, as after a push to serve."""
@@ -237,76 +239,3 @@ class LayoutEnd(End):
     def receive(self, blob: Descriptor, source: End, transfer: Transfer) -> str:
         source.fetch(blob, self.store, transfer)
         return "Download complete"
-
-
-class ArchiveEnd(LayoutEnd):
-    """The images of an archive, which are only read."""
-
-    def __init__(self, place: Place, archive: Archive) -> None:
-        super().__init__(place, None)
-        self.store = archive
-
-    def images(self) -> List[Tuple[str, Digest]]:
-        """What is there, and what it is called, if it is."""
-        return [(named(entry), Digest(entry["digest"])) for entry in self.store.references.descriptors()]
-
-    def _label(self, tag: str) -> str:
-        known = not tag or tag in [label for label, _ in self.images()]
-        return tag if known else str(Reference.parse(tag).with_default_tag())
-
-    @contextlib.contextmanager
-    def reading(self, blob: Descriptor, cancel: Cancel) -> Iterator[Source]:
-        with self.store.content.open(blob.digest) as file:
-
-            def part(offset: int, size: int) -> Iterator[Buffer]:
-                file.seek(offset)
-                for start in range(0, size, PIECE):
-                    yield file.read(min(PIECE, size - start))
-
-            yield lambda offset, size: Body(lambda: part(offset, size), size)
-
-
-class _Temporary(LayoutEnd):
-    """A layout that goes when it is closed, though transfers may outlive the copy that they work for."""
-
-    def __init__(self, place: Place) -> None:
-        super().__init__(place, None)
-        self._changed = threading.Condition()
-        self._busy = 0
-        self._closed = False
-
-    def receive(self, blob: Descriptor, source: End, transfer: Transfer) -> str:
-        with self._changed:
-            if self._closed:
-                raise Cancelled()
-            self._busy += 1
-        try:
-            return super().receive(blob, source, transfer)
-        finally:
-            with self._changed:
-                self._busy -= 1
-                self._changed.notify_all()
-
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            while self._busy:
-                self._changed.wait()
-
-
-@contextlib.contextmanager
-def archive_end(place: Place, output: Output, cancel: Cancel) -> Iterator[LayoutEnd]:
-    """A layout beside an archive, which that becomes when the block has ended well."""
-    path = os.path.realpath(place.folder)
-    with contextlib.ExitStack() as stack:
-        with storage_errors("write %s" % place.folder):
-            folder = stack.enter_context(
-                tempfile.TemporaryDirectory(prefix=".minipull-", dir=os.path.dirname(path)))
-        end = stack.enter_context(contextlib.closing(_Temporary(place._replace(folder=folder))))
-        yield end
-        images: List[Named] = []
-        for entry in end.store.references.descriptors():
-            label = named(entry)
-            images.append((Reference.parse(label).with_default_tag() if label else None,
-                           Descriptor.from_json(entry, "index.json")))
-        write_file(place.folder, packed(end.store, images, host_platform(), output, cancel))

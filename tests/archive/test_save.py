@@ -32,7 +32,7 @@ from minipull.image import manifest
 from minipull.image.descriptor import DOCKER_LAYER, DOCKER_MANIFEST, DOCKER_TAR
 from minipull.digest import Digest
 from minipull.store.store import host_platform
-from minipull.distribution.ends import archive_end
+from minipull.distribution.archives import archive_end
 from minipull.distribution.places import Place
 from minipull.errors import (
     Cancelled, ContentMismatch, Error, InvalidDocument, InvalidReference, NotFound, PolicyError, StorageError)

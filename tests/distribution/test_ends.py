@@ -13,6 +13,7 @@ from minipull.distribution import blobs as blobs_module
 from minipull.registry import transport as transport_module
 from minipull.registry.auth import Keyring
 from minipull.image.descriptor import OCI_MANIFEST, Descriptor
+from minipull.image.manifest import Manifest, parse
 from minipull.digest import Digest
 from minipull.registry.endpoints import Endpoint, RegistryService
 from minipull.distribution.ends import LayoutEnd, RegistryEnd
@@ -55,7 +56,7 @@ def registry() -> Iterator[Registry]:
     with Client(RegistryService(timeout=5), Keyring()) as client:
         def call(server: ScriptedServer, path: str = "r", **options: Any) -> RegistryEnd:
             endpoint = Endpoint(server.url, server.host)
-            return RegistryEnd(client.repository(endpoint, Reference(server.host, path)), "latest", **options)
+            return RegistryEnd(client.repository(endpoint, Reference(server.host, path)), **options)
         yield call
 
 
@@ -78,6 +79,11 @@ def layout(path: Path, tag: str = "") -> LayoutEnd:
 
 def store_end(path: Path, name: str = "r.com/a:1") -> LayoutEnd:
     return LayoutEnd(Place.parse("store:" + name), Store(str(path)))
+
+
+def manifest(raw: bytes) -> Manifest:
+    """A manifest of any content."""
+    return Manifest(raw, Digest.of(raw), OCI_MANIFEST, BLOB, ())
 
 
 def working(work: Callable[[Any], Any], events: Optional[List[Progress]] = None) -> Any:
@@ -433,9 +439,9 @@ def test_a_layout_names_no_more_than_one_line_can_hold(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["oci:%s", "oci:%s:x"])
 def test_a_layout_that_is_none_has_no_image(tmp_path: Path, place: str) -> None:
-    end = LayoutEnd(Place.parse(place % (tmp_path / "no")), None)
+    parsed = Place.parse(place % (tmp_path / "no"))
     with pytest.raises(NotFound, match="there is none with one"):
-        end.get(end.tag, NEVER)
+        LayoutEnd(parsed, None).get(parsed.tag, NEVER)
     assert not (tmp_path / "no").exists()
 
 
@@ -456,7 +462,7 @@ def test_a_damaged_layout_says_so(tmp_path: Path) -> None:
 
 def test_a_store_has_whole_names(tmp_path: Path) -> None:
     end = store_end(tmp_path)
-    end.put("1", b"{}", OCI_MANIFEST, NEVER)
+    end.tag("1", manifest(b"{}"), NEVER)
     assert store_end(tmp_path).get("1", NEVER).raw == b"{}"
     with pytest.raises(NotFound, match="no image r.com/b:1; there is r.com/a:1"):
         store_end(tmp_path, "r.com/b:1").get("1", NEVER)
@@ -533,9 +539,9 @@ def test_a_name_in_a_layout_moves_and_others_stay(tmp_path: Path) -> None:
     made.name(one.descriptor, "two")
     end, other = layout(tmp_path, "two"), b'{"other": 1}'
     for _ in range(2):
-        assert end.put("two", other, OCI_MANIFEST, NEVER) is False
-        end.put(Digest.of(b"part"), b"part", OCI_MANIFEST, NEVER)
-        end.put("", other, OCI_MANIFEST, NEVER)
+        end.tag("two", manifest(other), NEVER)
+        assert end.put(manifest(b"part"), NEVER) is False
+        end.tag("", manifest(other), NEVER)
     note = {"annotations": {images.NAME: "two"}}
     bare = {"mediaType": OCI_MANIFEST, "digest": images.digest_of(other), "size": len(other)}
     assert entries(tmp_path) == [{**one.descriptor, "annotations": {images.NAME: "one"}}, {**bare, **note}, bare]
@@ -546,22 +552,22 @@ def test_a_name_that_is_there_twice_is_one_afterwards(tmp_path: Path) -> None:
     made, one = images.single(tmp_path, "one")
     entry = entries(tmp_path)[0]
     (tmp_path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry, entry]}))
-    layout(tmp_path, "one").put("one", one.raw, OCI_MANIFEST, NEVER)
+    layout(tmp_path, "one").tag("one", manifest(one.raw), NEVER)
     assert entries(tmp_path) == [entry]
 
 
 def test_a_layout_is_made_where_there_is_none(tmp_path: Path) -> None:
-    layout(tmp_path / "new" / "er", "x").put("x", b"{}", OCI_MANIFEST, NEVER)
+    layout(tmp_path / "new" / "er", "x").tag("x", manifest(b"{}"), NEVER)
     assert json.loads((tmp_path / "new" / "er" / "oci-layout").read_text()) == {"imageLayoutVersion": "1.0.0"}
 
 
 def test_in_a_store_only_what_was_asked_for_gets_a_name(tmp_path: Path) -> None:
     raw, part = document(), document({"part": "1"})
     digest = Digest.of(raw)
-    store_end(tmp_path, "r.com/a@" + digest).put(digest, raw, OCI_MANIFEST, NEVER)
-    assert store_end(tmp_path).put(Digest.of(part), part, OCI_MANIFEST, NEVER) is False
-    store_end(tmp_path).put("1", raw, OCI_MANIFEST, NEVER)
-    store_end(tmp_path).put("sha256-x.sig", raw, OCI_MANIFEST, NEVER)
+    store_end(tmp_path, "r.com/a@" + digest).tag(digest, manifest(raw), NEVER)
+    assert store_end(tmp_path).put(manifest(part), NEVER) is False
+    store_end(tmp_path).tag("1", manifest(raw), NEVER)
+    store_end(tmp_path).tag("sha256-x.sig", manifest(raw), NEVER)
     known = store_end(tmp_path).store.references.all()
     assert [str(each.name) for each in known] == ["r.com/a:1", "r.com/a:sha256-x.sig", "r.com/a@" + digest]
     assert {each.source for each in known} == {digest}
@@ -571,7 +577,7 @@ def test_in_a_store_only_what_was_asked_for_gets_a_name(tmp_path: Path) -> None:
 
 def test_a_manifest_that_is_another_is_not_taken(tmp_path: Path) -> None:
     with pytest.raises(ContentMismatch):
-        layout(tmp_path).put(Digest.of(b"this"), b"that", OCI_MANIFEST, NEVER)
+        layout(tmp_path).put(manifest(b"that")._replace(digest=Digest.of(b"this")), NEVER)
     assert files_below(tmp_path) == []
 
 
@@ -582,10 +588,10 @@ def test_who_has_a_subject_is_listed_where_it_has_an_entry(kind: str, tmp_path: 
     raw = document({"a": "b"}, subject={"mediaType": OCI_MANIFEST, "digest": digest, "size": len(subject)},
                    artifactType="application/x")
     end = store_end(tmp_path) if kind == "store" else layout(tmp_path, "1")
-    assert end.put(Digest.of(raw), raw, OCI_MANIFEST, NEVER) is (kind == "store")
+    assert end.put(parse(raw), NEVER) is (kind == "store")
     if kind == "oci":  # where it gets an entry from others only
-        end.put("other", raw, OCI_MANIFEST, NEVER)
-    end.put("1", subject, OCI_MANIFEST, NEVER)
+        end.tag("other", parse(raw), NEVER)
+    end.tag("1", parse(subject), NEVER)
     index = json.loads((tmp_path / "index.json").read_text())
     index["manifests"] += [{}, {"mediaType": OCI_MANIFEST, "digest": "sha256:" + HEX, "size": 1}]
     (tmp_path / "index.json").write_text(json.dumps(index))

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Archives as the ends of a copy: one that is read, or one that is written.
+
+Reached by name, since a build may leave ``archive/`` out.
+"""
+import contextlib
+import os
+import tempfile
+import threading
+from typing import Iterator, List, Optional
+
+from ..archive.reader import Archive, opened
+from ..archive.save import packed, write_file
+from ..cancel import Cancel
+from ..digest import Buffer
+from ..errors import Cancelled, storage_errors
+from ..image.descriptor import Descriptor
+from ..progress import Output
+from ..reference import Reference
+from ..registry.request import PIECE, Body
+from ..store.references import Named, named
+from ..store.store import host_platform
+from ..xfer.transfer import Transfer
+from .ends import End, LayoutEnd, Source
+from .places import Place
+
+
+class ArchiveEnd(LayoutEnd):
+    """The images of an archive, which are only read."""
+
+    def __init__(self, place: Place, archive: Archive) -> None:
+        super().__init__(place, None)
+        self.store = archive
+
+    def _label(self, tag: str) -> str:
+        known = not tag or tag in [label for label, _ in self.images()]
+        return tag if known else str(Reference.parse(tag).with_default_tag())
+
+    @contextlib.contextmanager
+    def reading(self, blob: Descriptor, cancel: Cancel) -> Iterator[Source]:
+        with self.store.content.open(blob.digest) as file:
+
+            def part(offset: int, size: int) -> Iterator[Buffer]:
+                file.seek(offset)
+                for start in range(0, size, PIECE):
+                    yield file.read(min(PIECE, size - start))
+
+            yield lambda offset, size: Body(lambda: part(offset, size), size)
+
+
+class _Temporary(LayoutEnd):
+    """A layout that goes when it is closed, though transfers may outlive the copy that they work for."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(place, None)
+        self._changed = threading.Condition()
+        self._busy = 0
+        self._closed = False
+
+    def receive(self, blob: Descriptor, source: End, transfer: Transfer) -> str:
+        with self._changed:
+            if self._closed:
+                raise Cancelled()
+            self._busy += 1
+        try:
+            return super().receive(blob, source, transfer)
+        finally:
+            with self._changed:
+                self._busy -= 1
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            while self._busy:
+                self._changed.wait()
+
+
+@contextlib.contextmanager
+def opened_end(place: Place, cancel: Cancel, zstd: Optional[str]) -> Iterator[ArchiveEnd]:
+    """An archive to copy from; ``zstd`` is the path of that program, if any."""
+    with opened(place.folder, cancel, zstd) as archive:
+        yield ArchiveEnd(place, archive)
+
+
+@contextlib.contextmanager
+def archive_end(place: Place, output: Output, cancel: Cancel) -> Iterator[LayoutEnd]:
+    """A layout beside an archive, which that becomes when the block has ended well."""
+    path = os.path.realpath(place.folder)
+    with contextlib.ExitStack() as stack:
+        with storage_errors("write %s" % place.folder):
+            folder = stack.enter_context(
+                tempfile.TemporaryDirectory(prefix=".minipull-", dir=os.path.dirname(path)))
+        end = stack.enter_context(contextlib.closing(_Temporary(place._replace(folder=folder))))
+        yield end
+        images: List[Named] = []
+        for entry in end.store.references.descriptors():
+            label = named(entry)
+            images.append((Reference.parse(label).with_default_tag() if label else None,
+                           Descriptor.from_json(entry, "index.json")))
+        write_file(place.folder, packed(end.store, images, host_platform(), output, cancel))
