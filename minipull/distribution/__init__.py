@@ -9,6 +9,7 @@ The modules in reading order:
     pull       pull()
     mounts     where a layer may be had from without sending it
     push_v2    one image to one endpoint
+    schema1    an image in the manifest format of old
     push_v1    images to one by the v1 protocol
     push       push()
     places     how an end of a copy is written

@@ -14,19 +14,19 @@ Mirrors moby's distribution/pull_v2.go; presence is decided by blobs.
 import contextlib
 import functools
 import os
-from typing import Callable, Iterator, List, NamedTuple, Optional, Set, Tuple, Union
+from typing import Callable, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 from ..cancel import Cancel
 from ..digest import DiffID, Digest
 from ..errors import (
     Cancelled, ContentMismatch, Error, InvalidDocument, NetworkError, NotFound, PolicyError, StorageError,
     Unsupported)
-from ..image import manifest, schema1
+from ..image import manifest
 from ..image.config import Image, ImageConfig
-from ..image.descriptor import DOCKER_LAYER, INDEX_TYPES, MANIFEST_TYPES, Descriptor, is_foreign, select
+from ..image.descriptor import INDEX_TYPES, MANIFEST_TYPES, Descriptor, is_foreign, select
 from ..image.manifest import MAX_MANIFEST, Document, Index, Manifest, is_runnable
 from ..image.platform import Platform, preference
-from ..image.schema1 import Schema1
+from ..parts import part
 from ..progress import Meter, Output, Progress
 from ..reference import Reference
 from ..registry.errors import RegistryError
@@ -77,11 +77,16 @@ class V2Puller:
     def pull(self, reference: Reference) -> Pulled:
         """Pull a tag or digest; the caller holds the store's shared lock."""
         known = self._store.references.get(reference)
-        top = self._resolve(reference, known is not None)
+        received = self._resolve(reference, known is not None)
         shown = str(reference) if reference.digest else reference.tag
-        self._output(Progress(id=shown, message="Pulling from %s" % reference.path))
-        if isinstance(top, Schema1):
-            return self._pull_schema1(reference, top)
+        pulling = Progress(id=shown, message="Pulling from %s" % reference.path)
+        if manifest.is_schema1(received.raw, received.content_type):
+            puller = part("distribution.schema1").Schema1Puller(
+                self._repository, self._store, self._downloads, self._options, self._output, self._cancel)
+            pulled: Pulled = puller.pull_received(reference, received, pulling)
+            return pulled
+        top = _document(received)
+        self._output(pulling)
         if self._options.all_platforms and isinstance(top, Index):
             documents = list(self._everything(top))
             chosen: Document = top
@@ -101,32 +106,23 @@ class V2Puller:
 
     # Manifests.
 
-    def _resolve(self, reference: Reference, known: bool) -> Union[Document, Schema1]:
-        """What the reference means now, verified."""
+    def _resolve(self, reference: Reference, known: bool) -> Received:
+        """The manifest that a reference means now, verified; of schema 1, a stored payload or what came."""
         digest = reference.digest
         if known:
             digest = digest or persist(
                 self._repository, self._cancel, lambda: self._repository.resolve(reference.tag, self._cancel))
-            with contextlib.suppress(Error):
+            with contextlib.suppress(StorageError):
                 if digest is not None:
-                    raw = self._store.content.read(digest, MAX_MANIFEST)
-                    if manifest.is_schema1(raw):
-                        return schema1.read(raw)._replace(digest=digest)
-                    return manifest.parse(raw)._replace(digest=digest)
+                    return Received(self._store.content.read(digest, MAX_MANIFEST), "", digest)
         if digest is not None:
             try:
-                return self._fetch_top(str(digest))
+                return self._received(str(digest))
             except RegistryError as exc:
                 # Some registries don't give by digest what they just resolved.
                 if reference.digest is not None or exc.status != 404:
                     raise
-        return self._fetch_top(reference.tag)
-
-    def _fetch_top(self, reference: str) -> Union[Document, Schema1]:
-        received = self._received(reference)
-        if manifest.is_schema1(received.raw, received.content_type):
-            return schema1.parse(received.raw)._replace(digest=received.digest)
-        return _document(received)
+        return self._received(reference.tag)
 
     def _received(self, reference: str) -> Received:
         return persist(
@@ -211,9 +207,8 @@ class V2Puller:
 
         def fetch(transfer: Transfer) -> ImageConfig:
             config = self._config(document, transfer.cancel)
-            text = self._misfit(config) if chosen and self._options.exact else ""
-            if text:
-                raise NotFound(text)
+            if chosen and self._options.exact:
+                self._check_platform(config)
             return config
 
         for last in (False, True):
@@ -226,45 +221,8 @@ class V2Puller:
                 raise ContentMismatch("layers from manifest don't match image configuration")
             for layer, found in zip(layers, done.layers):
                 self._forget(layer.blob.digest, found)
-        text = self._misfit(config) if chosen else ""
-        if text:
-            self._output(Progress(message="WARNING: " + text))
-
-    def _pull_schema1(self, reference: Reference, old: Schema1) -> Pulled:
-        """Pull the layers, which tell their DiffIDs, and store what schema 2 would have."""
-        if old.signers:
-            text = "WARNING: %s has the outdated schema 1 format, signed with key %s, which may be anybody's"
-            self._output(Progress(message=text % (reference, ", ".join(old.signers))))
-        blobs = [Descriptor(DOCKER_LAYER, digest, self._size(digest)) for digest in old.layers]
-        layers = [V2LayerDescriptor(
-            self._repository, self._store, blob, self._options._replace(unread=False), _no_word)
-            for blob in blobs]
-        done = self._downloads.download(
-            self._store, layers, self._output, self._cancel, ("schema1:" + old.digest, lambda transfer: None))
-        raw, made = schema1.converted(
-            old, list(zip(blobs, [layer.diff.diff_id for layer in done.layers])))
-        text = self._misfit(ImageConfig.parse(raw))
-        if text and self._options.exact:
-            raise NotFound(text)
-        if text:
-            self._output(Progress(message="WARNING: " + text))
-        wanted = Association(reference, made.descriptor, old.digest)
-        updated = self._store.references.get(reference) != wanted
-        for digest, data in ((old.digest, old.raw), (made.config.digest, raw), (made.digest, made.raw)):
-            self._store.content.put(digest, data)
-        if updated:
-            self._store.references.set(reference, made.descriptor, old.digest, self._cancel.pause)
-        return Pulled(self._store.load(wanted), updated)
-
-    def _size(self, blob: Digest) -> int:
-        """Of a blob that is named without its size."""
-        size = self._store.content.size(blob)
-        if size is None:
-            size = persist(
-                self._repository, self._cancel, lambda: self._repository.stat(blob, self._cancel))
-        if size is None:
-            raise NotFound("layer %s is not there" % blob)
-        return size
+        if chosen:
+            self._check_platform(config)
 
     def _forget(self, blob: Digest, layer: Layer) -> None:
         """Let what we remember of a layer be found out again: it may be wrong."""
@@ -292,14 +250,15 @@ class V2Puller:
             raise ContentMismatch("layers from manifest don't match image configuration")
         return diff_ids[position]
 
-    def _misfit(self, config: ImageConfig) -> str:
-        """What is wrong with the platform of an image, if anything."""
-        wanted = self._options.platform
-        fit = {(platform.os, platform.architecture) for platform in preference(wanted)}
-        found = config.platform.normalized()
-        if not found.os or (found.os, found.architecture) in fit:
-            return ""
-        return "image is for %s, not for %s" % (str(found), str(wanted))
+    def _check_platform(self, config: ImageConfig) -> None:
+        """Warn of an image that is for another platform; raise NotFound if the user asked for this one."""
+        wanted, platform = self._options.platform, config.platform.normalized()
+        runnable = {(candidate.os, candidate.architecture) for candidate in preference(wanted)}
+        if platform.os and (platform.os, platform.architecture) not in runnable:
+            text = "image is for %s, not for %s" % (platform, wanted)
+            if self._options.exact:
+                raise NotFound(text)
+            self._output(Progress(message="WARNING: " + text))
 
     def _plain_blob(self, blob: Descriptor, cancel: Cancel) -> None:
         persist(self._repository, cancel, lambda: fetch_blob(
@@ -382,10 +341,6 @@ def check_entry(entry: Descriptor, media_type: str, raw: bytes) -> None:
     """Raise InvalidDocument unless a manifest is what an index says of it."""
     if (media_type, len(raw)) != (entry.media_type, entry.size):
         raise InvalidDocument("manifest %s is not as its index says" % entry.digest)
-
-
-def _no_word(cancel: Cancel) -> DiffID:
-    raise InvalidDocument("the layer can't be read, and schema 1 does not say what is in it")
 
 
 def check_depth(depth: int) -> None:

@@ -14,19 +14,18 @@ Mirrors moby's distribution/push_v2.go.
 """
 import contextlib
 import json
-import secrets
-import time
 import zlib
 from typing import BinaryIO, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from ..cancel import Cancel
 from ..digest import Buffer, DiffID, Digest, Verifier
-from ..errors import NetworkError, NotFound, PolicyError, StorageError, Unauthorized, Unsupported
-from ..image import es256, manifest, schema1
+from ..errors import NetworkError, NotFound, PolicyError, StorageError, Unauthorized
+from ..image import manifest
 from ..image.config import Image, ImageConfig
-from ..image.descriptor import DOCKER_LAYER, DOCKER_TAR, OCI_LAYER, SCHEMA1_SIGNED, Descriptor, is_foreign
+from ..image.descriptor import DOCKER_LAYER, DOCKER_TAR, OCI_LAYER, Descriptor, is_foreign
 from ..image.manifest import Document, Index, Manifest, is_runnable
 from ..image.strictjson import parse_json
+from ..parts import part
 from ..progress import Meter, Output, Progress, discard
 from ..reference import Reference
 from ..registry.errors import RegistryError
@@ -80,8 +79,8 @@ class V2Pusher:
         self.checked: Set[Digest] = set()  # what was asked for before anything was sent
         self.trusting = True  # may we believe the registry when it says that it has a blob?
         self._uploads = uploads
-        self._output = output
-        self._cancel = cancel
+        self.output = output
+        self.cancel = cancel
         self._legacy = legacy
 
     def push(self, what: Image, tag: str) -> Pushed:
@@ -93,7 +92,7 @@ class V2Pusher:
                 config = document.config
                 self.checked.add(config.digest)
                 with contextlib.suppress(RegistryError):
-                    if self.repository.stat(config.digest, self._cancel) is not None:
+                    if self.repository.stat(config.digest, self.cancel) is not None:
                         self.known[config.digest] = config
                 break
         for last in (False, True):
@@ -147,7 +146,7 @@ class V2Pusher:
                           for blob, diff_id in zip(document.layers, diff_ids)]
                 jobs += layers[::-1] + [V2PushDescriptor(self, document.config, shown=False)]
         results: List[PushedLayer] = self._uploads.upload(
-            self.store, jobs, self._output, self._cancel)
+            self.store, jobs, self.output, self.cancel)
         return [result for job, result in zip(jobs, results) if job.id][::-1]
 
     def _rebuilt(self, top: Document, layers: Sequence[PushedLayer]) -> Document:
@@ -165,25 +164,11 @@ class V2Pusher:
         if not self._legacy:
             exc.args = ("%s; an old registry may take it with --legacy-schema1" % exc,)
             raise exc
-        for layer in document.layers:
-            if not layer.media_type.endswith("gzip") or is_foreign(layer.media_type):
-                raise Unsupported("schema 1 has no layers of type %s" % layer.media_type) from exc
-        config = ImageConfig.parse(self.store.content.read(document.config.digest, MAX_CONFIG))
-        raw = schema1.build(self.target.path, tag, config, [layer.digest for layer in document.layers])
-        empty = Descriptor(DOCKER_LAYER, Digest.of(schema1.EMPTY), len(schema1.EMPTY))
-        if empty.digest.encode() in raw and self.repository.stat(empty.digest, self._cancel) is None:
-            send_blob(self.repository, empty, lambda offset, size: Body.of(
-                schema1.EMPTY[offset:offset + size]), self._cancel)
-        key = 1 + secrets.randbelow(es256.ORDER - 1)
-        signed = schema1.sign(raw, key, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
-        self.repository.put_manifest(tag, signed, SCHEMA1_SIGNED, self._cancel)
-        pushed = Descriptor(SCHEMA1_SIGNED, Digest.of(raw), len(raw))
-        text = "WARNING: %s refused the manifest (%s), so it got the outdated schema 1: the digest is now %s"
-        self._output(Progress(message=text % (self.repository.endpoint, exc, pushed.digest)))
+        pushed: Descriptor = part("distribution.schema1").push(self, tag, document, exc)
         return pushed
 
     def _put(self, reference: str, document: Document) -> None:
-        self.repository.put_manifest(reference, document.raw, document.media_type, self._cancel)
+        self.repository.put_manifest(reference, document.raw, document.media_type, self.cancel)
 
 
 class V2PushDescriptor(UploadDescriptor):
