@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Authentication: answering a registry's challenge, and nobody else's.
+"""Authentication: answers to the challenges of a registry.
 
-No request is preceded by a ping: a registry is asked, says 401 and how to
-prove ourselves, and is asked again; from then on its challenge is known.  The
-rules:
+A request is sent without a credential first; the registry answers 401 with a
+challenge, and the request is sent again.  From then on requests bring what that
+challenge asks for.  The rules:
 
-- a credential goes to the origin that it is for and to the token server which
-  that names: on the same host, or over verified TLS;
+- a credential goes to the origin that it is for and to the token server that
+  this origin names, if that is on the same host or both are reached by verified
+  TLS;
 - a token is fetched once for all threads that need it, and renewed once for a
   request that is refused with it;
-- a challenge from anywhere else, such as the target of a redirect, is not
-  answered.
+- challenges of other origins, such as the target of a redirect, are not answered.
 
-Mirrors docker/distribution's registry/client/auth.  RFC 6749 and 7617;
-distribution-spec's token authentication.
+Mirrors docker/distribution's registry/client/auth.  RFC 6749 and 7617; the
+token authentication of distribution's docs/spec/auth.
 """
 import base64
 import contextlib
@@ -25,7 +25,7 @@ import urllib.parse
 from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from ..cancel import Cancel
-from ..errors import Error, InvalidReference, NetworkError, PolicyError, Unauthorized
+from ..errors import InvalidReference, NetworkError, PolicyError, Unauthorized
 from .errors import RegistryError, decode_answer
 from .request import Body, Request
 from .response import Response
@@ -33,7 +33,7 @@ from .transport import Transport
 from .url import Origin
 
 CLIENT_ID = "minipull"
-MIN_LIFETIME = 60.0  # seconds; what a token server says below that is taken for an error
+MIN_LIFETIME = 60.0  # seconds; less is taken for a mistake of the token server, as docker does
 MAX_LIFETIME = 24 * 3600.0
 _MAX_ANSWER = 1 << 20  # bytes
 _MAX_HEADER = 16384
@@ -45,7 +45,7 @@ _VISIBLE = re.compile(r"[\x21-\x7e]+")
 
 
 class Credential(NamedTuple):
-    """What to prove ourselves with; all empty is nobody in particular."""
+    """The secrets of a user at a registry; an anonymous user has none."""
     username: str = ""
     password: str = ""
     identity_token: str = ""  # an OAuth2 refresh token
@@ -60,10 +60,10 @@ class Credential(NamedTuple):
 
 
 class Keyring:
-    """Where credentials come from; from this one, none."""
+    """A source of credentials; this one has none."""
 
     def get(self, host: str, path: str = "") -> Credential:
-        """The credential for ``path`` on ``host``, spelled as in a reference."""
+        """The credential for a repository (``path``) at a registry (``host[:port]``)."""
         return Credential()
 
 
@@ -73,32 +73,32 @@ class Challenge(NamedTuple):
 
 
 def parse_challenges(headers: List[str]) -> List[Challenge]:
-    """All challenges of all ``WWW-Authenticate`` headers; what is malformed ends one."""
-    found = []
+    """All challenges in the ``WWW-Authenticate`` headers; a malformed one ends its header."""
+    challenges = []
     for header in headers:
         header = header[:_MAX_HEADER]
-        match = _SCHEME.match(header)
-        while match is not None:
+        scheme = _SCHEME.match(header)
+        while scheme is not None:
             parameters: Dict[str, str] = {}
-            end = match.end()
-            param = _PARAM.match(header, end)
-            while param is not None:
-                quoted, token = param.group(2), param.group(3)
+            end = scheme.end()
+            parameter = _PARAM.match(header, end)
+            while parameter is not None:
+                name, quoted, token = parameter.groups()
                 value = token if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
-                parameters.setdefault(param.group(1).lower(), value)
-                end = param.end()
-                param = _PARAM.match(header, end)
-            found.append(Challenge(match.group(1).lower(), parameters))
-            match = _SCHEME.match(header, end)
-    return found
+                parameters.setdefault(name.lower(), value)
+                end = parameter.end()
+                parameter = _PARAM.match(header, end)
+            challenges.append(Challenge(scheme.group(1).lower(), parameters))
+            scheme = _SCHEME.match(header, end)
+    return challenges
 
 
 class Authorizer:
-    """Requests to one registry for one repository, authorized as it asks.
+    """Sends requests for one repository to its registry, with the authorization that this asks for.
 
-    ``credential`` is looked up when the registry asks for it, and not before.
-    ``scope`` is what every request needs; empty for none.  ``offline`` asks for a
-    refresh token, which may be kept instead of the password.
+    ``credential`` is called only when the registry asks.  ``scope`` is what the
+    token for each request must grant; empty for nothing.  ``offline`` asks for a
+    refresh token, which login keeps instead of the password.
     """
 
     def __init__(self, transport: Transport, origin: Origin, credential: Callable[[], Credential],
@@ -111,14 +111,14 @@ class Authorizer:
         self._lock = threading.Lock()
         self._challenge: Optional[Challenge] = None
         self._public = False
-        #: By scopes: the token, and when it is to be replaced.
+        #: By scopes: a token, and the time at which it expires (time.monotonic).
         self._tokens: Dict[Tuple[str, ...], Tuple[str, float]] = {}
         self.refresh_token = ""
 
     def send(self, request: Request) -> Response:
-        """Send a request, once more if the registry asks who we are.
+        """Send a request, and again if the answer is a challenge.
 
-        Raises as Transport.send; Unauthorized, RegistryError if there is nothing to answer with.
+        Raises as Transport.send; Unauthorized or RegistryError without a (new) answer to the challenge.
         """
         scopes = tuple(filter(None, (self._scope, request.scope)))
         used = self._authorization(scopes, request.cancel)
@@ -126,23 +126,24 @@ class Authorizer:
         if response.status != 401 or response.origin != self._origin:
             return response
         challenges = parse_challenges(response.headers.get("www-authenticate", []))
-        known = [c for c in challenges if c.scheme in ("bearer", "basic")]
-        if not known:
+        answerable = [challenge for challenge in challenges if challenge.scheme in ("bearer", "basic")]
+        if not answerable:
             return response
         refusal = answer_error(response)
         with self._lock:
-            # A token is better than a password, where both would do.
-            self._challenge = sorted(known, key=lambda c: c.scheme != "bearer")[0]
+            # A token is preferred to a password, where the registry offers both.
+            self._challenge = sorted(answerable, key=lambda challenge: challenge.scheme != "bearer")[0]
             self._public = response.public
+            # Unless another thread has renewed the token already.
             if used.get("Authorization") == "Bearer " + self._tokens.get(scopes, ("", 0.0))[0]:
-                del self._tokens[scopes]  # else another thread has renewed it already
+                del self._tokens[scopes]
         again = self._authorization(scopes, request.cancel)
         if again == used:
             raise refusal
         return self._transport.send(request.with_headers(again))
 
     def _authorization(self, scopes: Tuple[str, ...], cancel: Cancel) -> Dict[str, str]:
-        """The header that the registry's challenge asks for, if there was one."""
+        """The header that the registry's challenge asks for, if it has sent one."""
         with self._lock:
             if self._challenge is None:
                 return {}
@@ -162,44 +163,43 @@ class Authorizer:
 
     def _fetch(self, credential: Credential, scopes: Tuple[str, ...],
                cancel: Cancel) -> Tuple[str, float]:
+        """Ask the token server of the challenge for a token."""
         challenge = self._challenge.parameters if self._challenge else {}
         realm = challenge.get("realm", "")
         if not realm:
             raise PolicyError("%s: no realm specified for token auth challenge" % (self._origin,))
         server = Origin.of(realm)
         self._check_realm(server, not credential.anonymous)
-        query: Dict[str, object] = {}
-        if challenge.get("service"):
-            query["service"] = challenge["service"]
-        headers: Dict[str, str] = {}
-        body = None
+        form: Dict[str, object] = {"service": challenge["service"]} if challenge.get("service") else {}
+        headers = {}
         refresh_token = self.refresh_token or credential.identity_token
         if refresh_token:
-            form = dict(
-                query, grant_type="refresh_token", refresh_token=refresh_token,
-                client_id=CLIENT_ID, scope=" ".join(scopes))
-            body = Body.of(urllib.parse.urlencode(sorted(form.items())).encode())
             headers["Content-Type"] = "application/x-www-form-urlencoded"
+            form.update(grant_type="refresh_token", refresh_token=refresh_token, client_id=CLIENT_ID,
+                        scope=" ".join(scopes))
         else:
-            query["scope"] = scopes
+            form["scope"] = scopes
             if self._offline:
-                query.update(offline_token="true", client_id=CLIENT_ID)
+                form.update(offline_token="true", client_id=CLIENT_ID)
             if credential.username and credential.password:
-                query["account"] = credential.username
+                form["account"] = credential.username
                 headers["Authorization"] = basic(credential)
-            realm += "&" if "?" in realm else "?"
-            realm += urllib.parse.urlencode(
-                sorted(query.items()), doseq=True, errors="surrogateescape")
-        with self._transport.send(Request(
-            "POST" if body else "GET", realm, cancel, headers, body, follow=False, only_public=self._public,
-        )) as response:
+        query = urllib.parse.urlencode(sorted(form.items()), doseq=True, errors="surrogateescape")
+        request = Request("POST", realm, cancel, headers, Body.of(query.encode()), follow=False,
+                          only_public=self._public)
+        if not refresh_token:
+            url = realm + ("&" if "?" in realm else "?") + query
+            request = request._replace(method="GET", url=url, body=None)
+        with self._transport.send(request) as response:
+            if response.status in (400, 401, 403):
+                raise Unauthorized("token server %s: %s" % (server, answer_error(response)))
             if response.status >= 400:
-                raise _refused(response)
+                raise answer_error(response)
             answer = response.read(_MAX_ANSWER)
         return self._accept(answer, server)
 
     def _check_realm(self, server: Origin, secrets: bool) -> None:
-        """Refuse a token server that the registry should not have named (CVE-2026-33540)."""
+        """Refuse a token server that must not get our ``secrets`` or be asked at all (CVE-2026-33540)."""
         if self._origin.scheme == "https" and server.scheme != "https":
             raise PolicyError("%s names a token server without TLS, refused" % (self._origin,))
         verified = all(map(self._transport.verifies, (self._origin, server)))
@@ -209,6 +209,7 @@ class Authorizer:
                 " without verified TLS" % (self._origin, server))
 
     def _accept(self, answer: bytes, server: Origin) -> Tuple[str, float]:
+        """The token in a token server's answer, and when it expires; keeps a refresh token."""
         try:
             document = json.loads(answer.decode())
             token = document.get("access_token") or document.get("token") or ""
@@ -224,27 +225,20 @@ class Authorizer:
                 raise NetworkError("%s: malformed token" % (server,))
         seconds = lifetime if type(lifetime) in (int, float) else 0
         self.refresh_token = refresh_token or self.refresh_token
-        # Counted from its receipt by our own clock: the server's may be off.
+        # "issued_at" is ignored: the server's clock may be wrong.
         return token, time.monotonic() + max(MIN_LIFETIME, min(seconds, MAX_LIFETIME))
 
 
 def basic(credential: Credential) -> str:
-    """The Authorization that a user name and a password are."""
+    """The Authorization header for a user name and a password (RFC 7617)."""
     pair = "%s:%s" % (credential.username, credential.password)
     return "Basic " + base64.b64encode(pair.encode("utf-8", "surrogateescape")).decode()
 
 
-def _refused(response: Response) -> Error:
-    error = answer_error(response)
-    if response.status in (400, 401, 403):
-        return Unauthorized("token server %s: %s" % (response.origin, error))
-    return error
-
-
 def answer_error(response: Response) -> RegistryError:
-    """The error that an answer stands for; reads its body and closes it."""
+    """The error for an answer that refuses a request; reads its body and closes it."""
     body = b""
-    # A 416 of docker-registry 2.8 promises a longer body than it sends.
+    # docker-registry 2.8 sends less body with a 416 than its Content-Length says.
     with response, contextlib.suppress(NetworkError, PolicyError):
         body = response.read(_MAX_ANSWER)
     challenges = parse_challenges(response.headers.get("www-authenticate", []))

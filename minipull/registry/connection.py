@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connections: where bytes come in, and where foreign errors become ours.
+"""Connections: one HTTP/1.1 connection, and the mapping of foreign errors to ours.
 
-One HTTP/1.1 connection at a time is read by ``http.client``, which takes a
-:class:`Connection` for its socket.  So every byte of an answer, header or
-body, comes through :meth:`Connection.receive`, which keeps these rules:
+``http.client`` reads and writes the heads of messages; a :class:`Connection` is
+its socket.  So every byte of an answer, head or body, comes through
+:meth:`Connection.receive`, and the rules for reading stand there:
 
-- one read returns what has arrived, never waits for a buffer to fill, and
-  returns nothing once the exchange is cancelled;
-- a peer that moves less than 1 KiB within the timeout is stalled;
-- an answer that ends before its length is an error, its length must be
-  unambiguous, and more than that ends the connection.
+- a read returns what has arrived; it never waits until a buffer is full, and
+  it returns nothing once the request is cancelled;
+- a peer that sends less than 1 KiB within the timeout is stalled;
+- an answer that ends before its length, or whose length is ambiguous, is an
+  error; bytes behind it end the connection.
 
 RFC 9110 and 9112.
 """
@@ -35,43 +35,42 @@ from .url import Origin, is_public
 
 CONNECT_TIMEOUT = 30.0  # seconds
 STALL_BYTES = 1024
-MAX_HEAD = 1 << 20  # bytes; to http.client "100 Continue" may come for ever
-_NO_CA = frozenset((2, 18, 19, 20, 21))  # OpenSSL's X509_V_ERR_*
+MAX_HEAD = 1 << 20  # bytes; http.client would read "100 Continue" without end
+_UNKNOWN_CA = frozenset((2, 18, 19, 20, 21))  # OpenSSL's X509_V_ERR_* of a chain that ends in no authority
 
 
 class Connection(Exchange):
-    """One connection to one origin, used by one thread at a time.
+    """A connection to one origin, used by one thread at a time.
 
-    ``context`` makes the TLS context, for https; ``keep`` takes the connection
-    back when it can be used again.  ``timeout`` is in seconds.  By way of a
-    ``proxy`` https is tunnelled, http relayed, and addresses are its business.
+    ``context`` makes the TLS context for https; ``keep`` is called with the
+    connection when it can be used again.  ``timeout`` is in seconds.  A ``proxy``
+    tunnels https and relays http; it looks up the host, so no address is checked.
     """
 
     def __init__(self, origin: Origin, timeout: float, context: Callable[[], ssl.SSLContext],
                  keep: Callable[["Connection"], None], proxy: Optional[Proxy] = None) -> None:
         self.origin = origin
         self.public = False
-        self.secure = False  # has TLS been spoken?
-        self.used = False  # for an exchange before this one
-        self.received = 0  # bytes of the present answer
-        self._whole = True  # was all of the present request sent?
+        self.secure = False  # whether the TLS handshake has been completed
+        self.used = False  # for an earlier request
+        self.received = 0  # bytes of the current answer
         self.response = None
+        self._all_sent = True  # of the current request
         self._timeout = timeout
         self._context = context
         self._keep = keep
         self._proxy = proxy
         self._relay = proxy if origin.scheme == "http" else None
-        self._peer: Union[Origin, Proxy] = origin  # who is spoken to
+        self._peer: Union[Origin, Proxy] = origin  # the one that errors name
         self._socket: Optional[socket.socket] = None
         self._http = http.client.HTTPConnection(origin.host.strip("[]"), origin.port)
         self._cancel = Cancel()
         self._scope = contextlib.ExitStack()
-        self._waited = 0.0  # seconds, for the bytes beyond self._mark
+        self._waited = 0.0  # seconds, for what was received after the first _mark bytes
         self._mark = 0
 
     def exchange(self, request: Request) -> Response:
         """Send a request and read the head of its answer."""
-        body = request.body
         self._cancel = request.cancel
         self._scope.enter_context(self._cancel.calling(self._shutdown))
         try:
@@ -81,23 +80,12 @@ class Connection(Exchange):
                 if request.only_public and not self.public and self._proxy is None:
                     raise PolicyError("redirect to %s, a private address, refused" % (self.origin,))
                 self.received, self._mark, self._waited = 0, 0, 0.0
-                self._http.sock = self
-                path = re.sub("^[^/?#]*|#.*", "", request.url.partition("://")[2])
-                target = path if path.startswith("/") else "/" + path
-                fields = dict(request.headers, Host=str(self.origin))
-                if self._relay is not None:
-                    target = "http://%s%s" % (self.origin, target)
-                    fields.update(self._relay.fields())
-                if body is not None and body.size is None:
-                    fields["Transfer-Encoding"] = "chunked"
-                elif body is not None:
-                    fields["Content-Length"] = str(body.size)
-                self._http.request(request.method, target, None, fields)
-                self._whole = body is None
-                if body is not None:
-                    # Whoever closes the connection may have said why before.
+                self._send_head(request)
+                self._all_sent = request.body is None
+                if request.body is not None:
+                    # A server that closes the connection may have sent an answer before.
                     with contextlib.suppress(ConnectionError, ssl.SSLError):
-                        self._whole = self._send(body)
+                        self._all_sent = self._send_body(request.body)
                 answer = self._http.getresponse()
                 if self._relay is not None and answer.status == 407:
                     raise self._relay.refusal(answer.status, answer.reason)
@@ -107,16 +95,30 @@ class Connection(Exchange):
             raise
         return self.response
 
-    def _send(self, body: Body) -> bool:
-        """Send a body; False if the answer came before its end."""
+    def _send_head(self, request: Request) -> None:
+        path = re.sub("^[^/?#]*|#.*", "", request.url.partition("://")[2])
+        target = path if path.startswith("/") else "/" + path
+        headers = dict(request.headers, Host=str(self.origin))
+        if self._relay is not None:
+            target = "http://%s%s" % (self.origin, target)
+            headers.update(self._relay.headers())
+        if request.body is not None and request.body.size is None:
+            headers["Transfer-Encoding"] = "chunked"
+        elif request.body is not None:
+            headers["Content-Length"] = str(request.body.size)
+        self._http.sock = self
+        self._http.request(request.method, target, None, headers)
+
+    def _send_body(self, body: Body) -> bool:
+        """Send a body; False if an answer came before its end."""
         sent = 0
-        # Where TLS has just begun, what comes in first is tickets and no answer.
-        heeding = self.used or not self.secure
-        for count in self._sending(body):
+        # The first bytes that a server sends over TLS are session tickets, not an answer.
+        watching = self.used or not self.secure
+        for count in self._sent_pieces(body):
             sent += count
             body.sent(sent)
             self._cancel.check()
-            if heeding and sent != body.size and not self.quiet():
+            if watching and sent != body.size and not self.quiet():
                 return False
         if body.size is None:
             self.sendall(b"0\r\n\r\n")
@@ -125,7 +127,8 @@ class Connection(Exchange):
                 self.origin, sent, body.size))
         return True
 
-    def _sending(self, body: Body) -> Iterator[int]:
+    def _sent_pieces(self, body: Body) -> Iterator[int]:
+        """Send a body piece by piece; yields the size of each in bytes."""
         if isinstance(body, FileBody) and self.origin.scheme == "http" and self._socket:
             yield from send(self._socket, body.file, body.offset, body.size or 0)
             return
@@ -139,7 +142,7 @@ class Connection(Exchange):
         self.response = None
         self._scope.close()
         self._scope = contextlib.ExitStack()
-        if reusable and self._whole and not self._cancel.cancelled:
+        if reusable and self._all_sent and not self._cancel.cancelled:
             self.used = True
             self._keep(self)
         else:
@@ -150,7 +153,7 @@ class Connection(Exchange):
             self._socket.close()
 
     def quiet(self) -> bool:
-        """Whether nothing lies unread: not even the end of the connection."""
+        """Whether there is nothing to read: no byte, and not the end of the connection."""
         assert self._socket is not None
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
@@ -174,9 +177,9 @@ class Connection(Exchange):
             try:
                 raw = self._handshake(raw, self._context())
             except ssl.SSLError as exc:
-                # Python 3.6 can't tell why a certificate was refused.
+                # Python 3.6 has no verify_code: let it be "unable to get local issuer certificate".
                 refused = getattr(exc, "reason", "") == "CERTIFICATE_VERIFY_FAILED"
-                if not refused or getattr(exc, "verify_code", 20) not in _NO_CA:
+                if not refused or getattr(exc, "verify_code", 20) not in _UNKNOWN_CA:
                     raise
                 raise PolicyError(
                     "certificate of %s is not trusted (%s): it was issued by %s; put the"
@@ -186,11 +189,11 @@ class Connection(Exchange):
         raw.settimeout(self._timeout)
 
     def _reach(self) -> socket.socket:
-        """Connect, by a tunnel where a proxy must not look in."""
+        """Open a TCP connection to the origin or its proxy, and through that a tunnel for https."""
         peer = self._peer = self._proxy or self.origin
-        # What blocks must be known to _shutdown, so this is no create_connection.
-        found = socket.getaddrinfo(peer.host.strip("[]"), peer.port, 0, socket.SOCK_STREAM)
-        for family, kind, protocol, _, address in found:
+        # socket.create_connection would hide the socket that blocks from _shutdown.
+        addresses = socket.getaddrinfo(peer.host.strip("[]"), peer.port, 0, socket.SOCK_STREAM)
+        for family, kind, protocol, _, address in addresses:
             self.drop()
             try:
                 raw = self._socket = socket.socket(family, kind, protocol)
@@ -199,7 +202,7 @@ class Connection(Exchange):
                 raw.connect(address)
                 break
             except OSError:
-                if address == found[-1][4]:
+                if address == addresses[-1][4]:
                     raise
         self._cancel.check()
         self.public = self._proxy is None and is_public(raw.getpeername()[0])
@@ -207,7 +210,7 @@ class Connection(Exchange):
         if self._proxy is not None and self._relay is None:
             target = "%s:%d" % (self.origin.host, self.origin.port)
             self._http.sock = self
-            self._http.request("CONNECT", target, None, dict(self._proxy.fields(), Host=target))
+            self._http.request("CONNECT", target, None, dict(self._proxy.headers(), Host=target))
             with self._http.getresponse() as answer:
                 if answer.status != 200:
                     raise self._proxy.refusal(answer.status, answer.reason)
@@ -215,10 +218,10 @@ class Connection(Exchange):
         return raw
 
     def _handshake(self, raw: socket.socket, context: ssl.SSLContext) -> ssl.SSLSocket:
-        self._socket = None  # shut down while it changes hands, it would be lost
+        self._socket = None  # wrap_socket would not notice that it has been shut down
         with raw:
             self._cancel.check()
-            # An end that TLS does not vouch for may be anybody's, so none is suppressed.
+            # suppress_ragged_eofs would take a cut connection for the end of the body.
             tls = context.wrap_socket(
                 raw, server_hostname=self.origin.host.strip("[]"), do_handshake_on_connect=False,
                 suppress_ragged_eofs=False)
@@ -228,24 +231,24 @@ class Connection(Exchange):
         return tls
 
     def _ask_issuer(self) -> str:
-        """Who issued the certificate that was refused; a handshake of its own, and no request."""
-        found, context = "", client_context(verify=False)
+        """The issuer of the certificate that was refused: another handshake, without a request."""
+        name = ""
         with contextlib.suppress(NetworkError, OSError, http.client.HTTPException):
-            found = issuer(self._handshake(self._reach(), context).getpeercert(True) or b"")
-        return ascii(found)[:200] if found else "an unknown CA"
+            tls = self._handshake(self._reach(), client_context(verify=False))
+            name = issuer(tls.getpeercert(True) or b"")
+        return ascii(name)[:200] if name else "an unknown CA"
 
     def _shutdown(self) -> None:
-        # Never SSLSocket.shutdown: it turns TLS off under the reader, who would
-        # then take ciphertext for content.
-        present = self._socket  # which may be another one at any moment
-        if present is not None:
+        current = self._socket  # another thread may replace it at any moment
+        if current is not None:
             with contextlib.suppress(OSError):
-                socket.socket.shutdown(present, socket.SHUT_RDWR)
+                # SSLSocket.shutdown would turn TLS off, and the reader get ciphertext for content.
+                socket.socket.shutdown(current, socket.SHUT_RDWR)
 
-    # The part of a socket that http.client uses.
+    # The methods of a socket that http.client calls.
 
     def makefile(self, mode: str, *args: Any) -> io.BufferedReader:
-        return io.BufferedReader(_Arriving(self), READ_AHEAD)
+        return io.BufferedReader(_Incoming(self), READ_AHEAD)
 
     def sendall(self, data: Buffer) -> None:
         assert self._socket is not None
@@ -253,10 +256,13 @@ class Connection(Exchange):
         self._cancel.check()
 
     def close(self) -> None:
-        """http.client is done with the socket; the body may not be."""
+        """Do nothing: http.client closes its socket before the body has been read."""
 
     def receive(self, view: memoryview) -> Optional[int]:
-        """What has arrived, None behind the answer; raises Cancelled, NetworkError if stalled."""
+        """Read what has arrived; returns its size, None behind the end of the answer.
+
+        Raises Cancelled, NetworkError for a stalled peer or an endless head.
+        """
         assert self._socket is not None
         if self.response is not None and self.response.remaining == 0:
             return None
@@ -264,7 +270,7 @@ class Connection(Exchange):
         count = self._socket.recv_into(view)
         self._cancel.check()
         self.received += count
-        # Only what the peer took: the reader may be slow, or have been stopped.
+        # Only the time in recv counts: a slow reader is no stalled peer.
         self._waited += time.monotonic() - before
         if self._waited >= self._timeout:
             if self.received - self._mark < STALL_BYTES:
@@ -275,8 +281,8 @@ class Connection(Exchange):
         return count
 
 
-class _Arriving(io.RawIOBase):
-    """The one door for bytes from the network."""
+class _Incoming(io.RawIOBase):
+    """The bytes of a connection as a file, for http.client."""
 
     def __init__(self, conn: Connection) -> None:
         self._conn = conn
@@ -289,6 +295,7 @@ class _Arriving(io.RawIOBase):
 
 
 def _mapped(exc: Exception, peer: Union[Origin, Proxy], secure: bool) -> Error:
+    """The error of ours for any exception of socket, ssl and http.client."""
     text = str(getattr(exc, "strerror", None) or exc) or type(exc).__name__
     if isinstance(exc, ssl.CertificateError) or "CERTIFICATE_VERIFY_FAILED" in text:
         return PolicyError("certificate of %s is not trusted (%s)" % (peer, _reason(exc)))

@@ -8,12 +8,12 @@ that has spoken TLS does not either.
 
 Mirrors moby's registry/{config,service,service_v2}.go.
 """
-import functools
 import ipaddress
 import os
 import re
 import socket
 import ssl
+import threading
 from typing import Callable, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 from ..errors import InvalidReference, PolicyError
@@ -95,7 +95,9 @@ class RegistryService:
         self._certs = certs
         self._cert_dirs = {
             _check_host(name, "host"): folder for name, folder in (cert_dirs or {}).items()}
-        self.warn = functools.lru_cache(maxsize=None)(warn)  # the same is said once
+        self._warn = warn
+        self._warnings: Set[str] = set()
+        self._lock = threading.Lock()
         self._legacy = {_check_host(name, "legacy registry") for name in legacy}
         self._legacy_v1 = legacy_v1
         self._timeout = timeout
@@ -114,6 +116,14 @@ class RegistryService:
                 self._insecure_networks.append(ipaddress.ip_network(name, strict=False))
             except ValueError:
                 self._insecure_hosts.add(_check_host(name, "insecure registry"))
+
+    def warn(self, text: str) -> None:
+        """Pass a warning on to the caller, once."""
+        with self._lock:
+            first = text not in self._warnings
+            self._warnings.add(text)
+        if first:
+            self._warn(text)
 
     def transport(self) -> Transport:
         """A pool of connections by these rules; the caller closes it."""

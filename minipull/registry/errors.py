@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A registry's answer as an error, and who is asked next.
+"""Errors of registries: an answer as an error, and whether another endpoint is asked after it.
 
 Mirrors moby's distribution/errors.go and docker/distribution's errcode.
 """
@@ -10,8 +10,8 @@ from ..errors import (
     Cancelled, Error, InvalidDocument, InvalidReference, NetworkError, NoSupport, NotFound, RateLimited,
     StorageError, Unauthorized, Unsupported)
 
-#: The codes of docker/distribution and of distribution-spec, each with the
-#: message that adds nothing to it: an entry that says no more is shown as the code.
+#: The error codes of docker/distribution and distribution-spec, each with its
+#: default message: an entry that says no more is shown as its code alone.
 CODES = {
     "UNKNOWN": "unknown error",
     "UNSUPPORTED": "The operation is unsupported.",
@@ -45,82 +45,82 @@ class ErrorDetail(NamedTuple):
         return "%s: %s" % (words, self.message) if self.message not in ("", words) else words
 
 
-_EXIT_CODES = dict.fromkeys(("UNAUTHORIZED", "DENIED"), Unauthorized.exit_code)
-_EXIT_CODES.update(dict.fromkeys(("NAME_INVALID", "TAG_INVALID"), InvalidReference.exit_code))
-_EXIT_CODES.update(dict.fromkeys(("MANIFEST_UNKNOWN", "NAME_UNKNOWN", "BLOB_UNKNOWN"), NotFound.exit_code))
-_EXIT_CODES["TOOMANYREQUESTS"] = RateLimited.exit_code
+#: Codes that stand for a class of ours, and get its exit code.
+_CLASSES = {
+    "UNAUTHORIZED": Unauthorized, "DENIED": Unauthorized, "TOOMANYREQUESTS": RateLimited,
+    "NAME_INVALID": InvalidReference, "TAG_INVALID": InvalidReference,
+    "MANIFEST_UNKNOWN": NotFound, "NAME_UNKNOWN": NotFound, "BLOB_UNKNOWN": NotFound}
 
 #: Codes that another attempt would not change (moby: retryOnError).
-DO_NOT_RETRY = frozenset(
+_DO_NOT_RETRY = frozenset(
     ("UNAUTHORIZED", "UNSUPPORTED", "DENIED", "TOOMANYREQUESTS", "NAME_UNKNOWN", "BLOB_UNKNOWN"))
 
-#: What a status means where the body has no code that we know.
+#: The code for a status whose body has none that we know.
 _BY_STATUS = {401: "UNAUTHORIZED", 403: "DENIED", 429: "TOOMANYREQUESTS"}
+_BEARER_ERRORS = {"invalid_token": "UNAUTHORIZED", "insufficient_scope": "DENIED"}
 
 
 class RegistryError(Error):
-    """An answer of the registry that says no; ``status`` is the HTTP status."""
+    """An answer that refuses a request; ``status`` is the HTTP status."""
 
     def __init__(self, status: int, details: Sequence[ErrorDetail] = (), text: str = "") -> None:
         super().__init__(text or "; ".join(str(detail) for detail in details))
         self.status = status
         self.details = details
-        #: The first code decides; empty when the body named none.
+        #: The first code, or nothing if the body named none.
         self.code = details[0].code if details else ""
-        code = self.code or _BY_STATUS.get(status, "")
-        self.exit_code = _EXIT_CODES.get(code, NetworkError.exit_code)
-        # An unreadable answer below 500 is no registry's: a proxy or a portal.
-        self.retry = self.code not in DO_NOT_RETRY if details else status >= 500
+        self.exit_code = _CLASSES.get(self.code or _BY_STATUS.get(status, ""), NetworkError).exit_code
+        # An unreadable answer below 500 comes from a proxy or a portal, not from a registry.
+        self.retry = self.code not in _DO_NOT_RETRY if details else status >= 500
 
 
 def decode_answer(status: int, reason: str, content_type: str, body: bytes,
                   bearer_error: str = "") -> RegistryError:
-    """The error that a registry's answer is; ``bearer_error`` is its challenge's.
+    """The error for an answer; ``bearer_error`` is the ``error`` of its Bearer challenge (RFC 6750).
 
-    docker/distribution registry/client/errors.go (HandleErrorResponse).
+    Mirrors docker/distribution's registry/client/errors.go (HandleErrorResponse).
     """
-    text = body.decode("utf-8", "replace")
     words = ("%d %s" % (status, reason)).strip()
     if not 400 <= status < 500:
         return RegistryError(status, text="received unexpected HTTP status: %s" % words)
+    text = body.decode("utf-8", "replace")
     details: List[ErrorDetail] = []
-    code = {"invalid_token": "UNAUTHORIZED", "insufficient_scope": "DENIED"}.get(bearer_error)
-    if code is not None:
-        details.append(ErrorDetail(code, ""))
-    by_status = _BY_STATUS.get(status, "UNKNOWN")
-    kind = content_type.partition(";")[0].strip().lower()
-    if kind not in ("application/json", "application/vnd.api+json"):
-        return RegistryError(status, details + [ErrorDetail(by_status, text.strip()[:1000] or words)])
+    if bearer_error in _BEARER_ERRORS:
+        details.append(ErrorDetail(_BEARER_ERRORS[bearer_error], ""))
+    default = _BY_STATUS.get(status, "UNKNOWN")
+    if content_type.partition(";")[0].strip().lower() not in ("application/json", "application/vnd.api+json"):
+        return RegistryError(status, details + [ErrorDetail(default, text.strip()[:1000] or words)])
+    problem = "no error details found in HTTP response body"
     try:
         answer = json.loads(text)
-        if isinstance(answer.get("details"), str) and answer["details"]:
-            return RegistryError(status, details + [ErrorDetail(by_status, answer["details"][:1000])])
+        if isinstance(answer.get("details"), str) and answer["details"]:  # of old registries
+            return RegistryError(status, details + [ErrorDetail(default, answer["details"][:1000])])
         for entry in answer["errors"]:
-            known = entry["code"] if entry.get("code") in CODES else by_status
+            code = entry["code"] if entry.get("code") in CODES else default
             message = str(entry.get("message") or "")
-            bare = message == CODES[known] and entry.get("detail") is None
-            details.append(ErrorDetail(known, "" if bare else message[:1000]))
-        reason = "no error details found in HTTP response body"
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as exc:
-        reason = str(exc) if isinstance(exc, ValueError) else "no error details found in HTTP response body"
+            bare = message == CODES[code] and entry.get("detail") is None
+            details.append(ErrorDetail(code, "" if bare else message[:1000]))
+    except ValueError as exc:
+        problem = str(exc)
+    except (LookupError, TypeError, AttributeError, RecursionError):
+        pass  # the entries before the malformed one count
     if not details and status == 401:
         details.append(ErrorDetail("UNAUTHORIZED", "authentication required"))
-    return RegistryError(
-        status, details, "" if details else "error parsing HTTP %d response body: %s: %s"
-        % (status, reason, json.dumps(text[:1000])))
+    return RegistryError(status, details, "" if details else "error parsing HTTP %d response body: %s: %s" % (
+        status, problem, json.dumps(text[:1000])))
 
 
-#: What may be said of an image that the v1 side has (moby: shouldV2Fallback), or by who has no other.
+#: Codes of a v2 answer after which v1 may still have the image (moby: shouldV2Fallback).
 _V1_MAY_KNOW = frozenset(("UNAUTHORIZED", "MANIFEST_UNKNOWN", "NAME_UNKNOWN", "UNKNOWN"))
 
 
 def continue_on_error(error: Error, mirror: bool, v1_follows: bool = False) -> bool:
     """Whether the next endpoint may be tried after this one failed.
 
-    What a mirror's registry says never binds the origin; what the origin says
-    is final, but for the lack of an answer, and for what one says who has not
-    proved to speak v2, if ``v1_follows``.  Trouble of our own never is a reason
-    to ask somebody else (moby: continueOnError).
+    A mirror's answer never binds the registry.  The registry's own answer is
+    final, unless a v1 endpoint follows and none has proved to speak v2
+    (``v1_follows``).  Without an answer the next one is asked; after trouble of
+    our own, such as a full disk, none is (moby: continueOnError).
     """
     if isinstance(error, (Cancelled, StorageError, InvalidReference, Unsupported)):
         return isinstance(error, NoSupport)

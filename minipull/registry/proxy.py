@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Proxies: through which one an origin is asked, if through any.
+"""Proxies: HTTP_PROXY, HTTPS_PROXY and NO_PROXY, by the rules of Go.
 
-Loopback never is, nor is what the user lists.  A proxy that can't be used stops
-what would need it, and nothing else.
+Loopback is never proxied, nor are the hosts of NO_PROXY.  A proxy that can't be
+used is an error only for an origin that needs it.
 
-Mirrors golang.org/x/net/http/httpproxy, whose rules the engine goes by.
+Mirrors golang.org/x/net/http/httpproxy, which the engine uses.
 """
 import base64
 import contextlib
@@ -23,7 +23,7 @@ _ENTRY = re.compile(r"(\[.*\]|[^:]*)(?::([0-9]{1,5}))?")
 
 
 class Proxy(NamedTuple):
-    """An HTTP proxy; ``authorization`` is a secret that it shares with us alone."""
+    """An HTTP proxy; ``authorization`` is a secret for the proxy alone."""
     host: str
     port: int
     authorization: str = ""
@@ -31,11 +31,11 @@ class Proxy(NamedTuple):
     def __repr__(self) -> str:
         return "proxy %s:%d" % (self.host, self.port)
 
-    def fields(self) -> Mapping[str, str]:
+    def headers(self) -> Mapping[str, str]:
         return {"Proxy-Authorization": self.authorization} if self.authorization else {}
 
     def refusal(self, status: int, reason: str) -> Error:
-        """The error that its own answer is."""
+        """The error for an answer of the proxy itself."""
         text = "%s: %d %s" % (self, status, reason[:100])
         if status == 407:
             return Unauthorized(text + "; put USER:PASSWORD@ in front of its host")
@@ -45,18 +45,18 @@ class Proxy(NamedTuple):
 
 
 class Proxies:
-    """What the environment says: a proxy for each scheme, and who is asked without."""
+    """A proxy for each scheme, and the hosts that are asked without one (``no_proxy``)."""
 
     def __init__(self, http: str = "", https: str = "", no_proxy: str = "") -> None:
         self.no_proxy = no_proxy
         self._urls = {"http": http, "https": https}
 
     def find(self, origin: Origin) -> Optional[Proxy]:
-        """The proxy for ``origin``, if any; raises as get()."""
+        """The proxy for an origin, if any; raises as get()."""
         return None if _direct(origin, self.no_proxy) else self.get(origin.scheme)
 
     def get(self, scheme: str) -> Optional[Proxy]:
-        """The proxy for ``scheme``, if any; raises InvalidReference for one that can't be used."""
+        """The proxy for a scheme, if any; raises InvalidReference for one that can't be used."""
         url, name = self._urls[scheme], scheme.upper() + "_PROXY"
         if not url:
             return None
@@ -66,15 +66,15 @@ class Proxies:
             raise InvalidReference(
                 "%s names a proxy that speaks %s; only http:// will do" % (name, kind.lower()))
         try:
-            place = Origin.of("http://" + netloc)
-        except PolicyError as exc:  # and not a word of it: the password may be in it
+            address = Origin.of("http://" + netloc)
+        except PolicyError as exc:  # the URL is not shown: it may hold the password
             raise InvalidReference(
                 "%s is malformed; it must be http://[USER:PASSWORD@]HOST[:PORT]" % name) from exc
         if not userinfo:
-            return Proxy(place.host, place.port)
+            return Proxy(address.host, address.port)
         pair = unquote_to_bytes(userinfo.encode("utf-8", "surrogateescape"))
         pair += b"" if ":" in userinfo else b":"
-        return Proxy(place.host, place.port, "Basic " + base64.b64encode(pair).decode())
+        return Proxy(address.host, address.port, "Basic " + base64.b64encode(pair).decode())
 
 
 def _direct(origin: Origin, no_proxy: str) -> bool:
@@ -90,15 +90,19 @@ def _direct(origin: Origin, no_proxy: str) -> bool:
 
 
 def _matches(entry: str, host: str, port: int, address: Any) -> bool:
+    """Whether an entry of NO_PROXY covers a host; ``address`` is the host's if it is literal."""
+    if entry == "*":
+        return True
     match = _ENTRY.fullmatch(entry)
-    name, only = match.groups() if match else (entry, None)
-    if entry == "*" or only and int(only) != port:
-        return entry == "*"
+    name, only_port = match.groups() if match else (entry, None)
+    if only_port and int(only_port) != port:
+        return False
     try:
         network = ipaddress.ip_network(name.strip("[]"), strict=False)
         return address is not None and address in network
     except ValueError:
-        # A name stands for itself and what is below it, with a dot for the latter alone.
-        name = name[name.startswith("*."):]
-        dot = "" if name.startswith(".") else "."
-        return name != "" and (dot + host).endswith(dot + name)
+        # "a.com" covers itself and its subdomains, ".a.com" and "*.a.com" the subdomains alone.
+        name = name[1:] if name.startswith("*.") else name
+        if name.startswith("."):
+            return host.endswith(name)
+        return name != "" and ("." + host).endswith("." + name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An answer whose body is still on the wire.
+"""Responses: the head of an answer, and its body, which is still on the wire.
 
 RFC 9110 and 9112.
 """
@@ -17,27 +17,27 @@ _MAX_DISCARD = 64 << 10
 _MAX_LINE = 4096
 _MAX_TRAILERS = 100
 
-#   chunk-size [ chunk-ext ]  (RFC 9112, 7.1; to http.client "-1" is a size too)
+#   chunk-size [ chunk-ext ]  (RFC 9112, 7.1; http.client takes "-1" for a size)
 _CHUNK = re.compile(br"([0-9A-Fa-f]{1,15})[ \t]*(?:;.*)?\r\n")
 
 
 class Exchange(abc.ABC):
-    """The side of a connection that an answer needs while its body is on the wire."""
+    """A connection as its response sees it, until the body has been read."""
     origin: Origin
     public: bool  # is the peer an address of the public internet?
     response: Optional["Response"]  # the answer that is being read
 
     @abc.abstractmethod
     def errors(self) -> ContextManager[None]:
-        """Map every foreign error to one of ours, with the peer in its text; or be Cancelled."""
+        """Map foreign errors to ours, with the peer in the text, or to Cancelled if we are."""
 
     @abc.abstractmethod
     def done(self, reusable: bool) -> None:
-        """The exchange is over; only a connection with nothing on it is kept."""
+        """End the exchange; the connection is kept if it is ``reusable``."""
 
 
 class Response:
-    """An answer whose body is still on the wire; close() it, or use ``with``."""
+    """An HTTP response; close() it, or use it in a ``with``."""
 
     def __init__(self, raw: http.client.HTTPResponse, conn: Exchange, url: str) -> None:
         self.status = raw.status
@@ -52,9 +52,9 @@ class Response:
         self._raw = raw
         self._conn = conn
         self._chunked = bool(self.header("Transfer-Encoding"))
-        self._chunk: Optional[int] = None  # what is left of it
-        self._ahead = True  # bytes of body may have been read with what was before
-        #: Bytes of body still to come, or None where the server did not say.
+        self._chunk: Optional[int] = None  # bytes left of the current chunk
+        self._ahead = True  # the buffer may hold bytes of the body, read along with the head or a chunk size
+        #: Bytes of the body still to come, or None if the server did not say.
         self.remaining = self._length()
 
     def __enter__(self) -> "Response":
@@ -64,11 +64,14 @@ class Response:
         self.close()
 
     def header(self, name: str) -> str:
-        """The value of a header; of one that comes several times, all that differ."""
+        """The value of a header; the different values of a repeated one are joined by commas."""
         return ", ".join(dict.fromkeys(self.headers.get(name.lower(), ())))
 
     def readinto(self, view: memoryview) -> int:
-        """What has arrived, at most ``view``; 0 at the end.  Raises NetworkError."""
+        """Read what has arrived into ``view``; returns the size in bytes, 0 at the end.
+
+        Raises NetworkError.
+        """
         with self._conn.errors():
             if self.remaining is None and self._chunked and not self._chunk:
                 self._chunk = self._next_chunk()
@@ -78,7 +81,7 @@ class Response:
             if self.remaining == 0:
                 return 0
             left = self._chunk if self._chunked else self.remaining
-            # More than the buffer's size at once would wait for more than is in it.
+            # A larger read than the buffer would wait for more than the buffer holds.
             most = READ_AHEAD if self._ahead else len(view)
             self._ahead = False
             count: int = self._raw.fp.readinto1(view[:left][:most])
@@ -102,16 +105,16 @@ class Response:
         return bytes(body)
 
     def discard(self) -> None:
-        """Close, but first read a body that is short, to keep the connection."""
+        """Read the body if it is short, so that the connection can be kept, and close."""
         with self, contextlib.suppress(NetworkError, PolicyError):
             self.read(_MAX_DISCARD)
 
     def close(self) -> None:
-        """Give the connection back if the body was read to its end, else drop it."""
+        """End the exchange; the connection is kept if the body was read to its end."""
         if self._conn.response is self:
-            whole = self.remaining == 0 and not self._raw.will_close
-            # What has come behind the body is no answer to anything.
-            reusable = whole and not self._raw.fp.peek(1)
+            reusable = self.remaining == 0 and not self._raw.will_close
+            # Bytes behind the body would be taken for the next answer.
+            reusable = reusable and not self._raw.fp.peek(1)
             self._raw.close()
             self._conn.done(reusable)
 
@@ -122,11 +125,11 @@ class Response:
         if coded or sized and not re.fullmatch("[0-9]{1,18}", text):
             raise self._malformed("ambiguous length")
         if self._raw.length == 0:
-            return 0  # HEAD, 204, 304 and such have no body whatever they say
+            return 0  # HEAD, 204 and 304 have no body, whatever their Content-Length
         return int(text) if sized else None
 
     def _next_chunk(self) -> int:
-        """Its size, which is 0 at the end of the body (RFC 9112, 7.1)."""
+        """Size of the next chunk in bytes, 0 at the end of the body (RFC 9112, 7.1)."""
         fp = self._raw.fp
         if self._chunk is not None and fp.readline(_MAX_LINE) != b"\r\n":
             raise self._malformed("chunk without end")
@@ -141,5 +144,5 @@ class Response:
                 raise self._malformed("body without end")
         return size
 
-    def _malformed(self, what: str) -> NetworkError:
-        return NetworkError("malformed answer of %s: %s" % (self.origin, what))
+    def _malformed(self, problem: str) -> NetworkError:
+        return NetworkError("malformed answer of %s: %s" % (self.origin, problem))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trust: the certificates of others that are believed, and our own.
+"""TLS contexts, and the certificates of ``certs.d``.
 
-A directory ``certs.d/HOST[:PORT]`` holds ``*.crt``, authorities to trust
-besides the system's, and pairs of ``NAME.cert`` and ``NAME.key`` which prove
-who we are.  Of several pairs the last counts, for each kind of key.
+A directory ``certs.d/HOST[:PORT]`` holds authorities to trust besides the
+system's (``*.crt``) and client certificates (``NAME.cert`` with ``NAME.key``).
+Of several client certificates the last one counts, for each kind of key.
 
 Mirrors moby's registry/registry.go (ReadCertsDirectory).
 """
@@ -20,13 +20,13 @@ _COMMON_NAME, _ORGANIZATION = b"\x55\x04\x03", b"\x55\x04\x0a"
 
 
 def client_context(verify: bool) -> ssl.SSLContext:
-    """A context of our own rules, whatever interpreter, distribution and OpenSSL are.
+    """A TLS context with the same rules under every Python, distribution and OpenSSL.
 
-    TLS 1.2 at least; an end of the stream that TLS does not vouch for is an
-    error, although OpenSSL 3 is told otherwise by some builds of Python; and
-    the certificates that the engine's documentation has its users make are
-    accepted, which are not strict enough for 3.13.  Without ``verify`` no
-    authorities are loaded, which takes its time, and nobody is verified.
+    TLS 1.2 is the least.  A stream that ends without a close_notify is an error
+    (Python 3.8, 3.9 and Debian's 3.11 tell OpenSSL 3 to ignore that).  Python
+    3.13's strict X.509 checks are off: the certificates that docker's documentation
+    makes don't pass them.  Without ``verify`` no peer is verified, and no
+    authorities are loaded, which takes tens of milliseconds.
     """
     context = ssl.create_default_context() if verify else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if not verify:
@@ -48,7 +48,7 @@ def add_authorities(context: ssl.SSLContext, path: str) -> None:
 
 
 def add_folder(context: ssl.SSLContext, folder: str) -> None:
-    """Use all that a directory holds; raises StorageError, InvalidReference for half a pair."""
+    """Use the certificates in a directory; raises StorageError, InvalidReference for half a pair."""
     with _errors("certificates in %s" % folder):
         names = sorted(os.listdir(folder))
     for name in names:
@@ -63,7 +63,7 @@ def add_folder(context: ssl.SSLContext, folder: str) -> None:
                     "%s: missing key %s for client certificate %s. CA certificates must use the"
                     " extension .crt" % (folder, key, name))
             with _errors("client certificate %s (its key must have no password)" % path):
-                # The empty one, lest OpenSSL ask the terminal.
+                # Without a password OpenSSL would ask for one on the terminal.
                 context.load_cert_chain(path, os.path.join(folder, key), lambda: "")
         elif extension == ".key" and stem + ".cert" not in names:
             raise InvalidReference(
@@ -71,7 +71,7 @@ def add_folder(context: ssl.SSLContext, folder: str) -> None:
 
 
 def issuer(certificate: bytes) -> str:
-    """Who issued a certificate (DER), by common name; empty if that can't be told."""
+    """The issuer of a certificate (DER), by common name or organization; empty if unknown."""
     names = {}
     with contextlib.suppress(LookupError, ValueError):
         #   TBSCertificate ::= [version] serialNumber signature issuer ...  (RFC 5280, 4.1)
@@ -84,7 +84,7 @@ def issuer(certificate: bytes) -> str:
 
 
 def _parts(der: bytes) -> List[Tuple[int, bytes]]:
-    """The tag and the value of each element that lies in ``der``."""
+    """The tag and the value of each element of a DER sequence."""
     parts = []
     while der:
         start, length = 2, der[1]
@@ -97,8 +97,8 @@ def _parts(der: bytes) -> List[Tuple[int, bytes]]:
 
 
 @contextlib.contextmanager
-def _errors(what: str) -> Iterator[None]:
+def _errors(subject: str) -> Iterator[None]:
     try:
         yield
     except OSError as exc:  # ssl.SSLError is one
-        raise StorageError("%s: %s" % (what, exc.strerror or exc)) from exc
+        raise StorageError("%s: %s" % (subject, exc.strerror or exc)) from exc

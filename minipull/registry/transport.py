@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTTP: a pool of kept-alive connections, redirects, and repeats.
+"""HTTP: a pool of connections, redirects, and repeats.
 
-``urllib.request`` would close each connection after one answer, and can't be
-cancelled.  The rules for all requests:
+``urllib.request`` would close each connection after one answer, and its requests
+can't be cancelled.  The rules for all requests:
 
-- redirects are followed here, ten at most, and those of other requests than GET
-  and HEAD only on their own host: secrets stay with their origin, https never
-  becomes http, and who is on the public internet can't send us to a private
-  address;
+- ten redirects at most are followed, for other methods than GET and HEAD only
+  within an origin; secrets never follow to another origin, https never becomes
+  http, and a public host can't redirect to a private address;
 - a request that moved no byte is repeated three times, and a rate limit of up
   to a minute is waited for.
 
-Mirrors moby's registry/ (NewTransport) and what Go's net/http does for it.
+Mirrors moby's registry/ (NewTransport) and Go's net/http.
 """
 import email.utils
 import random
@@ -40,16 +39,16 @@ RETRIED = frozenset((408, 425, 429, 500, 502, 503, 504))
 #   warning ::= "299 - " quoted-string  (distribution-spec, "Warnings")
 _WARNING = re.compile(r'299 - "((?:[^"\\]|\\.)*)"')
 _MAX_WARNING = 4096
-#: All that goes along to another origin: to resume must work there.
-_TRAVELLING = frozenset(("accept", "range", "if-range", "user-agent"))
+#: The only headers that follow a redirect to another origin, where a download must be resumable.
+_FOLLOWING = frozenset(("accept", "range", "if-range", "user-agent"))
 
 
 class Transport:
-    """Connections to any number of hosts, shared by threads.
+    """A pool of connections to any number of origins, shared by threads.
 
-    ``tls`` gives the context for an origin, ``proxy`` the way to it, ``timeout``
-    is in seconds; ``warn`` hears, once, what a registry has to say.  close()
-    ends what is idle; what is in use ends when its user is done.
+    ``tls`` returns the TLS context for an origin, ``proxy`` its proxy; ``timeout``
+    is in seconds; ``warn`` is called for each warning of a registry.  close() ends
+    idle connections; one in use ends with its response.
     """
 
     def __init__(self, tls: Callable[[Origin], ssl.SSLContext], timeout: float = 60.0,
@@ -57,12 +56,11 @@ class Transport:
                  proxy: Callable[[Origin], Optional[Proxy]] = lambda origin: None,
                  warn: Callable[[str], None] = lambda text: None) -> None:
         self.timeout = timeout
-        #: Who has completed a TLS handshake: plain http is over for that host.
+        #: Hosts and ports that have completed a TLS handshake; no longer asked by plain http.
         self.spoke_tls: Set[Tuple[str, int]] = set()
         self._tls = tls
         self._proxy = proxy
         self._warn = warn
-        self._warned: Set[str] = set()
         self._headers = dict({"User-Agent": USER_AGENT}, **(headers or {}))
         self._lock = threading.Lock()
         self._idle: Dict[Origin, List[Connection]] = {}
@@ -72,7 +70,7 @@ class Transport:
     def close(self) -> None:
         with self._lock:
             self._closed = True
-            idle = [conn for conns in self._idle.values() for conn in conns]
+            idle = [conn for pool in self._idle.values() for conn in pool]
             self._idle.clear()
         for conn in idle:
             conn.drop()
@@ -95,7 +93,7 @@ class Transport:
             limited = response.status == 429
             if response.status not in RETRIED or not request.repeat and not limited:
                 return response
-            asked = _retry_after(response.header("Retry-After"))
+            asked = retry_after(response.header("Retry-After"))
             delays = limits if limited else retries
             if asked > MAX_RETRY_AFTER:
                 response.close()
@@ -107,12 +105,14 @@ class Transport:
             request.cancel.pause(max(asked, delays.pop(0) * random.uniform(0.75, 1.25)))
 
     def _follow(self, request: Request) -> Response:
+        """Send a request, and again to each place that it is redirected to."""
         request = request._replace(headers=self._headers).with_headers(request.headers)
         first = Origin.of(request.url)
         for _ in range(MAX_REDIRECTS + 1):
             response = self._exchange(request)
             if response.origin == first:
-                self._pass_on(response)
+                for text in _WARNING.findall(response.header("Warning")[:_MAX_WARNING]):
+                    self._warn("%s: %s" % (response.origin, re.sub(r"\\(.)", r"\1", text)))
             location = response.header("Location")
             if response.status not in (301, 302, 303, 307, 308) or not location:
                 return response
@@ -127,26 +127,18 @@ class Transport:
                 raise PolicyError("%s redirects from https to http, refused" % (response.origin,))
             if origin != first:
                 request = request._replace(headers={
-                    name: value for name, value in request.headers.items() if name.lower() in _TRAVELLING})
+                    name: value for name, value in request.headers.items() if name.lower() in _FOLLOWING})
         raise PolicyError("%s: stopped after %d redirects" % (first, MAX_REDIRECTS))
 
-    def _pass_on(self, response: Response) -> None:
-        for text in _WARNING.findall(response.header("Warning")[:_MAX_WARNING]):
-            line = "%s: %s" % (response.origin, re.sub(r"\\(.)", r"\1", text))
-            with self._lock:
-                known = line in self._warned
-                self._warned.add(line)
-            if not known:
-                self._warn(line)
-
     def _exchange(self, request: Request) -> Response:
+        """Send a request on a connection of the pool, or on a new one."""
         origin = Origin.of(request.url)
         while True:
             conn = self._checkout(origin)
             try:
                 return conn.exchange(request)
             except NetworkError:
-                # The server may have closed it while it lay idle.
+                # The server may have closed an idle connection before it got the request.
                 if not conn.used or conn.received or not request.repeat:
                     raise
             finally:
@@ -174,7 +166,7 @@ class Transport:
         conn.drop()
 
     def verifies(self, origin: Origin) -> bool:
-        """Whether who answers there has proved to be who we meant."""
+        """Whether the host proves by TLS that it is the one in the URL."""
         return origin.scheme == "https" and self._context(origin).verify_mode != ssl.CERT_NONE
 
     def _context(self, origin: Origin) -> ssl.SSLContext:
@@ -184,8 +176,8 @@ class Transport:
             return self._contexts[origin]
 
 
-def _retry_after(text: str) -> float:
-    """Seconds to wait (RFC 9110, 10.2.3), 0 for nothing that makes sense."""
+def retry_after(text: str) -> float:
+    """The seconds that a Retry-After asks for (RFC 9110, 10.2.3), 0 if it is malformed."""
     if re.fullmatch("[0-9]{1,9}", text):
         return float(text)
     try:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Origins: whom a URL means, by a grammar that leaves no doubt.
+"""Origins: the scheme, host and port of a URL, by a strict grammar.
 
-What a registry writes in a Location, a Link or a realm decides where bytes and
-secrets go next.  urllib would let far more through than these rules do.
+A registry's Location, Link or realm decides where bytes and secrets go next, so
+a URL that two parsers could read differently is refused.  urllib refuses few.
 
 RFC 3986; RFC 9110, 4.3.1.
 """
@@ -19,14 +19,14 @@ _UNSAFE = re.compile(r"[^!-\[\]-~]")  # all but printable ASCII, and the backsla
 
 
 class Origin(NamedTuple):
-    """Scheme, host and port: what a secret is bound to."""
+    """Scheme, host and port; secrets are bound to one origin."""
     scheme: str
     host: str
     port: int
 
     @classmethod
     def of(cls, url: str) -> "Origin":
-        """Parse by our own strict grammar; raises PolicyError."""
+        """The origin of a URL; raises PolicyError for one outside the grammar."""
         scheme, _, rest = url.partition("://")
         scheme = scheme.lower()
         match = _NETLOC.fullmatch(re.split("[/?#]", rest)[0])
@@ -43,9 +43,9 @@ class Origin(NamedTuple):
 
 
 def joined(base: str, reference: str) -> str:
-    """What a Location or Link means (RFC 3986, 5.2), less any userinfo; raises PolicyError."""
+    """The URL that a Location or Link names (RFC 3986, 5.2), without userinfo; raises PolicyError."""
     try:
-        if _UNSAFE.search(reference):  # urljoin drops some of it
+        if _UNSAFE.search(reference):  # urljoin would drop tabs and line ends
             raise ValueError
         return re.sub("^([a-z]+://)[^/?#]*@", r"\1", urllib.parse.urljoin(base, reference))
     except ValueError as exc:
@@ -53,7 +53,7 @@ def joined(base: str, reference: str) -> str:
 
 
 def _refused(url: str) -> PolicyError:
-    # Without what may be secret: userinfo, and the signature in a query.
+    # The userinfo and the query (a signature of an object store) may be secret.
     shown = re.split("[?#]", re.sub("(?s)//.*@", "//", url))[0]
     return PolicyError("refused URL %s" % ascii(shown)[:200])
 

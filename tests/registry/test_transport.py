@@ -16,7 +16,7 @@ from minipull.registry.endpoints import RegistryService
 from minipull.errors import Cancelled, NetworkError, PolicyError, RateLimited, TLSError
 from minipull.cancel import Cancel
 from minipull.registry.request import Body, Request
-from minipull.registry.transport import Transport, _retry_after
+from minipull.registry.transport import Transport, retry_after
 from tests.kit.servers import Action, Certificates, ScriptedServer, close, error, redirect, reply, reset, send
 
 TABLES = json.loads((DATA / "tables.json").read_text("utf-8"))
@@ -104,11 +104,11 @@ def test_what_would_not_change_is_not_repeated(
 
 @pytest.mark.parametrize("text, seconds", TABLES["retry_after"], ids=lambda value: ascii(value))
 def test_retry_after_is_seconds_or_a_date_or_nothing(text: str, seconds: float) -> None:
-    assert _retry_after(text) == seconds
+    assert retry_after(text) == seconds
 
 
 def test_retry_after_as_a_date_is_counted_from_now() -> None:
-    assert 50 < _retry_after(email.utils.formatdate(time.time() + 60, usegmt=True)) <= 60
+    assert 50 < retry_after(email.utils.formatdate(time.time() + 60, usegmt=True)) <= 60
 
 
 @pytest.mark.parametrize("status, text", [(429, "limits our rate"), (503, "is not available")])
