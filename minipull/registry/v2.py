@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One repository at one endpoint, by the v2 protocol.
+"""The v2 protocol: one repository at one endpoint.
 
-Every answer that is no success becomes an error here, whatever its body.  An
-upload goes where the newest Location says: to another host only without our
-credentials, and never from https to http.
+An answer that is no success is raised as an error, whatever its body.  An upload
+goes to the newest Location; on another host it gets no credentials, and it never
+goes from https to http.
 
 Mirrors docker/distribution's registry/client/repository.go.
 Spec: distribution-spec.
@@ -34,7 +34,7 @@ MAX_REFERRERS = 1000
 _MAX_PAGE = 16 << 20  # bytes
 _MAX_PAGES = 10000
 
-#: The last one for registries that have nothing else.
+#: Schema 1 comes last, for registries that have nothing else.
 _ACCEPT = {"Accept": ", ".join((OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST, SCHEMA1_SIGNED))}
 _BYTES = {"Content-Type": "application/octet-stream"}
 _LINK = re.compile(r'<([^<>]*)>[^<>]*;\s*rel="?next\b', re.IGNORECASE)
@@ -42,43 +42,42 @@ _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)
 
 
 class Received(NamedTuple):
-    """A manifest as it came: its bytes, the type it claims, its digest."""
+    """A manifest as it was received, with its Content-Type and its verified digest."""
     raw: bytes
     content_type: str
     digest: Digest
 
 
 class Repository:
-    """Asks one endpoint; threads may share it.  Network errors as Transport's."""
+    """A repository at one endpoint, shared by threads; network errors as Transport.send."""
 
     def __init__(self, endpoint: Endpoint, reference: Reference, transport: Transport,
                  credentials: Keyring, actions: str = "pull") -> None:
         self.endpoint = endpoint
         self.path = reference.path
         self.name = reference.name
-        self.answered = False  # has this endpoint ever?
-        self.confirmed = False  # has it proved to speak v2?
+        self.answered = False  # whether there has been any answer
+        self.confirmed = False  # whether the endpoint has proved to speak v2
         self._pinged = False
-        self._public = False  # is its address one of the public internet?
+        self._public = False  # whether the endpoint has an address of the public internet
         self._transport = transport
         self._base = "%s/v2/%s/" % (endpoint.url, reference.path)
-        # A mirror is told whose repository is meant, as containerd does.
+        # The registry that a mirror stands in for, as containerd tells it.
         self._query = "?ns=" + reference.domain if endpoint.mirror else ""
         self._origin = Origin.of(endpoint.url)
         self._credentials = credentials
         self._authorizer = Authorizer(
-            transport, self._origin, self.credential,
-            "repository:%s:%s" % (reference.path, actions))
+            transport, self._origin, self.credential, "repository:%s:%s" % (reference.path, actions))
 
     def credential(self) -> Credential:
-        """What to prove ourselves with here."""
+        """Our credential for the repository."""
         path = "" if self.endpoint.mirror else self.path
         return self._credentials.get(self.endpoint.host, path)
 
     def ping(self, cancel: Cancel) -> None:
-        """Ask, once, whether v2 is spoken here; only where v1 may be instead.
+        """Ask, once, whether the endpoint speaks v2; raises NoSupport if it does not.
 
-        Raises NoSupport if nothing is known by the name of v2.
+        Only where v1 is allowed: elsewhere the first request is for the manifest.
         """
         if not self._pinged:
             request = Request("GET", self.endpoint.url + "/v2/", cancel, follow=False)
@@ -90,43 +89,43 @@ class Repository:
             raise NoSupport("%s does not speak the v2 protocol" % (self.endpoint,))
 
     def manifest(self, reference: str, cancel: Cancel) -> Received:
-        """A manifest or index by tag or digest, its bytes compared with the digest.
+        """Fetch a manifest or index by tag or digest, and verify its digest.
 
-        Raises RegistryError, ContentMismatch, PolicyError for one over 8 MiB,
+        Raises RegistryError, ContentMismatch, PolicyError above 8 MiB,
         InvalidDocument for schema 1 without a signature.
         """
         with self._ask("GET", "manifests/" + reference, cancel, headers=_ACCEPT) as response:
             raw = response.read(MAX_MANIFEST)
-        wanted = reference if ":" in reference else response.header("Docker-Content-Digest")
+        claimed = reference if ":" in reference else response.header("Docker-Content-Digest")
         content_type = response.header("Content-Type")
-        # The digest of a signed manifest leaves out its signatures.
+        # The digest of a schema 1 manifest is that of the part which is signed.
         signed: bytes = part("image.schema1").payload(raw) if is_schema1(raw, content_type) else raw
         digest = Digest.of(signed)
-        if wanted:
+        if claimed:
             self.confirmed = True
-            digest = Digest.parse(wanted)
+            digest = Digest.parse(claimed)
             if Digest.of(signed, digest.algorithm) != digest:
                 raise ContentMismatch("manifest verification failed for digest %s" % digest)
         return Received(raw, content_type, digest)
 
     def resolve(self, tag: str, cancel: Cancel) -> Optional[Digest]:
-        """What a tag points to, by HEAD, which costs no pull quota; None if untold."""
+        """The digest of a tag, by HEAD, which costs no pull quota; None if the answer has none."""
         try:
             with self._ask("HEAD", "manifests/" + tag, cancel, headers=_ACCEPT) as response:
                 return Digest.parse(response.header("Docker-Content-Digest"))
         except (RegistryError, InvalidDocument):
-            return None  # the GET that follows knows better why
+            return None  # the GET that follows has an error with a body
 
     def blob(self, digest: Digest, offset: int, cancel: Cancel) -> Response:
-        """A blob from ``offset`` (bytes) on: 206 from there, or 200 from the start.
+        """Fetch a blob from ``offset`` (bytes) on; the answer is 206, or 200 with all of it.
 
-        Raises RegistryError; NetworkError for a range that was not asked for.
+        Raises RegistryError; ContentMismatch for another range.
         """
-        # No If-Range: whether the bytes still fit is for the digest to say.
+        # If-Range is not needed: a blob that has changed fails its digest.
         return _ranged(self._ask("GET", "blobs/" + digest, cancel, headers=_range(offset)), offset)
 
     def stat(self, digest: Digest, cancel: Cancel) -> Optional[int]:
-        """Size of a blob in bytes, or None if it is not there; raises RegistryError."""
+        """The size of a blob in bytes, or None if it does not exist; raises RegistryError."""
         try:
             with self._ask("HEAD", "blobs/" + digest, cancel) as response:
                 size = response.header("Content-Length")
@@ -139,59 +138,56 @@ class Repository:
         return int(size)
 
     def foreign_blob(self, url: str, cancel: Cancel, offset: int) -> Response:
-        """A foreign layer from where its manifest says: by https, as nobody."""
+        """Fetch a foreign layer from a URL in a manifest, by https and without credentials."""
         if Origin.of(url).scheme != "https":
             raise PolicyError("foreign layer at %s, without https, refused" % ascii(url)[:200])
         request = Request("GET", url, cancel, _range(offset), only_public=self._public)
         return _ranged(_succeeded(self._transport.send(request)), offset)
 
     def tags(self, cancel: Cancel) -> List[str]:
-        """Every tag, in the registry's order; raises RegistryError, NetworkError."""
-        found: List[str] = []
+        """All tags in the registry's order; raises RegistryError, NetworkError."""
+        tags: List[str] = []
         for page in self._pages("tags/list", "list of tags", cancel):
-            for tag in list_at(page, "tags", "list of tags"):
-                if not isinstance(tag, str) or not is_tag(tag):
-                    raise InvalidDocument("list of tags: invalid tag %s" % ascii(tag)[:150])
-                found.append(tag)
+            tags += map(checked_tag, list_at(page, "tags", "list of tags"))
             self.confirmed = True
-            if len(found) > MAX_TAGS:
+            if len(tags) > MAX_TAGS:
                 raise PolicyError("%s: more than %d tags" % (self.endpoint, MAX_TAGS))
-        return found
+        return tags
 
     def referrers(self, digest: Digest, cancel: Cancel) -> Optional[List[Descriptor]]:
-        """What says that it is about a manifest; None where the registry has no such list."""
-        found: List[Descriptor] = []
+        """The manifests whose subject is a manifest; None if the registry has no referrers API."""
+        referrers: List[Descriptor] = []
         try:
             for page in self._pages("referrers/" + digest, "list of referrers", cancel):
-                found += [Descriptor.from_json(item, "list of referrers")
-                          for item in list_at(page, "manifests", "list of referrers")]
-                if len(found) > MAX_REFERRERS:
+                referrers += [Descriptor.from_json(item, "list of referrers")
+                              for item in list_at(page, "manifests", "list of referrers")]
+                if len(referrers) > MAX_REFERRERS:
                     raise PolicyError("%s: more than %d referrers" % (self.endpoint, MAX_REFERRERS))
         except (InvalidDocument, RegistryError) as exc:
             if isinstance(exc, RegistryError) and exc.status not in (400, 404, 405):
                 raise
             return None
-        return found
+        return referrers
 
-    def _pages(self, path: str, what: str, cancel: Cancel) -> Iterator[Dict[str, Any]]:
-        """The pages of a list; the links between them must stay with the registry."""
+    def _pages(self, path: str, subject: str, cancel: Cancel) -> Iterator[Dict[str, Any]]:
+        """The pages of a list; the link to the next one must stay within the origin."""
         url = self._base + path + self._query
         seen: Set[str] = set()
         while url:
             if url in seen or len(seen) > _MAX_PAGES:
-                raise NetworkError("%s: %s goes in circles" % (self.endpoint, what))
+                raise NetworkError("%s: %s goes in circles" % (self.endpoint, subject))
             seen.add(url)
             with self.send(Request("GET", url, cancel)) as response:
-                yield parse_json(response.read(_MAX_PAGE), what)
+                yield parse_json(response.read(_MAX_PAGE), subject)
             link = _LINK.search(response.header("Link"))
             url = joined(url, link.group(1)) if link else ""
             if url and Origin.of(url) != self._origin:
-                raise PolicyError("%s: next page of %s is elsewhere, refused" % (self.endpoint, what))
+                raise PolicyError("%s: next page of %s is elsewhere, refused" % (self.endpoint, subject))
 
     # Writing.
 
     def start_upload(self, cancel: Cancel, mount: str = "", source: str = "") -> Optional["Upload"]:
-        """Open an upload; None if that made ``mount``, a digest in ``source``, ours instead."""
+        """Open an upload; None if the registry mounted the blob ``mount`` from the repository ``source``."""
         query, scope = "", ""
         if mount:
             query = "?" + urllib.parse.urlencode([("from", source), ("mount", mount)])
@@ -201,9 +197,9 @@ class Repository:
         return None if mount and response.status == 201 else Upload(self, response)
 
     def put_manifest(self, reference: str, raw: bytes, media_type: str, cancel: Cancel) -> bool:
-        """Give a manifest a tag, or store it by digest; whether its subject was noted.
+        """Store a manifest under a tag or its digest; raises RegistryError.
 
-        Raises RegistryError.
+        Returns whether the registry has listed it among the referrers of its subject.
         """
         response = self._ask("PUT", "manifests/" + reference, cancel,
                              headers={"Content-Type": media_type}, body=Body.of(raw))
@@ -211,9 +207,9 @@ class Repository:
         return bool(response.header("OCI-Subject"))
 
     def send(self, request: Request) -> Response:
-        """Send a request and return the answer, or raise the error that it is.
+        """Send a request and return the successful answer; credentials go to the endpoint alone.
 
-        Only the registry itself gets our credentials.
+        Raises RegistryError for any other answer.
         """
         if Origin.of(request.url) == self._origin:
             response = self._authorizer.send(request)
@@ -229,11 +225,11 @@ class Repository:
 
 
 class Upload:
-    """A blob on its way to a repository, of which ``offset`` bytes have arrived."""
+    """An upload of a blob, of which the registry has ``offset`` bytes."""
 
     def __init__(self, repository: Repository, response: Response) -> None:
         self.offset = 0
-        #: Bytes that a chunk must have, but for the last one.
+        #: The least size of a chunk in bytes, unless it is the last one.
         text = response.header("OCI-Chunk-Min-Length")
         self.least = int(text) if re.fullmatch("[0-9]{1,12}", text) else 0
         self._repository = repository
@@ -241,9 +237,9 @@ class Upload:
         self._move(response)
 
     def append(self, body: Body, cancel: Cancel, chunk: bool = False) -> None:
-        """Send what comes next, all of it or a chunk.
+        """Send the next bytes, all that are left or a chunk.
 
-        Raises RegistryError, NetworkError, after which sync() tells how much arrived.
+        Raises RegistryError, NetworkError; sync() then learns how much has arrived.
         """
         headers = dict(_BYTES)
         if body.size is not None and (chunk or self.offset):
@@ -252,22 +248,22 @@ class Upload:
         self.offset += body.size or 0
 
     def commit(self, digest: Digest, cancel: Cancel, body: Optional[Body] = None) -> None:
-        """Give the blob its name, after its only or its last bytes; raises RegistryError."""
+        """End the upload with the last bytes (``body``), if any are left; raises RegistryError."""
         url = self._url + ("&" if "?" in self._url else "?") + "digest=" + digest
         self._ask("PUT", url, cancel, headers=_BYTES, body=body, repeat=False)
 
     def sync(self, cancel: Cancel) -> None:
-        """Learn how much has arrived; raises RegistryError if the upload is gone."""
+        """Ask how much has arrived and set ``offset``; raises RegistryError if the upload is gone."""
         response = self._ask("GET", self._url, cancel)
         match = re.fullmatch("(?:bytes=)?0-([0-9]{1,18})", response.header("Range"))
         if match is None:
             raise NetworkError("%s: bad range format" % (self._repository.endpoint,))
-        # A zero is what some say of nothing, and all of one byte.
+        # "0-0" is one byte, but distribution says it of none as well: send that byte again.
         self.offset = int(match.group(1)) + 1 if match.group(1) != "0" else 0
         self._move(response)
 
     def abandon(self, cancel: Cancel) -> None:
-        """Tell the registry that nothing more comes; it would notice by itself."""
+        """Cancel the upload at the registry, if that can be done."""
         with contextlib.suppress(NetworkError, RegistryError, PolicyError):
             self._ask("DELETE", self._url, cancel, repeat=False)
 
@@ -277,6 +273,7 @@ class Upload:
         return response
 
     def _move(self, response: Response) -> None:
+        """Continue at the Location of an answer."""
         location = response.header("Location")
         if location:
             self._url = joined(response.url, location)
@@ -286,8 +283,15 @@ class Upload:
             raise NetworkError("%s: upload without a Location" % (response.origin,))
 
 
+def checked_tag(tag: object) -> str:
+    """A tag that a registry lists; raises InvalidDocument if it is none."""
+    if not isinstance(tag, str) or not is_tag(tag):
+        raise InvalidDocument("list of tags: invalid tag %s" % ascii(tag)[:150])
+    return tag
+
+
 def _succeeded(response: Response) -> Response:
-    """The answer, unless it is an error, which is raised."""
+    """The answer itself if it is a success; raises RegistryError if not."""
     if 200 <= response.status < 300:
         return response
     raise answer_error(response)
@@ -298,7 +302,7 @@ def _range(offset: int) -> Dict[str, str]:
 
 
 def _ranged(response: Response, offset: int) -> Response:
-    """The answer, unless it is a range that was not asked for."""
+    """The answer itself; raises ContentMismatch if it is a range from elsewhere than ``offset``."""
     if response.status == 206:
         match = _CONTENT_RANGE.fullmatch(response.header("Content-Range"))
         start, end, total = match.groups() if match else ("-1", "-1", "*")
