@@ -1,98 +1,206 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One blob in or out, continued where it broke off."""
+"""One blob in or out, continued where it broke off.
+
+A body that broke off is no failed attempt: it goes on at once, as long as it
+moves.  :class:`RemoteBlob` reads a blob, for the store, for another registry or
+by the v1 protocol; ``send_blob`` and ``send_stream`` share the one loop that
+sends.
+
+Where this leaves the engine:
+
+- it resumes a download only in its next attempt, after the countdown, and starts
+  an upload anew; here five attempts count what did not move at all;
+- a range is asked for without If-Range: whether the rest belongs to the bytes
+  held is for the digest to say;
+- a blob of up to 1 MiB goes along with the request that commits it.
+"""
 import contextlib
-from typing import Callable, Iterable, Iterator, Optional, TypeVar, Union
+from typing import Callable, Iterable, Iterator, Optional, Sequence, TypeVar, Union
 
 from ..cancel import Cancel
 from ..digest import Buffer, Verifier
 from ..errors import ContentMismatch, Error, NetworkError
 from ..image.descriptor import Descriptor
-from ..progress import Meter, Output, Progress, discard
+from ..progress import Meter, Progress, discard
 from ..registry.errors import RegistryError
 from ..registry.request import Body
 from ..registry.response import Response
 from ..registry.v2 import Repository, Upload
 from ..store.compression import BUFFER
-from ..store.content import Ingest
 from ..store.store import Store
 from ..xfer.transfer import Transfer
 
 MAX_BREAKS = 100  # in one blob, and one more for each MiB
-STUCK_DELAY = 0.2  # seconds, before a body that broke off at its first byte
+READ_DELAYS = (0.2,)  # seconds, before a body is opened again that broke off at its first byte
+SEND_DELAYS = (0.2, 0.5, 1.0)  # seconds, before an upload is tried again that did not move at all
 DOCUMENT_DELAYS = (0.25, 0.5, 1.0, 2.0)  # seconds between five attempts
-T = TypeVar("T")
 SMALL = 1 << 20  # bytes; up to here a blob is sent along with its commit
-_STUCK_DELAYS = (0.2, 0.5, 1.0)  # seconds, before what did not move at all is tried again
 _RESUMED = frozenset((404, 408, 410, 416, 499, 500, 502, 503, 504))
+T = TypeVar("T")
 
 
-def fetch_blob(store: Store, blob: Descriptor, what: str, cancel: Cancel,
+class RemoteBlob:
+    """A blob at a registry, read from any offset on; a context manager that closes its body.
+
+    ``source`` opens the blob at an offset (bytes).  ``size`` in bytes may be unknown
+    until it is opened.  ``restart`` forgets every byte that was read, after which the
+    pieces begin again at offset 0; that is done where the registry sends the whole
+    blob instead of its rest, and once where it has no such rest.  Without it the
+    bytes before the offset are skipped.
+    """
+
+    def __init__(self, digest: str, size: Optional[int], source: Callable[[int], Response], cancel: Cancel,
+                 restart: Optional[Callable[[], None]] = None, max_breaks: Optional[int] = None,
+                 stuck_delays: Sequence[float] = ()) -> None:
+        self.digest = digest
+        self.size = size
+        self.broke_off = False  # the bytes held may be of two bodies
+        self._source = source
+        self._cancel = cancel
+        self._restart = restart
+        self._restarted = False
+        self._response: Optional[Response] = None
+        self._position = self._opened_at = 0
+        self._breaks = (max_breaks or MAX_BREAKS) + ((size or 0) >> 20)
+        self._stuck = 0
+        self._stuck_delays = stuck_delays
+
+    def __enter__(self) -> "RemoteBlob":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the body that is being read, if any."""
+        response, self._response = self._response, None
+        if response is not None:
+            response.close()
+
+    def pieces(self, offset: int, size: Optional[int] = None) -> Iterator[memoryview]:
+        """Yield ``size`` bytes from ``offset`` on, or all to the end, each piece as it arrives.
+
+        Raises NetworkError, ContentMismatch for a body of another size, and what
+        ``source`` raises.  Nothing is verified.
+        """
+        if offset != self._position:
+            self.close()
+            self._position = offset
+        view = memoryview(bytearray(BUFFER if self.size is None else min(BUFFER, self.size + 1)))
+        while True:
+            end = self.size if size is None else offset + size  # perhaps known since the blob was opened
+            if end is not None and self._position >= end:
+                return
+            try:
+                count = self._read(view if end is None else view[:end - self._position])
+            except NetworkError:
+                if not self._may_continue():
+                    raise
+                continue
+            except (ContentMismatch, RegistryError) as exc:
+                if not self._may_restart(exc):
+                    raise
+                continue
+            if not count:
+                return
+            self._position += count
+            yield view[:count]
+
+    def _read(self, view: memoryview) -> int:
+        """Read what has arrived; 0 only at the end of a blob of unknown size."""
+        response = self._response or self._open()
+        count = response.readinto(view)
+        if not count and self.size is not None:
+            raise NetworkError("%s ended the body early" % (response.origin,))
+        if self._position + count == self.size and response.remaining is None:
+            with contextlib.suppress(NetworkError):
+                if response.readinto(memoryview(bytearray(1))):
+                    raise ContentMismatch("blob %s is longer than %d bytes" % (self.digest, self.size))
+        return count
+
+    def _open(self) -> Response:
+        """Open the blob at our position, or at its start if the registry gives all or nothing."""
+        self._opened_at = self._position
+        response = self._response = self._source(self._position)
+        start = self._position if response.status == 206 else 0
+        if self._position > start and self._restart is not None:
+            self._forget(self._restart)
+        if self.size is None and response.remaining is not None:
+            self.size = start + response.remaining
+        if self.size is not None and response.remaining not in (None, self.size - start):
+            raise ContentMismatch("blob %s: size is not %d as promised" % (self.digest, self.size))
+        skipped = memoryview(bytearray(min(BUFFER, self._position - start + 1)))
+        while start < self._position:
+            count = response.readinto(skipped[:self._position - start])
+            if not count:
+                raise NetworkError("%s ended the body early" % (response.origin,))
+            start += count
+        return response
+
+    def _may_continue(self) -> bool:
+        """Pause as long as is due after a break; False if it was one too many."""
+        opened, moved = self._response is not None, self._position > self._opened_at
+        self.close()
+        self._breaks -= 1
+        self._stuck = 0 if moved else self._stuck + 1
+        # A body that could not even be opened was tried again below, by the transport.
+        if not self._breaks or self._stuck and not opened or self._stuck > len(self._stuck_delays):
+            return False
+        self._cancel.pause(self._stuck_delays[self._stuck - 1] if self._stuck else 0)
+        self.broke_off = True
+        return True
+
+    def _may_restart(self, error: Union[ContentMismatch, RegistryError]) -> bool:
+        """Forget the bytes held if the registry has no rest that fits them; False unless that may help."""
+        if self._restart is None or isinstance(error, RegistryError) and error.status != 416:
+            return False
+        self.close()
+        helps = self._position > 0 and not self._restarted
+        self._restarted = True
+        self._forget(self._restart)
+        return helps
+
+    def _forget(self, restart: Callable[[], None]) -> None:
+        restart()
+        self._position, self.broke_off = 0, False
+
+
+def fetch_blob(store: Store, blob: Descriptor, subject: str, cancel: Cancel,
                source: Callable[[int], Response], transfer: Optional[Transfer] = None) -> None:
-    """Bring a blob into the store, from where an earlier attempt left it.
+    """Download a blob into the store, from where an earlier attempt left it.
 
-    ``source`` opens it at an offset.  A body that breaks off is continued at
-    once, as long as it moves.  ``what`` begins the text if the content is wrong.
+    ``source`` opens it at an offset (bytes); ``subject`` begins the text of the
+    ContentMismatch.  Raises NetworkError, RegistryError, StorageError.
     """
     output = transfer.progress if transfer else discard
     with store.content.ingest(blob.digest, blob.size, cancel) as ingest:
         if ingest.complete:
             return
-        breaks, stuck, again = MAX_BREAKS + (blob.size >> 20), 0, True
-        while ingest.offset < blob.size:
-            start, opened = ingest.offset, False
-            try:
-                with source(start) as response:
-                    opened = True
-                    _copy(response, ingest, output)
-            except NetworkError:
-                breaks -= 1
-                stuck = 0 if ingest.offset > start else stuck + 1
-                # What did not even open was tried again below.
-                if not breaks or stuck and not opened or stuck > 1:
-                    raise
-                cancel.pause(stuck * STUCK_DELAY)
-                ingest.resumed = True  # who sends the rest may send something else
-            except (ContentMismatch, RegistryError) as exc:
-                # The rest can't be had, or is not the rest: all of it then, but once.
-                wrong = isinstance(exc, ContentMismatch) or exc.status == 416
-                if not (wrong and start and again):
-                    raise
-                again = False
-                ingest.restart()
+        meter = Meter(output, blob.digest.short, "Downloading", blob.size)
+        with RemoteBlob(blob.digest, blob.size, source, cancel, ingest.restart,
+                        stuck_delays=READ_DELAYS) as remote:
+            for piece in remote.pieces(ingest.offset):
+                ingest.write(piece)
+                meter.move(ingest.offset)
+        ingest.resumed = ingest.resumed or remote.broke_off
         output(Progress(id=blob.digest.short, action="Verifying Checksum"))
-        ingest.verify(what)
+        ingest.verify(subject)
         output(Progress(id=blob.digest.short, action="Download complete"))
         if transfer is not None:
             transfer.inactive()  # the sync below may overlap the next download
         ingest.commit()
 
 
-def _copy(response: Response, ingest: Ingest, output: Output) -> None:
-    if ingest.offset and response.status != 206:
-        ingest.restart()  # the server sends it all, so never append
-    if response.remaining not in (None, ingest.size - ingest.offset):
-        ingest.restart()
-        raise ContentMismatch("blob %s: size is not %d as promised" % (ingest.digest, ingest.size))
-    meter = Meter(output, ingest.digest.short, "Downloading", ingest.size)
-    meter.current = ingest.offset
-    view = memoryview(bytearray(min(BUFFER, ingest.size + 1)))
-    for count in iter(lambda: response.readinto(view), 0):
-        ingest.write(view[:count])
-        meter.advance(count)
-    if ingest.offset < ingest.size:
-        raise NetworkError("%s ended the body early" % (response.origin,))
-
-
 def persist(repository: Repository, cancel: Cancel, work: Callable[[], T]) -> T:
-    """Small documents have their own attempts, as the engine's configs have."""
+    """Return the result of ``work``, which asks for a small document, after up to five attempts."""
     for delay in DOCUMENT_DELAYS:
         try:
             return work()
         except Error as exc:
-            # Who never answered is not there: that need not take long to say.
-            # Nor does a registry that said no say yes a second later.
-            said_no = isinstance(exc, RegistryError) and exc.status < 500
-            if not exc.retry or said_no or not repository.answered:
+            # An endpoint that never answered is given up at once, so that the next is asked soon,
+            # and a registry that refused would refuse again.
+            refused = isinstance(exc, RegistryError) and exc.status < 500
+            if not exc.retry or refused or not repository.answered:
                 raise
         cancel.pause(delay)
     return work()
@@ -100,56 +208,30 @@ def persist(repository: Repository, cancel: Cancel, work: Callable[[], T]) -> T:
 
 def send_blob(repository: Repository, blob: Descriptor, source: Callable[[int, int], Body],
               cancel: Cancel, upload: Optional[Upload] = None, chunk_size: int = 0) -> None:
-    """Send a blob, and after a break what the registry does not have of it yet.
+    """Send a blob, and after a break only what the registry does not have of it.
 
-    ``source`` gives so many bytes from an offset on.  ``upload`` is an open one
-    to be used, ``chunk_size`` (bytes) is the most that one request brings.
+    ``source`` gives a body by offset and size (bytes).  ``upload`` is used if it is open
+    already; ``chunk_size`` (bytes) is the most that one request brings, 0 for all.
     """
-    breaks, stuck, best = MAX_BREAKS + (blob.size >> 20), 0, 0
-    while True:
-        try:
-            if upload is None:
-                upload = repository.start_upload(cancel)
-                assert upload is not None
-            most = max(chunk_size, upload.least) if chunk_size else blob.size
-            if upload.offset == 0 and blob.size <= min(most, SMALL):
-                upload.commit(blob.digest, cancel, source(0, blob.size))
-                return
-            while upload.offset < blob.size:
-                count = min(most, blob.size - upload.offset)
-                upload.append(source(upload.offset, count), cancel, chunk=count < blob.size)
-            upload.commit(blob.digest, cancel)
+    def send(upload: Upload, most: int) -> None:
+        most = most or blob.size
+        if upload.offset == 0 and blob.size <= min(most, SMALL):
+            upload.commit(blob.digest, cancel, source(0, blob.size))
             return
-        except (NetworkError, RegistryError) as exc:
-            cancel.check()
-            wrong = isinstance(exc, RegistryError) and exc.code == "DIGEST_INVALID"
-            if not (_passes(exc) or wrong and best) or upload is None:
-                raise
-            try:
-                # Its answer may have been lost, and not the blob.
-                at_end = upload.offset in (0, blob.size)
-                if at_end and repository.stat(blob.digest, cancel) == blob.size:
-                    return
-                upload.sync(cancel)
-            except (NetworkError, RegistryError):
-                upload = None
-            if upload is not None and (wrong or not 0 < upload.offset <= blob.size):
-                upload = None  # there is nothing, or nothing of this, to go on from
-            offset = upload.offset if upload else 0
-            best, stuck = 0 if wrong else max(best, offset), 0 if offset > best else stuck + 1
-            breaks -= 1
-            if not breaks or stuck > len(_STUCK_DELAYS):
-                raise exc
-            cancel.pause(_STUCK_DELAYS[stuck - 1] if stuck else 0)
+        while upload.offset < blob.size:
+            count = min(most, blob.size - upload.offset)
+            upload.append(source(upload.offset, count), cancel, chunk=count < blob.size)
+        upload.commit(blob.digest, cancel)
+
+    _send(repository, cancel, upload, chunk_size, send, blob)
 
 
 def send_stream(repository: Repository, stream: Callable[[], Iterable[Buffer]], cancel: Cancel,
                 upload: Optional[Upload] = None, chunk_size: int = 0) -> Verifier:
-    """Send a blob that is made on its way, after a break all of it; returns what it was.
+    """Send a blob that is made on its way, and after a break all of it; returns its size and digest.
 
-    Of a ``chunk_size`` (bytes) so many are held in memory.
+    With ``chunk_size`` (bytes), so many are held in memory.
     """
-    delays = list(_STUCK_DELAYS)
     verifier = Verifier()
 
     def pieces() -> Iterator[Buffer]:
@@ -159,7 +241,7 @@ def send_stream(repository: Repository, stream: Callable[[], Iterable[Buffer]], 
             verifier.update(piece)
             yield piece
 
-    def bodies(most: int) -> Iterator[Body]:
+    def chunks(most: int) -> Iterator[Body]:
         held = bytearray()
         for piece in pieces():
             held += piece
@@ -168,95 +250,60 @@ def send_stream(repository: Repository, stream: Callable[[], Iterable[Buffer]], 
                 del held[:most]
         yield Body.of(bytes(held))
 
+    def send(upload: Upload, most: int) -> None:
+        for body in chunks(most) if most else [Body(pieces)]:
+            upload.append(body, cancel, chunk=True)
+        upload.commit(verifier.digest, cancel)
+
+    _send(repository, cancel, upload, chunk_size, send)
+    return verifier
+
+
+def _send(repository: Repository, cancel: Cancel, upload: Optional[Upload], chunk_size: int,
+          send: Callable[[Upload, int], None], blob: Optional[Descriptor] = None) -> None:
+    """Call ``send`` with an upload and the most bytes of a request until it succeeds.
+
+    An upload of ``blob`` is continued; a stream, which has no digest yet, begins anew.
+    """
+    size = blob.size if blob else 0
+    breaks, stuck, best = MAX_BREAKS + (size >> 20), 0, 0
     while True:
         try:
             upload = upload or repository.start_upload(cancel)
             assert upload is not None
-            most = max(chunk_size, upload.least)
-            for body in bodies(most) if chunk_size else [Body(pieces)]:
-                upload.append(body, cancel, chunk=True)
-            upload.commit(verifier.digest, cancel)
-            return verifier
+            send(upload, max(chunk_size, upload.least) if chunk_size else 0)
+            return
         except (NetworkError, RegistryError) as exc:
-            if not _passes(exc) or upload is None or not delays:
+            cancel.check()
+            mixed = best > 0 and isinstance(exc, RegistryError) and exc.code == "DIGEST_INVALID"
+            if not (_passes(exc) or mixed) or upload is None:
                 raise
-        upload = None
-        cancel.pause(delays.pop(0))
+            if blob is None or mixed:
+                upload = None
+            else:
+                try:
+                    # A lost answer of the registry may have been its consent.
+                    at_end = upload.offset in (0, size)
+                    if at_end and repository.stat(blob.digest, cancel) == size:
+                        return
+                    upload.sync(cancel)
+                except (NetworkError, RegistryError):
+                    upload = None
+            if upload is not None and not 0 < upload.offset <= size:
+                upload = None
+            offset = upload.offset if upload else 0
+            stuck = 0 if offset > best else stuck + 1
+            best = 0 if mixed else max(best, offset)
+            breaks -= 1
+            if not breaks or stuck > len(SEND_DELAYS):
+                raise exc
+            cancel.pause(SEND_DELAYS[stuck - 1] if stuck else 0)
 
 
-def _passes(exc: Union[NetworkError, RegistryError]) -> bool:
-    """Whether another session, or what is left of this one, may still do."""
-    if isinstance(exc, RegistryError) and exc.status == 413:
-        error = exc.within("too much for one request, try --chunk-size")
-        error.retry = False
-        raise error from exc
-    return exc.status in _RESUMED if isinstance(exc, RegistryError) else exc.retry
-
-
-class RemoteBlob:
-    """A blob of a registry, read from wherever it is wanted next.
-
-    What breaks off is continued here, so that who is sent to notices nothing.
-    """
-
-    def __init__(self, repository: Repository, blob: Descriptor, cancel: Cancel,
-                 stack: contextlib.ExitStack) -> None:
-        self._repository = repository
-        self._blob = blob
-        self._cancel = cancel
-        self._stack = stack
-        self._response: Optional[Response] = None
-        self._position = self._opened = 0
-        self._breaks = MAX_BREAKS + (blob.size >> 20)
-        #: Of all that was read, if that was without a gap.
-        self._verifier: Optional[Verifier] = Verifier(blob.digest.algorithm)
-
-    def read(self, offset: int, size: int) -> Iterator[Buffer]:
-        view, end = memoryview(bytearray(min(BUFFER, size + 1))), offset + size
-        if offset != self._position:
-            self._response, self._position = None, offset
-            self._verifier = None if offset else Verifier(self._blob.digest.algorithm)
-        while self._position < end:
-            try:
-                response = self._response or self._open()
-                count = response.readinto(view[:end - self._position])
-                if not count:
-                    raise NetworkError("%s ended the body early" % (response.origin,))
-            except NetworkError:
-                moved, self._response = self._position > self._opened, None
-                self._breaks -= 1
-                if not moved or self._breaks <= 0:
-                    raise
-                continue
-            self._position += count
-            if self._verifier is not None:
-                self._verifier.update(view[:count])
-                if self._position == self._blob.size:
-                    self._verifier.verify(
-                        self._blob.digest, self._blob.size, "blob %s" % self._blob.digest)
-            yield view[:count]
-
-    def _open(self) -> Response:
-        """The blob from our position on; raises ContentMismatch for one of another size."""
-        self._stack.close()
-        self._opened = self._position
-        try:
-            response = self._stack.enter_context(
-                self._repository.blob(self._blob.digest, self._position, self._cancel))
-        except RegistryError as exc:
-            # No RegistryError: that would be taken for the answer of who is sent to.
-            error = Error("%s/%s: %s" % (self._repository.endpoint, self._repository.path, exc))
-            error.exit_code, error.retry = exc.exit_code, exc.retry
-            raise error from exc
-        start = self._position if response.status == 206 else 0
-        if response.remaining not in (None, self._blob.size - start):
-            raise ContentMismatch("blob %s: size is not %d as promised" % (
-                self._blob.digest, self._blob.size))
-        skipped = memoryview(bytearray(min(BUFFER, self._position - start + 1)))
-        while start < self._position:  # it gives all or nothing
-            count = response.readinto(skipped[:self._position - start])
-            if not count:
-                raise NetworkError("%s ended the body early" % (response.origin,))
-            start += count
-        self._response = response
-        return response
+def _passes(error: Union[NetworkError, RegistryError]) -> bool:
+    """Whether another upload, or the rest of this one, may succeed; raises what to do about a 413."""
+    if isinstance(error, RegistryError) and error.status == 413:
+        advice = error.within("too much for one request, try --chunk-size")
+        advice.retry = False
+        raise advice from error
+    return error.status in _RESUMED if isinstance(error, RegistryError) else error.retry

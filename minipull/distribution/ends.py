@@ -11,7 +11,7 @@ import contextlib
 from typing import Callable, ContextManager, Dict, Iterator, List, Optional, Tuple
 
 from ..cancel import Cancel
-from ..digest import Digest
+from ..digest import Buffer, Digest, Verifier
 from ..errors import (
     ContentMismatch, Error, InvalidReference, NetworkError, NotFound, PolicyError, Unauthorized)
 from ..image import manifest
@@ -109,9 +109,31 @@ class RegistryEnd(End):
 
     @contextlib.contextmanager
     def reading(self, blob: Descriptor, cancel: Cancel) -> Iterator[Source]:
-        with contextlib.ExitStack() as stack:
-            stream = RemoteBlob(self.repository, blob, cancel, stack)
-            yield lambda offset, size: Body(lambda: stream.read(offset, size), size)
+        verifier = Verifier(blob.digest.algorithm)  # of the bytes that were read without a gap
+
+        def opened(offset: int) -> Response:
+            try:
+                return self.repository.blob(blob.digest, offset, cancel)
+            except RegistryError as exc:
+                # No RegistryError: that would be taken for the answer of the target.
+                error = Error("%s: %s" % (self, exc))
+                error.exit_code, error.retry = exc.exit_code, exc.retry
+                raise error from exc
+
+        def pieces(offset: int, size: int) -> Iterator[Buffer]:
+            nonlocal verifier
+            if not offset:
+                verifier = Verifier(blob.digest.algorithm)
+            for piece in remote.pieces(offset, size):
+                if verifier.size == offset:
+                    verifier.update(piece)
+                offset += len(piece)
+                if offset == verifier.size == blob.size:
+                    verifier.verify(blob.digest, blob.size, "blob %s" % blob.digest)
+                yield piece
+
+        with RemoteBlob(blob.digest, blob.size, opened, cancel) as remote:
+            yield lambda offset, size: Body(lambda: pieces(offset, size), size)
 
     def fetch(self, blob: Descriptor, store: Store, transfer: Transfer) -> None:
         def source(offset: int) -> Response:
@@ -122,8 +144,8 @@ class RegistryEnd(End):
             with contextlib.suppress(NetworkError, PolicyError), source(0) as response:
                 store.content.put(blob.digest, response.read(blob.size))
                 return
-        what = "blob verification failed for digest %s" % blob.digest
-        fetch_blob(store, blob, what, transfer.cancel, source, transfer)
+        subject = "blob verification failed for digest %s" % blob.digest
+        fetch_blob(store, blob, subject, transfer.cancel, source, transfer)
 
     def receive(self, blob: Descriptor, source: End, transfer: Transfer) -> str:
         cancel, here, upload = transfer.cancel, self.repository, None

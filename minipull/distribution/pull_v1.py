@@ -24,7 +24,6 @@ from ..reference import Reference
 from ..registry.errors import RegistryError, continue_on_error
 from ..registry.response import Response
 from ..registry.v1 import Session, V1Image
-from ..store.compression import BUFFER
 from ..store.content import Arrival
 from ..store.layer import Diff
 from ..store.metadata import V1IDService, V2Metadata
@@ -32,10 +31,11 @@ from ..store.references import Association
 from ..store.store import Store
 from ..xfer.download import DownloadDescriptor, LayerDownloadManager
 from ..xfer.transfer import Transfer
+from .blobs import RemoteBlob
 
 JSON_DELAYS = (0.5, 1.0, 1.5, 2.0)  # seconds between five attempts
-MAX_FAILURES = 5  # of one body that breaks off
-RESUME_DELAY = 0.5  # seconds, and as many more each time
+MAX_FAILURES = 5  # of one layer whose body breaks off
+RESUME_DELAYS = (0.5, 1.0, 1.5, 2.0)  # seconds, before a body is opened again that broke off at its first byte
 _RANGE = re.compile("(?:bytes )?([0-9]{1,18})-")  # docker-registry leaves the unit out
 
 
@@ -149,42 +149,36 @@ class V1LayerDescriptor(DownloadDescriptor):
         present = self.present()
         if present is not None:
             return present[0]
-        payload, failures, total = Verifier(), 0, 0
+        payload, total = Verifier(), 0
         payload.update(self._image.raw + b"\n")
+
+        def opened(offset: int) -> Response:
+            nonlocal total
+            if offset and not total:
+                raise NetworkError("%s gives a layer in one piece only" % self._registry)
+            response = self._session.layer(self._registry, self._v1_id, transfer.cancel, offset, total)
+            if offset:
+                _check_range(response, offset)
+            elif "bytes" in response.header("Accept-Ranges"):
+                total = response.remaining or 0
+            return response
+
         with Arrival(self._store.content) as arrival:
-            while True:
-                start = arrival.verifier.size
-                try:
-                    with self._session.layer(
-                            self._registry, self._v1_id, transfer.cancel, start, total) as response:
-                        if start:
-                            _check_range(response, start)
-                        elif "bytes" in response.header("Accept-Ranges"):
-                            total = response.remaining or 0
-                        self._copy(response, arrival, payload, transfer, total)
-                    break
-                except NetworkError:
-                    failures += 1
-                    if not total or failures == MAX_FAILURES:
-                        raise
-                transfer.cancel.pause(failures * RESUME_DELAY)
+            with RemoteBlob(self._v1_id, None, opened, transfer.cancel, max_breaks=MAX_FAILURES,
+                            stuck_delays=RESUME_DELAYS) as remote:
+                meter: Optional[Meter] = None
+                for piece in remote.pieces(0):
+                    meter = meter or Meter(transfer.progress, self.id, "Downloading", total)
+                    arrival.write(piece)
+                    payload.update(piece)
+                    meter.advance(len(piece))
             if self._image.checksums and payload.digest not in self._image.checksums:
                 raise ContentMismatch(
-                    "filesystem layer verification failed for image %s" % self._v1_id, retry=failures > 0)
+                    "filesystem layer verification failed for image %s" % self._v1_id, retry=remote.broke_off)
             transfer.progress(Progress(id=self.id, action="Download complete"))
             transfer.inactive()
             self._arrived = arrival.commit()
             return self._described(self._arrived, arrival.verifier.size)
-
-    def _copy(self, response: Response, arrival: Arrival, payload: Verifier, transfer: Transfer,
-              total: int) -> None:
-        meter = Meter(transfer.progress, self.id, "Downloading", total)
-        meter.current = arrival.verifier.size
-        view = memoryview(bytearray(BUFFER))
-        for count in iter(lambda: response.readinto(view), 0):
-            arrival.write(view[:count])
-            payload.update(view[:count])
-            meter.advance(count)
 
     def _described(self, digest: Digest, size: int) -> Descriptor:
         with self._store.content.open(digest) as file:
@@ -205,7 +199,8 @@ class V1LayerDescriptor(DownloadDescriptor):
 
 
 def _check_range(response: Response, start: int) -> None:
-    """Raise ContentMismatch, after which all of it is fetched, for a rest that is none."""
+    """Raise ContentMismatch, after which the layer is fetched anew, unless an answer begins at ``start``."""
     match = _RANGE.match(response.header("Content-Range"))
     if response.status != 206 or match is None or int(match.group(1)) != start:
+        response.close()
         raise ContentMismatch("%s answered with another range" % (response.origin,), retry=True)

@@ -28,7 +28,7 @@ CONFIG: Dict[str, Any] = {
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("minipull.registry.transport.RETRY_DELAYS", (0.001,))
     monkeypatch.setattr("minipull.distribution.pull_v1.JSON_DELAYS", (0.001,))
-    monkeypatch.setattr("minipull.distribution.pull_v1.RESUME_DELAY", 0.001)
+    monkeypatch.setattr("minipull.distribution.pull_v1.RESUME_DELAYS", (0.001,) * 4)
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ FOREIGN = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
 def no_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("minipull.registry.transport.RETRY_DELAYS", (0.001,))
     monkeypatch.setattr("minipull.registry.transport.RATE_LIMIT_DELAYS", (0.001,))
-    monkeypatch.setattr("minipull.distribution.blobs._STUCK_DELAYS", (0.001, 0.001, 0.001))
+    monkeypatch.setattr("minipull.distribution.blobs.SEND_DELAYS", (0.001, 0.001, 0.001))
 
 
 @pytest.fixture

@@ -194,7 +194,7 @@ def test_the_store_is_held_while_its_blobs_are_sent(tmp_path: Path) -> None:
 def no_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("minipull.registry.transport.RETRY_DELAYS", (0.001,))
     monkeypatch.setattr("minipull.registry.transport.RATE_LIMIT_DELAYS", (0.001,))
-    monkeypatch.setattr("minipull.distribution.blobs._STUCK_DELAYS", (0.001, 0.001, 0.001))
+    monkeypatch.setattr("minipull.distribution.blobs.SEND_DELAYS", (0.001, 0.001, 0.001))
 
 
 class Sender:
