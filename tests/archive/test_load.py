@@ -1,155 +1,263 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many clients at once: nothing fails, nothing is damaged, and memory stays small.
-
-What is asserted never depends on how fast the machine is; speed is for scripts/bench.
-"""
-import http.client
+"""load: archives as other tools write them, and the names they get."""
+import gzip
+import io
 import json
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
-from typing import Callable, Dict, Iterable, Tuple, Union
+from typing import Any, BinaryIO, Dict, Optional, cast
 
+import pytest
+
+import minipull
+from minipull.archive.check import check_archive
+from minipull.archive.load import load
+from minipull.cancel import Cancel
+from minipull.digest import Digest
+from minipull.errors import ContentMismatch, InvalidDocument, StorageError
+from minipull.image import manifest
+from minipull.image.descriptor import DOCKER_MANIFEST, DOCKER_TAR
+from minipull.store.check import check
+from minipull.store.store import Store
 from tests.kit import images
-from tests.kit.processes import Minipull, Serve
-
-CLIENTS = 64
-MEMORY = 64 * 10 ** 6  # bytes
-HUGE = (2 << 30) + 4096  # bytes; more than a signed 32 bit number holds
-
-
-def peak(pid: int) -> int:
-    """The most memory that a process had so far, in bytes."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/%d/status" % pid).read_text().splitlines())
-    return int(fields["VmHWM"].split()[0]) * 1024
+from tests.kit.archives import (
+    HERE, KINDS, NAME, OTHER, Messages, docker_members, document, layout_members, named, names, pack)
+from tests.kit.images import Layout, to_json
+from tests.kit.processes import peer, run
+from tests.kit.stores import keep, text_layer
 
 
-class Client:
-    """One connection, kept for all its requests; whatever is not as expected raises."""
-
-    def __init__(self, server: Serve, repository: str) -> None:
-        self._base = "/v2/%s/" % repository
-        self.connection = http.client.HTTPConnection(server.host, timeout=60)
-
-    def close(self) -> None:
-        self.connection.close()
-
-    def ask(self, method: str, url: str, expected: int, body: Union[bytes, Iterable[bytes]] = b"",
-            **headers: str) -> Tuple[http.client.HTTPResponse, bytes]:
-        self.connection.request(method, url, body, headers)
-        response = self.connection.getresponse()
-        data = response.read()
-        assert response.status == expected, (method, url, response.status, data[:300])
-        return response, data
-
-    def blob(self, digest: str) -> bytes:
-        _, data = self.ask("GET", self._base + "blobs/" + digest, 200)
-        assert images.digest_of(data) == digest
-        return data
-
-    def pull(self, tag: str, digest: str) -> None:
-        response, raw = self.ask("GET", self._base + "manifests/" + tag, 200)
-        assert images.digest_of(raw) == response.getheader("Docker-Content-Digest") == digest
-        document = json.loads(raw)
-        for blob in [document["config"], *document["layers"]]:
-            assert len(self.blob(blob["digest"])) == blob["size"]
-
-    def stream(self, data: bytes) -> None:
-        """Send a blob in chunks, by two requests, and read it again."""
-        digest, half = images.digest_of(data), len(data) // 2
-        url = self._place(self.ask("POST", self._base + "blobs/uploads/", 202)[0])
-        for part in (data[:half], data[half:]):
-            pieces = iter([part[:1000], part[1000:]])
-            url = self._place(self.ask("PATCH", url, 202, pieces)[0])
-        self.ask("PUT", "%s?digest=%s" % (url, digest), 201)
-        assert self.blob(digest) == data
-
-    @staticmethod
-    def _place(response: http.client.HTTPResponse) -> str:
-        return response.headers["Location"]
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_what_others_write_is_loaded(store: Store, layout: Layout, path: Path, kind: str) -> None:
+    what = KINDS[kind]
+    image = layout.image([text_layer("one"), text_layer("two"), text_layer("one")])
+    path.write_bytes(pack(what.members(layout, image)))
+    [found] = load(str(path), store)
+    assert (str(found.name), found.id) == (NAME, image.config["digest"])
+    document = store.document(found.descriptor)
+    assert isinstance(document, manifest.Manifest)
+    assert {layer.media_type for layer in document.layers} == {what.media_type}
+    assert (found.descriptor.digest == image.digest) == what.same
+    if what.media_type == DOCKER_TAR:
+        assert found.descriptor.media_type == DOCKER_MANIFEST
+        assert [layer.digest for layer in document.layers] == image.diff_ids  # kept as they are
+        assert Digest.of(document.raw) == load(str(path), Store(store.root + "2"))[0].descriptor.digest
+    assert check(store) == [] == check_archive(str(path), Cancel())
+    assert os.listdir(store.content.scratch) == []
 
 
-def all_at_once(work: Callable[[int], None]) -> None:
-    """Run ``work`` for every client at the same time; raises what the first of them raised."""
-    start = threading.Barrier(CLIENTS, timeout=60)
-
-    def begin(number: int) -> None:
-        start.wait()
-        work(number)
-
-    with ThreadPoolExecutor(CLIENTS) as pool:
-        for done in [pool.submit(begin, number) for number in range(CLIENTS)]:
-            done.result()
-
-
-def test_many_clients_push_and_pull_without_an_error_in_little_memory(
-        tmp_path: Path, serve: Callable[..., Serve], run_minipull: Minipull) -> None:
-    server = serve(tmp_path / "store", "--writable")
-    layout = images.Layout(tmp_path / "layout")
-    shared = images.Spec(size=50000, seed=1)
-    made: Dict[str, images.Image] = {
-        name: layout.image([shared, images.Spec(size=20000, seed=n + 10)], name)
-        for n, name in enumerate(["base", *("c%d" % n for n in range(CLIENTS))])}
-    images.push_layout_http(layout, "base", server.host + "/load/base:1")
-
-    def work(number: int) -> None:
-        name = "c%d" % number
-        for turn in range(2):
-            if (number + turn) % 2:  # half of them push while the others pull
-                images.push_layout_http(layout, name, "%s/load/%s:%d" % (server.host, name, turn))
-            else:
-                with closing(Client(server, "load/base")) as client:
-                    client.pull("1", made["base"].digest)
-        with closing(Client(server, "load/" + name)) as client:
-            client.stream(bytes([number]) * 100_000)
-            client.pull("0" if number % 2 else "1", made[name].digest)
-
-    all_at_once(work)
-    assert peak(server.process.pid) <= MEMORY
-    assert server.log.read_text() == ""
-
-    for name, image in made.items():  # no name was lost between two writers
-        with closing(Client(server, "load/" + name)) as client:
-            tag = "1" if name == "base" or int(name[1:]) % 2 == 0 else "0"
-            assert images.digest_of(client.ask("GET", "/v2/load/%s/manifests/%s" % (name, tag), 200)[1]) \
-                == image.digest
-    server.stop()
-    assert not list((server.root / "ingest").glob("*"))
-    checked = run_minipull("--root", server.root, "check")
-    assert checked.code == 0, checked
+def test_what_docker_saved_before_it_had_a_manifest_is_loaded(store: Store, layout: Layout, path: Path) -> None:
+    one = layout.image([text_layer("one"), text_layer("two")])
+    two = layout.image([text_layer("one"), text_layer("three")])
+    members = dict(docker_members(layout, {"busybox:1": one, "busybox:latest": two}))
+    del members["manifest.json"]
+    path.write_bytes(pack(members))
+    for found, image in zip(load(str(path), store), (one, two)):
+        assert found.config is not None and list(found.config.diff_ids) == image.diff_ids
+        assert [step.created_by for step in found.config.history] == ["make 0", "make 1"]
+        assert (found.os, found.config.created) == ("linux", images.CREATED)
+        assert not {"id", "parent"} & set(json.loads(found.config.raw))
+    assert names(store) == ["docker.io/library/busybox:1", NAME] and check(store) == []
+    first = [image.descriptor.digest for image in store.images()]
+    members[next(name for name in members if name.endswith("layer.tar"))] = gzip.compress(b"\0" * 1024)
+    path.write_bytes(pack(members))
+    load(str(path), store)
+    assert [image.descriptor.digest for image in store.images()] != first and check(store) == []
 
 
-def test_a_huge_blob_is_never_held_in_memory(tmp_path: Path, serve: Callable[..., Serve]) -> None:
-    server = serve(tmp_path / "store", "--writable")
-    digest = "sha256:" + 64 * "a"  # what leaves is not hashed
-    folder = server.root / "blobs" / "sha256"
-    folder.mkdir(parents=True)
-    with (folder / digest.split(":")[1]).open("wb") as file:
-        file.seek(HUGE - 4)
-        file.write(b"end\n")  # the rest is a hole
-    url = "/v2/load/huge/blobs/" + digest
-    slow = [Client(server, "load/huge").connection for _ in range(4)]
-    try:
-        answers = []
-        for connection in slow:  # four are given all of it, and are not done while the others work
-            connection.request("GET", url)
-            answers.append(connection.getresponse())
-            assert answers[-1].getheader("Content-Length") == str(HUGE)
+def test_of_an_index_that_is_there_in_part_the_part_is_loaded(store: Store, layout: Layout, path: Path) -> None:
+    """As docker 29 and ``ctr images export`` save an image pulled for one platform."""
+    made = {platform: layout.image([text_layer(platform)], platform=platform) for platform in (HERE, OTHER)}
+    index = layout.index([dict(image.descriptor, platform=images.parse_platform(platform))
+                          for platform, image in made.items()]
+                         + [images.attestation(layout, made[HERE].digest)])
+    whole = layout_members(layout, [named(index)])
+    item = {"RepoTags": ["busybox:latest", "busybox:2"]}
+    for there, gone in ((HERE, OTHER), (OTHER, HERE)):
+        members = dict(whole)
+        for blob in (made[gone].digest, made[gone].config["digest"], made[gone].layers[0].descriptor["digest"]):
+            del members["blobs/" + blob.replace(":", "/")]
+        path.write_bytes(pack(members))
+        [found] = load(str(path), store)
+        assert (found.descriptor.digest, str(found.name)) == (made[there].digest, NAME)
+        assert check(store) == [] == check_archive(str(path), Cancel())
+        image = made[there]
+        members["manifest.json"] = to_json([dict(
+            item, Config="blobs/" + image.config["digest"].replace(":", "/"),
+            Layers=["blobs/" + image.layers[0].descriptor["digest"].replace(":", "/")])])
+        path.write_bytes(pack(members))
+        assert [(str(each.name), each.descriptor.digest) for each in load(str(path), store)] == [
+            (name, image.digest) for name in (NAME, "docker.io/library/busybox:2")]
+    del members["manifest.json"], members["blobs/" + made[there].digest.replace(":", "/")]
+    path.write_bytes(pack(members))
+    with pytest.raises(InvalidDocument, match="archive.tar: docker.io/library/busybox:latest lacks sha256:"):
+        load(str(path), store)
 
-        def work(number: int) -> None:
-            with closing(Client(server, "load/c%d" % number)) as client:
-                client.stream(bytes([number]) * 500_000)
-                response, data = client.ask("GET", url, 206, Range="bytes=%d-" % (HUGE - 10))
-                assert data == b"\0" * 6 + b"end\n"
-                assert response.getheader("Content-Range") == "bytes %d-%d/%d" % (HUGE - 10, HUGE - 1, HUGE)
 
-        all_at_once(work)
-        for answer in answers:
-            for _ in range(64):
-                assert len(answer.read(1 << 20)) == 1 << 20
-    finally:
-        for connection in slow:
-            connection.close()
-    assert peak(server.process.pid) <= MEMORY
-    assert server.log.read_text() == ""
+@pytest.mark.parametrize("annotations", [
+    None, {images.NAME: "v1"}, {images.NAME: "latest"}, {images.NAME: "../x"}, {images.NAME: "\x1b[1m"},
+    {images.NAME: "x" * 1000}, {"io.containerd.image.name": "busybox@sha256:" + "0" * 64}])
+def test_what_has_no_whole_name_is_known_by_its_digest(
+        store: Store, layout: Layout, path: Path, annotations: Optional[Dict[str, str]]) -> None:
+    image = layout.image([text_layer("one")])
+    entry = {**image.descriptor, **({"annotations": annotations} if annotations else {})}
+    path.write_bytes(pack(layout_members(layout, [entry])))
+    [found] = load(str(path), store)
+    assert str(found.name) == "localhost/loaded@" + image.digest
+    assert store.image(image.config["digest"]) == found and check(store) == []
+    minipull.save([image.config["digest"]], store, str(path))
+    again = path.read_bytes()
+    load(str(path), Store(store.root + "2"))
+    minipull.save([image.config["digest"]], Store(store.root + "2"), str(path))
+    assert path.read_bytes() == again
+
+
+def test_a_name_by_digest_stays_one(store: Store, layout: Layout, path: Path) -> None:
+    image = layout.image([text_layer("one")])
+    keep(store, layout, image, "docker.io/library/busybox@" + image.digest)
+    minipull.save(["busybox@" + image.digest], store, str(path))
+    assert document(path, "manifest.json")[0]["RepoTags"] is None
+    fresh = Store(store.root + "2")
+    assert [str(found.name) for found in load(str(path), fresh)] == names(store)
+
+
+def test_where_layout_and_manifest_disagree_the_layout_counts(store: Store, layout: Layout, path: Path) -> None:
+    one, two = layout.image([text_layer("one")]), layout.image([text_layer("two")])
+
+    def item(image: images.Image, *tags: str) -> Dict[str, Any]:
+        return {"Config": "blobs/" + image.config["digest"].replace(":", "/"), "RepoTags": list(tags) or None,
+                "Layers": ["blobs/" + image.layers[0].descriptor["digest"].replace(":", "/")]}
+
+    members = layout_members(layout, [named(one), {**two.descriptor, "annotations": {images.NAME: "v2"}}])
+    items = [item(two, "busybox:latest", "busybox:2"), item(one), item(one, "busybox:1")]
+    path.write_bytes(pack({**members, "manifest.json": to_json(items)}))
+    found = {str(image.name): image.descriptor.digest for image in load(str(path), store)}
+    assert found == {NAME: one.digest, "docker.io/library/busybox:2": two.digest,
+                     "docker.io/library/busybox:1": one.digest, "localhost/loaded@" + two.digest: two.digest}
+
+
+@pytest.mark.parametrize("how", ["pipe", "file", "gzip", "gzip pipe", "zstd", "object"])
+def test_an_archive_may_come_any_way(store: Store, layout: Layout, path: Path, how: str) -> None:
+    image = layout.image([text_layer("one"), text_layer("two", compression="")])
+    data = pack(layout_members(layout, [named(image)]))
+    if "gzip" in how:
+        data = gzip.compress(data)
+    elif how == "zstd":
+        data = run([peer("zstd"), "-qc"], stdin=data).raw
+        store.layers.zstd = peer("zstd")
+    path.write_bytes(data)
+    if how == "object":
+        load(io.BytesIO(data), store)
+    elif "pipe" in how:
+        with subprocess.Popen(["cat", str(path)], stdout=subprocess.PIPE) as process:
+            load(cast(BinaryIO, process.stdout), store)
+    elif how == "file":
+        with path.open("rb") as file:
+            load(file, store)
+    else:
+        load(str(path), store)
+    assert names(store) == [NAME] and check(store) == []
+    assert os.listdir(store.content.scratch) == []
+
+
+def test_a_layer_that_nobody_can_read_here_is_kept_unverified(
+        store: Store, layout: Layout, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    peer("zstd")
+    monkeypatch.setitem(sys.modules, "compression.zstd", None)
+    path.write_bytes(pack(layout_members(layout, [named(layout.image([text_layer("x", compression="zstd")]))])))
+    messages = Messages()
+    load(str(path), store, progress=messages)
+    assert messages == ["Not verified: layer is compressed with zstd: install zstd or use Python 3.14"]
+    assert {problem.kind for problem in check(store)} == {"unverified"}
+    assert {problem.kind for problem in check_archive(str(path), Cancel())} == {"unverified"}
+    assert check_archive(str(path), Cancel(), peer("zstd")) == []
+    store.layers.zstd = peer("zstd")
+    load(str(path), store)
+    assert check(store) == []
+
+
+def test_a_foreign_layer_may_be_missing(store: Store, layout: Layout, path: Path) -> None:
+    layer = layout.layer(text_layer("base"))
+    config = layout.blob(to_json({"rootfs": {"type": "layers", "diff_ids": [layer.diff_id]}}), images.OCI_CONFIG)
+    foreign = dict(layer.descriptor, mediaType="application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+                   urls=["https://example.com/x"])
+    raw = to_json({"schemaVersion": 2, "mediaType": images.OCI_MANIFEST, "config": config, "layers": [foreign]})
+    image = images.Image(layout.blob(raw, images.OCI_MANIFEST), config, [], raw)
+    members = layout_members(layout, [named(image)])
+    del members["blobs/" + layer.descriptor["digest"].replace(":", "/")]
+    path.write_bytes(pack(members))
+    load(str(path), store)
+    assert {problem.kind for problem in check(store)} == {"unverified"}
+    with pytest.raises(StorageError, match="^busybox:latest lacks blob sha256:.*--foreign"):
+        minipull.save([NAME], store, str(path))
+
+
+def test_each_name_that_is_replaced_is_told(store: Store, layout: Layout, path: Path) -> None:
+    one, two = layout.image([text_layer("one")]), layout.image([text_layer("two")])
+    path.write_bytes(pack(layout_members(layout, [named(two), named(two, NAME[:-6] + "2")])))
+    keep(store, layout, one)
+    messages = Messages()
+    load(str(path), store, progress=messages)
+    assert messages == ["The image busybox:latest already exists, renaming the old one with ID %s to empty string"
+                        % one.config["digest"]]
+    load(str(path), store, progress=messages)
+    assert len(messages) == 1 and len(names(store)) == 2
+    Path(store.content.path(Digest(two.config["digest"]))).unlink()
+    path.write_bytes(pack(layout_members(layout, [named(one)])))
+    load(str(path), store, progress=messages)
+    assert two.digest in messages[1]  # whose ID can't be told any more
+
+
+def test_nothing_has_a_name_before_all_is_verified(store: Store, layout: Layout, path: Path) -> None:
+    """Whichever member is damaged, even one of the last image."""
+    made = [layout.image([text_layer("%d" % n), text_layer("b", compression="")]) for n in range(2)]
+    members = layout_members(layout, [named(image, NAME[:-6] + str(n)) for n, image in enumerate(made)])
+    for name in members:
+        data = members[name]
+        if name.startswith("blobs/") and isinstance(data, bytes):
+            for wrong in (data[:-1] + bytes([data[-1] ^ 1]), data + b"\0", data[:-1]):
+                path.write_bytes(pack({**members, name: wrong}))
+                with pytest.raises((ContentMismatch, InvalidDocument)):
+                    load(str(path), store)
+                assert names(store) == []
+                assert check_archive(str(path), Cancel())
+                shutil.rmtree(store.root)
+    path.write_bytes(pack(members))
+    assert len(load(str(path), store)) == 2 and check(store) == []
+
+
+@pytest.mark.parametrize("kind", ["docker", "crane", "containerd"])
+def test_a_layer_must_be_what_its_config_says(store: Store, layout: Layout, path: Path, kind: str) -> None:
+    """HA05, and HA04: one member is no two layers."""
+    image = layout.image([text_layer("one"), text_layer("two")])
+    lying = layout.blob(layout.read(image.config["digest"]).replace(
+        image.diff_ids[0].encode(), images.digest_of(b"x").encode()), images.OCI_CONFIG)
+    raw = image.raw.replace(image.config["digest"].encode(), lying["digest"].encode())
+    other = image._replace(config=lying, raw=raw, descriptor=layout.blob(raw, images.OCI_MANIFEST))
+    path.write_bytes(pack(KINDS[kind].members(layout, other)))
+    with pytest.raises(ContentMismatch, match="^load .*(content is|layer sha256:.* is) sha256:"):
+        load(str(path), store)
+    assert names(store) == []
+    [problem] = check_archive(str(path), Cancel())
+    assert problem.path.startswith(str(path)) and problem.kind in ("config", "blob")
+    if kind == "docker":
+        members = dict(docker_members(layout, {"busybox:latest": image}))
+        [item] = json.loads(members["manifest.json"])
+        item["Layers"][1] = item["Layers"][0]
+        path.write_bytes(pack({**members, "manifest.json": to_json([item])}))
+        shutil.rmtree(store.root)
+        with pytest.raises(ContentMismatch):
+            load(str(path), store)
+
+
+def test_an_image_has_as_many_layers_as_its_config_says(store: Store, layout: Layout, path: Path) -> None:
+    image = layout.image([text_layer("one"), text_layer("two")])
+    raw = to_json(dict(json.loads(image.raw), layers=[image.layers[0].descriptor]))
+    short = images.Image(layout.blob(raw, images.OCI_MANIFEST), image.config, image.layers[:1], raw)
+    path.write_bytes(pack(layout_members(layout, [named(short)])))
+    with pytest.raises(ContentMismatch, match="layers from manifest don't match image configuration"):
+        load(str(path), store)
+    assert [problem.kind for problem in check_archive(str(path), Cancel())] == ["config"]

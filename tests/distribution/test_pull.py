@@ -17,7 +17,7 @@ from minipull.registry.endpoints import Host
 from minipull.errors import InvalidReference, NetworkError, NoSupport, NotFound, StorageError
 from minipull.registry.errors import RegistryError
 from tests.kit.servers import Certificates, ScriptedServer, Uploads, close, content, error, reply
-from tests.store.test_store import keep
+from tests.kit.stores import keep
 from tests.kit.v1server import V1Server, blobs
 
 

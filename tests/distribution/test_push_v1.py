@@ -22,7 +22,7 @@ from minipull.distribution.push_v1 import tarsum
 from minipull.cancel import Cancel
 from minipull.xfer.upload import LayerUploadManager
 from tests.kit.servers import ScriptedServer, hold, reply, reset, sleep
-from tests.store.test_store import keep
+from tests.kit.stores import keep
 from tests.kit.v1server import V1Server
 
 TABLES = json.loads((DATA / "tables.json").read_text())

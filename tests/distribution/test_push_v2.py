@@ -36,7 +36,7 @@ from minipull.xfer.upload import LayerUploadManager
 from tests.kit.servers import (
     Connection, FaultProxy, ScriptedServer, TokenAuth, Uploads, close, error, hold, redirect, reply, reset)
 from tests.xfer.test_download import Log, background
-from tests.store.test_store import keep, keep_index
+from tests.kit.stores import keep, keep_index
 
 TABLES = json.loads((DATA / "tables.json").read_text("utf-8"))
 DIFF_ID = DiffID(Digest.of(b"layer"))

@@ -14,7 +14,7 @@ from tests.kit import ROOT
 from tests.kit.processes import Minipull, ask, clean_env, end, free_port, missing, wait_until
 from minipull.registry.auth import Credential
 from minipull.registry.v1 import Session
-from tests.store.test_store import keep
+from tests.kit.stores import keep
 
 PYTHON = ROOT / ".venv-v1" / "bin" / "python"
 #: Its M2Crypto, which checks signed tokens, does not build any longer.

@@ -37,7 +37,7 @@ from minipull.errors import InvalidReference, NetworkError
 from minipull.server.registry import Registry, serve
 from minipull.store.store import Store
 from minipull.cancel import Cancel
-from tests.store.test_store import ENV, problems
+from tests.kit.stores import ENV, problems
 
 DATA = bytes(range(256)) * 40
 NOBODY = "0a1b2c3d-0a1b-4c2d-8e3f-0a1b2c3d4e5f"

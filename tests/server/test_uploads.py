@@ -23,7 +23,7 @@ from minipull.files import Locked
 from minipull.store.store import Store
 from minipull.cancel import Cancel
 from minipull.server.uploads import Upload, UploadStore
-from tests.store.test_store import ENV, age, killed_at, problems
+from tests.kit.stores import ENV, age, killed_at, problems
 
 REPOSITORY = "team/app"
 DATA = bytes(range(256)) * 40

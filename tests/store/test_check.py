@@ -18,7 +18,7 @@ from minipull.store.layer import Diff
 from minipull.reference import Reference
 from minipull.store.store import Store
 from minipull.cancel import Cancel
-from tests.store.test_store import (
+from tests.kit.stores import (
     NAME, age, descriptor, fetch, keep, keep_index, multi, problems, text_layer, twin_images)
 
 KINDS = {

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Compression undone: sound streams whole, damaged ones refused, bombs bounded."""
 import bz2
 import importlib.util
 import io
@@ -8,7 +9,6 @@ import random
 import struct
 import subprocess
 import sys
-import threading
 import tracemalloc
 import types
 import zlib
@@ -17,78 +17,17 @@ from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Optional
 
 import pytest
 
-from tests.kit.processes import peer
+from minipull.cancel import Cancel
+from minipull.cli.settings import find_zstd
 from minipull.digest import Digest, Verifier
 from minipull.errors import Cancelled, InvalidDocument, StorageError, Unsupported
-from minipull.cli.settings import find_zstd
-from minipull.cancel import Cancel
 from minipull.store.compression import BUFFER, decompressed
+from tests.kit.processes import peer
 
 TIMEOUT = 30.0
 INPUT = 128 << 10  # bytes that the decoder reads at once
 NOISE = random.Random(1).getrandbits(8 * 300000).to_bytes(300000, "big")
 Opener = Callable[[bytes], BinaryIO]
-
-
-# -- cancel ------------------------------------------------------------------------
-
-
-def test_a_switch_that_is_set_tells_everybody_once() -> None:
-    cancel = Cancel()
-    told: List[str] = []
-    with cancel.calling(lambda: told.append("in time")):
-        with cancel.calling(lambda: told.append("too late")):
-            cancel.check()
-            cancel.pause(0)
-            assert (cancel.cancelled, told) == (False, [])
-        cancel.cancel()
-        cancel.cancel()
-    assert (cancel.cancelled, told) == (True, ["in time"])
-    with cancel.calling(lambda: told.append("before")):
-        assert told == ["in time", "before"]
-    cancel.cancel()
-    assert told == ["in time", "before"]
-    for act in (cancel.check, lambda: cancel.pause(TIMEOUT)):
-        with pytest.raises(Cancelled, match="^cancelled$"):
-            act()
-
-
-def test_one_callback_may_be_asked_for_twice_and_goes_once_at_a_time() -> None:
-    cancel = Cancel()
-    told: List[int] = []
-
-    def callback() -> None:
-        told.append(1)
-        with cancel.calling(lambda: told.append(2)):  # takes no lock that is held
-            cancel.cancel()
-
-    with cancel.calling(callback):
-        with pytest.raises(ValueError), cancel.calling(callback):
-            raise ValueError
-        cancel.cancel()
-        assert told == [1, 2]
-    with cancel.calling(callback):
-        pass
-    assert told == [1, 2, 1, 2]
-
-
-def test_a_pause_ends_when_the_switch_is_set() -> None:
-    cancel = Cancel()
-    ended = threading.Event()
-
-    def wait() -> None:
-        with pytest.raises(Cancelled):
-            cancel.pause(TIMEOUT * 10)
-        ended.set()
-
-    thread = threading.Thread(target=wait, daemon=True)
-    thread.start()
-    cancel.cancel()
-    assert ended.wait(TIMEOUT)
-    thread.join(TIMEOUT)
-
-
-# -- compression -------------------------------------------------------------------
 
 
 @pytest.fixture

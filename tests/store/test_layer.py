@@ -15,7 +15,7 @@ from minipull.digest import ChainID, DiffID, Digest, Verifier, chain_id
 from minipull.errors import Cancelled, InvalidDocument, StorageError
 from minipull.store.layer import Diff, Layer, LayerStore, parse_layer
 from minipull.cancel import Cancel
-from tests.store.test_content import failing
+from tests.kit.stores import failing
 
 DIFFS = [DiffID(Digest.of(b"tar %d" % n)) for n in range(3)]
 BLOBS = [Descriptor(OCI_LAYER, Digest.of(b"blob %d" % n), 10 + n) for n in range(3)]

@@ -14,7 +14,7 @@ from minipull.errors import InvalidDocument, StorageError
 from minipull.store.metadata import (
     MetadataStore, V1IDService, V2Metadata, V2MetadataService, check_hmac, compute_hmac, hmac_key,
     parse_metadata)
-from tests.store.test_content import failing
+from tests.kit.stores import failing
 
 TABLES = json.loads((DATA / "tables.json").read_text("utf-8"))
 DIFF = [DiffID(Digest.of(b"diff %d" % n)) for n in range(4)]

@@ -18,8 +18,8 @@ from minipull.errors import Cancelled, InvalidReference, StorageError
 from minipull.reference import Reference
 from minipull.store.references import Association, ReferenceStore, association, parse_index
 from minipull.cancel import Cancel
-from tests.store.test_content import failing
-from tests.store.test_store import at_once
+from tests.kit.stores import failing
+from tests.kit.stores import at_once
 
 ONE, TWO, SOURCE = (Digest.of(text) for text in (b"one", b"two", b"source"))
 NAME = Reference.parse("docker.io/library/busybox:latest")
