@@ -9,7 +9,7 @@ Mirrors moby's distribution/errors.go and docker/distribution's errcode.
 """
 import contextlib
 import errno
-from typing import Iterator
+from typing import ContextManager, Iterator, Mapping, Optional
 
 
 class Error(Exception):
@@ -105,17 +105,32 @@ class NoSupport(Unsupported):
     """Nothing that the protocol of this endpoint can do, which says less than any other error."""
 
 
-@contextlib.contextmanager
-def storage_errors(what: str) -> Iterator[None]:
-    """Map the operating system's errors on the store to one clear StorageError.
+def corrupt(digest: str, kind: str = "blob") -> StorageError:
+    """The error for stored bytes that no longer have their digest."""
+    return StorageError("%s %s in the store is corrupt; run minipull check" % (kind, digest))
 
-    ``what`` says what was being done, on what: "write /store/index.json".
+
+def shown(text: str, limit: Optional[int] = None) -> str:
+    """Foreign text as one harmless line of ASCII, cut off after ``limit`` characters."""
+    return ascii(text)[1:-1][:limit]
+
+
+@contextlib.contextmanager
+def file_errors(action: str, hints: Mapping[int, str] = {}) -> Iterator[None]:
+    """Map an operating system's error to one line, a StorageError that begins with the action.
+
+    ``action`` names the file: "write /store/index.json".  ``hints`` go to the end, by errno.
     """
     try:
         yield
     except OSError as exc:
-        hint = _STORAGE_HINTS.get(exc.errno or 0, "")
-        raise StorageError("%s: %s%s" % (what, exc.strerror or exc, hint)) from exc
+        hint = hints.get(exc.errno or 0, "")
+        raise StorageError("%s: %s%s" % (action, exc.strerror or exc, hint)) from exc
+
+
+def storage_errors(action: str) -> ContextManager[None]:
+    """Map errors on the store's own files as file_errors() does, with advice for its user."""
+    return file_errors(action, _STORAGE_HINTS)
 
 
 _STORAGE_HINTS = {

@@ -17,7 +17,7 @@ import tempfile
 import time
 from typing import Callable, Iterator, Optional
 
-from .errors import InvalidDocument, StorageError, storage_errors
+from .errors import InvalidDocument, StorageError, shown, storage_errors
 
 if os.name == "posix":  # elsewhere readers go on and writers stop
     import fcntl
@@ -166,4 +166,4 @@ def _holder(fd: int) -> str:
             command = file.read(200).replace(b"\0", b" ").strip()
     except (OSError, StopIteration, ValueError, IndexError):
         return "another process"
-    return "process %s (%s)" % (pid, ascii(command.decode("utf-8", "replace"))[1:-1])
+    return "process %s (%s)" % (pid, shown(command.decode("utf-8", "replace")))

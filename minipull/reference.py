@@ -14,7 +14,7 @@ import re
 from typing import NamedTuple, Optional, Tuple
 
 from .digest import Digest
-from .errors import InvalidDocument, InvalidReference
+from .errors import InvalidDocument, InvalidReference, shown
 
 #   label       ::= alnum [ ( alnum | "-" )* alnum ]
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
@@ -62,7 +62,7 @@ class Reference(NamedTuple):
         name = rest.partition(":")[0].partition("@")[0]
         if name.lower() != name:
             raise InvalidReference("invalid reference format: repository name (%s) must be"
-                                   " lowercase" % ascii(name)[1:-1][:100])
+                                   " lowercase" % shown(name, 100))
         port = domain.rpartition(":")[2]
         reference = _parse_strict("%s/%s" % (domain, rest) if text else "")
         if port.isdigit() and (len(port) > 5 or int(port) > 65535):

@@ -75,10 +75,8 @@ def _take(archive: "Archive", tops: Sequence[Descriptor], store: Store, output: 
         for item, document in archive.walk(top):
             blobs[item.digest] = item
             if isinstance(document, Manifest) and is_runnable(document):
-                diff_ids = ImageConfig.parse(archive.content.read(document.config.digest, MAX_CONFIG)).diff_ids
-                if len(diff_ids) != len(document.layers):
-                    raise ContentMismatch("layers from manifest don't match image configuration")
-                for blob, diff_id in zip(document.layers, diff_ids):
+                config = ImageConfig.parse(archive.content.read(document.config.digest, MAX_CONFIG))
+                for blob, diff_id in config.paired(document.layers):
                     said.setdefault(blob.digest, set()).add(diff_id)
 
     def take(blob: Descriptor) -> None:

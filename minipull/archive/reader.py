@@ -2,7 +2,6 @@
 """A tar as a read-only source of images."""
 import contextlib
 import io
-import json
 import os
 import re
 import stat
@@ -12,14 +11,14 @@ from typing import Any, BinaryIO, Dict, Iterator, List, Optional, Set, Tuple, Un
 from ..cancel import Cancel
 from ..digest import Buffer, DiffID, Digest, Verifier
 from ..errors import (
-    ContentMismatch, InvalidDocument, InvalidReference, PolicyError, StorageError, storage_errors)
+    ContentMismatch, InvalidDocument, InvalidReference, PolicyError, file_errors, shown, storage_errors)
 from ..files import write_all
 from ..image import manifest, schema1
 from ..image.config import ImageConfig
 from ..image.descriptor import (
     DOCKER_CONFIG, DOCKER_MANIFEST, DOCKER_TAR, INDEX_TYPES, MANIFEST_TYPES, Descriptor, select)
 from ..image.manifest import MAX_LAYERS, MAX_MANIFEST, Index, Manifest, is_runnable
-from ..image.strictjson import object_at, parse_json, parse_value, string_at, strings_at
+from ..image.strictjson import as_object, compact, object_at, parse_json, parse_value, string_at, strings_at
 from ..image.tar import BLOCK, FILE, LINK, SYMLINK, Reader
 from ..reference import Reference
 from ..store.compression import BUFFER, decompressed, is_compressed, pieces
@@ -51,14 +50,11 @@ def opened(file: Union[str, BinaryIO], cancel: Cancel, zstd: Optional[str] = Non
                 made.seek(0)
             return cast(BinaryIO, made)
 
-        try:
+        regular = False
+        with file_errors("open %s" % path), contextlib.suppress(io.UnsupportedOperation):
             if isinstance(file, str):
                 file = stack.enter_context(open(file, "rb", buffering=0))
             regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-        except io.UnsupportedOperation:
-            regular = False
-        except OSError as exc:
-            raise StorageError("open %s: %s" % (path, exc.strerror)) from exc
         assert not isinstance(file, str)
         if not regular:
             file = spooled(pieces(file, cancel))
@@ -123,7 +119,7 @@ class Archive(Store):
                 self._names.add(_name(label, best[0]), best[0], label)
             else:
                 lost = next(self.missing(entry), entry)
-                lacking[label] = "%s lacks %s" % (_shown(label or entry.digest), lost.digest)
+                lacking[label] = "%s lacks %s" % (shown(label or entry.digest, 200), lost.digest)
         return lacking
 
     def _sound(self, top: Descriptor, document: manifest.Document) -> bool:
@@ -140,14 +136,14 @@ class Archive(Store):
             raise InvalidDocument("invalid manifest, manifest cannot be null (but can be [])")
         for item in items:
             what = "manifest.json"
-            item = object_at({"image": item}, "image", what)
+            item = as_object(item, "image", what)
             names = [_tagged(text) for text in strings_at(item, "RepoTags", what)]
             new = [name for name in names if str(name) not in self._names.entries]
             if names and not new:
                 continue
             place = _inside(string_at(item, "Config", what))
             raw = self._read(place, MAX_CONFIG)
-            config = Descriptor(DOCKER_CONFIG, Digest.of(raw), len(raw))
+            config = Descriptor.of(raw, DOCKER_CONFIG)
             top = self._by_config.get(config.digest)
             if top is None:
                 diff_ids, paths = ImageConfig.parse(raw).diff_ids, strings_at(item, "Layers", what)
@@ -156,9 +152,9 @@ class Archive(Store):
                         len(diff_ids), len(paths)))
                 self._members.called[config.digest] = place
                 layers = [self._layer(_inside(path), diff_id)[0] for path, diff_id in zip(paths, diff_ids)]
-                made = json.dumps({
+                made = compact({
                     "schemaVersion": 2, "mediaType": DOCKER_MANIFEST, "config": config.to_json(),
-                    "layers": [layer.to_json() for layer in layers]}, separators=(",", ":")).encode()
+                    "layers": [layer.to_json() for layer in layers]})
                 top = self._members.make(made, DOCKER_MANIFEST)
             elif not names:
                 continue
@@ -168,14 +164,17 @@ class Archive(Store):
     def _repositories(self) -> None:
         """Take what docker saved before 1.10: a directory for each layer, which names its parent."""
         what = "repositories"
-        for path, tags in parse_json(self._read(what), what).items():
-            for tag in object_at({path: tags}, path, what):
+        repositories = parse_json(self._read(what), what)
+        for path in repositories:
+            tags = object_at(repositories, path, what)
+            for tag in tags:
                 chain: List[schema1.Entry] = []
                 layers: List[Tuple[Descriptor, DiffID]] = []
                 parent = string_at(tags, tag, what)
                 while parent:
                     if not re.fullmatch("[0-9a-f]{64}", parent) or len(chain) == MAX_LAYERS:
-                        raise InvalidDocument("layer %s has no valid id, or too many above it" % _shown(parent))
+                        raise InvalidDocument(
+                            "layer %s has no valid id, or too many above it" % shown(parent, 200))
                     v1 = parse_json(self._read(parent + "/json", MAX_CONFIG), parent[:12])
                     layers.insert(0, self._layer(parent + "/layer.tar", None))
                     chain.insert(0, schema1.Entry(layers[0][0].digest, dict({"os": "linux"}, **v1)))
@@ -216,7 +215,7 @@ class _Names(ReferenceStore):
         label = str(name) if name else label
         entry = top._replace(annotations={REF_NAME: label} if label else None).to_json()
         if self.entries.setdefault(label or top.digest, entry)["digest"] != top.digest:
-            raise InvalidDocument("two images are called %s" % _shown(label))
+            raise InvalidDocument("two images are called %s" % shown(label, 200))
 
     def descriptors(self) -> List[Dict[str, Any]]:
         return list(self.entries.values())
@@ -263,25 +262,26 @@ class _Members(ContentStore):
         """Where the data of a member is, and its size; raises InvalidDocument if that is ambiguous."""
         for _ in range(MAX_HOPS + 1):
             if name in self._twice:
-                raise InvalidDocument("%s is in it twice" % _shown(name))
+                raise InvalidDocument("%s is in it twice" % shown(name, 200))
             if name not in self._links:
                 return self._parts.get(name)
             name = self._links[name]
-        raise InvalidDocument("%s lies behind more than %d links" % (_shown(name), MAX_HOPS))
+        raise InvalidDocument("%s lies behind more than %d links" % (shown(name, 200), MAX_HOPS))
 
     def part(self, name: str, limit: int = 1 << 62) -> BinaryIO:
         """Open a member; raises InvalidDocument, and PolicyError past ``limit`` bytes."""
         found = self.find(name)
         if found is None:
-            raise InvalidDocument("%s is missing" % _shown(name))
+            raise InvalidDocument("%s is missing" % shown(name, 200))
         if found[1] > limit:
-            raise PolicyError("%s is larger than %d bytes" % (_shown(name), limit))
+            raise PolicyError("%s is larger than %d bytes" % (shown(name, 200), limit))
         return cast(BinaryIO, _Part(self._file, *found))
 
     def make(self, data: bytes, media_type: str) -> Descriptor:
         """A document that the archive ought to have."""
-        self._made[Digest.of(data)] = data
-        return Descriptor(media_type, Digest.of(data), len(data))
+        descriptor = Descriptor.of(data, media_type)
+        self._made[descriptor.digest] = data
+        return descriptor
 
     def path(self, digest: Digest) -> str:
         return os.path.join(self.root, self._name(digest))
@@ -355,8 +355,4 @@ def _tagged(text: str) -> Reference:
         check_name(name)
         if not name.digest:
             return name
-    raise InvalidDocument("invalid tag %s" % _shown(text))
-
-
-def _shown(text: str) -> str:
-    return ascii(text)[1:-1][:200]
+    raise InvalidDocument("invalid tag %s" % shown(text, 200))

@@ -10,18 +10,19 @@ same bytes.  What is written is verified on the way.
 Mirrors moby's image/tarexport/save.go.  Spec: image-spec image-layout.md.
 """
 import contextlib
-import json
 import os
 import stat
 from typing import Any, BinaryIO, Dict, Iterator, List, Optional, Sequence, Union
 
 from ..cancel import Cancel
 from ..digest import Buffer, Digest, Verifier
-from ..errors import ContentMismatch, InvalidReference, NotFound, StorageError, storage_errors
+from ..errors import (
+    ContentMismatch, InvalidReference, NotFound, StorageError, corrupt, file_errors, storage_errors)
 from ..files import replacing, write_all
 from ..image.descriptor import OCI_INDEX, Descriptor
 from ..image.manifest import Manifest, is_runnable
 from ..image.platform import Platform
+from ..image.strictjson import compact
 from ..image.tar import DIRECTORY, END, FILE, Entry, header, padding
 from ..progress import Meter, Output, Progress, discard, serialized
 from ..reference import Reference
@@ -106,9 +107,9 @@ def packed(store: Store, images: Sequence[Named], platform: Platform, output: Ou
             if layers:
                 repositories.setdefault(name.familiar_name, {})[name.tag] = document.layers[-1].digest.encoded
     index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}
-    for file, data in (("oci-layout", LAYOUT), ("index.json", _compact(index)),
-                       ("manifest.json", _compact(list(docker.values()))),
-                       ("repositories", _compact(repositories) if repositories else b"")):
+    for file, data in (("oci-layout", LAYOUT), ("index.json", compact(index)),
+                       ("manifest.json", compact(list(docker.values()))),
+                       ("repositories", compact(repositories) if repositories else b"")):
         if data:
             yield header(Entry(file.encode(), FILE, len(data))) + data + padding(len(data))
     for folder in ["blobs/"] + sorted({"blobs/%s/" % digest.algorithm for digest in blobs}):
@@ -124,7 +125,7 @@ def packed(store: Store, images: Sequence[Named], platform: Platform, output: Ou
         try:
             verifier.verify(digest, blobs[digest], "blob")
         except ContentMismatch as exc:
-            raise StorageError("blob %s in the store is corrupt; run minipull check" % digest) from exc
+            raise corrupt(digest) from exc
         yield padding(blobs[digest])
     meter.finish()
     yield END
@@ -135,25 +136,18 @@ def write_file(path: str, data: Iterator[Buffer]) -> None:
 
     Raises StorageError.
     """
-    try:
-        with contextlib.ExitStack() as stack:
-            if os.path.exists(path) and not os.path.isfile(path):
-                fd = os.open(path, os.O_WRONLY)
-                stack.callback(os.close, fd)
-            else:
-                real = os.path.realpath(path)  # a link stays one
-                fd = stack.enter_context(replacing(real, os.path.dirname(real)))
-                if os.path.exists(real):
-                    os.fchmod(fd, stat.S_IMODE(os.stat(real).st_mode))
-            for piece in data:
-                write_all(fd, memoryview(piece))
-    except OSError as exc:
-        raise StorageError("write %s: %s" % (path, exc.strerror)) from exc
+    with file_errors("write %s" % path), contextlib.ExitStack() as stack:
+        if os.path.exists(path) and not os.path.isfile(path):
+            fd = os.open(path, os.O_WRONLY)
+            stack.callback(os.close, fd)
+        else:
+            real = os.path.realpath(path)  # a link stays one
+            fd = stack.enter_context(replacing(real, os.path.dirname(real)))
+            if os.path.exists(real):
+                os.fchmod(fd, stat.S_IMODE(os.stat(real).st_mode))
+        for piece in data:
+            write_all(fd, memoryview(piece))
 
 
 def _member(digest: Digest) -> str:
     return "blobs/%s/%s" % (digest.algorithm, digest.encoded)
-
-
-def _compact(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()

@@ -14,7 +14,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Unio
 
 from ..cancel import Cancel
 from ..digest import Buffer
-from ..errors import Error, InvalidReference, StorageError
+from ..errors import Error, InvalidReference, StorageError, shown
 from ..image.config import Image
 from ..progress import Progress
 from ..reference import Reference
@@ -143,7 +143,7 @@ def reference(text: str) -> Reference:
     try:
         return Reference.parse(stripped(text))
     except InvalidReference as exc:
-        raise exc.within(ascii(text)[1:-1][:300] or "''") from exc
+        raise exc.within(shown(text, 300) or "''") from exc
 
 
 def described(store: Store, image: Image) -> Dict[str, Any]:

@@ -136,7 +136,7 @@ def _make_image(folder: str) -> Digest:
         "rootfs": {"type": "layers", "diff_ids": [diff_id]}}).encode()
     store, parts = Store(folder), []
     for kind, data in ((OCI_CONFIG, config), (OCI_LAYER + "+gzip", layer)):
-        parts.append(Descriptor(kind, Digest.of(data), len(data)).to_json())
+        parts.append(Descriptor.of(data, kind).to_json())
         store.content.put(Digest.of(data), data)
     manifest = json.dumps({
         "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": parts[0], "layers": parts[1:]}).encode()

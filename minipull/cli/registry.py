@@ -11,7 +11,7 @@ from ..distribution.places import Place
 from ..distribution.pull import options, pull_with
 from ..distribution.pull_v2 import Pulled
 from ..distribution.push import push_with, pushed_images
-from ..errors import InvalidReference
+from ..errors import InvalidReference, shown
 from ..image import manifest
 from ..image.platform import Platform
 from ..reference import Reference
@@ -109,7 +109,7 @@ def _copy(context: Context, flags: argparse.Namespace) -> None:
     try:
         source, target = Place.parse(flags.src), Place.parse(flags.dst)
     except InvalidReference as exc:
-        raise exc.within("copy %s %s" % (ascii(flags.src)[1:-1], ascii(flags.dst)[1:-1])) from exc
+        raise exc.within("copy %s %s" % (shown(flags.src), shown(flags.dst))) from exc
     if settings.text("creds") or settings.text("registry_token"):
         settings.credentials(source.domains + target.domains)  # for one registry, not for two
     wanted = Options([Platform.parse(text, host_platform()) for text in flags.platform or ()],

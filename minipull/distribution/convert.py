@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 """From docker's format to OCI's and back: only what names things changes."""
-import json
 from typing import Any, Dict, List, Sequence
 
 from ..digest import Digest
@@ -10,7 +9,7 @@ from ..image.descriptor import (
     DOCKER_CONFIG, DOCKER_FOREIGN, DOCKER_LIST, DOCKER_MANIFEST, DOCKER_TAR, OCI_CONFIG, OCI_FOREIGN,
     OCI_INDEX, OCI_LAYER, OCI_MANIFEST, Descriptor)
 from ..image.manifest import Document, Index, is_runnable
-from ..image.strictjson import parse_json
+from ..image.strictjson import compact, parse_json
 from ..progress import Output, Progress
 
 #: Each type with what stands for it in the other format; a prefix stands for its compressed kinds.
@@ -41,7 +40,7 @@ def rewritten(document: Document, media_type: str, **members: Any) -> Document:
         obj.pop("annotations", None)  # which that format does not have
     for key, value in members.items():
         obj[key] = value.to_json() if isinstance(value, Descriptor) else [item.to_json() for item in value]
-    return manifest.parse(json.dumps(obj, separators=(",", ":")).encode(), media_type)
+    return manifest.parse(compact(obj), media_type)
 
 
 def converted(documents: Sequence[Document], format: str, output: Output) -> List[Document]:

@@ -11,7 +11,6 @@ refers to an image, distribution-spec "Listing Referrers" and its tag schema.
 """
 import contextlib
 import functools
-import json
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
 from ..cancel import Cancel
@@ -21,6 +20,7 @@ from ..image import manifest
 from ..image.descriptor import INDEX_TYPES, MANIFEST_TYPES, OCI_INDEX, Descriptor, is_foreign, select
 from ..image.manifest import Document, Index, Manifest
 from ..image.platform import Platform
+from ..image.strictjson import compact
 from ..parts import part
 from ..progress import Output, Progress, discard, serialized
 from ..registry.auth import Keyring
@@ -318,7 +318,7 @@ class _Copy:
         if added:
             members = {"schemaVersion": 2, "mediaType": OCI_INDEX,
                        "manifests": [item.to_json() for item in known + added]}
-            raw = json.dumps(members, separators=(",", ":")).encode()
+            raw = compact(members)
             self._target.tag(tag, manifest.parse(raw, OCI_INDEX), self._cancel)
 
 

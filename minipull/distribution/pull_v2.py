@@ -245,10 +245,7 @@ class V2Puller:
 
     def _word(self, document: Manifest, position: int, cancel: Cancel) -> DiffID:
         """What the config says a layer is, for one that we can't look into."""
-        diff_ids = self._config(document, cancel).diff_ids
-        if len(diff_ids) != len(document.layers):
-            raise ContentMismatch("layers from manifest don't match image configuration")
-        return diff_ids[position]
+        return self._config(document, cancel).paired(document.layers)[position][1]
 
     def _check_platform(self, config: ImageConfig) -> None:
         """Warn of an image that is for another platform; raise NotFound if the user asked for this one."""

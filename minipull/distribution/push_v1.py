@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Dict, Iterable, Iterator, List, NamedTuple, Op
 
 from ..cancel import Cancel
 from ..digest import Buffer, ChainID, DiffID, Verifier, next_chain_id
-from ..errors import NetworkError, NotFound, StorageError, Unsupported
+from ..errors import NetworkError, NotFound, StorageError, Unsupported, corrupt
 from ..image import tar
 from ..image.config import Image
 from ..image.descriptor import Descriptor
@@ -151,7 +151,7 @@ class V1Pusher:
             stream = self._stream(file, cancel, payload if zipped else None)
             checksum = tarsum(_shown(stream, diff), layer.raw)
             if layer.diff_id not in (None, diff.digest):
-                raise StorageError("layer %s in the store is corrupt; run minipull check" % layer.diff_id)
+                raise corrupt(layer.diff_id, "layer")
 
             def compressed() -> Iterator[Buffer]:
                 nonlocal payload

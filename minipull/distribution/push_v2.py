@@ -13,18 +13,17 @@ that refuses the manifest is given schema 1, signed with a key that nobody keeps
 Mirrors moby's distribution/push_v2.go.
 """
 import contextlib
-import json
 import zlib
 from typing import BinaryIO, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from ..cancel import Cancel
 from ..digest import Buffer, DiffID, Digest, Verifier
-from ..errors import NetworkError, NotFound, PolicyError, StorageError, Unauthorized
+from ..errors import NetworkError, NotFound, PolicyError, StorageError, Unauthorized, corrupt
 from ..image import manifest
 from ..image.config import Image, ImageConfig
 from ..image.descriptor import DOCKER_LAYER, DOCKER_TAR, OCI_LAYER, Descriptor, is_foreign
 from ..image.manifest import Document, Index, Manifest, is_runnable
-from ..image.strictjson import parse_json
+from ..image.strictjson import compact, parse_json
 from ..parts import part
 from ..progress import Meter, Output, Progress, discard
 from ..reference import Reference
@@ -155,7 +154,7 @@ class V2Pusher:
         if isinstance(top, Index) or blobs == list(top.layers):
             return top
         obj = dict(parse_json(top.raw, "manifest"), layers=[blob.to_json() for blob in blobs])
-        return manifest.parse(json.dumps(obj, separators=(",", ":")).encode(), top.media_type)
+        return manifest.parse(compact(obj), top.media_type)
 
     def _put_schema1(self, tag: str, document: Document, exc: RegistryError) -> Descriptor:
         """Have the image as schema 1 where its manifest was refused, if that is wanted and can be."""
@@ -293,7 +292,7 @@ class V2PushDescriptor(UploadDescriptor):
     def _send(self, transfer: Transfer, upload: Optional[Upload]) -> Descriptor:
         pusher, cancel, blob = self._pusher, transfer.cancel, self.blob
         if not pusher.store.content.has(blob.digest, blob.size):
-            raise _corrupt(blob.digest)
+            raise corrupt(blob.digest)
         meter = Meter(transfer.progress if self.id else discard, self.id, "Pushing", blob.size)
         with pusher.store.content.open(blob.digest) as file:
             if self._free:
@@ -307,7 +306,7 @@ class V2PushDescriptor(UploadDescriptor):
             except RegistryError as exc:
                 if exc.code != "DIGEST_INVALID":
                     raise
-                raise _corrupt(blob.digest) from exc
+                raise corrupt(blob.digest) from exc
         return blob
 
     def _send_compressed(self, file: BinaryIO, meter: Meter, cancel: Cancel,
@@ -322,7 +321,7 @@ class V2PushDescriptor(UploadDescriptor):
                 meter.move(raw.size)
                 yield compressor.compress(piece)
             if raw.digest != self.blob.digest:
-                raise _corrupt(self.blob.digest)
+                raise corrupt(self.blob.digest)
             yield compressor.flush()
 
         sent = send_stream(
@@ -340,7 +339,3 @@ class V2PushDescriptor(UploadDescriptor):
     def _forget(self, entry: V2Metadata) -> None:
         with contextlib.suppress(StorageError):
             self._pusher.store.metadata.remove(entry)
-
-
-def _corrupt(digest: Digest) -> StorageError:
-    return StorageError("blob %s in the store is corrupt; run minipull check" % digest)

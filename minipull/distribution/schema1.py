@@ -82,14 +82,14 @@ def push(pusher: V2Pusher, tag: str, document: Manifest, refusal: RegistryError)
             raise Unsupported("schema 1 has no layers of type %s" % layer.media_type) from refusal
     config = ImageConfig.parse(pusher.store.content.read(document.config.digest, MAX_CONFIG))
     raw = schema1.build(pusher.target.path, tag, config, [layer.digest for layer in document.layers])
-    empty = Descriptor(DOCKER_LAYER, Digest.of(schema1.EMPTY), len(schema1.EMPTY))
+    empty = Descriptor.of(schema1.EMPTY, DOCKER_LAYER)
     if empty.digest.encode() in raw and pusher.repository.stat(empty.digest, pusher.cancel) is None:
         send_blob(pusher.repository, empty, lambda offset, size: Body.of(
             schema1.EMPTY[offset:offset + size]), pusher.cancel)
     key = 1 + secrets.randbelow(es256.ORDER - 1)
     signed = schema1.sign(raw, key, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
     pusher.repository.put_manifest(tag, signed, SCHEMA1_SIGNED, pusher.cancel)
-    pushed = Descriptor(SCHEMA1_SIGNED, Digest.of(raw), len(raw))
+    pushed = Descriptor.of(raw, SCHEMA1_SIGNED)
     text = "WARNING: %s refused the manifest (%s), so it got the outdated schema 1: the digest is now %s"
     pusher.output(Progress(message=text % (pusher.repository.endpoint, refusal, pushed.digest)))
     return pushed

@@ -6,14 +6,14 @@ are kept.  The rest is only for use.
 
 Mirrors moby's image.NewFromJSON.  Spec: image-spec, config.md.
 """
-from typing import Any, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from ..digest import DiffID, Digest, ImageID
-from ..errors import InvalidDocument
+from ..errors import ContentMismatch, InvalidDocument
 from ..reference import Reference
 from .descriptor import Descriptor
 from .platform import Platform
-from .strictjson import digest_at, list_at, object_at, parse_json, string_at
+from .strictjson import digests_at, list_at, object_at, parse_json, string_at
 
 
 class History(NamedTuple):
@@ -53,14 +53,19 @@ class ImageConfig(NamedTuple):
         rootfs = object_at(obj, "rootfs", what)
         if rootfs.get("type") != "layers":
             raise InvalidDocument('%s: invalid image JSON, RootFS type must be "layers"' % what)
-        diff_ids = tuple(DiffID(digest_at({"diff_ids": item}, "diff_ids", what))
-                         for item in list_at(rootfs, "diff_ids", what))
+        diff_ids = tuple(map(DiffID, digests_at(rootfs, "diff_ids", what)))
         history = tuple(History.from_json(item, what) for item in list_at(obj, "history", what))
         if sum(not entry.empty_layer for entry in history) > len(diff_ids):
             raise InvalidDocument("%s: too many non-empty layers in History section" % what)
         return cls(
             raw, ImageID(Digest.of(raw)), Platform.from_json(obj, what),
             string_at(obj, "created", what), diff_ids, history, object_at(obj, "config", what))
+
+    def paired(self, layers: Sequence[Descriptor]) -> List[Tuple[Descriptor, DiffID]]:
+        """The layers of a manifest, each with its DiffID; raises ContentMismatch for another number of them."""
+        if len(layers) != len(self.diff_ids):
+            raise ContentMismatch("layers from manifest don't match image configuration")
+        return list(zip(layers, self.diff_ids))
 
 
 class Image(NamedTuple):

@@ -59,6 +59,10 @@ class Descriptor(NamedTuple):
     artifact_type: str = ""
 
     @classmethod
+    def of(cls, data: bytes, media_type: str) -> "Descriptor":
+        return cls(media_type, Digest.of(data), len(data))
+
+    @classmethod
     def from_json(cls, obj: object, what: str) -> "Descriptor":
         """Check a descriptor from outside; raises InvalidDocument."""
         if not isinstance(obj, dict) or not obj.get("mediaType"):

@@ -25,7 +25,7 @@ from . import es256
 from .config import History, ImageConfig
 from .descriptor import DOCKER_CONFIG, DOCKER_MANIFEST, Descriptor
 from .manifest import MAX_LAYERS, Manifest
-from .strictjson import digest_at, int_at, list_at, object_at, parse_json, string_at, strings_at
+from .strictjson import digest_at, int_at, object_at, objects_at, parse_json, string_at, strings_at
 
 MAX_SIGNATURES = 16
 #: The layer of entries that have none: 1024 zeros, a tar's end, compressed once and for all.
@@ -87,10 +87,8 @@ def read(raw: bytes) -> Schema1:
     obj = parse_json(raw, _WHAT)
     if type(obj.get("schemaVersion")) is not int or obj["schemaVersion"] != 1:
         raise InvalidDocument("%s: schemaVersion must be 1" % _WHAT)
-    blobs = [digest_at(object_at({"layer": item}, "layer", _WHAT), "blobSum", _WHAT)
-             for item in list_at(obj, "fsLayers", _WHAT)]
-    images = [string_at(object_at({"entry": item}, "entry", _WHAT), "v1Compatibility", _WHAT)
-              for item in list_at(obj, "history", _WHAT)]
+    blobs = [digest_at(layer, "blobSum", _WHAT) for layer in objects_at(obj, "fsLayers", _WHAT)]
+    images = [string_at(entry, "v1Compatibility", _WHAT) for entry in objects_at(obj, "history", _WHAT)]
     if len(blobs) != len(images) or not blobs:
         raise InvalidDocument("%s: %d layers with a history of %d" % (_WHAT, len(blobs), len(images)))
     if len(blobs) > MAX_LAYERS:
@@ -127,12 +125,11 @@ def _chain(entries: Sequence[Entry]) -> List[Entry]:
 
 def _signatures(raw: bytes) -> List[Tuple[Dict[str, Any], bytes, str]]:
     """Header, signature and protected header of each."""
-    items = list_at(parse_json(raw, _WHAT), "signatures", _WHAT)
+    items = objects_at(parse_json(raw, _WHAT), "signatures", _WHAT)
     if not 0 < len(items) <= MAX_SIGNATURES:
         raise InvalidDocument("%s: %d signatures, want 1 to %d" % (_WHAT, len(items), MAX_SIGNATURES))
-    found = [object_at({"signature": item}, "signature", _WHAT) for item in items]
     return [(object_at(item, "header", _WHAT), _bytes_at(item, "signature"),
-             string_at(item, "protected", _WHAT)) for item in found]
+             string_at(item, "protected", _WHAT)) for item in items]
 
 
 def _payload(raw: bytes, protected: str) -> bytes:
@@ -217,7 +214,7 @@ def converted(old: Schema1, layers: Sequence[Tuple[Descriptor, DiffID]]) -> Tupl
     config["rootfs"] = {"type": "layers", "diff_ids": [diff_id for _, diff_id in layers]}
     config["history"] = [_history(entry) for entry in old.entries]
     raw = _json({key: config[key] for key in sorted(config)}).encode()
-    described = Descriptor(DOCKER_CONFIG, Digest.of(raw), len(raw))
+    described = Descriptor.of(raw, DOCKER_CONFIG)
     document = _json({"schemaVersion": 2, "mediaType": DOCKER_MANIFEST, "config": described.to_json(),
                       "layers": [blob.to_json() for blob, _ in layers]}).encode()
     blobs = tuple(blob for blob, _ in layers)

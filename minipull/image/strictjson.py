@@ -48,29 +48,42 @@ def _integer(text: str) -> float:
     return int(text) if len(text) < 400 else float("inf")
 
 
-def _at(obj: Mapping[str, Any], key: str, what: str, default: _T) -> _T:
-    value = obj.get(key)
+def compact(value: object) -> bytes:
+    """Serialize a value as ASCII JSON without blanks; the digest of a document that we write is of this."""
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _typed(value: Any, name: str, source: str, default: _T) -> _T:
     if value is None:
         return default
     if not isinstance(value, type(default)):
-        raise InvalidDocument("%s: %s must be %s" % (what, ascii(key)[:80], _KINDS[type(default)]))
+        raise InvalidDocument("%s: %s must be %s" % (source, ascii(name)[:80], _KINDS[type(default)]))
     return value
 
 
-def string_at(obj: Mapping[str, Any], key: str, what: str, default: str = "") -> str:
-    return _at(obj, key, what, default)
+def as_object(value: object, name: str, source: str) -> Dict[str, Any]:
+    """Check that a value, which errors call ``name``, is an object."""
+    return _typed(value, name, source, {})
 
 
-def list_at(obj: Mapping[str, Any], key: str, what: str) -> List[Any]:
-    return _at(obj, key, what, [])
+def string_at(obj: Mapping[str, Any], key: str, source: str, default: str = "") -> str:
+    return _typed(obj.get(key), key, source, default)
 
 
-def object_at(obj: Mapping[str, Any], key: str, what: str) -> Dict[str, Any]:
-    return _at(obj, key, what, {})
+def list_at(obj: Mapping[str, Any], key: str, source: str) -> List[Any]:
+    return _typed(obj.get(key), key, source, [])
 
 
-def strings_at(obj: Mapping[str, Any], key: str, what: str) -> Tuple[str, ...]:
-    return tuple(string_at({key: item}, key, what) for item in list_at(obj, key, what))
+def object_at(obj: Mapping[str, Any], key: str, source: str) -> Dict[str, Any]:
+    return as_object(obj.get(key), key, source)
+
+
+def strings_at(obj: Mapping[str, Any], key: str, source: str) -> Tuple[str, ...]:
+    return tuple(_typed(item, key, source, "") for item in list_at(obj, key, source))
+
+
+def objects_at(obj: Mapping[str, Any], key: str, source: str) -> Tuple[Dict[str, Any], ...]:
+    return tuple(as_object(item, key, source) for item in list_at(obj, key, source))
 
 
 def int_at(obj: Mapping[str, Any], key: str, what: str) -> int:
@@ -81,8 +94,16 @@ def int_at(obj: Mapping[str, Any], key: str, what: str) -> int:
     return value
 
 
-def digest_at(obj: Mapping[str, Any], key: str, what: str) -> Digest:
+def digest_at(obj: Mapping[str, Any], key: str, source: str) -> Digest:
+    return _digest(obj.get(key), key, source)
+
+
+def digests_at(obj: Mapping[str, Any], key: str, source: str) -> Tuple[Digest, ...]:
+    return tuple(_digest(item, key, source) for item in list_at(obj, key, source))
+
+
+def _digest(value: object, key: str, source: str) -> Digest:
     try:
-        return Digest.parse(obj.get(key))
+        return Digest.parse(value)
     except InvalidDocument as exc:
-        raise InvalidDocument("%s: %s: %s" % (what, key, exc)) from None
+        raise InvalidDocument("%s: %s: %s" % (source, key, exc)) from None

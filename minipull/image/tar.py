@@ -14,7 +14,7 @@ import struct
 from typing import Dict, Iterator, Mapping, NamedTuple, Optional
 
 from ..digest import Buffer
-from ..errors import InvalidDocument, PolicyError
+from ..errors import InvalidDocument, PolicyError, shown
 
 BLOCK = 512
 MAX_ENTRIES = 10000000
@@ -54,7 +54,7 @@ class Entry(NamedTuple):
     gname: bytes = b""
 
     def __str__(self) -> str:
-        return ascii(self.name.decode("utf-8", "replace"))[1:-1][:200]
+        return shown(self.name.decode("utf-8", "replace"), 200)
 
 
 class Reader:

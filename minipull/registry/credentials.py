@@ -23,7 +23,7 @@ import subprocess
 import threading
 from typing import Any, Callable, Dict, Iterator, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from ..errors import InvalidDocument, StorageError
+from ..errors import InvalidDocument, StorageError, file_errors
 from .auth import Credential, Keyring
 
 MAX_FILE = 1 << 20  # bytes
@@ -178,13 +178,10 @@ class AuthFile:
 
 def read_file(path: str) -> Optional[bytes]:
     """A file of the user's, or None where there is none; raises StorageError."""
-    try:
+    with file_errors("read %s" % path), contextlib.suppress(FileNotFoundError, NotADirectoryError):
         with open(path, "rb") as file:
             return file.read(MAX_FILE)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as exc:
-        raise StorageError("read %s: %s" % (path, exc.strerror)) from exc
+    return None
 
 
 def names_of(host: str) -> Sequence[str]:

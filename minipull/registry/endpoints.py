@@ -16,7 +16,7 @@ import ssl
 import threading
 from typing import Callable, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
-from ..errors import InvalidReference, PolicyError
+from ..errors import InvalidReference, PolicyError, shown
 from ..reference import DEFAULT_DOMAIN, Reference
 from .proxy import Proxies
 from .tls import add_authorities, add_folder, client_context
@@ -203,7 +203,7 @@ def validate_mirror(text: str) -> str:
     if not scheme:
         why = "no scheme specified"
     elif scheme not in ("http", "https"):
-        why = 'unsupported scheme "%s"' % ascii(scheme)[1:-1]
+        why = 'unsupported scheme "%s"' % shown(scheme)
     elif "@" in rest:
         why = "username/password not allowed in URI"
     elif "?" in rest or "#" in rest:
@@ -211,8 +211,8 @@ def validate_mirror(text: str) -> str:
     elif "/" in rest.rstrip("/"):
         why = "path, query, or fragment at end of the URI"
     if why:
-        shown = ascii(re.sub("(?s)^([a-z]+://)?.*@", r"\1xxxxx@", text))[1:-1]
-        raise InvalidReference("invalid mirror: %s: %s" % (why, shown))
+        redacted = re.sub("(?s)^([a-z]+://)?.*@", r"\1xxxxx@", text)
+        raise InvalidReference("invalid mirror: %s: %s" % (why, shown(redacted)))
     _check_host(rest.rstrip("/"), "mirror")
     return text.rstrip("/") + "/"
 

@@ -17,7 +17,7 @@ import re
 from typing import Any, Callable, Dict, Mapping, Optional
 
 from ..cancel import Cancel
-from ..errors import InvalidReference, StorageError, Unauthorized, storage_errors
+from ..errors import InvalidReference, StorageError, Unauthorized, shown, storage_errors
 from ..files import Locked, lock, make_directory, open_regular, read_bytes, write_atomic
 from ..image.strictjson import object_at, parse_json
 from ..reference import DEFAULT_DOMAIN, Reference
@@ -38,8 +38,7 @@ def registry(text: str) -> Reference:
         found = Reference.parse(domain + "/login")
         if found.domain == domain:
             return found
-    shown = ascii(text.rpartition("@")[2])[1:-1][:300]
-    raise InvalidReference("%s is no registry: want HOST[:PORT]" % shown)
+    raise InvalidReference("%s is no registry: want HOST[:PORT]" % shown(text.rpartition("@")[2], 300))
 
 
 def login(client: Client, name: Reference, credential: Credential, cancel: Cancel) -> Credential:

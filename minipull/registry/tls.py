@@ -10,9 +10,9 @@ Mirrors moby's registry/registry.go (ReadCertsDirectory).
 import contextlib
 import os
 import ssl
-from typing import Iterator, List, Tuple
+from typing import List, Tuple
 
-from ..errors import InvalidReference, StorageError
+from ..errors import InvalidReference, file_errors
 
 #: SSL_OP_IGNORE_UNEXPECTED_EOF, which ssl does not name before 3.10.
 _IGNORE_UNEXPECTED_EOF = 1 << 7
@@ -43,13 +43,13 @@ def client_context(verify: bool) -> ssl.SSLContext:
 
 def add_authorities(context: ssl.SSLContext, path: str) -> None:
     """Trust the certificates in a PEM file; raises StorageError."""
-    with _errors("CA file %s" % path):
+    with file_errors("CA file %s" % path):
         context.load_verify_locations(path)
 
 
 def add_folder(context: ssl.SSLContext, folder: str) -> None:
     """Use the certificates in a directory; raises StorageError, InvalidReference for half a pair."""
-    with _errors("certificates in %s" % folder):
+    with file_errors("certificates in %s" % folder):
         names = sorted(os.listdir(folder))
     for name in names:
         stem, extension = os.path.splitext(name)
@@ -62,7 +62,7 @@ def add_folder(context: ssl.SSLContext, folder: str) -> None:
                 raise InvalidReference(
                     "%s: missing key %s for client certificate %s. CA certificates must use the"
                     " extension .crt" % (folder, key, name))
-            with _errors("client certificate %s (its key must have no password)" % path):
+            with file_errors("client certificate %s (its key must have no password)" % path):
                 # Without a password OpenSSL would ask for one on the terminal.
                 context.load_cert_chain(path, os.path.join(folder, key), lambda: "")
         elif extension == ".key" and stem + ".cert" not in names:
@@ -94,11 +94,3 @@ def _parts(der: bytes) -> List[Tuple[int, bytes]]:
         parts.append((der[0], der[start:start + length]))
         der = der[start + length:]
     return parts
-
-
-@contextlib.contextmanager
-def _errors(subject: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as exc:  # ssl.SSLError is one
-        raise StorageError("%s: %s" % (subject, exc.strerror or exc)) from exc

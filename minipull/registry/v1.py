@@ -18,9 +18,9 @@ from typing import Callable, Collection, Dict, List, NamedTuple, Sequence
 
 from ..cancel import Cancel
 from ..digest import check_v1_id
-from ..errors import InvalidDocument, NetworkError, NoSupport, NotFound, PolicyError
+from ..errors import InvalidDocument, NetworkError, NoSupport, NotFound, PolicyError, shown
 from ..image.manifest import MAX_LAYERS
-from ..image.strictjson import object_at, parse_json, parse_value
+from ..image.strictjson import as_object, compact, parse_json, parse_value
 from ..reference import Reference
 from .auth import Credential, basic
 from .endpoints import HUB_INDEX, Endpoint
@@ -120,7 +120,7 @@ class Session:
             origin = Origin.of("%s://%s" % (self._origin.scheme, host))
             if "/" in host or origin.host != self._origin.host:
                 raise PolicyError("%s names a registry on another host, %s, refused" % (
-                    self._origin, ascii(host)[1:-1][:200]))
+                    self._origin, shown(host, 200)))
             registries.append("%s://%s/v1/" % (origin.scheme, origin))
         self.registries = registries or [self._index]
 
@@ -130,7 +130,7 @@ class Session:
         """All tags, sorted; the index is asked first."""
         self.ping(cancel)
         self.look_up("", cancel)
-        tags = object_at({"tags": self._ask_any("", "Repository not found", cancel)}, "tags", "list of tags")
+        tags = as_object(self._ask_any("", "Repository not found", cancel), "tags", "list of tags")
         if len(tags) > MAX_TAGS:
             raise PolicyError("%s: more than %d tags" % (self._origin, MAX_TAGS))
         return sorted(map(checked_tag, tags))
@@ -241,4 +241,4 @@ class Session:
 
 
 def _json(value: object) -> Body:
-    return Body.of(json.dumps(value, separators=(",", ":")).encode())
+    return Body.of(compact(value))

@@ -5,7 +5,7 @@ from typing import Iterator, List, Optional, Sequence, Tuple
 
 from ..cancel import Cancel
 from ..digest import Buffer, ChainID, DiffID, Verifier
-from ..errors import ContentMismatch, InvalidDocument, NotFound, PolicyError, StorageError
+from ..errors import ContentMismatch, InvalidDocument, NotFound, PolicyError, StorageError, corrupt
 from ..image.config import Image
 from ..image.descriptor import Descriptor
 from ..image.manifest import Manifest
@@ -32,13 +32,12 @@ def layers_of(image: Image, store: Store) -> List[Tuple[Descriptor, DiffID]]:
     document = store.document(image.descriptor)
     if image.config is None or not isinstance(document, Manifest):
         raise NotFound("%s is no image that has a root file system" % image.name.familiar)
-    if len(document.layers) != len(image.config.diff_ids):
-        raise ContentMismatch("layers from manifest don't match image configuration")
+    layers = image.config.paired(document.layers)
     for blob in document.layers:
         if not store.content.has(blob.digest, blob.size):
             raise StorageError("layer %s of %s is not stored; pull it, with --foreign if it has URLs" % (
                 blob.digest, image.name.familiar))
-    return list(zip(document.layers, image.config.diff_ids))
+    return layers
 
 
 def remember(image: Image, store: Store, layers: Sequence[Tuple[Descriptor, DiffID]]) -> None:
@@ -79,7 +78,7 @@ def reading(store: Store, blob: Descriptor, diff_id: DiffID, output: Output,
     try:
         raw.verify(blob.digest, blob.size, "layer")
     except ContentMismatch as exc:
-        raise StorageError("blob %s in the store is corrupt; run minipull check" % blob.digest) from exc
+        raise corrupt(blob.digest) from exc
     if verifier.digest != diff_id:
         raise ContentMismatch("layer %s is %s, not %s as its config says" % (
             blob.digest, verifier.digest, diff_id))

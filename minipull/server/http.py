@@ -18,7 +18,7 @@ import time
 from typing import Any, Callable, Optional, Set
 
 from ..cancel import Cancel
-from ..errors import NetworkError
+from ..errors import NetworkError, shown
 from ..sendfile import send
 from .message import Body, Head, Refusal, Request, Response, parse_head
 
@@ -252,7 +252,7 @@ class _Connection:
             lines.append("%s: %s" % (name, value))
         data = "\r\n".join(lines + ["", ""]).encode("ascii")
         asked = head is None or head.method != "HEAD"
-        what = "%s %s" % (head.method, ascii(head.path)[1:-1]) if head else "malformed request"
+        what = "%s %s" % (head.method, shown(head.path)) if head else "malformed request"
         self._server.log(status, "%s %d%s" % (what, status, note))
         self._send(data + response.body if asked else data)
         if response.file is not None and asked and size:  # which sendfile takes no 0 for

@@ -8,12 +8,12 @@ or refused, and a body knows whether its end was reached.
 RFC 9112 (messages, chunks), RFC 9110 (fields).
 """
 import contextlib
-import json
 import re
 import urllib.parse
 from typing import BinaryIO, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from ..errors import Error
+from ..image.strictjson import compact
 
 MAX_FIELDS = 100  # headers, trailers, and parameters of a query
 MAX_LINE = 1024  # bytes of a line within a chunked body
@@ -47,7 +47,7 @@ class Response(NamedTuple):
 def json_response(
     status: int, value: object, headers: Headers = (), content_type: str = "application/json"
 ) -> Response:
-    body = json.dumps(value, separators=(",", ":")).encode()
+    body = compact(value)
     return Response(status, [("Content-Type", content_type), *headers], body)
 
 

@@ -22,7 +22,7 @@ from typing import BinaryIO, Callable, List, Optional, Tuple
 from .. import files
 from ..cancel import Cancel
 from ..digest import Buffer, Digest, Verifier
-from ..errors import ContentMismatch, InvalidDocument, StorageError, storage_errors
+from ..errors import ContentMismatch, InvalidDocument, StorageError, corrupt, storage_errors
 from ..image.strictjson import int_at, parse_json, string_at
 from .compression import BUFFER, pieces
 
@@ -64,7 +64,7 @@ class ContentStore:
         if data is None:
             raise StorageError("blob %s is missing from the store; pull the image again" % digest)
         if Digest.of(data, digest.algorithm) != digest:
-            raise StorageError("blob %s in the store is corrupt; run minipull check" % digest)
+            raise corrupt(digest)
         return data
 
     def hash(self, digest: Digest, verifier: Verifier, cancel: Cancel) -> None:

@@ -9,7 +9,6 @@ Mirrors moby's layer/ without mounts, tar-split and reference counts: the
 store's shared lock is what keeps a layer.
 """
 import contextlib
-import json
 import os
 from typing import Callable, NamedTuple, Optional, Tuple
 
@@ -18,7 +17,7 @@ from ..cancel import Cancel
 from ..digest import ChainID, DiffID, Digest, Verifier, next_chain_id
 from ..errors import Error, InvalidDocument
 from ..image.descriptor import Descriptor
-from ..image.strictjson import digest_at, int_at, list_at, object_at, parse_json
+from ..image.strictjson import compact, digest_at, int_at, objects_at, parse_json
 from .compression import decompressed
 from .content import ContentStore
 
@@ -101,7 +100,7 @@ class LayerStore:
             "verified": layer.diff.verified,
             "blobs": [{"digest": digest, "size": size} for digest, size in layer.blobs]}
         # Without blanks, every byte tells something: check sees each one that flips.
-        data = json.dumps(record, separators=(",", ":")).encode()
+        data = compact(record)
         files.write_atomic(path, data, self._content.scratch, durable=False)
 
 
@@ -114,7 +113,7 @@ def parse_layer(chain_id: ChainID, data: bytes) -> Layer:
         raise InvalidDocument("not a layer record")
     diff = Diff(DiffID(digest_at(record, "diff_id", what)), verified)
     parent = None if record["parent"] is None else ChainID(digest_at(record, "parent", what))
-    items = [object_at({"blob": item}, "blob", what) for item in list_at(record, "blobs", what)]
+    items = objects_at(record, "blobs", what)
     blobs = tuple((digest_at(item, "digest", what), int_at(item, "size", what)) for item in items)
     if chain_id != (next_chain_id(parent, diff.diff_id) if parent else diff.diff_id):
         raise InvalidDocument("layer record belongs to another ChainID")

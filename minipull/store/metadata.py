@@ -18,6 +18,7 @@ from typing import Callable, List, Mapping, NamedTuple, Optional
 from .. import files
 from ..digest import DiffID, Digest, check_v1_id
 from ..errors import Error, InvalidDocument, storage_errors
+from ..image.strictjson import compact
 
 LIMIT = 50  # associations kept for one DiffID, the newest
 _MAX_FILE = 1 << 20  # bytes
@@ -166,7 +167,7 @@ class V2MetadataService:
             {"Digest": known.digest, "SourceRepository": known.source_repository,
              "HMAC": known.hmac, "Sum": known.checksum}
             for known in entries]
-        data = json.dumps(value, separators=(",", ":")).encode()
+        data = compact(value)
         self.store.set(self.BY_DIFF_ID, _key(diff_id), data)
 
 

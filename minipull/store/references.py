@@ -9,7 +9,6 @@ wrote is kept.
 Mirrors moby's reference/store.go.  Format: image-spec image-layout.md.
 """
 import contextlib
-import json
 import os
 import time
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
@@ -18,7 +17,7 @@ from .. import files
 from ..digest import Digest
 from ..errors import Error, InvalidDocument, InvalidReference, StorageError, storage_errors
 from ..image.descriptor import OCI_INDEX, Descriptor
-from ..image.strictjson import list_at, object_at, parse_json
+from ..image.strictjson import compact, objects_at, parse_json
 from ..reference import Reference
 
 REF_NAME = "org.opencontainers.image.ref.name"
@@ -124,7 +123,7 @@ class ReferenceStore:
                     if not os.path.exists(self._layout):
                         files.write_atomic(self._layout, LAYOUT, self._scratch)
                     index = dict(parse_json(data, self.path), mediaType=OCI_INDEX, manifests=entries)
-                    data = json.dumps(index, separators=(",", ":")).encode()
+                    data = compact(index)
                     files.write_atomic(self.path, data, self._scratch)
             finally:
                 os.close(fd)
@@ -151,8 +150,7 @@ def parse_index(data: bytes, what: str) -> List[Dict[str, Any]]:
         index = parse_json(data, what)
         if index.get("schemaVersion") != 2 or "manifests" not in index:
             raise InvalidDocument("%s: not an image index" % what)
-        entries = list_at(index, "manifests", what)
-        return [object_at({"entry": entry}, "entry", what) for entry in entries]
+        return list(objects_at(index, "manifests", what))
     except InvalidDocument as exc:
         raise StorageError("%s; move it away and pull or load the images again" % exc) from exc
 
