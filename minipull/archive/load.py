@@ -45,7 +45,7 @@ def load(file: Union[str, BinaryIO], store: Store, *, progress: Output = discard
     """
     cancel, output = cancel or Cancel(), serialized(progress)
     try:
-        with store.using(cancel, writing=True):
+        with store.writing(cancel):
             make_directory(store.content.scratch)
             with opened(file, cancel, store.layers.zstd, store.content.scratch) as archive:
                 found = [Association(name or UNNAMED.with_digest(top.digest), top, top.digest)

@@ -53,7 +53,7 @@ def saved(refs: Sequence[Union[str, Reference]], store: Store, platform: Union[s
     """What save() writes, piece by piece."""
     wanted = Platform.parse(platform, host_platform()) if isinstance(platform, str) else platform
     images: List[Named] = []
-    with store.using(cancel):
+    with store.reading(cancel):
         for ref in refs:
             for name, whole in _meant(ref, store):
                 top = store.on(wanted, whole) if wanted else whole

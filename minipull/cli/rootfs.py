@@ -37,7 +37,7 @@ def _image(context: Context, text: str) -> Iterator[Tuple[Image, List[Tuple[Desc
             image = pull_with(client, name, store, settings.downloads(), wanted, context.renderer,
                               context.cancel).image
         pulled = True
-    with store.using(context.cancel):
+    with store.reading(context.cancel):
         image = for_platform(image, store, wanted.platform)
         layers = layers_of(image, store)
         yield image, layers

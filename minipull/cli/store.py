@@ -26,7 +26,7 @@ DAMAGED = "damaged; rm the images, gc --keep 0, and pull them again"
 
 def _images(context: Context, flags: argparse.Namespace) -> None:
     store = context.store
-    with store.using(context.cancel):
+    with store.reading(context.cancel):
         rows = [described(store, image) for image in store.images()]
     table = [("NAME", "IMAGE ID", "PLATFORM", "CREATED", "SIZE")]
     for row in rows:
@@ -40,7 +40,7 @@ def _images(context: Context, flags: argparse.Namespace) -> None:
 
 def _inspect(context: Context, flags: argparse.Namespace) -> None:
     store = context.store
-    with store.using(context.cancel):
+    with store.reading(context.cancel):
         image = store.image(stripped(flags.ref))
         document = store.document(image.descriptor)
         shown = dict(described(store, image), source=image.source, media_type=document.media_type)
@@ -58,7 +58,7 @@ def _inspect(context: Context, flags: argparse.Namespace) -> None:
 
 def _tag(context: Context, flags: argparse.Namespace) -> None:
     store = context.store
-    with store.using(context.cancel):
+    with store.reading(context.cancel):
         image = store.image(stripped(flags.src))
         name = reference(flags.dst).with_default_tag()
         store.tag(name, image, context.cancel)

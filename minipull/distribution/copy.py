@@ -98,7 +98,8 @@ def copy_with(source: Place, target: Place, clients: Tuple[Client, Client], stor
             layout = stack.enter_context(part("distribution.archives").archive_end(target, output, cancel))
         elif target.kind != "docker":
             layout = LayoutEnd(target, store)
-            stack.enter_context(layout.store.using(cancel, writing=target.kind == "store"))
+            hold = layout.store.writing if target.kind == "store" else layout.store.reading
+            stack.enter_context(hold(cancel))
         copied = []
         for reference, place in images:
             job = _Copy(source_end, reference, options, uploads, output, cancel)
@@ -121,7 +122,7 @@ def _source_end(source: Place, client: Client, store: Optional[Store], subject: 
         return archive
     if source.kind != "docker":
         layout = LayoutEnd(source, store)
-        stack.enter_context(layout.store.using(cancel))
+        stack.enter_context(layout.store.reading(cancel))
         return layout
 
     def answering(endpoint: Endpoint) -> End:

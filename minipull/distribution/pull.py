@@ -66,7 +66,7 @@ def pull_with(client: Client, name: Union[str, Reference], store: Store,
     output = serialized(progress)
 
     def from_endpoint(endpoint: Endpoint) -> Pulled:
-        with store.using(cancel, writing=True):
+        with store.writing(cancel):
             if endpoint.version == 1:
                 session = client.session(endpoint, reference)
                 v1_puller = part("distribution.pull_v1").V1Puller(session, store, downloads, output, cancel)

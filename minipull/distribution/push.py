@@ -70,7 +70,7 @@ def push_with(client: Client, what: Sequence[Tuple[Image, Reference]], store: St
     output(Progress(message="The push refers to repository [%s]" % target.name))
 
     def to_endpoint(endpoint: Endpoint) -> List[Pushed]:
-        with store.using(cancel):
+        with store.reading(cancel):
             if endpoint.version == 1:
                 v1_pusher = part("distribution.push_v1").V1Pusher(
                     client.session(endpoint, target), store, output, cancel, uploads.attempts, uploads.tick)

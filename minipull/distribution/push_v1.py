@@ -133,7 +133,7 @@ class V1Pusher:
         return False  # then what is sent will tell
 
     def _send(self, registry: str, layer: V1Layer, transfer: Transfer) -> str:
-        with self._store.using(transfer.cancel):  # this may outlive the push
+        with self._store.reading(transfer.cancel):  # this may outlive the push
             done: str = transfer.attempt(lambda: self._put(registry, layer, transfer), layer.id[:12],
                                          self._attempts, self._tick)
         return done

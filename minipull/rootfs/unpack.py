@@ -43,7 +43,7 @@ def unpack(image: Union[Image, str, Reference], store: Store, directory: str, *,
     cancel, output = cancel or Cancel(), serialized(progress)
     if os.name != "posix":
         raise Unsupported("unpack needs a POSIX system")
-    with store.using(cancel):
+    with store.reading(cancel):
         what = image if isinstance(image, Image) else store.image(image)
         wanted = Platform.parse(platform, host_platform()) if isinstance(platform, str) else platform
         layers = layers_of(for_platform(what, store, wanted or host_platform()), store)

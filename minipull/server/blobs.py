@@ -96,7 +96,7 @@ class Blobs:
         return Response(201, created("/v2/%s/blobs/%s" % (name, digest), digest))
 
     def abandon(self, request: Request, name: str, session: str) -> Response:
-        with self._store.using(writing=True), self._owning(name, session) as upload:
+        with self._store.writing(), self._owning(name, session) as upload:
             upload.discard()
         return Response(204)
 

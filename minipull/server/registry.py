@@ -97,7 +97,7 @@ class Registry:
             raise Refusal(405, "UNSUPPORTED", "not possible here", [("Allow", allowed)])
         with _refusing(), contextlib.ExitStack() as stack:
             if method != "DELETE":  # which may need the store alone
-                stack.enter_context(self._store.using(writing=writing))
+                stack.enter_context(self._store.writing() if writing else self._store.reading())
             return handler(request, *match.groups())
 
     def _base(self, request: Request) -> Response:

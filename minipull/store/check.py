@@ -47,7 +47,7 @@ def check(store: Store, cancel: Optional[Cancel] = None,
           names: Sequence[Descriptor] = ()) -> List[Problem]:
     """Every problem of a store, or of what ``names`` need; raises Cancelled."""
     checker = _Checker(store, cancel or Cancel())
-    with store.using(cancel):
+    with store.reading(cancel):
         checker.run(names)
     return sorted(set(checker.problems))
 

@@ -35,7 +35,7 @@ def gc(store: Store, keep: float = 24 * 3600.0, cancel: Optional[Cancel] = None)
     if not os.path.isdir(store.root):
         return Collected([], 0)
     horizon = time.time() - keep if keep > 0 else float("inf")
-    with store.using(cancel, writing=True, alone=True):
+    with store.alone(cancel):
         needed, content = _needed(store), store.content
         doomed = [
             digest for digest in content.digests()
@@ -54,7 +54,7 @@ def delete(store: Store, digest: Digest, cancel: Optional[Cancel] = None) -> boo
 
     Raises PolicyError if a name needs it, StorageError.
     """
-    with store.using(cancel, writing=True, alone=True):
+    with store.alone(cancel):
         if store.content.size(digest) is None:
             return False
         if digest in _needed(store):

@@ -11,7 +11,7 @@ Mirrors moby's daemon wiring of its layer, image and reference stores.
 import contextlib
 import os
 import re
-from typing import Iterator, List, Optional, Set, Tuple, Union
+from typing import ContextManager, Iterator, List, Optional, Set, Tuple, Union
 
 from .. import files
 from ..cancel import Cancel
@@ -54,27 +54,41 @@ class Store:
             MetadataStore(os.path.join(self.root, "metadata"), scratch))
 
     @contextlib.contextmanager
-    def using(self, cancel: Optional[Cancel] = None, writing: bool = False,
-              alone: bool = False) -> Iterator[None]:
-        """Hold the shared lock, or all of it ``alone``; a reader goes on where there is none.
+    def reading(self, cancel: Optional[Cancel] = None) -> Iterator[None]:
+        """Hold the store's lock, shared with all but gc.
 
-        Raises StorageError if it is not had in time, Cancelled.
+        Continues without one where there is no lock file, or no lock in this file system.
+        Raises Locked if gc does not end in time, Cancelled.
         """
-        path = os.path.join(self.root, "lock")
         with contextlib.ExitStack() as stack:
             try:
-                if writing:
-                    files.make_directory(self.root)
-                with storage_errors("open %s" % path):
-                    flags = os.O_RDWR | os.O_CREAT if writing else os.O_RDONLY
-                    fd = files.open_regular(path, flags)
-                stack.callback(os.close, fd)
-                files.lock(fd, path, alone, (cancel or Cancel()).pause, self.timeout)
-            except StorageError as exc:
-                # No lock file, or a file system without locks, stops no reader.
-                if writing or isinstance(exc, files.Locked):
-                    raise
+                stack.enter_context(self._locked(os.O_RDONLY, False, cancel))
+            except files.Locked:
+                raise
+            except StorageError:
+                pass
             yield
+
+    def writing(self, cancel: Optional[Cancel] = None) -> ContextManager[None]:
+        """Hold the same lock and make sure that there is one; raises StorageError, Cancelled."""
+        return self._locked(os.O_RDWR | os.O_CREAT, False, cancel)
+
+    def alone(self, cancel: Optional[Cancel] = None) -> ContextManager[None]:
+        """Hold the lock exclusively, to remove blobs; raises StorageError, Cancelled."""
+        return self._locked(os.O_RDWR | os.O_CREAT, True, cancel)
+
+    @contextlib.contextmanager
+    def _locked(self, flags: int, exclusive: bool, cancel: Optional[Cancel]) -> Iterator[None]:
+        path = os.path.join(self.root, "lock")
+        if flags & os.O_CREAT:
+            files.make_directory(self.root)
+        with storage_errors("open %s" % path):
+            fd = files.open_regular(path, flags)
+        try:
+            files.lock(fd, path, exclusive, (cancel or Cancel()).pause, self.timeout)
+            yield
+        finally:
+            os.close(fd)
 
     def image(self, name: Union[str, Reference]) -> Image:
         """A stored image by name, by image ID or by a prefix of that.
@@ -177,7 +191,7 @@ class Store:
         if reference.digest is not None:
             raise InvalidReference("refusing to create a tag with a digest reference")
         pause = (cancel or Cancel()).pause
-        with self.using(cancel, writing=True):
+        with self.writing(cancel):
             for lost in self.missing(what.descriptor):
                 raise StorageError("%s lacks blob %s; pull it again" % (what, lost.digest))
             self.references.set(reference.with_default_tag(), what.descriptor, what.source, pause)
@@ -185,7 +199,7 @@ class Store:
     def remove(self, name: Reference, cancel: Optional[Cancel] = None) -> None:
         """Forget a name; the blobs stay until gc.  Raises NotFound."""
         if self.references.get(name) is not None:
-            with self.using(cancel, writing=True):
+            with self.writing(cancel):
                 if self.references.delete(name, (cancel or Cancel()).pause):
                     return
         raise NotFound("No such image: %s" % name.familiar)

@@ -161,7 +161,7 @@ class _Job(NamedTuple):
 
 def locked(store: Store, run: Run, transfer: Transfer) -> Any:
     """Run with a lock of its own: a worker may outlive the pull that it works for."""
-    with store.using(transfer.cancel, writing=True):
+    with store.writing(transfer.cancel):
         return run(transfer)
 
 

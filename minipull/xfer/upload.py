@@ -65,6 +65,6 @@ class LayerUploadManager:
     def _work(self, store: Optional[Store], blob: UploadDescriptor, transfer: Transfer) -> Any:
         with contextlib.ExitStack() as stack:
             if store is not None:  # this may outlive the push that it works for
-                stack.enter_context(store.using(transfer.cancel))
+                stack.enter_context(store.reading(transfer.cancel))
             return transfer.attempt(
                 lambda: blob.upload(transfer), blob.id, self.attempts, self.tick)

@@ -43,7 +43,7 @@ def fetch(store: Store, blob: Descriptor, data: bytes) -> None:
 def keep(store: Store, layout: Layout, made: images.Image, name: str = NAME,
          index: Optional[images.Image] = None) -> None:
     """Leave in ``store`` what a pull of one platform leaves there."""
-    with store.using(writing=True):
+    with store.writing():
         fetch(store, descriptor(made.config), layout.read(made.config["digest"]))
         parent: Optional[ChainID] = None
         for layer in made.layers:

@@ -785,7 +785,7 @@ def test_a_deleted_blob_is_gone_from_every_repository(site: Site) -> None:
 def test_a_delete_waits_for_who_works_and_then_gives_up(start: Start) -> None:
     site = start(timeout=0.1)
     digest = site.blob(DATA)["digest"]
-    with site.store.using(writing=True):  # a push, say
+    with site.store.writing():  # a push, say
         answer = site.ask("DELETE", "/v2/app/blobs/" + digest)
         assert answer.outcome == (503, "TOOMANYREQUESTS") and answer.headers["retry-after"] == "10"
     assert site.ask("DELETE", "/v2/app/blobs/" + digest).status == 202
@@ -1044,7 +1044,7 @@ def test_gc_does_not_interrupt_a_request(site: Site) -> None:
 def test_while_gc_works_clients_are_asked_to_come_again(start: Start) -> None:
     site = start(timeout=0.1)
     raw = site.push()
-    with site.store.using(writing=True, alone=True):
+    with site.store.alone():
         for method, path in (("GET", "/v2/app/manifests/1"), ("POST", "/v2/app/blobs/uploads/")):
             answer = site.ask(method, path)
             assert answer.outcome == (503, "TOOMANYREQUESTS") and answer.headers["retry-after"] == "10"

@@ -285,7 +285,7 @@ def test_the_number_of_sessions_has_a_bound(
 
 
 def test_gc_ends_sessions_by_age_and_by_force(store: Store, sessions: UploadStore) -> None:
-    with store.using(writing=True):
+    with store.writing():
         name = sessions.start(REPOSITORY)
         append(sessions, name, DATA)
     gc(store)

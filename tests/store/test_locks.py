@@ -41,7 +41,7 @@ from minipull.store.gc import gc
 from minipull.store.store import Store
 from minipull.cancel import Cancel
 store = Store(sys.argv[1])
-with store.using(Cancel(), True, sys.argv[2] == "exclusive"):
+with store.alone() if sys.argv[2] == "exclusive" else store.writing():
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -65,7 +65,7 @@ def holding(store: Store, kind: str) -> Iterator["subprocess.Popen[bytes]"]:
 def test_users_share_and_gc_does_not(store: Store) -> None:
     store.timeout = 0.2
     with holding(store, "shared"):
-        with store.using(writing=True), store.using():
+        with store.writing(), store.reading():
             pass
         with pytest.raises(StorageError, match="locked"):
             gc(store, 0)
@@ -75,8 +75,8 @@ def test_users_share_and_gc_does_not(store: Store) -> None:
 def test_a_lock_not_had_says_who_holds_it(store: Store) -> None:
     store.timeout = 0.2
     with holding(store, "exclusive") as process:
-        for writing in (False, True):
-            with pytest.raises(StorageError) as info, store.using(writing=writing):
+        for hold in (store.reading, store.writing, store.alone):
+            with pytest.raises(StorageError) as info, hold():
                 pass
             assert str(process.pid) in str(info.value) and "--timeout" in str(info.value)
             assert info.value.exit_code == 7
@@ -86,7 +86,7 @@ def test_kill_9_frees_the_lock(store: Store) -> None:
     with holding(store, "exclusive") as process:
         process.send_signal(signal.SIGKILL)
         process.wait(60)
-        with store.using(writing=True):
+        with store.writing():
             pass
 
 
@@ -94,7 +94,7 @@ def test_waiting_for_a_lock_can_be_cancelled(store: Store) -> None:
     cancel = Cancel()
     with holding(store, "exclusive"):
         cancel.cancel()
-        with pytest.raises(Cancelled), store.using(cancel):
+        with pytest.raises(Cancelled), store.reading(cancel):
             pass
 
 
@@ -108,7 +108,7 @@ def test_without_locks_readers_go_on_and_writers_stop(
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with store.using():
+    with store.reading():
         assert [image.id for image in store.images()] == [made.config["digest"]]
     assert problems(store) == []
     writes: List[Callable[[], object]] = [

@@ -33,7 +33,7 @@ def layout(tmp_path: Path) -> Layout:
 
 
 def test_reading_an_absent_store_creates_nothing(store: Store) -> None:
-    with store.using():
+    with store.reading():
         assert store.images() == []
         assert gc(store, 0) == ([], 0)
         assert problems(store) == []

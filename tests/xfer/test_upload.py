@@ -174,13 +174,13 @@ def test_who_shares_the_manager_shares_the_transfers() -> None:
 
 def test_the_store_is_held_while_its_blobs_are_sent(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "store"), timeout=0.01)
-    with store.using(writing=True):
+    with store.writing():
         pass
     gate = threading.Event()
     blob = Blob("id1", gate=gate)
     thread, results = background(lambda: manager().upload(store, [blob], discard, Cancel()))
     wait_until(lambda: blob.counter.now == 1, "the work")
-    with pytest.raises(StorageError, match="locked"), store.using(alone=True):
+    with pytest.raises(StorageError, match="locked"), store.alone():
         pass
     gate.set()
     thread.join(10)
