@@ -128,41 +128,10 @@ def files_below(path: Path) -> List[str]:
     return sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
 
 
-# -- places --------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("text, kind, folder, tag, name, shown", [
-    ("docker://alpine", "docker", "", "latest", "docker.io/library/alpine", "docker.io/library/alpine"),
-    ("docker://r.com:5000/a/b:1", "docker", "", "1", "r.com:5000/a/b", "r.com:5000/a/b"),
-    ("docker://r.com/a:1@sha256:" + HEX, "docker", "", "sha256:" + HEX, "r.com/a", "r.com/a"),
-    ("store:alpine:3", "store", "", "3", "docker.io/library/alpine", "docker.io/library/alpine"),
-    ("oci:some/dir", "oci", "some/dir", "", "/", "some/dir"),
-    ("oci:/dir:r.com/a:1", "oci", "/dir", "r.com/a:1", "/", "/dir"),
-    ("oci:dir:", "oci", "dir", "", "/", "dir"),
-    ("oci-archive:a.tar:r.com/a:1", "oci-archive", "a.tar", "r.com/a:1", "/", "a.tar"),
-    ("docker-archive:/a.tar", "docker-archive", "/a.tar", "", "/", "/a.tar"),
-    ("docker://r.com/", "docker", "", "", "r.com/", "r.com/"),
-    ("docker://r.com:5000/a/b/", "docker", "", "", "r.com:5000/a/b/", "r.com:5000/a/b/")])
-def test_a_place_is_read(text: str, kind: str, folder: str, tag: str, name: str, shown: str) -> None:
-    place = Place.parse(text)
-    assert (place.kind, place.folder, place.tag, str(place.name), str(place)) == (kind, folder, tag, name, shown)
-    assert isinstance(place.tag, Digest) == ("@" in text)
-    assert place.domains == ([place.name.domain] if kind == "docker" else [])
-
-
-@pytest.mark.parametrize("text", [
-    "", "alpine", "docker:alpine", "docker://", "docker://UPPER", "docker://a:b:c", "docker:///a", "docker:///", "store:",
-    "store://a", "store:a@sha256:1", "oci:", "oci::name", "oci-archive:", "docker-archive::x", "dir:x",
-    "http://r.com/a", "Docker://alpine"])
-def test_what_is_no_place_is_refused(text: str) -> None:
-    with pytest.raises(InvalidReference):
-        Place.parse(text)
-
-
 # -- a registry gives ----------------------------------------------------------
 
 
-def test_what_a_tag_has_turned_out_to_be_is_not_asked_for_again(
+def test_the_first_manifest_is_not_asked_for_again(
         registry: Registry, server: ScriptedServer) -> None:
     end = registry(server)
     server.on("GET", "/manifests/", content(b"{}", OCI_MANIFEST), content(b"[]", OCI_MANIFEST), error(404))
@@ -199,7 +168,7 @@ def test_a_blob_streams_over_one_connection_however_it_is_cut(
     assert ranges(server) == [None, None] and server.connections == 1
 
 
-def test_what_breaks_off_is_continued_and_the_whole_verified(
+def test_a_blob_that_breaks_off_is_continued_and_verified_as_a_whole(
         source: RegistryEnd, server: ScriptedServer) -> None:
     server.on("GET", "/blobs/", broken(0, 1_200_000), broken(1_200_000, 2_100_000), content(DATA))
     assert received(source, BLOB) == [DATA]
@@ -209,14 +178,14 @@ def test_what_breaks_off_is_continued_and_the_whole_verified(
         received(source, BLOB)
 
 
-def test_who_gives_all_or_nothing_is_read_up_to_where_it_was(
+def test_a_whole_body_instead_of_the_rest_is_skipped_to_the_offset(
         source: RegistryEnd, server: ScriptedServer) -> None:
     server.on("GET", "/blobs/", broken(0, 2_200_000), content(DATA, ranges=False))
     assert received(source, BLOB) == [DATA]
     assert ranges(server) == [None, "bytes=2200000-"]
 
 
-def test_who_gives_it_all_but_breaks_off_before_is_an_error(
+def test_a_whole_body_that_breaks_off_before_the_offset_is_an_error(
         source: RegistryEnd, server: ScriptedServer) -> None:
     short = [send(head(200, {"Connection": "close"}) + b"x" * 100), close]
     server.on("GET", "/blobs/", broken(0, 2_000_000), short)
@@ -268,7 +237,7 @@ def test_an_empty_blob_is_a_blob(registry: Registry, server: ScriptedServer) -> 
     assert received(registry(server), described(b"")) == [b""]
 
 
-def test_a_source_that_does_not_move_is_given_up(source: RegistryEnd, server: ScriptedServer) -> None:
+def test_a_blob_that_does_not_move_is_given_up(source: RegistryEnd, server: ScriptedServer) -> None:
     server.on("GET", "/blobs/", broken(0, 10), broken(10, 10), content(DATA))
     with pytest.raises(NetworkError):
         received(source, BLOB)
@@ -375,7 +344,7 @@ def test_a_wrong_blob_of_a_registry_is_committed_nowhere(
     assert target.blobs == {}
 
 
-def test_a_wrong_blob_of_a_layout_is_refused_by_who_gets_it(
+def test_a_wrong_blob_of_a_layout_is_refused_by_its_target(
         registry: Registry, taking: ScriptedServer, tmp_path: Path) -> None:
     target, end = Uploads(taking), layout(tmp_path)
     end.store.content.put(BLOB.digest, DATA)
@@ -399,7 +368,7 @@ def test_within_one_registry_a_blob_is_mounted(registry: Registry, server: Scrip
 
 @pytest.mark.parametrize("refusal", [
     None, error(401, "UNAUTHORIZED"), error(403, "DENIED"), error(500), redirect("/elsewhere", 302)])
-def test_what_cannot_be_mounted_is_sent(registry: Registry, server: ScriptedServer, refusal: Any) -> None:
+def test_a_blob_that_cannot_be_mounted_is_sent(registry: Registry, server: ScriptedServer, refusal: Any) -> None:
     target = Uploads(server)
     server.on("GET", "/v2/a/b/blobs/", content(DATA))
     if refusal:
@@ -561,7 +530,7 @@ def test_a_layout_is_made_where_there_is_none(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "new" / "er" / "oci-layout").read_text()) == {"imageLayoutVersion": "1.0.0"}
 
 
-def test_in_a_store_only_what_was_asked_for_gets_a_name(tmp_path: Path) -> None:
+def test_in_a_store_only_the_copied_image_gets_a_name(tmp_path: Path) -> None:
     raw, part = document(), document({"part": "1"})
     digest = Digest.of(raw)
     store_end(tmp_path, "r.com/a@" + digest).tag(digest, manifest(raw), NEVER)
@@ -582,7 +551,7 @@ def test_a_manifest_that_is_another_is_not_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["store", "oci"])
-def test_who_has_a_subject_is_listed_where_it_has_an_entry(kind: str, tmp_path: Path) -> None:
+def test_a_layout_lists_referrers_that_have_an_entry(kind: str, tmp_path: Path) -> None:
     subject = document()
     digest = Digest.of(subject)
     raw = document({"a": "b"}, subject={"mediaType": OCI_MANIFEST, "digest": digest, "size": len(subject)},
@@ -608,7 +577,7 @@ def test_a_registry_lists_referrers(registry: Registry, server: ScriptedServer) 
     assert registry(server).referrers(BLOB.digest, NEVER) == [Descriptor(OCI_MANIFEST, Digest("sha256:" + HEX), 1)]
 
 
-def test_who_stops_reading_leaves_the_connection(source: RegistryEnd) -> None:
+def test_a_reader_that_stops_leaves_the_connection_usable(source: RegistryEnd) -> None:
     with contextlib.suppress(KeyError), source.reading(BLOB, NEVER) as read:
         for _ in read(0, BLOB.size).pieces():
             raise KeyError

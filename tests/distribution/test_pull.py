@@ -56,7 +56,7 @@ def test_a_mirror_is_asked_first_for_whom_it_mirrors(
 
 @pytest.mark.parametrize("answer", [error(404, "MANIFEST_UNKNOWN"), error(500), error(401, "UNAUTHORIZED"),
                                     reply(200, "<html>", {"Content-Type": "text/html"})])
-def test_whatever_a_mirror_says_the_registry_is_asked(
+def test_after_any_error_of_a_mirror_the_registry_is_asked(
         server: ScriptedServer, foreign: ScriptedServer, store: minipull.Store, tmp_path: Path,
         answer: Any) -> None:
     layout, made = images.single(tmp_path / "layout")
@@ -76,7 +76,7 @@ def test_without_fallback_the_registry_is_not_asked(
     assert server.connections == 0
 
 
-def test_what_the_registry_says_is_final(server: ScriptedServer, store: minipull.Store) -> None:
+def test_an_error_of_the_registry_itself_is_final(server: ScriptedServer, store: minipull.Store) -> None:
     server.on("GET", "/manifests/", error(404, "MANIFEST_UNKNOWN"))
     with pytest.raises(RegistryError) as caught:
         minipull.pull(server.host + "/r:nope", store)
@@ -225,7 +225,7 @@ def test_all_tags_are_those_of_the_name_in_their_order(store: minipull.Store, pu
     ("localhost/r", "localhost/x:1", True, InvalidReference, "tag can't be used with --all-tags/-a"),
     ("localhost/r@DIGEST", "localhost/x", True, InvalidReference, "tag can't be used with --all-tags/-a"),
 ])
-def test_what_can_not_be_pushed_is_said_in_the_engines_words(
+def test_a_push_that_is_impossible_fails_in_the_engines_words(
         store: minipull.Store, pushed: images.Image, name: str, dest: Any, all_tags: bool, kind: type,
         text: str) -> None:
     name, dest = name.replace("DIGEST", pushed.digest), dest and dest.replace("DIGEST", pushed.digest)
@@ -305,7 +305,7 @@ def old() -> minipull.RegistryService:
 
 @pytest.mark.parametrize("ping, rest, falls, code, text", [row[1:] for row in FALLBACK],
                          ids=[row[0] for row in FALLBACK])
-def test_who_is_asked_next_by_the_rules_of_the_engine(
+def test_the_next_endpoint_is_asked_by_the_engines_rules(
         server: ScriptedServer, store: minipull.Store, old: minipull.RegistryService, ping: Any, rest: Any,
         falls: bool, code: int, text: str) -> None:
     V1Server(server).add(blobs(1), "1")
@@ -353,7 +353,7 @@ def test_a_mirror_that_proves_to_speak_v2_leaves_no_way_to_v1(
 
 
 @pytest.mark.parametrize("digest", [True, False])
-def test_what_v1_can_not_do_is_hidden_behind_real_errors(
+def test_unsupported_by_v1_is_hidden_behind_real_errors(
         server: ScriptedServer, store: minipull.Store, old: minipull.RegistryService, digest: bool) -> None:
     V1Server(server)
     name = server.host + "/ns/r" + ("@sha256:" + "0" * 64 if digest else ":2")
@@ -372,7 +372,7 @@ def test_what_v1_can_not_do_is_hidden_behind_real_errors(
         assert "does not speak" not in str(real.value)
 
 
-def test_what_both_sides_said_stands_on_one_line(
+def test_errors_of_v2_and_v1_stand_on_one_line(
         server: ScriptedServer, store: minipull.Store, old: minipull.RegistryService) -> None:
     V1Server(server)
     server.on("GET", "^/v2/", error(401, "UNAUTHORIZED"))
@@ -385,7 +385,7 @@ def test_what_both_sides_said_stands_on_one_line(
     assert caught.value.exit_code == 3
 
 
-def test_silence_of_v1_takes_nothing_from_what_v2_said(
+def test_an_unreachable_v1_endpoint_hides_no_error_of_v2(
         server: ScriptedServer, store: minipull.Store, old: minipull.RegistryService) -> None:
     server.on("GET", "^/v2/", error(404, "NAME_UNKNOWN"))
     server.on("GET", "^/v2/$", reply(200))
@@ -395,7 +395,7 @@ def test_silence_of_v1_takes_nothing_from_what_v2_said(
     assert caught.value.exit_code == 3 and "/v1" not in str(caught.value)
 
 
-def test_who_has_spoken_tls_is_not_asked_without_by_v1_either(
+def test_a_host_that_spoke_tls_is_not_asked_over_http_by_v1_either(
         certificates: Certificates, store: minipull.Store, old: minipull.RegistryService) -> None:
     with ScriptedServer(tls=certificates.context()) as server:
         server.on("GET", "/", error(404))
@@ -415,7 +415,7 @@ def test_a_cancelled_pull_never_falls_through(
 
 
 @pytest.mark.parametrize("service", [minipull.RegistryService(), minipull.RegistryService(legacy=["r.com"])])
-def test_without_permission_nobody_speaks_v1_and_nobody_is_pinged(
+def test_without_permission_v1_is_not_spoken_and_v2_not_pinged(
         server: ScriptedServer, store: minipull.Store, service: minipull.RegistryService) -> None:
     V1Server(server).add(blobs(1), "1")
     with pytest.raises(RegistryError):

@@ -78,7 +78,7 @@ def test_nothing_is_stored_under_an_id_which_is_only_remembered(
     assert list(Path(store.root, "ingest").iterdir()) == []
 
 
-def test_what_is_there_is_not_asked_for_again(server: ScriptedServer, store: minipull.Store) -> None:
+def test_layers_that_are_stored_are_not_asked_for_again(server: ScriptedServer, store: minipull.Store) -> None:
     v1 = V1Server(server)
     ids = v1.add(blobs(3), "1", "2", **CONFIG)
     first = pull(server, store)
@@ -101,7 +101,7 @@ def test_the_same_image_gets_the_same_manifest_anywhere(
     assert len(found) == 1
 
 
-def test_what_happens_is_said_in_the_engines_words(server: ScriptedServer, store: minipull.Store) -> None:
+def test_progress_is_told_in_the_engines_words(server: ScriptedServer, store: minipull.Store) -> None:
     ids = V1Server(server).add(blobs(1), "1")
     events: List[str] = []
     pull(server, store, progress=lambda progress: events.append(str(progress).partition(" 2")[0]))
@@ -277,7 +277,7 @@ def test_a_tag_that_is_not_there_is_not_found(server: ScriptedServer, store: min
         server.host, server.host, server.host)
 
 
-def test_what_can_not_be_remembered_can_not_be_pulled(
+def test_a_layer_without_a_stored_id_can_not_be_pulled(
         server: ScriptedServer, store: minipull.Store, monkeypatch: pytest.MonkeyPatch) -> None:
     V1Server(server).add(blobs(1), "1")
     monkeypatch.setattr(store.metadata.store, "set", lambda *arguments: None)

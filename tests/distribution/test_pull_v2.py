@@ -1,99 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One reference from one registry: everything that a registry may answer, good and bad."""
+"""One reference from one registry: every manifest and blob that a registry may answer, good and bad."""
 import hashlib
 import json
 import os
-import threading
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Type
+from typing import Any, Dict, List
 
 import pytest
 
 from tests.kit import images
 import minipull
-from tests.kit.processes import peer
 from tests.kit.images import Layout, Spec
 from minipull.registry.auth import Credential
-from minipull.store.check import UNVERIFIED, check
-from minipull.store.gc import gc
+from minipull.store.check import check
 from minipull.digest import Digest
-from minipull.xfer.download import LayerDownloadManager
 from minipull.errors import (
-    ContentMismatch, Error, InvalidDocument, NetworkError, NotFound, PolicyError, StorageError, Unauthorized,
+    ContentMismatch, InvalidDocument, NetworkError, NotFound, PolicyError, StorageError, Unauthorized,
     Unsupported)
 from minipull.registry.errors import RegistryError
 from minipull.progress import Progress
 from minipull.reference import Reference
-from tests.kit.servers import (
-    Certificates, Connection, ScriptedServer, close, content, drip, error, head, reply, reset)
+from tests.kit.servers import Connection, ScriptedServer, content, error, reply
+from tests.kit.pulls import Log, asked, blobs, on_blob, pull, refused, rewrite, serve, stored_layers
 
-FOREIGN = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> minipull.Store:
     return minipull.Store(str(tmp_path / "store"))
-
-
-class Log:
-    def __init__(self) -> None:
-        self.events: List[Progress] = []
-
-    def __call__(self, event: Progress) -> None:
-        self.events.append(event)
-
-    def said(self, text: str) -> bool:
-        return any(text in str(event) for event in self.events)
-
-
-def pull(server: ScriptedServer, store: minipull.Store, name: str = "r", attempts: int = 5,
-         **options: Any) -> minipull.Image:
-    options.setdefault("downloads", LayerDownloadManager(attempts=attempts, tick=0.0001))
-    return minipull.pull("%s/%s" % (server.host, name), store, **options)
-
-
-def refused(kind: Type[Error], server: ScriptedServer, store: minipull.Store, name: str = "r",
-            **options: Any) -> str:
-    """The text of the error; the name must not have appeared."""
-    with pytest.raises(kind) as caught:
-        pull(server, store, name, **options)
-    assert store.images() == []
-    return str(caught.value)
-
-
-def asked(server: ScriptedServer) -> List[str]:
-    """What was requested since the last call, without the repository."""
-    with server.lock:
-        found = ["%s %s" % (r.method, r.path.replace("/v2/r/", "")) for r in server.requests]
-        server.requests.clear()
-    return found
-
-
-def blobs(store: minipull.Store) -> List[str]:
-    return [str(digest) for digest in store.content.digests()]
-
-
-def serve(server: ScriptedServer, layout: Layout) -> None:
-    server.serve(layout.root, "r")
-    asked(server)
-
-
-def on_blob(server: ScriptedServer, digest: str, *scripts: Any) -> None:
-    server.on("GET", "/blobs/%s$" % digest, *scripts)
-
-
-def stored_layers(image: images.Image) -> List[str]:
-    return [layer.descriptor["digest"] for layer in image.layers]
-
-
-def manifest_of(layout: Layout, name: str = "latest") -> Dict[str, Any]:
-    return dict(json.loads(layout.read(layout.resolve(name)["digest"])))
-
-
-def rewrite(layout: Layout, **members: Any) -> None:
-    """Let "latest" be a manifest with other members."""
-    manifest = {**manifest_of(layout), **members}
-    layout.name(layout.blob(images.to_json(manifest), manifest["mediaType"]), "latest")
 
 
 # -- images as they should be ----------------------------------------------------
@@ -271,7 +205,7 @@ def test_a_manifest_that_went_bad_in_the_store_is_replaced(
 
 
 @pytest.mark.parametrize("damage", ["layer", "config", "manifest"])
-def test_what_is_gone_from_the_store_is_fetched_again(
+def test_blobs_that_are_gone_from_the_store_are_fetched_again(
         server: ScriptedServer, store: minipull.Store, tmp_path: Path, damage: str) -> None:
     layout, made = images.single(tmp_path / "layout")
     serve(server, layout)
@@ -415,7 +349,7 @@ def test_a_config_that_says_no_platform_fits_all(
 
 
 @pytest.mark.parametrize("kind", ["artifact", "chart", "attestation"])
-def test_what_is_no_image_points_to_copy(
+def test_an_artifact_points_to_copy(
         server: ScriptedServer, store: minipull.Store, tmp_path: Path, kind: str) -> None:
     layout = Layout(tmp_path / "layout")
     if kind == "artifact":
@@ -502,7 +436,7 @@ def test_an_index_is_visited_once_however_often_it_is_named(
 
 
 @pytest.mark.parametrize("raw", [b"{}", b"[]", b'{"rootfs":{"type":"layers","diff_ids":["x"]}}'])
-def test_a_config_that_is_none_is_refused(
+def test_a_malformed_config_is_refused(
         server: ScriptedServer, store: minipull.Store, tmp_path: Path, raw: bytes) -> None:
     layout = Layout(tmp_path / "layout")
     layout.image(images.specs(2), "latest")
@@ -580,336 +514,6 @@ def test_a_digest_with_another_size_is_refused(
     assert "filesystem layer verification failed for digest" in refused(ContentMismatch, server, store)
 
 
-# -- connections that break ------------------------------------------------------
-
-
-def cut(data: bytes, size: int) -> Callable[[Connection], None]:
-    """As content(), but closes after ``size`` bytes, all of which arrive."""
-    def act(connection: Connection) -> None:
-        first = int(connection.request.headers.get("range", "bytes=0-")[6:-1])
-        fields = {"Content-Length": str(len(data) - first)}
-        if first:
-            fields["Content-Range"] = "bytes %d-%d/%d" % (first, len(data) - 1, len(data))
-        connection.send(head(206 if first else 200, fields) + data[first:first + size])
-        close(connection)
-    return act
-
-
-def ranges(server: ScriptedServer, digest: str) -> List[Optional[str]]:
-    return [request.headers.get("range") for request in server.seen("GET", "/blobs/" + digest)]
-
-
-@pytest.fixture
-def one(server: ScriptedServer, tmp_path: Path) -> "One":
-    return One(server, tmp_path)
-
-
-class One:
-    """A served image of one layer of 100 kB or so, and a partial of it."""
-
-    def __init__(self, server: ScriptedServer, tmp_path: Path) -> None:
-        self.server = server
-        self.layout, self.image = images.single(tmp_path / "layout", layers=1, size=200000)
-        serve(server, self.layout)
-        self.digest = stored_layers(self.image)[0]
-        self.data = self.layout.read(self.digest)
-
-    def partial(self, store: minipull.Store, size: int = 50000) -> Path:
-        """Pull until the connection breaks for good; where the partial lies."""
-        on_blob(self.server, self.digest, cut(self.data, size), reply(400))
-        refused(Error, self.server, store, attempts=1)
-        path = Path(store.root, "ingest", self.digest.replace(":", "-"))
-        assert path.read_bytes() == self.data[:size]
-        self.server.requests.clear()
-        return path
-
-
-def test_a_cut_connection_is_continued_at_once(
-        server: ScriptedServer, store: minipull.Store, one: One) -> None:
-    piece = cut(one.data, 30000)
-    on_blob(server, one.digest, piece, piece, content(one.data))
-    log = Log()
-    pull(server, store, attempts=1, progress=log)
-    assert ranges(server, one.digest) == [None, "bytes=30000-", "bytes=60000-"]
-    assert not log.said("Retrying")
-    assert check(store) == []
-
-
-def test_a_body_that_breaks_off_at_once_is_asked_for_again(
-        server: ScriptedServer, store: minipull.Store, one: One) -> None:
-    nothing = cut(one.data, 0)
-    on_blob(server, one.digest, nothing, cut(one.data, 30000), nothing, content(one.data))
-    pull(server, store, attempts=1)
-    assert ranges(server, one.digest) == [None, None, "bytes=30000-", "bytes=30000-"]
-    on_blob(server, one.digest, nothing)
-    server.requests.clear()
-    refused(NetworkError, server, minipull.Store(store.root + "2"), attempts=1)
-    assert len(ranges(server, one.digest)) == 2
-
-
-def test_a_partial_is_continued_by_the_next_pull(
-        server: ScriptedServer, store: minipull.Store, one: One) -> None:
-    one.partial(store)
-    on_blob(server, one.digest, content(one.data))
-    pull(server, minipull.Store(store.root))
-    assert ranges(server, one.digest) == ["bytes=50000-"]
-    assert os.listdir(os.path.join(store.root, "ingest")) == []
-    assert check(store) == []
-
-
-def test_a_whole_body_is_never_appended(
-        server: ScriptedServer, store: minipull.Store, one: One) -> None:
-    one.partial(store)
-    on_blob(server, one.digest, content(one.data, ranges=False))
-    pull(server, store)
-    assert ranges(server, one.digest) == ["bytes=50000-"]
-    assert check(store) == []
-
-
-def test_a_range_that_is_refused_is_all_fetched_again(
-        server: ScriptedServer, store: minipull.Store, one: One) -> None:
-    one.partial(store)
-    # docker-registry 2.8 promises more than the 14 bytes that it sends.
-    on_blob(server, one.digest, [reply(416, b"416 Requested", length=2048), reset], content(one.data))
-    pull(server, store, attempts=1)
-    assert ranges(server, one.digest) == ["bytes=50000-", None]
-    assert check(store) == []
-
-
-def test_a_rest_of_another_size_is_all_fetched_again(
-        server: ScriptedServer, store: minipull.Store, one: One) -> None:
-    one.partial(store)
-    on_blob(server, one.digest, content(one.data + b"more"), content(one.data))
-    pull(server, store, attempts=1)
-    assert ranges(server, one.digest) == ["bytes=50000-", None]
-
-
-def test_a_rest_from_elsewhere_is_all_fetched_again(
-        server: ScriptedServer, store: minipull.Store, one: One) -> None:
-    one.partial(store)
-    on_blob(server, one.digest, content(one.data, shift=7), content(one.data))
-    pull(server, store, attempts=1)
-    assert ranges(server, one.digest) == ["bytes=50000-", None]
-    assert check(store) == []
-
-
-def test_gc_waits_for_the_worker_of_a_pull_that_was_cancelled(
-        server: ScriptedServer, store: minipull.Store, one: One,
-        monkeypatch: pytest.MonkeyPatch) -> None:
-    syncing, go, real = threading.Event(), threading.Event(), os.fsync
-
-    def fsync(fd: int) -> None:
-        if os.fstat(fd).st_size == len(one.data):  # the disk is slow
-            syncing.set()
-            assert go.wait(20)
-        real(fd)
-
-    on_blob(server, one.digest, content(one.data))
-    monkeypatch.setattr(os, "fsync", fsync)
-    cancel = minipull.Cancel()
-
-    def give_up() -> None:
-        assert syncing.wait(20)
-        cancel.cancel()
-
-    canceller = threading.Thread(target=give_up)
-    canceller.start()
-    with pytest.raises(minipull.Cancelled):
-        pull(server, store, cancel=cancel)
-    canceller.join()
-    with pytest.raises(StorageError, match="is locked by"):
-        gc(minipull.Store(store.root, timeout=0.1), 0)
-    go.set()
-    assert one.digest in [str(digest) for digest in gc(store, 0).blobs]
-    assert blobs(store) == []
-
-
-def test_a_partial_that_went_bad_is_fetched_again(
-        server: ScriptedServer, store: minipull.Store, one: One) -> None:
-    path = one.partial(store)
-    path.write_bytes(b"?" * 50000)
-    on_blob(server, one.digest, content(one.data))
-    log = Log()
-    pull(server, store, attempts=2, progress=log)
-    assert ranges(server, one.digest) == ["bytes=50000-", None]
-    assert log.said("Retrying in 5 seconds")
-    assert check(store) == []
-
-
-def test_a_rest_from_somebody_else_is_not_held_against_the_first(
-        server: ScriptedServer, store: minipull.Store, one: One) -> None:
-    """Bytes of one answer that are wrong are final, those of two are tried again."""
-    on_blob(server, one.digest, cut(b"?" * len(one.data), 30000), content(one.data))
-    pull(server, store, attempts=2)
-    assert ranges(server, one.digest) == [None, "bytes=30000-", None]
-    assert check(store) == []
-
-
-def test_a_partial_that_is_whole_needs_no_request(
-        server: ScriptedServer, store: minipull.Store, one: One) -> None:
-    path = one.partial(store)
-    path.write_bytes(one.data)
-    pull(server, store)
-    assert ranges(server, one.digest) == []
-
-
-@pytest.mark.parametrize("code, tries", [("UNKNOWN", 3), ("DENIED", 1), ("BLOB_UNKNOWN", 1)])
-def test_a_layer_is_tried_again_where_it_may_help(
-        server: ScriptedServer, store: minipull.Store, one: One, code: str, tries: int) -> None:
-    on_blob(server, one.digest, error(400, code))
-    log = Log()
-    refused(RegistryError, server, store, attempts=3, progress=log)
-    assert len(ranges(server, one.digest)) == tries
-    assert log.said("Retrying in 5 seconds") == (tries > 1)
-
-
-@pytest.mark.parametrize("answers, text, gets", [
-    ([], "", 1), ([error(500)], "", 2), ([reset], "", 2),
-    ([reply(401, "you need to be authenticated")], "unauthorized: you need to be authenticated", 1),
-    ([reply(401, '{"errors":[{"code":"UNAUTHORIZED","message":"you need to be authenticated"}]}',
-            {"Content-Type": "application/json"})], "unauthorized: you need to be authenticated", 1),
-    ([reply(401, "", {"Content-Type": "application/json"})], "unauthorized: authentication required", 1),
-])
-def test_a_config_is_tried_again_as_upstream_does(
-        server: ScriptedServer, store: minipull.Store, one: One, answers: List[Any], text: str,
-        gets: int) -> None:
-    digest = one.image.config["digest"]
-    on_blob(server, digest, *answers, content(one.layout.read(digest)))
-    if text:
-        assert text in refused(RegistryError, server, store)
-    else:
-        pull(server, store)
-    assert len(server.seen("GET", "/blobs/" + digest)) == gets
-
-
-def test_a_document_has_attempts_of_its_own(
-        server: ScriptedServer, store: minipull.Store, one: One, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minipull.registry.transport.RETRY_DELAYS", ())
-    monkeypatch.setattr("minipull.distribution.blobs.DOCUMENT_DELAYS", (0.001,) * 4)
-    good = content(one.image.raw, images.OCI_MANIFEST)
-    server.on("GET", "/manifests/", error(500), error(503), error(500), error(500), good)
-    pull(server, store)
-    assert len(server.seen("GET", "/manifests/")) == 5
-    server.on("GET", "/manifests/", error(500))
-    with pytest.raises(RegistryError, match="500"):
-        pull(server, store, "r:other")
-
-
-def test_an_unknown_tag_is_asked_for_once(server: ScriptedServer, store: minipull.Store) -> None:
-    server.on("GET", "/manifests/", error(404, "MANIFEST_UNKNOWN"))
-    with pytest.raises(RegistryError) as caught:
-        pull(server, store, "r:nope")
-    assert caught.value.exit_code == 3
-    assert len(server.requests) == 1
-
-
-# -- foreign layers --------------------------------------------------------------
-
-
-def foreign_image(tmp_path: Path, urls: List[str]) -> Layout:
-    layout = Layout(tmp_path / "layout", docker=True)
-    made = layout.image(images.specs(2, 5000), "latest")
-    layers: List[Dict[str, Any]] = [dict(layer.descriptor) for layer in made.layers]
-    layers[0].update(mediaType=FOREIGN, urls=urls)
-    rewrite(layout, layers=layers)
-    return layout
-
-
-def test_a_foreign_layer_that_the_registry_has_is_a_layer(
-        server: ScriptedServer, store: minipull.Store, tmp_path: Path) -> None:
-    serve(server, foreign_image(tmp_path, ["https://127.0.0.1:1/x"]))
-    pull(server, store)
-    assert check(store) == []
-
-
-def test_a_foreign_layer_that_the_registry_lacks_is_skipped_and_reported(
-        server: ScriptedServer, store: minipull.Store, tmp_path: Path) -> None:
-    layout = foreign_image(tmp_path, ["https://127.0.0.1:1/x"])
-    serve(server, layout)
-    on_blob(server, manifest_of(layout)["layers"][0]["digest"], error(404, "BLOB_UNKNOWN"))
-    log = Log()
-    image = pull(server, store, progress=log)
-    assert image.config is not None and len(image.config.diff_ids) == 2
-    assert log.said("Skipped foreign layer")
-    assert {problem.kind for problem in check(store)} == {UNVERIFIED}
-    asked(server)
-    pull(server, store)
-    assert asked(server) == ["HEAD manifests/latest"]
-
-
-def test_a_foreign_layer_is_fetched_by_https_alone_and_by_nobody_in_particular(
-        server: ScriptedServer, store: minipull.Store, tmp_path: Path, certificates: Certificates) -> None:
-    service = minipull.RegistryService(ca_file=str(certificates.ca))
-    with ScriptedServer("127.0.0.2", certificates.context()) as elsewhere:
-        layout = foreign_image(
-            tmp_path, [server.url + "/plain", elsewhere.url + "/absent", elsewhere.url + "/layer"])
-        serve(server, layout)
-        foreign = manifest_of(layout)["layers"][0]["digest"]
-        on_blob(server, foreign, error(404, "BLOB_UNKNOWN"))
-        pull(server, store)  # once without it
-        elsewhere.on("GET", "/layer", content(layout.read(foreign)))
-        pull(server, store, foreign=True, service=service)
-        assert [request.path for request in elsewhere.requests] == ["/absent", "/layer"]
-        elsewhere.assert_no_credentials()
-        assert server.seen("GET", "/plain") == []
-        assert check(store) == []
-        elsewhere.on("GET", "/layer", error(404))
-        fresh = minipull.Store(str(tmp_path / "fresh"))
-        refused(RegistryError, server, fresh, foreign=True, service=service)
-
-
-def test_a_foreign_layer_by_http_is_refused(
-        server: ScriptedServer, store: minipull.Store, tmp_path: Path) -> None:
-    layout = foreign_image(tmp_path, [server.url + "/plain"])
-    serve(server, layout)
-    server.on("GET", "/blobs/", error(404, "BLOB_UNKNOWN"))
-    manifest = manifest_of(layout)
-    for blob in [manifest["config"], manifest["layers"][1]]:
-        on_blob(server, blob["digest"], content(layout.read(blob["digest"])))
-    assert "without https, refused" in refused(PolicyError, server, store, foreign=True)
-
-
-# -- zstd ------------------------------------------------------------------------
-
-
-@pytest.fixture
-def zstd(server: ScriptedServer, tmp_path: Path) -> images.Image:
-    peer("zstd")
-    layout = Layout(tmp_path / "layout")
-    made = layout.image([Spec(5000, compression="zstd"), Spec(5000, seed=1)], "latest")
-    serve(server, layout)
-    return made
-
-
-def test_a_zstd_layer_is_verified_where_there_is_a_decoder(
-        server: ScriptedServer, tmp_path: Path, zstd: images.Image) -> None:
-    store = minipull.Store(str(tmp_path / "store"), zstd=peer("zstd"))
-    pull(server, store)
-    assert store.metadata.get_diff_id(Digest(stored_layers(zstd)[0])) == zstd.layers[0].diff_id
-    assert check(store) == []
-
-
-def test_a_zstd_layer_is_taken_at_the_configs_word_without_one(
-        server: ScriptedServer, store: minipull.Store, zstd: images.Image,
-        monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "compression.zstd", None)
-    log = Log()
-    pull(server, store, progress=log)
-    assert log.said("Not verified: layer is compressed with zstd")
-    assert store.metadata.get_diff_id(Digest(stored_layers(zstd)[0])) is None
-    assert [problem.kind for problem in check(store)] == [UNVERIFIED]
-
-
-def test_a_word_of_the_wrong_length_is_not_taken(
-        server: ScriptedServer, store: minipull.Store, tmp_path: Path) -> None:
-    layout = foreign_image(tmp_path, ["https://127.0.0.1:1/x"])
-    layers = manifest_of(layout)["layers"]
-    rewrite(layout, layers=layers + layers[1:])
-    serve(server, layout)
-    on_blob(server, layers[0]["digest"], error(404, "BLOB_UNKNOWN"))
-    assert "don't match image configuration" in refused(ContentMismatch, server, store)
-
-
 # -- the store's own troubles ----------------------------------------------------
 
 
@@ -929,23 +533,3 @@ def test_a_refused_login_is_final(server: ScriptedServer, store: minipull.Store)
     text = refused(RegistryError, server, store, credentials=credentials)
     assert "wrong" not in text
     assert [request.headers.get("authorization") for request in server.requests] == [None, None, "Basic dTp3cm9uZw=="]
-
-
-def test_a_cancel_in_the_middle_keeps_the_partial(
-        server: ScriptedServer, store: minipull.Store, one: One) -> None:
-    cancel = minipull.Cancel()
-    on_blob(server, one.digest, [content(one.data[:40000], headers={"Content-Length": str(len(one.data))}),
-                                 drip(one.data[40000:], 1000)])
-
-    def progress(event: Progress) -> None:
-        if event.action == "Downloading" and event.current >= 40000:
-            cancel.cancel()
-
-    with pytest.raises(minipull.Cancelled):
-        pull(server, store, cancel=cancel, progress=progress)
-    assert store.images() == []
-    on_blob(server, one.digest, content(one.data))
-    server.requests.clear()
-    pull(server, store)
-    assert ranges(server, one.digest)[0] not in (None, "bytes=0-")
-    assert check(store) == []

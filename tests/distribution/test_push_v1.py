@@ -142,7 +142,7 @@ def test_at_most_five_images_are_looked_up_at_once(
     assert most == 5 and len(server.seen("GET", "/json$")) == 8
 
 
-def test_what_happens_is_said_in_the_engines_words(
+def test_progress_is_told_in_the_engines_words(
         server: ScriptedServer, store: minipull.Store, tmp_path: Path) -> None:
     V1Server(server)
     made = stored(store, tmp_path, server.host + "/ns/r:1", layers=1)
@@ -212,7 +212,7 @@ def test_a_push_that_breaks_off_is_tried_again(
                       uploads=LayerUploadManager(attempts=1))
 
 
-def test_what_somebody_else_has_just_pushed_is_no_error(
+def test_a_layer_that_was_just_pushed_elsewhere_is_no_error(
         server: ScriptedServer, store: minipull.Store, tmp_path: Path) -> None:
     V1Server(server)
     stored(store, tmp_path, server.host + "/ns/r:1")
@@ -257,7 +257,7 @@ def test_a_layer_that_is_not_what_it_was_is_not_sent(
     assert server.seen("PUT", "/layer$") == []
 
 
-def test_a_store_that_can_remember_nothing_can_be_pushed_from(
+def test_a_read_only_store_can_be_pushed_from(
         server: ScriptedServer, store: minipull.Store, tmp_path: Path) -> None:
     v1 = V1Server(server)
     stored(store, tmp_path, server.host + "/ns/r:1")

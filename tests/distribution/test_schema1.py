@@ -23,8 +23,8 @@ from minipull.errors import ContentMismatch, Error, InvalidDocument, NotFound, P
 from minipull.registry.errors import RegistryError
 from minipull.image.config import History, ImageConfig
 from tests.kit.servers import Connection, ScriptedServer, Uploads, content, error, reply
-from tests.distribution.test_pull_v2 import Log, asked, pull, refused
-from tests.distribution.test_push_v2 import kept, loaded, push
+from tests.kit.pulls import Log, asked, pull, refused
+from tests.kit.pushes import kept, loaded, push
 
 TABLES = json.loads((DATA / "schema1.json").read_text("utf-8"))
 TIME = "2015-04-01T20:15:23Z"
@@ -176,7 +176,7 @@ def test_every_signature_must_be_good_and_of_the_same() -> None:
         schema1.parse(ONE[:-2] + b', "signatures": ' + json.dumps(many).encode() + b"\n}")
 
 
-def test_what_is_not_signed_is_not_read() -> None:
+def test_members_outside_the_payload_are_not_read() -> None:
     raw = signed(ONE).replace(b',\n   "signatures"', b',\n   "mediaType": "x",\n   "signatures"')
     assert schema1.parse(raw).raw == ONE
 
@@ -256,7 +256,7 @@ def offer(server: ScriptedServer, layout: Layout, specs: Sequence[Spec], kind: s
 
 
 @pytest.mark.parametrize("kind", [SCHEMA1_SIGNED, "application/json; charset=utf-8"])
-def test_what_comes_as_schema_1_is_stored_as_schema_2(
+def test_a_schema_1_image_is_stored_as_schema_2(
         server: ScriptedServer, store: minipull.Store, layout: Layout, kind: str) -> None:
     payload, layers = offer(server, layout, images.specs(2), kind, by_digest=False)
     log = Log()
@@ -280,7 +280,7 @@ def test_what_comes_as_schema_1_is_stored_as_schema_2(
     assert pull(server, again)._replace(name=pulled.name) == pulled
 
 
-def test_by_digest_it_is_the_payload_that_counts(
+def test_the_digest_of_schema_1_is_that_of_its_payload(
         server: ScriptedServer, store: minipull.Store, layout: Layout) -> None:
     payload, _ = offer(server, layout, images.specs(1))
     name = "r@" + images.digest_of(payload)
@@ -293,7 +293,7 @@ def test_by_digest_it_is_the_payload_that_counts(
 
 @pytest.mark.parametrize("old, new", [
     (b"make", b"fake"), (b'"signature": "', b'"signature": "A'), (b'"protected": "e', b'"protected": "f')])
-def test_what_was_tampered_with_is_refused_by_tag_and_by_digest(
+def test_a_tampered_manifest_is_refused_by_tag_and_by_digest(
         server: ScriptedServer, store: minipull.Store, layout: Layout, old: bytes, new: bytes) -> None:
     payload, _ = offer(server, layout, images.specs(1))
     digest, raw = images.digest_of(payload), signed(payload)
@@ -306,7 +306,7 @@ def test_what_was_tampered_with_is_refused_by_tag_and_by_digest(
             assert caught.value.exit_code == 6 and store.images() == []
 
 
-def test_what_is_not_signed_is_refused(server: ScriptedServer, store: minipull.Store) -> None:
+def test_an_unsigned_manifest_is_refused(server: ScriptedServer, store: minipull.Store) -> None:
     for kind in (SCHEMA1, SCHEMA1_SIGNED, ""):
         server.on("GET", "/manifests/", content(ONE, kind))
         assert "0 signatures, want 1 to 16" in refused(InvalidDocument, server, store)
@@ -347,7 +347,7 @@ def test_the_platform_is_that_of_the_top(server: ScriptedServer, store: minipull
     assert log.said("WARNING: image is for linux/s390x")
 
 
-def test_a_config_that_is_none_is_refused(server: ScriptedServer, store: minipull.Store, layout: Layout) -> None:
+def test_a_malformed_config_is_refused(server: ScriptedServer, store: minipull.Store, layout: Layout) -> None:
     offer(server, layout, images.specs(1), config="sh")
     assert "'config' must be an object" in refused(InvalidDocument, server, store)
 
@@ -438,7 +438,7 @@ def test_without_a_history_each_layer_has_its_own(
 @pytest.mark.parametrize("specs, history, text", [
     (images.specs(2), HISTORY[:1], "does not fit its layers"), ([], [], "does not fit its layers"),
     ([Spec(900, compression="zstd")], HISTORY[:1], "no layers of type")])
-def test_what_schema_1_can_not_say_is_refused(
+def test_an_image_that_schema_1_can_not_express_is_refused(
         server: ScriptedServer, store: minipull.Store, layout: Layout, specs: Any, history: Any, text: str) -> None:
     OldRegistry(server)
     if "type" in text:

@@ -188,7 +188,7 @@ class Cutting(FaultProxy):
 
 
 @pytest.mark.parametrize("fault", ["cut", "cut-upload"])
-def test_what_breaks_off_is_continued(
+def test_an_upload_that_breaks_off_is_continued(
         fault: str, registry: DockerRegistry, other: DockerRegistry, tmp_path: Path, run_minipull: Minipull) -> None:
     layout = Layout(tmp_path / "layout")
     image = layout.image([images.Spec(6 * MIB, text=0, seed=70 + len(fault))], "1")
@@ -253,7 +253,7 @@ def test_a_layout_comes_out_as_it_went_in_and_skopeo_reads_it(
     assert run_minipull("copy", "-q", "oci:second:theirs", "oci:fifth").out.strip() == theirs
 
 
-def test_what_was_copied_into_the_store_is_an_image_like_others(
+def test_an_image_copied_into_the_store_can_be_used_like_a_pulled_one(
         registry: DockerRegistry, other: DockerRegistry, tmp_path: Path, run_minipull: Minipull) -> None:
     root = tmp_path / "root"
 
@@ -551,7 +551,7 @@ def test_a_token_is_given_as_it_is_to_its_end_alone(guarded: Guarded, run_minipu
     guarded.assert_told_apart()
 
 
-def test_a_mount_needs_a_token_of_who_writes(
+def test_a_mount_needs_a_token_of_the_target(
         registry: DockerRegistry, tmp_path: Path, run_minipull: Minipull) -> None:
     publish(registry, index(tmp_path / "layout"), "copy/private")
     with FaultProxy(registry.host, auth=TokenAuth({"ann": "4pple", "bob": "b4nana"}, ())) as proxy:

@@ -98,7 +98,7 @@ def test_an_index_keeps_its_digest_and_all_its_platforms(
            "oci:%s:copy" % (tmp_path / "copy"))
 
 
-def test_of_one_platform_only_that_is_pushed(
+def test_of_one_platform_only_its_image_is_pushed(
         registry: DockerRegistry, other: DockerRegistry, tmp_path: Path, minipull: Call) -> None:
     layout, index, children = images.multi_platform(tmp_path / "layout")
     source = registry.host + "/peers/platform:1"

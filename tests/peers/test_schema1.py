@@ -124,7 +124,7 @@ def test_a_second_pull_is_up_to_date(
     done(minipull("check"))
 
 
-def test_what_was_pulled_as_schema_1_can_be_pushed_copied_and_saved(
+def test_a_pulled_schema_1_image_can_be_pushed_copied_and_saved(
         old: DockerRegistry, registry: DockerRegistry, aged: Aged, tmp_path: Path, minipull: Call, skopeo: Tool,
         umoci: Tool) -> None:
     made = sent(skopeo, tmp_path / "layout", old.host + "/peers/onward:1")
@@ -145,7 +145,7 @@ def test_what_was_pulled_as_schema_1_can_be_pushed_copied_and_saved(
     (b"base", b"bose"), (b"blobSum", b"blobSun"), (b'"signature": "', b'"signature": "_'),
     (b'"protected": "ey', b'"protected": "fy'), (b'"x": "', b'"x": "A'), (b'"kid": "', b'"kid": "A'),
     (b'"alg": "ES256"', b'"alg": "ES255"')])
-def test_what_was_tampered_with_ends_with_code_6(
+def test_a_tampered_manifest_is_exit_6(
         old: DockerRegistry, aged: Aged, tmp_path: Path, minipull: Call, skopeo: Tool, old_text: bytes,
         new_text: bytes) -> None:
     sent(skopeo, tmp_path / "layout", old.host + "/peers/spoilt:1")
@@ -190,7 +190,7 @@ def test_docker_registry_takes_schema_1_and_a_fresh_store_pulls_it(
 
 
 @pytest.mark.parametrize("version, python", interpreters(), ids=lambda text: text[:4])
-def test_it_works_from_python_3_6_up(
+def test_a_v1_round_trip_works_from_python_3_6_up(
         old: DockerRegistry, aged: Aged, tmp_path: Path, minipull: Call, skopeo: Tool, version: str,
         python: str) -> None:
     sent(skopeo, tmp_path / "layout", old.host + "/peers/versions:1")

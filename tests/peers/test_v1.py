@@ -92,7 +92,7 @@ def made(tmp_path: Path, store: minipull.Store, *names: str) -> images.Image:
     return image
 
 
-def test_what_was_pushed_is_pulled_with_the_same_layers_and_semantics(
+def test_a_v1_round_trip_keeps_layers_and_config(
         old: V1Registry, service: minipull.RegistryService, tmp_path: Path) -> None:
     ours, theirs = store_at(tmp_path / "ours"), store_at(tmp_path / "theirs")
     name = old.host + "/ns/r:1"
@@ -147,7 +147,7 @@ def test_all_tags_go_and_come_by_the_command_line(
     assert refused.code != 0 and "/v1" not in refused.err
 
 
-def test_what_is_not_there_and_what_can_not_be_are_said_plainly(
+def test_missing_images_and_unsupported_ones_are_told_plainly(
         old: V1Registry, service: minipull.RegistryService, tmp_path: Path) -> None:
     store = store_at(tmp_path / "store")
     name = old.host + "/ns/some"
@@ -161,7 +161,7 @@ def test_what_is_not_there_and_what_can_not_be_are_said_plainly(
 
 
 @pytest.mark.parametrize("left", [2, 1000, 5000])
-def test_the_rest_of_a_layer_comes_as_it_is_asked_for(
+def test_a_v1_layer_is_continued_by_range(
         old: V1Registry, service: minipull.RegistryService, tmp_path: Path, left: int) -> None:
     store, cancel = store_at(tmp_path / "store"), minipull.Cancel()
     name = old.host + "/ns/rest:1"
