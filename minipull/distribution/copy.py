@@ -87,7 +87,7 @@ def copy_with(source: Place, target: Place, clients: Tuple[Client, Client], stor
     subject = "copy %s to %s" % (source, target)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_within(subject))
-        source_end = _source_end(source, clients[0], store, subject, stack, cancel)
+        source_end = _source_end(source, clients[0], store, subject, stack, output, cancel)
         images = [(source.tag, target)]
         if isinstance(source_end, LayoutEnd) and source.kind in ARCHIVES and not source.tag:
             images = _images(source_end, source, target)
@@ -108,12 +108,12 @@ def copy_with(source: Place, target: Place, clients: Tuple[Client, Client], stor
             else:
                 copied.append(over_endpoints(
                     clients[1], place.name, subject, functools.partial(job.to_registry, clients[1], place),
-                    cancel, push=True))
+                    cancel, output, push=True))
         return copied
 
 
 def _source_end(source: Place, client: Client, store: Optional[Store], subject: str,
-                stack: contextlib.ExitStack, cancel: Cancel) -> End:
+                stack: contextlib.ExitStack, output: Output, cancel: Cancel) -> End:
     """The end that is copied from; of the endpoints of a registry, the first that has the image."""
     if source.kind in ARCHIVES:
         zstd = store.layers.zstd if store else None
@@ -130,7 +130,7 @@ def _source_end(source: Place, client: Client, store: Optional[Store], subject: 
         end.get(source.tag, cancel)
         return end
 
-    return over_endpoints(client, source.name, subject, answering, cancel)
+    return over_endpoints(client, source.name, subject, answering, cancel, output)
 
 
 def _images(archive: LayoutEnd, source: Place, target: Place) -> List[Tuple[str, Place]]:

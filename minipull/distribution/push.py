@@ -81,4 +81,4 @@ def push_with(client: Client, what: Sequence[Tuple[Image, Reference]], store: St
             return [pusher.push(image, name.tag) for image, name in what]
 
     return over_endpoints(
-        client, target, "push %s" % target.name, to_endpoint, cancel, push=True, legacy=True)
+        client, target, "push %s" % target.name, to_endpoint, cancel, output, push=True, legacy=True)

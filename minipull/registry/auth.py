@@ -110,7 +110,6 @@ class Authorizer:
         self._offline = offline
         self._lock = threading.Lock()
         self._challenge: Optional[Challenge] = None
-        self._public = False
         #: By scopes: a token, and the time at which it expires (time.monotonic).
         self._tokens: Dict[Tuple[str, ...], Tuple[str, float]] = {}
         self.refresh_token = ""
@@ -125,7 +124,7 @@ class Authorizer:
         response = self._transport.send(request.with_headers(used))
         if response.status != 401 or response.origin != self._origin:
             return response
-        challenges = parse_challenges(response.headers.get("www-authenticate", []))
+        challenges = parse_challenges(response.values("WWW-Authenticate"))
         answerable = [challenge for challenge in challenges if challenge.scheme in ("bearer", "basic")]
         if not answerable:
             return response
@@ -133,7 +132,6 @@ class Authorizer:
         with self._lock:
             # A token is preferred to a password, where the registry offers both.
             self._challenge = sorted(answerable, key=lambda challenge: challenge.scheme != "bearer")[0]
-            self._public = response.public
             # Unless another thread has renewed the token already.
             if used.get("Authorization") == "Bearer " + self._tokens.get(scopes, ("", 0.0))[0]:
                 del self._tokens[scopes]
@@ -161,8 +159,7 @@ class Authorizer:
                 self._tokens[scopes] = self._fetch(credential, scopes, cancel)
             return {"Authorization": "Bearer " + self._tokens[scopes][0]}
 
-    def _fetch(self, credential: Credential, scopes: Tuple[str, ...],
-               cancel: Cancel) -> Tuple[str, float]:
+    def _fetch(self, credential: Credential, scopes: Tuple[str, ...], cancel: Cancel) -> Tuple[str, float]:
         """Ask the token server of the challenge for a token."""
         challenge = self._challenge.parameters if self._challenge else {}
         realm = challenge.get("realm", "")
@@ -186,7 +183,7 @@ class Authorizer:
                 headers["Authorization"] = basic(credential)
         query = urllib.parse.urlencode(sorted(form.items()), doseq=True, errors="surrogateescape")
         request = Request("POST", realm, cancel, headers, Body.of(query.encode()), follow=False,
-                          only_public=self._public)
+                          only_public=self._origin in self._transport.public)
         if not refresh_token:
             url = realm + ("&" if "?" in realm else "?") + query
             request = request._replace(method="GET", url=url, body=None)
@@ -218,8 +215,7 @@ class Authorizer:
         except (ValueError, AttributeError, RecursionError) as exc:
             raise NetworkError("%s: unable to decode token response" % (server,)) from exc
         if not token:
-            raise Unauthorized(
-                "%s: authorization server did not include a token in the response" % (server,))
+            raise Unauthorized("%s: authorization server did not include a token in the response" % (server,))
         for value in (token, refresh_token or "-"):
             if not isinstance(value, str) or not _VISIBLE.fullmatch(value):
                 raise NetworkError("%s: malformed token" % (server,))
@@ -241,7 +237,7 @@ def answer_error(response: Response) -> RegistryError:
     # docker-registry 2.8 sends less body with a 416 than its Content-Length says.
     with response, contextlib.suppress(NetworkError, PolicyError):
         body = response.read(_MAX_ANSWER)
-    challenges = parse_challenges(response.headers.get("www-authenticate", []))
+    challenges = parse_challenges(response.values("WWW-Authenticate"))
     bearer = [c.parameters.get("error", "") for c in challenges if c.scheme == "bearer"]
     kind = response.header("Content-Type")
     return decode_answer(response.status, response.reason, kind, body, "".join(bearer[:1]))

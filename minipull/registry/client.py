@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Callable, Dict, NamedTuple, Set, Tuple, TypeVa
 from ..cancel import Cancel
 from ..errors import Error, NetworkError, NoSupport, NotFound
 from ..parts import part
-from ..progress import Output, Progress, discard
+from ..progress import Output, Progress
 from ..reference import Reference
 from .auth import Keyring
 from .endpoints import Endpoint, RegistryService
@@ -44,8 +44,7 @@ class Client:
     def __exit__(self, *exc_info: object) -> None:
         self.transport.close()
 
-    def repository(self, endpoint: Endpoint, reference: Reference,
-                   push: bool = False) -> Repository:
+    def repository(self, endpoint: Endpoint, reference: Reference, push: bool = False) -> Repository:
         """A repository to read from, and with ``push`` to write to."""
         key = (endpoint, reference.name, push)
         with self._lock:
@@ -104,7 +103,7 @@ class _Failure(NamedTuple):
 
 
 def over_endpoints(client: Client, reference: Reference, subject: str, work: Callable[[Endpoint], T],
-                   cancel: Cancel, output: Output = discard, push: bool = False, legacy: bool = False) -> T:
+                   cancel: Cancel, output: Output, push: bool = False, legacy: bool = False) -> T:
     """Return the result of ``work`` for the first endpoint of a repository with which it succeeds.
 
     With ``legacy``, v1 endpoints come last, where the user allows them, and are

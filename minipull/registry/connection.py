@@ -50,7 +50,7 @@ class Connection(Exchange):
     def __init__(self, origin: Origin, timeout: float, context: Callable[[], ssl.SSLContext],
                  keep: Callable[["Connection"], None], proxy: Optional[Proxy] = None) -> None:
         self.origin = origin
-        self.public = False
+        self.public = False  # whether the origin has an address of the public internet
         self.secure = False  # whether the TLS handshake has been completed
         self.used = False  # for an earlier request
         self.received = 0  # bytes of the current answer
@@ -123,8 +123,7 @@ class Connection(Exchange):
         if body.size is None:
             self.sendall(b"0\r\n\r\n")
         elif sent != body.size:
-            raise StorageError("what is sent to %s ends at byte %d of %d" % (
-                self.origin, sent, body.size))
+            raise StorageError("what is sent to %s ends at byte %d of %d" % (self.origin, sent, body.size))
         return True
 
     def _sent_pieces(self, body: Body) -> Iterator[int]:
@@ -141,7 +140,6 @@ class Connection(Exchange):
     def done(self, reusable: bool) -> None:
         self.response = None
         self._scope.close()
-        self._scope = contextlib.ExitStack()
         if reusable and self._all_sent and not self._cancel.cancelled:
             self.used = True
             self._keep(self)

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Credentials: who we are to a registry, as docker and podman wrote it down.
+"""Credentials: the files and helpers of docker and podman, read.
 
-- A credential is bound to the exact ``host[:port]`` it was stored for; Docker
-  Hub alone goes by several names.
-- The first source that has an entry ends the search.  In one file a key below
-  the host (``host/ns/repo``, ``host/ns``) comes before the host's helper
+- A credential is bound to the exact ``host[:port]`` that it was stored for; only
+  Docker Hub has several names.
+- The first source with an entry ends the search.  Within a file, a key below the
+  host (``host/ns/repo``, ``host/ns``) comes before the host's helper
   (``credHelpers``, else ``credsStore``), and that before the host's own key.
-- A helper that is missing or fails makes its host anonymous: whoever moved a
-  password into a keychain does not mean an older one that lies elsewhere.
-- No secret is part of a message, a ``repr`` or an argument vector.
+- A helper that is missing or fails makes its host anonymous: a user who moved a
+  password to a keychain does not mean an older one in another file.
+- No secret is part of a message, a ``repr`` or a command line.
 
 Mirrors moby's registry/auth.go (ResolveAuthConfig), docker/cli's cli/config
 and the client of docker-credential-helpers.
@@ -27,14 +27,14 @@ from ..errors import InvalidDocument, StorageError, file_errors
 from .auth import Credential, Keyring
 
 MAX_FILE = 1 << 20  # bytes
-# Hub's entry stands under the URL of its long gone index, so that is asked for first.
+#: docker keeps Hub's entry under the URL of its former index, so that comes first.
 _HUB_NAMES = ("https://index.docker.io/v1/", "docker.io", "index.docker.io", "registry-1.docker.io")
 
 
 class Source(NamedTuple):
-    """The file ``name``; or ``text``, which messages then call ``name``.
+    """A file, or a ``text`` that messages call ``name``.
 
-    ``flat`` is the form of .dockercfg: the entries with nothing around them.
+    ``flat`` is the form of .dockercfg: the entries without the object around them.
     """
     name: str
     text: Optional[str] = None
@@ -45,11 +45,11 @@ class Source(NamedTuple):
 
 
 class Credentials(Keyring):
-    """Finds the credential for a repository; threads may share it.
+    """The credentials of several sources, shared by threads.
 
-    ``explicit`` maps hosts to what overrules every source.  Helpers are found
-    on the PATH of ``helper_environ``, their whole environment.  Files are read
-    and helpers asked at most once, when first needed.
+    ``explicit`` maps hosts to credentials that come before every source.  Helpers
+    are found on the PATH of ``helper_environ``, which is all their environment.
+    Files are read and helpers run once at most, when they are first needed.
     """
 
     def __init__(self, sources: Sequence[Source] = (), *,
@@ -57,7 +57,7 @@ class Credentials(Keyring):
                  helper_environ: Optional[Mapping[str, str]] = None, helper_timeout: float = 30,
                  warn: Callable[[str], None] = lambda _: None) -> None:
         self._sources = sources
-        self._explicit = {host.lower(): found for host, found in (explicit or {}).items()}
+        self._explicit = {host.lower(): credential for host, credential in (explicit or {}).items()}
         self._environ = helper_environ or {}
         self._timeout = helper_timeout
         self._warn = warn
@@ -66,9 +66,9 @@ class Credentials(Keyring):
         self._asked: Dict[Tuple[str, str], Optional[Credential]] = {}
 
     def get(self, host: str, path: str = "") -> Credential:
-        """The credential for ``path`` on ``host``, spelled as in a reference.
+        """The credential for a repository (``path``) at a registry (``host[:port]``).
 
-        Raises StorageError or InvalidDocument for a source that can't be used.
+        Raises StorageError or InvalidDocument for a source that can't be read.
         """
         host = host.lower()
         if host in self._explicit:
@@ -79,12 +79,12 @@ class Credentials(Keyring):
                     self._files[source] = AuthFile(source)
                     if self._files[source].exposed:
                         self._warn("%s can be read by others; chmod 600 it" % source.name)
-                for found in self._search(self._files[source], host, path):
-                    if found is not None:
-                        return found
+                for credential in self._candidates(self._files[source], host, path):
+                    if credential is not None:
+                        return credential
         return Credential()
 
-    def _search(self, file: "AuthFile", host: str, path: str) -> Iterator[Optional[Credential]]:
+    def _candidates(self, file: "AuthFile", host: str, path: str) -> Iterator[Optional[Credential]]:
         while path:
             yield file.stored("%s/%s" % (host, path))
             path = path.rpartition("/")[0]
@@ -98,7 +98,7 @@ class Credentials(Keyring):
             yield file.stored(name)
 
     def _ask(self, helper: str, name: str) -> Optional[Credential]:
-        """None if the helper has nothing; nobody in particular if it fails."""
+        """The credential that a helper has, or None; an anonymous one if it fails."""
         try:
             output = run_helper(helper, "get", name, self._environ, self._timeout)
             if output is None:
@@ -108,26 +108,26 @@ class Credentials(Keyring):
             if not (isinstance(username, str) and isinstance(secret, str)):
                 raise TypeError
         except StorageError as exc:
-            why = str(exc)
+            problem = str(exc)
         except (LookupError, TypeError, ValueError, RecursionError):
-            # And not a word of it: the secret may be in it.
-            why = "docker-credential-%s: no answer of the kind" % helper
+            # The answer is not shown: the secret may be in it.
+            problem = "docker-credential-%s: no answer of the kind" % helper
         else:
             token = username == "<token>"
-            found = Credential(identity_token=secret) if token else Credential(username, secret)
-            return None if found.anonymous else found
-        self._warn("%s; going on without credentials for %s" % (why, name))
+            credential = Credential(identity_token=secret) if token else Credential(username, secret)
+            return None if credential.anonymous else credential
+        self._warn("%s; going on without credentials for %s" % (problem, name))
         return Credential()
 
 
 class AuthFile:
-    """One source, read and taken apart; an entry is judged when it is asked for."""
+    """A source that has been read; its entries are checked when they are asked for."""
 
     def __init__(self, source: Source) -> None:
         self._name = source.name
         text = source.text
         document: Any = None
-        with contextlib.suppress(ValueError, RecursionError):  # and not a word of it either
+        with contextlib.suppress(ValueError, RecursionError):  # whose texts show what may be secret
             if text is None:
                 text = (read_file(source.name) or b"").decode("utf-8-sig")
             document = json.loads(text.strip() or "{}")
@@ -136,24 +136,25 @@ class AuthFile:
         self.auths = self._by_host(config.get("auths"))
         self._helpers = self._by_host(config.get("credHelpers"))
         self._store = config.get("credsStore") or ""
-        #: Can others read secrets in it?
+        #: Whether other users can read secrets in it.
         self.exposed = (os.name == "posix" and source.text is None and any(self.auths.values())
                         and os.stat(source.name).st_mode & 0o044 != 0)
 
     def helper(self, names: Sequence[str]) -> str:
-        """Who keeps what belongs to ``names``; empty if this file does."""
+        """The helper for a host with these names; empty if this file holds its entry."""
         helper = next((self._helpers[name] for name in names if name in self._helpers), self._store)
         self._check(isinstance(helper, str) and bool(re.fullmatch("[A-Za-z0-9._-]*", helper)))
         return str(helper)
 
     def stored(self, name: str) -> Optional[Credential]:
+        """The credential under a key of ``auths``; raises InvalidDocument for a malformed one."""
         entry = self.auths.get(name) or {}
         self._check(isinstance(entry, dict))
         keys = ("username", "password", "identitytoken", "registrytoken", "auth")
         values = [entry.get(key) or "" for key in keys]
         self._check(all(isinstance(value, str) for value in values))
         username, password, identity_token, registry_token, auth = values
-        # This one is sent as it is, and must not be able to end the header.
+        # A registry token is sent as it is, and must not end the header.
         self._check(bool(re.fullmatch("[!-~]*", registry_token)))
         if auth:
             try:
@@ -162,14 +163,14 @@ class AuthFile:
                 text = ""
             username, colon, password = text.partition(":")
             self._check(bool(username and colon))
-        found = Credential(username, password.rstrip("\0"), identity_token, registry_token)
-        return None if found.anonymous else found
+        credential = Credential(username, password.rstrip("\0"), identity_token, registry_token)
+        return None if credential.anonymous else credential
 
     def _by_host(self, members: Any) -> Dict[str, Any]:
         members = members or {}
         self._check(isinstance(members, dict))
         first = {host_of(key): value for key, value in reversed(list(members.items()))}
-        return dict(first, **members)  # the exact spelling before all others
+        return dict(first, **members)  # a bare host wins over "https://HOST/v1/"
 
     def _check(self, good: bool) -> None:
         if not good:
@@ -177,7 +178,7 @@ class AuthFile:
 
 
 def read_file(path: str) -> Optional[bytes]:
-    """A file of the user's, or None where there is none; raises StorageError."""
+    """The first MAX_FILE bytes of a user's file, or None if there is none; raises StorageError."""
     with file_errors("read %s" % path), contextlib.suppress(FileNotFoundError, NotADirectoryError):
         with open(path, "rb") as file:
             return file.read(MAX_FILE)
@@ -185,14 +186,14 @@ def read_file(path: str) -> Optional[bytes]:
 
 
 def names_of(host: str) -> Sequence[str]:
-    """The keys for all of a host, the one that docker uses first."""
+    """The names of a registry in a file, the one that docker writes first."""
     return _HUB_NAMES if host == "docker.io" else (host,)
 
 
 def host_of(key: str) -> str:
-    """The host of an old key, which is a URL or the rest of one (``host/v1/``).
+    """The host of a key that may be a URL, or the rest of one (``host/v1/``).
 
-    ``host/ns`` stays what it is: no key for all of the host.
+    ``host/ns`` is returned as it is: not a key for the whole host.
     """
     bare = re.sub("^https?://", "", key)
     host, slash, path = bare.partition("/")
@@ -201,18 +202,18 @@ def host_of(key: str) -> str:
 
 def run_helper(helper: str, verb: str, text: str, environ: Mapping[str, str], timeout: float,
                secret: Optional[str] = None) -> Optional[str]:
-    """What a helper answers to ``text`` on its stdin; None if it has nothing to get.
+    """Run a helper with ``text`` on stdin; returns its output, None if it has no credential.
 
-    Raises StorageError if it is missing or fails, with its last line of output
-    where ``secret`` is given and not in it.
+    Raises StorageError if it is missing or fails; if a ``secret`` was given and is
+    not in the helper's last line of output, with that line.
     """
     program = "docker-credential-" + helper
-    # A relative entry would run what happens to lie in the working directory.
+    # A relative entry of PATH would run programs in the working directory.
     folders = filter(os.path.isabs, environ.get("PATH", os.defpath).split(os.pathsep))
     path = shutil.which(program, path=os.pathsep.join(folders))
     if path is None:
         raise StorageError("%s: not found on PATH" % program)
-    # Read once and afterwards: what a pipe can't hold, no helper has to say.
+    # The output is read when the helper has ended: no answer is longer than a pipe holds.
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
     with open(reader, "rb", 0) as answer, open(writer, "wb", 0) as stdout:
@@ -221,15 +222,14 @@ def run_helper(helper: str, verb: str, text: str, environ: Mapping[str, str], ti
                 [path, verb], env=environ, timeout=timeout,
                 input=text.encode(), stdout=stdout, stderr=subprocess.DEVNULL)
         except (OSError, subprocess.TimeoutExpired) as exc:
-            why = getattr(exc, "strerror", "no answer in %g s" % timeout)
-            raise StorageError("%s: %s" % (program, why)) from exc
+            problem = getattr(exc, "strerror", "no answer in %g s" % timeout)
+            raise StorageError("%s: %s" % (program, problem)) from exc
         output = (answer.read(1 << 16) or b"").decode("utf-8", "surrogateescape")
     if not done.returncode:
         return output
     if secret is None and "credentials not found" in output:
         return None
-    why = [program, "exit status %d" % done.returncode]
-    if secret is not None and not any(
-            form in output for form in (secret, json.dumps(secret)[1:-1]) if form):
-        why.append(output.strip().rpartition("\n")[2][:300])
-    raise StorageError(": ".join(filter(None, why)))
+    parts = [program, "exit status %d" % done.returncode]
+    if secret is not None and not any(form in output for form in (secret, json.dumps(secret)[1:-1]) if form):
+        parts.append(output.strip().rpartition("\n")[2][:300])
+    raise StorageError(": ".join(filter(None, parts)))

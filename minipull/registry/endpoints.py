@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Endpoints: which hosts to ask for a repository, and how far to trust them.
+"""Endpoints: the hosts to ask for a repository, and the trust in each.
 
-Mirrors come first, then the registry itself over https, then, if it is
-insecure, over http.  Insecure are ``localhost``, literal loopback addresses
-and what the caller lists: nothing else ever falls back to http, and a host
-that has spoken TLS does not either.
+Mirrors come first, then the registry itself over https, and over http if it is
+insecure.  Insecure are ``localhost``, literal loopback addresses and the hosts
+that the caller lists; no other host is ever asked by plain http, and none that
+has spoken TLS.
 
 Mirrors moby's registry/{config,service,service_v2}.go.
 """
@@ -26,19 +26,19 @@ from .url import Origin
 HUB_HOST = "registry-1.docker.io"
 HUB_INDEX = "index.docker.io"  # where its v1 protocol was spoken
 
-#   field-name LF field-value  (RFC 9110, 5.1 and 5.5; neither may hold that LF)
+#   field-name LF field-value  (RFC 9110, 5.1 and 5.5; neither may contain the LF)
 _HEADER = re.compile("[A-Za-z0-9!#$%&'*+.^_`|~-]+\n[\t -~]*")
-#: Secrets, which must not go to every host, and what the transfer itself decides.
+#: Headers that a user can't set: secrets, which must not go to every host, and our own.
 _OWN_HEADERS = frozenset((
     "authorization", "proxy-authorization", "cookie", "host", "connection", "content-length",
     "transfer-encoding", "accept-encoding", "range", "if-range"))
 
 
 class Endpoint(NamedTuple):
-    """One way to ask for a repository; ``url`` is scheme, host and port.
+    """A host that may have a repository; ``url`` is scheme, host and port.
 
-    ``host`` is whose credentials go there: the reference's own domain, or the
-    mirror's.  ``version`` is the protocol's.
+    Credentials are looked up for ``host``: the reference's domain, or a mirror's
+    own host.  ``version`` is that of the protocol.
     """
     url: str
     host: str
@@ -50,26 +50,26 @@ class Endpoint(NamedTuple):
 
 
 class Host(NamedTuple):
-    """What the settings say of one registry."""
+    """The settings of one registry."""
     mirrors: Tuple[str, ...] = ()
-    fallback: bool = True  # may the registry itself be asked after its mirrors?
-    ca: str = ""  # file with the certificates to trust, besides the system's
+    fallback: bool = True  # to the registry itself, after its mirrors
+    ca: str = ""  # path of a file with more authorities to trust
 
 
 def _lookup(host: str) -> List[str]:
     try:
-        return [str(found[4][0]) for found in socket.getaddrinfo(host, None)]
-    except (OSError, UnicodeError):  # the latter from its IDNA
+        return [str(address[0]) for *_, address in socket.getaddrinfo(host, None)]
+    except (OSError, UnicodeError):  # the latter from the IDNA codec
         return []
 
 
 class RegistryService:
-    """How registries are reached; raises InvalidReference for a bad setting.
+    """The settings for reaching registries; raises InvalidReference for a bad one.
 
     ``mirrors`` are Docker Hub's; ``insecure`` lists ``host[:port]`` and CIDRs;
-    ``lookup`` resolves a host, for the CIDRs alone.  The v1 protocol is spoken with
-    the hosts that ``legacy`` lists, or with ``legacy_v1`` with all.  Certificates for a host lie in
-    the first of ``certs`` that has a ``HOST[:PORT]``, and in its ``cert_dirs``.
+    ``lookup`` resolves a host, for the CIDRs alone.  The hosts in ``legacy``, or
+    with ``legacy_v1`` all, may be asked by the v1 protocol.  Certificates for a
+    host are in the first of ``certs`` with a ``HOST[:PORT]``, and in its ``cert_dirs``.
     """
 
     def __init__(self, *, mirrors: Sequence[str] = (), insecure: Sequence[str] = (),
@@ -81,20 +81,18 @@ class RegistryService:
                  cert_dirs: Optional[Mapping[str, str]] = None,
                  legacy: Sequence[str] = (), legacy_v1: bool = False,
                  warn: Callable[[str], None] = lambda text: None) -> None:
-        self.hosts = {_check_host(name, "host"): host for name, host in (hosts or {}).items()}
+        self.hosts = {
+            _check_host(name, "host"): host._replace(mirrors=tuple(map(validate_mirror, host.mirrors)))
+            for name, host in (hosts or {}).items()}
         if mirrors:
             hub = self.hosts.get(DEFAULT_DOMAIN, Host())
-            self.hosts[DEFAULT_DOMAIN] = hub._replace(mirrors=hub.mirrors + tuple(mirrors))
-        for domain, host in self.hosts.items():
-            checked = tuple(validate_mirror(mirror) for mirror in host.mirrors)
-            self.hosts[domain] = host._replace(mirrors=checked)
+            self.hosts[DEFAULT_DOMAIN] = hub._replace(mirrors=(*hub.mirrors, *map(validate_mirror, mirrors)))
         self.plain_http = plain_http
         self.tls_verify = tls_verify
         self.ca_file = ca_file
         self.proxies = proxies or Proxies()
         self._certs = certs
-        self._cert_dirs = {
-            _check_host(name, "host"): folder for name, folder in (cert_dirs or {}).items()}
+        self._cert_dirs = {_check_host(name, "host"): folder for name, folder in (cert_dirs or {}).items()}
         self._warn = warn
         self._warnings: Set[str] = set()
         self._lock = threading.Lock()
@@ -111,7 +109,7 @@ class RegistryService:
         for entry in insecure:
             name = re.sub("^https?://", "", entry, flags=re.IGNORECASE)
             try:
-                if "/" not in name:  # an address alone is a host, and no network of one
+                if "/" not in name:  # a single address is a host: only its literal form is insecure
                     raise ValueError
                 self._insecure_networks.append(ipaddress.ip_network(name, strict=False))
             except ValueError:
@@ -126,25 +124,17 @@ class RegistryService:
             self._warn(text)
 
     def transport(self) -> Transport:
-        """A pool of connections by these rules; the caller closes it."""
-        return Transport(
-            self.tls_context, self._timeout, self._headers, self.proxies.find, self.warn)
+        """A pool of connections with these settings; the caller closes it."""
+        return Transport(self.tls_context, self._timeout, self._headers, self.proxies.find, self.warn)
 
     def pull_endpoints(self, reference: Reference) -> List[Endpoint]:
-        """Where to ask, in order (moby: LookupPullEndpoints)."""
-        host = self._host(reference.domain)
-        found = [
-            Endpoint(mirror.rstrip("/"), str(Origin.of(mirror)), mirror=True)
-            for mirror in host.mirrors]
-        if host.fallback or not host.mirrors:
-            found += self.push_endpoints(reference)
-        return found
-
-    def _host(self, domain: str) -> Host:
-        return self.hosts.get(str(Origin.of("https://" + domain)), Host())
+        """The mirrors and the registry, in the order in which to ask (moby: LookupPullEndpoints)."""
+        host = self.hosts.get(_key(reference.domain), Host())
+        mirrors = [Endpoint(url.rstrip("/"), str(Origin.of(url)), mirror=True) for url in host.mirrors]
+        return mirrors + (self.push_endpoints(reference) if host.fallback or not mirrors else [])
 
     def push_endpoints(self, reference: Reference) -> List[Endpoint]:
-        """The registry itself, never a mirror."""
+        """The registry itself, without its mirrors (moby: LookupPushEndpoints)."""
         domain = reference.domain
         address = HUB_HOST if domain == DEFAULT_DOMAIN else domain
         schemes = ["https"]
@@ -155,77 +145,75 @@ class RegistryService:
         return [Endpoint("%s://%s" % (scheme, address), domain) for scheme in schemes]
 
     def v1_endpoints(self, reference: Reference) -> List[Endpoint]:
-        """The same by the v1 protocol; none, unless that is allowed for the registry."""
-        if not self._legacy_v1 and str(Origin.of("https://" + reference.domain)) not in self._legacy:
+        """The registry by the v1 protocol; none unless the user allows that."""
+        if not self._legacy_v1 and _key(reference.domain) not in self._legacy:
             return []
-        return [found._replace(url=found.url.replace(HUB_HOST, HUB_INDEX), version=1)
-                for found in self.push_endpoints(reference)]
+        return [endpoint._replace(url=endpoint.url.replace(HUB_HOST, HUB_INDEX), version=1)
+                for endpoint in self.push_endpoints(reference)]
 
     def is_secure(self, domain: str) -> bool:
-        """Whether only verified TLS will do (moby: isSecureIndex)."""
-        origin = Origin.of("https://" + domain)
-        if str(origin) in self._insecure_hosts or not self.tls_verify:
+        """Whether the registry must be reached by verified TLS (moby: isSecureIndex)."""
+        host = Origin.of("https://" + domain).host.strip("[]")
+        if host == "localhost" or _key(domain) in self._insecure_hosts or not self.tls_verify:
             return False
-        host = origin.host.strip("[]")
-        if host == "localhost":
-            return False
-        addresses: Sequence[str] = [host]
+        texts: Sequence[str] = [host]
         try:
             if ipaddress.ip_address(host).is_loopback:
                 return False
         except ValueError:
-            addresses = self._lookup(host) if self._insecure_networks else []
-        found = [ipaddress.ip_address(address.partition("%")[0]) for address in addresses]
-        return not any(
-            address in network
-            for address in found for network in self._insecure_networks
-            if address.version == network.version)
+            texts = self._lookup(host) if self._insecure_networks else []
+        addresses = [ipaddress.ip_address(text.partition("%")[0]) for text in texts]
+        return not any(address in network for address in addresses for network in self._insecure_networks)
 
     def tls_context(self, origin: Origin) -> ssl.SSLContext:
-        """What to trust there; raises StorageError, InvalidReference for bad certificates."""
+        """The TLS context for an origin; raises StorageError, InvalidReference for bad certificates."""
         domain = DEFAULT_DOMAIN if origin.host == HUB_HOST else str(origin)
-        secure = self.is_secure(domain)
-        context = client_context(secure)
-        for ca_file in filter(None, (self.ca_file, self._host(domain).ca)):
+        context = client_context(self.is_secure(domain))
+        for ca_file in filter(None, (self.ca_file, self.hosts.get(domain, Host()).ca)):
             add_authorities(context, ca_file)
-        places = (os.path.join(root, name) for root in self._certs
-                  for name in (domain, "%s:%d" % (origin.host, origin.port)))
-        found = next(filter(os.path.isdir, places), "")
-        for folder in filter(None, (found, self._cert_dirs.get(domain, ""))):
+        folders = (os.path.join(root, name) for root in self._certs
+                   for name in (domain, "%s:%d" % (origin.host, origin.port)))
+        certs_d = next(filter(os.path.isdir, folders), "")
+        for folder in filter(None, (certs_d, self._cert_dirs.get(domain, ""))):
             add_folder(context, folder)
         return context
 
 
 def validate_mirror(text: str) -> str:
-    """A mirror's URL with a slash at its end (moby: ValidateMirror)."""
+    """A mirror's URL with a slash at the end (moby: ValidateMirror); raises InvalidReference."""
     scheme, _, rest = text.rpartition("://")
-    why = ""
+    problem = ""
     if not scheme:
-        why = "no scheme specified"
+        problem = "no scheme specified"
     elif scheme not in ("http", "https"):
-        why = 'unsupported scheme "%s"' % shown(scheme)
+        problem = 'unsupported scheme "%s"' % shown(scheme)
     elif "@" in rest:
-        why = "username/password not allowed in URI"
+        problem = "username/password not allowed in URI"
     elif "?" in rest or "#" in rest:
-        why = "query or fragment at end of the URI"
+        problem = "query or fragment at end of the URI"
     elif "/" in rest.rstrip("/"):
-        why = "path, query, or fragment at end of the URI"
-    if why:
+        problem = "path, query, or fragment at end of the URI"
+    if problem:
         redacted = re.sub("(?s)^([a-z]+://)?.*@", r"\1xxxxx@", text)
-        raise InvalidReference("invalid mirror: %s: %s" % (why, shown(redacted)))
+        raise InvalidReference("invalid mirror: %s: %s" % (problem, shown(redacted)))
     _check_host(rest.rstrip("/"), "mirror")
     return text.rstrip("/") + "/"
 
 
-def _check_host(name: str, kind: str) -> str:
-    """``host[:port]`` as Origin writes it."""
+def _key(domain: str) -> str:
+    """The ``host[:port]`` of a reference as Origin writes it."""
+    return str(Origin.of("https://" + domain))
+
+
+def _check_host(name: str, subject: str) -> str:
+    """The ``host[:port]`` of a setting as Origin writes it; raises InvalidReference."""
     if "://" in name:
-        raise InvalidReference("%s %s should not contain '://'" % (kind, ascii(name)))
+        raise InvalidReference("%s %s should not contain '://'" % (subject, ascii(name)))
     if name.startswith("-") or name.endswith("-"):
         raise InvalidReference("invalid index name (%s). Cannot begin or end with a hyphen" % name)
     try:
         if re.search("[/?#]", name):
             raise PolicyError("not a host alone")
-        return str(Origin.of("https://" + name))
+        return _key(name)
     except PolicyError as exc:
-        raise InvalidReference("%s: invalid host %s" % (kind, ascii(name))) from exc
+        raise InvalidReference("%s: invalid host %s" % (subject, ascii(name))) from exc

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Logins: a credential that a registry has accepted, kept where docker keeps it.
+"""Logins: a credential that a registry has accepted, stored where docker stores it.
 
-- Where the token server gives an identity token, that is kept, not the password.
-- A helper that is configured for the host keeps it, and is told it on its
-  standard input; without one it stands in the file.
-- The file is replaced in one step, under a lock, for its owner's eyes alone.
-  What else is in it stays, in its order; what is no such file is left alone.
+- An identity token from the token server is stored instead of the password.
+- A helper that is configured for the host stores it, and gets it on standard
+  input; without a helper it is written to the file.
+- The file is replaced in one step, under a lock, readable for its owner alone.
+  Its other members stay, in their order; a malformed file is left alone.
 
 Mirrors moby's registry/auth.go (loginV2) and docker/cli's cli/config.
 """
@@ -20,6 +20,7 @@ from ..cancel import Cancel
 from ..errors import InvalidReference, StorageError, Unauthorized, shown, storage_errors
 from ..files import Locked, lock, make_directory, open_regular, read_bytes, write_atomic
 from ..image.strictjson import object_at, parse_json
+from ..progress import discard
 from ..reference import DEFAULT_DOMAIN, Reference
 from .auth import Authorizer, Credential, answer_error
 from .client import Client, over_endpoints
@@ -31,18 +32,18 @@ from .url import Origin
 
 
 def registry(text: str) -> Reference:
-    """Some name at the registry that a user typed, or whose URL; raises InvalidReference."""
+    """A reference at the registry whose host or URL a user typed; raises InvalidReference."""
     host = re.sub("^https?://", "", text.lower()).partition("/")[0]
     domain = DEFAULT_DOMAIN if host in names_of(DEFAULT_DOMAIN) else host
     with contextlib.suppress(InvalidReference):
-        found = Reference.parse(domain + "/login")
-        if found.domain == domain:
-            return found
+        reference = Reference.parse(domain + "/login")
+        if reference.domain == domain:
+            return reference
     raise InvalidReference("%s is no registry: want HOST[:PORT]" % shown(text.rpartition("@")[2], 300))
 
 
 def login(client: Client, name: Reference, credential: Credential, cancel: Cancel) -> Credential:
-    """Try a user and password at the registry of ``name``; returns what to keep of them.
+    """Log in to the registry of ``name`` with user name and password; returns the credential to store.
 
     Raises InvalidReference, Unauthorized, RegistryError, NetworkError, PolicyError.
     """
@@ -67,13 +68,13 @@ def login(client: Client, name: Reference, credential: Credential, cancel: Cance
         token = authorizer.refresh_token
         return Credential(username, identity_token=token) if token else credential
 
-    return over_endpoints(client, name, "login to %s" % name.domain, accepted, cancel, push=True)
+    return over_endpoints(client, name, "login to %s" % name.domain, accepted, cancel, discard, push=True)
 
 
 class Logins:
-    """What is kept in the file at ``path`` and with the helpers that it names.
+    """The credentials in the file at ``path`` and at the helpers that it names.
 
-    ``timeout`` is in seconds, for a lock.  Methods raise StorageError, InvalidDocument.
+    ``timeout`` is in seconds, for the lock.  Methods raise StorageError, InvalidDocument.
     """
 
     def __init__(self, path: str, helper_environ: Mapping[str, str], timeout: float = 60,
@@ -84,7 +85,7 @@ class Logins:
         self._helper_timeout = helper_timeout
 
     def keep(self, domain: str, credential: Credential, cancel: Cancel) -> None:
-        """Store what login() returned."""
+        """Store the credential that login() returned."""
         names = names_of(domain)
         username, password, token, _ = credential
         helper = AuthFile(Source(self.path)).helper(names)
@@ -101,23 +102,23 @@ class Logins:
         self._change(lambda auths: auths.update({names[0]: entry}), cancel)
 
     def forget(self, domain: str, cancel: Cancel) -> bool:
-        """Erase it under every name of the host; False if there is nothing to erase."""
+        """Erase the credential under every name of the host; False if there is none."""
         names = names_of(domain)
         file = AuthFile(Source(self.path))
         helper = file.helper(names)
-        kept = [name for name in names if helper and self._ask(helper, "get", name) is not None]
-        for name in kept:
+        stored = [name for name in names if helper and self._ask(helper, "get", name) is not None]
+        for name in stored:
             self._ask(helper, "erase", name, "")
         keys = [key for key in file.auths if host_of(key) in names]
         if keys:
             self._change(lambda auths: [auths.pop(key, None) for key in keys], cancel)
-        return bool(keys or kept)
+        return bool(keys or stored)
 
     def _ask(self, helper: str, verb: str, text: str, secret: Optional[str] = None) -> Optional[str]:
         return run_helper(helper, verb, text, self._environ, self._helper_timeout, secret)
 
     def _change(self, change: Callable[[Dict[str, Any]], object], cancel: Cancel) -> None:
-        path = os.path.realpath(self.path)  # a link stays one
+        path = os.path.realpath(self.path)  # a symbolic link is kept, its target replaced
         folder = os.path.dirname(path)
         try:
             make_directory(folder)
@@ -133,13 +134,13 @@ class Logins:
         except StorageError as exc:
             if not isinstance(exc.__cause__, OSError):
                 raise
-            what = str(exc).partition("; ")[0]  # what follows is about the store
-            raise StorageError("%s; --authfile names another file" % what) from exc
+            problem = str(exc).partition("; ")[0]  # without the hint, which is about the store
+            raise StorageError("%s; --authfile names another file" % problem) from exc
 
     def _lock(self, fd: int, path: str, cancel: Cancel) -> None:
         try:
             lock(fd, path, True, cancel.pause, self._timeout)
         except Locked:
             raise
-        except StorageError:  # no locks there; docker never takes one
+        except StorageError:  # a file system without locks; docker takes none anywhere
             pass

@@ -85,8 +85,7 @@ def _direct(origin: Origin, no_proxy: str) -> bool:
         address = getattr(address, "ipv4_mapped", None) or address
     if host == "localhost" or address is not None and address.is_loopback:
         return True
-    return any(_matches(entry.strip(), host, origin.port, address)
-               for entry in no_proxy.lower().split(","))
+    return any(_matches(entry.strip(), host, origin.port, address) for entry in no_proxy.lower().split(","))
 
 
 def _matches(entry: str, host: str, port: int, address: Any) -> bool:

@@ -7,7 +7,7 @@ import abc
 import contextlib
 import http.client
 import re
-from typing import ContextManager, Dict, List, Optional
+from typing import ContextManager, List, Optional
 
 from ..errors import NetworkError, PolicyError
 from .url import Origin
@@ -24,8 +24,7 @@ _CHUNK = re.compile(br"([0-9A-Fa-f]{1,15})[ \t]*(?:;.*)?\r\n")
 class Exchange(abc.ABC):
     """A connection as its response sees it, until the body has been read."""
     origin: Origin
-    public: bool  # is the peer an address of the public internet?
-    response: Optional["Response"]  # the answer that is being read
+    response: Optional["Response"]  # the one that is being read
 
     @abc.abstractmethod
     def errors(self) -> ContextManager[None]:
@@ -42,13 +41,8 @@ class Response:
     def __init__(self, raw: http.client.HTTPResponse, conn: Exchange, url: str) -> None:
         self.status = raw.status
         self.reason = raw.reason
-        #: Every value of every header, by its name in lower case.
-        self.headers: Dict[str, List[str]] = {}
-        for name, value in raw.headers.items():
-            self.headers.setdefault(name.lower(), []).append(str(value).strip())
         self.url = url
         self.origin = conn.origin
-        self.public = conn.public
         self._raw = raw
         self._conn = conn
         self._chunked = bool(self.header("Transfer-Encoding"))
@@ -63,9 +57,13 @@ class Response:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
+    def values(self, name: str) -> List[str]:
+        """All values of a header, one for each time that it stands in the head."""
+        return [str(value).strip() for value in self._raw.headers.get_all(name, [])]
+
     def header(self, name: str) -> str:
         """The value of a header; the different values of a repeated one are joined by commas."""
-        return ", ".join(dict.fromkeys(self.headers.get(name.lower(), ())))
+        return ", ".join(dict.fromkeys(self.values(name)))
 
     def readinto(self, view: memoryview) -> int:
         """Read what has arrived into ``view``; returns the size in bytes, 0 at the end.
@@ -120,7 +118,7 @@ class Response:
 
     def _length(self) -> Optional[int]:
         text = self.header("Content-Length")
-        sized = "content-length" in self.headers
+        sized = bool(self.values("Content-Length"))
         coded = self._chunked and (sized or self.header("Transfer-Encoding").lower() != "chunked")
         if coded or sized and not re.fullmatch("[0-9]{1,18}", text):
             raise self._malformed("ambiguous length")

@@ -66,8 +66,7 @@ def add_folder(context: ssl.SSLContext, folder: str) -> None:
                 # Without a password OpenSSL would ask for one on the terminal.
                 context.load_cert_chain(path, os.path.join(folder, key), lambda: "")
         elif extension == ".key" and stem + ".cert" not in names:
-            raise InvalidReference(
-                "%s: missing client certificate %s.cert for key %s" % (folder, stem, name))
+            raise InvalidReference("%s: missing client certificate %s.cert for key %s" % (folder, stem, name))
 
 
 def issuer(certificate: bytes) -> str:

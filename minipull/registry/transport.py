@@ -58,6 +58,8 @@ class Transport:
         self.timeout = timeout
         #: Hosts and ports that have completed a TLS handshake; no longer asked by plain http.
         self.spoke_tls: Set[Tuple[str, int]] = set()
+        #: Origins with an address of the public internet: no URL of theirs leads to a private address.
+        self.public: Set[Origin] = set()
         self._tls = tls
         self._proxy = proxy
         self._warn = warn
@@ -117,8 +119,8 @@ class Transport:
             if response.status not in (301, 302, 303, 307, 308) or not location:
                 return response
             response.discard()
-            request = request._replace(
-                url=joined(request.url, location), only_public=request.only_public or response.public)
+            public = request.only_public or response.origin in self.public
+            request = request._replace(url=joined(request.url, location), only_public=public)
             origin = Origin.of(request.url)
             stays = response.status in (307, 308) and origin == response.origin
             if not request.follow or request.method not in ("GET", "HEAD") and not stays:
@@ -142,6 +144,8 @@ class Transport:
                 if not conn.used or conn.received or not request.repeat:
                     raise
             finally:
+                if conn.public:
+                    self.public.add(origin)
                 if conn.secure:
                     self.spoke_tls.add((origin.host, origin.port))
 

@@ -112,7 +112,7 @@ class Session:
     def _learn(self, response: Response) -> None:
         """Keep the token and the registries in an answer of the index."""
         response.discard()
-        tokens = [_TOKEN.fullmatch(value) for value in response.headers.get("x-docker-token", ())]
+        tokens = [_TOKEN.fullmatch(value) for value in response.values("X-Docker-Token")]
         self._token = ",".join(token.group(1) for token in tokens if token)
         hosts = [host.strip() for host in response.header("X-Docker-Endpoints").split(",")]
         registries = []
@@ -164,8 +164,8 @@ class Session:
         """Fetch the JSON of an image."""
         request = Request("GET", "%simages/%s/json" % (registry, v1_id), cancel)
         with self._send(request, "trying to fetch the JSON of image %s" % v1_id) as response:
-            checksums = " ".join(response.headers.get("x-docker-checksum-payload", ()))
-            return V1Image(response.read(MAX_JSON), _CHECKSUM.findall(checksums))
+            checksums = _CHECKSUM.findall(" ".join(response.values("X-Docker-Checksum-Payload")))
+            return V1Image(response.read(MAX_JSON), checksums)
 
     def layer(self, registry: str, v1_id: str, cancel: Cancel, start: int = 0, size: int = 0) -> Response:
         """Fetch the layer of an image, or what is left of its ``size`` bytes from ``start`` on."""

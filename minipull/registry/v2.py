@@ -59,7 +59,6 @@ class Repository:
         self.answered = False  # whether there has been any answer
         self.confirmed = False  # whether the endpoint has proved to speak v2
         self._pinged = False
-        self._public = False  # whether the endpoint has an address of the public internet
         self._transport = transport
         self._base = "%s/v2/%s/" % (endpoint.url, reference.path)
         # The registry that a mirror stands in for, as containerd tells it.
@@ -141,7 +140,7 @@ class Repository:
         """Fetch a foreign layer from a URL in a manifest, by https and without credentials."""
         if Origin.of(url).scheme != "https":
             raise PolicyError("foreign layer at %s, without https, refused" % ascii(url)[:200])
-        request = Request("GET", url, cancel, _range(offset), only_public=self._public)
+        request = Request("GET", url, cancel, _range(offset), only_public=self._is_public)
         return _ranged(_succeeded(self._transport.send(request)), offset)
 
     def tags(self, cancel: Cancel) -> List[str]:
@@ -214,11 +213,13 @@ class Repository:
         if Origin.of(request.url) == self._origin:
             response = self._authorizer.send(request)
         else:
-            response = self._transport.send(request._replace(only_public=self._public))
+            response = self._transport.send(request._replace(only_public=self._is_public))
         self.answered = True
-        if response.origin == self._origin:
-            self._public = response.public
         return _succeeded(response)
+
+    @property
+    def _is_public(self) -> bool:
+        return self._origin in self._transport.public
 
     def _ask(self, method: str, path: str, cancel: Cancel, **fields: Any) -> Response:
         return self.send(Request(method, self._base + path + self._query, cancel, **fields))

@@ -9,6 +9,7 @@ import pytest
 import minipull
 from minipull.cancel import Cancel
 from minipull.errors import Error, NotInBuild, StorageError
+from minipull.progress import discard
 from minipull.reference import Reference
 from minipull.registry.auth import Keyring
 from minipull.registry.client import Client, over_endpoints
@@ -30,10 +31,10 @@ def test_a_build_without_v1_says_so_only_where_v1_is_needed(
             return endpoint.url if endpoint.version == 2 else client.session(endpoint, name).name
 
         if v2_speaks:
-            assert over_endpoints(client, name, "pull", work, Cancel(), legacy=True) == server.url
+            assert over_endpoints(client, name, "pull", work, Cancel(), discard, legacy=True) == server.url
         else:
             with pytest.raises(NotInBuild) as caught:
-                over_endpoints(client, name, "pull", work, Cancel(), legacy=True)
+                over_endpoints(client, name, "pull", work, Cancel(), discard, legacy=True)
             assert str(caught.value) == "pull: registry/v1 is not in this build of minipull (%s/v1)" % server.host
 
 

@@ -398,7 +398,7 @@ def test_a_trusted_connection_is_secure_and_private(ask: Asker, certificates: Ce
         server.on("GET", "", reply(200, b"hello"))
         with ask(server.url + "/", context=trusting(certificates)) as response:
             assert response.read(10) == b"hello"
-        assert (ask.kept[0].secure, response.public) == (True, False)
+        assert (ask.kept[0].secure, ask.kept[0].public) == (True, False)
 
 
 @pytest.mark.parametrize("answer", [
