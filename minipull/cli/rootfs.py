@@ -25,7 +25,7 @@ from .context import Command, Context, reference, stripped
 def _image(context: Context, text: str) -> Iterator[Tuple[Image, List[Tuple[Descriptor, DiffID]]]]:
     """An image and its layers, pulled if need be; what is found in the block is remembered."""
     store, settings, pulled = context.store, context.settings, False
-    wanted = options(settings.platform, False, settings.truth("foreign"))._replace(unread=True)
+    wanted = options(settings.platform, False, settings.truth("foreign"))._replace(defer_diff_ids=True)
     try:
         image = store.image(stripped(text))
         fits = [p.matches(image.config.platform) for p in preference(wanted.platform) if image.config]

@@ -1,15 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """One reference from one endpoint, by the v2 protocol.
 
-A tag is resolved once; everything after that goes by digest.  What is already
-in the store is not asked for, manifests included, so an image that is all
-there costs one HEAD.  The name is written last, when every blob that it needs
-is stored and durable.
+A tag is resolved once; everything after that goes by digest.  Manifests that are
+stored are not asked for again, so an image that is up to date costs one HEAD.
+The name is written last, when every blob that it needs is stored and durable.
 
-What comes as schema 1 is stored as the schema 2 that says the same, and beside
-it what was signed, whose digest is the source of the name.
+Mirrors moby's distribution/pull_v2.go.
 
-Mirrors moby's distribution/pull_v2.go; presence is decided by blobs.
+Where this leaves the engine:
+
+- presence is decided by blobs, not by ChainID or image ID: one DiffID may come in
+  two blobs, and a push must send the one that its manifest names;
+- a tag already known is checked with HEAD, which costs no pull quota, and then
+  fetched by digest; nothing is asked of ``/v2/`` before the first manifest;
+- with ``all_platforms`` an index is stored whole, attestations and unknown
+  entries included;
+- a foreign layer that the registry lacks is skipped; its URLs are asked on request
+  only, over https and without credentials;
+- a layer that can't be decompressed (zstd without a decoder) has the DiffID of the
+  config, unverified.
 """
 import contextlib
 import functools
@@ -44,12 +53,18 @@ ENGINE_MAX_LAYERS = 125
 
 
 class PullOptions(NamedTuple):
-    """What to take of what a name offers."""
+    """Which images of a name to pull, and how.
+
+    ``exact``: the user asked for the platform, so an image for another is an error.
+    ``foreign``: fetch layers from the URLs that a manifest names.
+    ``defer_diff_ids``: don't decompress layers to learn their DiffIDs; unpack and
+    export read every layer right after and record them.
+    """
     platform: Platform
-    exact: bool = False  # the user asked for the platform
+    exact: bool = False
     all_platforms: bool = False
-    foreign: bool = False  # fetch layers from the URLs that a manifest names
-    unread: bool = False  # whoever asked reads all layers, and finds the DiffIDs then
+    foreign: bool = False
+    defer_diff_ids: bool = False
 
 
 class Pulled(NamedTuple):
@@ -59,11 +74,11 @@ class Pulled(NamedTuple):
 
 
 class NoMatch(NotFound):
-    """An index has nothing for the wanted platform."""
+    """No manifest of an index is for the platform."""
 
 
 class V2Puller:
-    """Pulls from one repository at one endpoint into one store."""
+    """A pull from one repository at one endpoint into one store."""
 
     def __init__(self, repository: Repository, store: Store, downloads: LayerDownloadManager,
                  options: PullOptions, output: Output, cancel: Cancel) -> None:
@@ -76,10 +91,10 @@ class V2Puller:
 
     def pull(self, reference: Reference) -> Pulled:
         """Pull a tag or digest; the caller holds the store's shared lock."""
-        known = self._store.references.get(reference)
-        received = self._resolve(reference, known is not None)
-        shown = str(reference) if reference.digest else reference.tag
-        pulling = Progress(id=shown, message="Pulling from %s" % reference.path)
+        former = self._store.references.get(reference)
+        received = self._resolve(reference, former is not None)
+        label = str(reference) if reference.digest else reference.tag
+        pulling = Progress(id=label, message="Pulling from %s" % reference.path)
         if manifest.is_schema1(received.raw, received.content_type):
             puller = part("distribution.schema1").Schema1Puller(
                 self._repository, self._store, self._downloads, self._options, self._output, self._cancel)
@@ -93,8 +108,8 @@ class V2Puller:
         else:
             documents = self._chosen(top, set())
             chosen = documents[-1]
-        wanted = Association(reference, chosen.descriptor, top.digest)
-        updated = known != wanted or not self._complete(chosen)
+        association = Association(reference, chosen.descriptor, top.digest)
+        updated = former != association or not self._complete(chosen)
         if updated:
             for document in documents:
                 if isinstance(document, Manifest):
@@ -102,14 +117,14 @@ class V2Puller:
             for document in documents:
                 self._store.content.put(document.digest, document.raw)
             self._store.references.set(reference, chosen.descriptor, top.digest, self._cancel.pause)
-        return Pulled(self._store.load(wanted), updated)
+        return Pulled(self._store.load(association), updated)
 
     # Manifests.
 
-    def _resolve(self, reference: Reference, known: bool) -> Received:
-        """The manifest that a reference means now, verified; of schema 1, a stored payload or what came."""
+    def _resolve(self, reference: Reference, stored: bool) -> Received:
+        """Return the verified manifest of a reference, from the store if it has been pulled and not moved."""
         digest = reference.digest
-        if known:
+        if stored:
             digest = digest or persist(
                 self._repository, self._cancel, lambda: self._repository.resolve(reference.tag, self._cancel))
             with contextlib.suppress(StorageError):
@@ -119,7 +134,7 @@ class V2Puller:
             try:
                 return self._received(str(digest))
             except RegistryError as exc:
-                # Some registries don't give by digest what they just resolved.
+                # Some registries know a tag, and not the digest that they just told for it.
                 if reference.digest is not None or exc.status != 404:
                     raise
         return self._received(reference.tag)
@@ -130,7 +145,7 @@ class V2Puller:
             lambda: self._repository.manifest(reference, self._cancel))
 
     def _child(self, descriptor: Descriptor) -> Document:
-        """An entry of an index, which must be what the index says."""
+        """Return a manifest of an index, from the store or the registry."""
         document = None
         with contextlib.suppress(Error):
             document = self._store.document(descriptor)
@@ -140,7 +155,7 @@ class V2Puller:
         return document._replace(digest=descriptor.digest)
 
     def _chosen(self, top: Document, seen: Set[Digest], depth: int = 0) -> List[Document]:
-        """``top``, and if that is an index the way down to the wanted platform."""
+        """Return the indexes on the way down from ``top`` to the image for our platform, and its manifest."""
         if isinstance(top, Manifest):
             if is_runnable(top):
                 return [top]
@@ -153,10 +168,10 @@ class V2Puller:
                 seen.add(candidate.digest)
                 with contextlib.suppress(NoMatch):
                     return [top] + self._chosen(self._child(candidate), seen, depth + 1)
-        there = sorted({str(d.platform) for d in offered if d.platform and d.platform.os != "unknown"})
+        platforms = sorted({str(d.platform) for d in offered if d.platform and d.platform.os != "unknown"})
         raise NoMatch(
             "no matching manifest for %s in the manifest list entries%s"
-            % (str(self._options.platform), "; there is " + ", ".join(there) if there else ""))
+            % (str(self._options.platform), "; there is " + ", ".join(platforms) if platforms else ""))
 
     def _everything(self, top: Index) -> Iterator[Document]:
         """``top`` and every manifest below it, each once."""
@@ -180,7 +195,7 @@ class V2Puller:
                         self._store.content.put(child.digest, received.raw)
 
     def _complete(self, top: Document) -> bool:
-        """Whether all of it is stored, but for foreign layers that nobody asks for."""
+        """Whether every blob is stored, except foreign layers that nobody asked for."""
         with contextlib.suppress(StorageError):
             return not any(self._store.missing(top.descriptor, self._options.foreign))
         return False
@@ -188,7 +203,7 @@ class V2Puller:
     # Configs and layers.
 
     def _pull_manifest(self, document: Manifest, chosen: bool) -> None:
-        """Have all that a manifest names."""
+        """Download every blob of a manifest; ``chosen`` if it is the image that gets the name."""
         if not is_runnable(document):
             for blob in (document.config,) + document.layers:
                 self._plain_blob(blob, self._cancel)
@@ -199,7 +214,7 @@ class V2Puller:
         layers = [
             V2LayerDescriptor(
                 self._repository, self._store, layer, self._options,
-                functools.partial(self._word, document, position))
+                functools.partial(self._claimed_diff_id, document, position))
             for position, layer in enumerate(document.layers)]
         key = "config:" + document.config.digest
         if chosen and self._options.exact:
@@ -212,20 +227,20 @@ class V2Puller:
             return config
 
         for last in (False, True):
-            done = self._downloads.download(
+            downloaded = self._downloads.download(
                 self._store, layers, self._output, self._cancel, (key, fetch))
-            config: ImageConfig = done.beside
-            if tuple(layer.diff.diff_id for layer in done.layers) == config.diff_ids:
+            config: ImageConfig = downloaded.beside
+            if tuple(layer.diff.diff_id for layer in downloaded.layers) == config.diff_ids:
                 break
             if last:
                 raise ContentMismatch("layers from manifest don't match image configuration")
-            for layer, found in zip(layers, done.layers):
-                self._forget(layer.blob.digest, found)
+            for descriptor, layer in zip(layers, downloaded.layers):
+                self._forget(descriptor.blob.digest, layer)
         if chosen:
             self._check_platform(config)
 
     def _forget(self, blob: Digest, layer: Layer) -> None:
-        """Let what we remember of a layer be found out again: it may be wrong."""
+        """Drop the cached DiffID and the record of a layer, which may be wrong."""
         with contextlib.suppress(StorageError, OSError):
             self._store.metadata.forget(blob)
             self._store.metadata.retain(layer.diff.diff_id, lambda digest: digest != blob)
@@ -243,12 +258,12 @@ class V2Puller:
         except Error as exc:
             raise exc.within("error pulling image configuration") from exc
 
-    def _word(self, document: Manifest, position: int, cancel: Cancel) -> DiffID:
-        """What the config says a layer is, for one that we can't look into."""
+    def _claimed_diff_id(self, document: Manifest, position: int, cancel: Cancel) -> DiffID:
+        """Return the DiffID that the image config claims for layer ``position``, unverified."""
         return self._config(document, cancel).paired(document.layers)[position][1]
 
     def _check_platform(self, config: ImageConfig) -> None:
-        """Warn of an image that is for another platform; raise NotFound if the user asked for this one."""
+        """Warn if an image is for another platform; raise NotFound if the user asked for ours."""
         wanted, platform = self._options.platform, config.platform.normalized()
         runnable = {(candidate.os, candidate.architecture) for candidate in preference(wanted)}
         if platform.os and (platform.os, platform.architecture) not in runnable:
@@ -264,19 +279,22 @@ class V2Puller:
 
 
 class V2LayerDescriptor(DownloadDescriptor):
-    """A layer of a manifest; ``word`` is what the image's config says it is."""
+    """A layer of a manifest; ``claimed`` returns the DiffID that the image config claims for it.
+
+    The claim is used, unverified, where the layer can't be decompressed.
+    """
 
     def __init__(self, repository: Repository, store: Store, blob: Descriptor, options: PullOptions,
-                 word: Callable[[Cancel], DiffID]) -> None:
-        # Pulls that differ in where they look don't share what they find.
+                 claimed: Callable[[Cancel], DiffID]) -> None:
         self._urls = blob.urls if options.foreign and is_foreign(blob.media_type) else ()
-        self._unread = options.unread
-        self.key = "v2:%s %s %s" % (blob.digest, options.unread, " ".join(self._urls))
+        self._deferred = options.defer_diff_ids
+        # Pulls with other options may come to another result, so they share no transfer.
+        self.key = "v2:%s %s %s" % (blob.digest, self._deferred, " ".join(self._urls))
         self.id = blob.digest.short
         self.blob = blob
         self._repository = repository
         self._store = store
-        self._word = word
+        self._claimed = claimed
 
     def present(self) -> Optional[Tuple[Descriptor, Diff]]:
         diff_id = self._store.metadata.get_diff_id(self.blob.digest)
@@ -286,10 +304,10 @@ class V2LayerDescriptor(DownloadDescriptor):
 
     def download(self, transfer: Transfer) -> Optional[Descriptor]:
         blob, cancel = self.blob, transfer.cancel
-        what = "filesystem layer verification failed for digest %s" % blob.digest
+        subject = "filesystem layer verification failed for digest %s" % blob.digest
 
         def fetch(source: Callable[[int], Response]) -> Descriptor:
-            fetch_blob(self._store, blob, what, cancel, source, transfer)
+            fetch_blob(self._store, blob, subject, cancel, source, transfer)
             return blob
 
         try:
@@ -307,22 +325,20 @@ class V2LayerDescriptor(DownloadDescriptor):
         return None
 
     def diff(self, transfer: Transfer, blob: Optional[Descriptor]) -> Diff:
-        if blob is None:
-            return Diff(self._word(transfer.cancel), verified=False)
-        known = self._store.metadata.get_diff_id(blob.digest)
-        if known is not None:
-            return Diff(known)
-        if self._unread:
-            return Diff(self._word(transfer.cancel), verified=False)
+        cached = self._store.metadata.get_diff_id(blob.digest) if blob else None
+        if cached is not None:
+            return Diff(cached)
+        if blob is None or self._deferred:
+            return Diff(self._claimed(transfer.cancel), verified=False)
         meter = Meter(transfer.progress, self.id, "Extracting", blob.size)
         try:
             return self._store.layers.diff(blob.digest, transfer.cancel, advance=meter.advance)
         except Unsupported as exc:
             transfer.progress(Progress(id=self.id, message="Not verified: %s" % exc))
-            return Diff(self._word(transfer.cancel), verified=False)
+            return Diff(self._claimed(transfer.cancel), verified=False)
 
     def registered(self, diff: Diff) -> None:
-        # A cache: not being able to write it fails no pull.
+        # Metadata is a cache; a failure to write it fails no pull.
         with contextlib.suppress(StorageError):
             if diff.verified:
                 entry = V2Metadata(self.blob.digest, self._repository.name)
