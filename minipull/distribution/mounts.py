@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mount candidates: where a layer may be had from without sending it.
+"""Mount candidates: repositories from which a registry may take a layer without an upload.
 
 Mirrors moby's distribution/push_v2.go.
+
+Where this leaves the engine: the HMAC key of a push without credentials is empty,
+so that associations noted by a pull, which have no HMAC, count as its own.
 """
 import contextlib
 from typing import List, NamedTuple, Sequence, Tuple
@@ -15,29 +18,27 @@ class Budget(NamedTuple):
     """How often a registry may be asked for a layer before it is sent."""
     mounts: int
     checks: int
-    elsewhere: bool  # also for what was seen in other repositories
+    elsewhere: bool  # also by digests seen in other repositories only
 
 
 def budget(size: int) -> Budget:
-    """What is worth asking for a layer (getMaxMountAndExistenceCheckAttempts).
-
-    ``size`` is in bytes as it is stored; the engine's is uncompressed.
-    """
+    """Return the requests that a layer of ``size`` bytes is worth (getMaxMountAndExistenceCheckAttempts)."""
     if size > 10 << 20:
         return Budget(4, 3, True)
     return Budget(3, 1, False) if size > 100 << 10 else Budget(1, 1, False)
 
 
 def by_likeness(target: str, key: bytes, entries: Sequence[V2Metadata]) -> List[V2Metadata]:
-    """Associations, given oldest first, by how likely ``target`` can have their blob.
+    """Sort associations, given oldest first, by the likelihood that ``target`` can have their blob.
 
-    Same credentials first, then more leading path components in common, then newer.
+    The same credentials come first, then more leading path components in common,
+    then the newer association.
     """
-    wanted = target.split("/")
+    components = target.split("/")
 
     def rank(entry: V2Metadata) -> Tuple[bool, int]:
         common = 0
-        for ours, theirs in zip(wanted, entry.source_repository.split("/")):
+        for ours, theirs in zip(components, entry.source_repository.split("/")):
             if ours != theirs:
                 break
             common += 1
@@ -48,12 +49,12 @@ def by_likeness(target: str, key: bytes, entries: Sequence[V2Metadata]) -> List[
 
 def mount_candidates(target: Reference, key: bytes, most: int,
                      entries: Sequence[V2Metadata]) -> List[V2Metadata]:
-    """Where a layer may be mounted from, the best ``most`` first (getRepositoryMountCandidates)."""
-    found = []
+    """Return the ``most`` likeliest repositories to mount a layer from (getRepositoryMountCandidates)."""
+    candidates = []
     for entry in by_likeness(target.name, key, entries):
         with contextlib.suppress(InvalidReference):
             source = Reference.parse(entry.source_repository)
             canonical = source.name == entry.source_repository
             if canonical and source.domain == target.domain and source.name != target.name:
-                found.append(entry)
-    return found[:most] if most >= 0 else found
+                candidates.append(entry)
+    return candidates[:most] if most >= 0 else candidates

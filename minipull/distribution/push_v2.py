@@ -1,16 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """One image to one repository, by the v2 protocol.
 
-What is stored is what is sent: manifest, config and layers byte for byte, so
-that the digest is the one that was pulled.  A layer is sent only if it is not
-there: it is looked for first, then mounted from where we have seen it, the
-likeliest place first.  Children come before their index, the tag comes last.
-
-A layer that lies here uncompressed and that no registry is known to have so is
-compressed while it is sent, and the manifest says so.  With ``legacy`` a registry
-that refuses the manifest is given schema 1, signed with a key that nobody keeps.
+Manifest, config and layers are sent as they are stored, byte for byte, so that a
+pulled image keeps its digest.  A layer is looked for in the repository first, then
+mounted from another repository that has it, and sent if neither helps.  Children
+come before their index, the tag comes last.
 
 Mirrors moby's distribution/push_v2.go.
+
+Where this leaves the engine:
+
+- manifests are not rebuilt; only a layer that is stored uncompressed, and that no
+  registry is known to have so, is compressed while it is sent and named anew;
+- budgets count the stored size, since the uncompressed one is not known;
+- a layer of up to 100 KiB that has not been seen in the target is sent rather than
+  looked for, which saves a third of the requests of 80 tiny layers;
+- a larger layer or a config is looked for without any association too;
+- only associations with the very blob count, unless the layer may be compressed;
+- a manifest that is refused because of missing blobs is followed by all of them,
+  once, without trust in what the registry said before;
+- schema 1 is pushed only with ``legacy``.
 """
 import contextlib
 import zlib
@@ -38,28 +47,28 @@ from ..xfer.upload import LayerUploadManager, UploadDescriptor
 from .blobs import send_blob, send_stream
 from .mounts import budget, by_likeness, mount_candidates
 
-#: What an uncompressed layer is called, and what it is when it has been compressed.
+#: The media type of an uncompressed layer, and its type when it has been compressed.
 _COMPRESSED = {DOCKER_TAR: DOCKER_LAYER, OCI_LAYER: OCI_LAYER + "+gzip"}
-#: How a registry says that it knows no such manifest.
+#: Error codes of registries that don't know the format of a manifest.
 _TOO_NEW = frozenset(("MANIFEST_INVALID", "UNSUPPORTED", "UNKNOWN"))
 
 
 class PushedLayer(NamedTuple):
-    """What became of one layer; ``result`` is what its progress said."""
+    """A layer at the registry; ``result`` is the last word of its progress."""
     diff_id: Optional[DiffID]
     blob: Descriptor
     result: str
 
 
 class Pushed(NamedTuple):
-    """What a name at the registry is now."""
+    """A name at the registry, and the manifest that it has now."""
     name: Reference
     descriptor: Descriptor
     layers: List[PushedLayer]
 
 
 class V2Pusher:
-    """Pushes to one repository at one endpoint from one store."""
+    """A push of one or more images to one repository at one endpoint."""
 
     def __init__(self, repository: Repository, store: Store, uploads: LayerUploadManager,
                  target: Reference, output: Output, cancel: Cancel, chunk_size: int = 0,
@@ -73,65 +82,65 @@ class V2Pusher:
         self.key = hmac_key(None if credential.anonymous else {
             "username": credential.username, "password": credential.password,
             "identitytoken": credential.identity_token, "registrytoken": credential.registry_token})
-        #: What is known to be there, by digest; never asked for again.
-        self.known: Dict[Digest, Descriptor] = {}
-        self.checked: Set[Digest] = set()  # what was asked for before anything was sent
-        self.trusting = True  # may we believe the registry when it says that it has a blob?
+        #: Blobs that the repository has, by the digest in the store; never asked for again.
+        self.present: Dict[Digest, Descriptor] = {}
+        self.checked: Set[Digest] = set()  # configs looked for before anything was sent
+        self.trusting = True  # False once the registry lacked a blob that it said it had
         self._uploads = uploads
         self.output = output
         self.cancel = cancel
         self._legacy = legacy
 
-    def push(self, what: Image, tag: str) -> Pushed:
+    def push(self, image: Image, tag: str) -> Pushed:
         """Push an image as ``tag``; the caller holds the store's shared lock."""
-        documents = self._documents(what)
+        documents = self._documents(image)
         for document in documents:
             if isinstance(document, Manifest):
-                # One question alone first: is anybody there, and who do we have to be?
+                # One request alone first, so that the uploads find the connection and a token.
                 config = document.config
                 self.checked.add(config.digest)
                 with contextlib.suppress(RegistryError):
                     if self.repository.stat(config.digest, self.cancel) is not None:
-                        self.known[config.digest] = config
+                        self.present[config.digest] = config
                 break
         for last in (False, True):
             layers = self._blobs(documents)
-            sent = self._rebuilt(documents[-1], layers)
+            top = self._rebuilt(documents[-1], layers)
             try:
                 for child in documents[:-1]:
                     self._put(str(child.digest), child)
-                self._put(tag, sent)
+                self._put(tag, top)
                 break
             except RegistryError as exc:
                 if exc.status in (400, 404, 405, 415) and exc.code in _TOO_NEW:
-                    return Pushed(self.target.with_tag(tag), self._put_schema1(tag, sent, exc), layers)
+                    return Pushed(self.target.with_tag(tag), self._put_schema1(tag, top, exc), layers)
                 if last or exc.code not in ("MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN"):
                     raise
-            self.known.clear()
-            self.trusting = False  # it has not what it said that it had
-        return Pushed(self.target.with_tag(tag), sent.descriptor, layers)
+            self.present.clear()
+            self.trusting = False
+        return Pushed(self.target.with_tag(tag), top.descriptor, layers)
 
-    def _documents(self, what: Image) -> List[Document]:
-        """Children first, the top last; raises NotFound for what is not stored."""
+    def _documents(self, image: Image) -> List[Document]:
+        """Return the manifests of an image, children before their index; raises NotFound if one is not stored."""
         found = {item.digest: document._replace(digest=item.digest)
-                 for item, document in self.store.walk(what.descriptor) if document is not None}
+                 for item, document in self.store.walk(image.descriptor) if document is not None}
         ordered: Dict[Digest, Document] = {}
 
         def visit(item: Descriptor) -> None:
             if item.digest not in found:
                 raise NotFound("%s lacks %s of its index; pull it with --all-platforms" % (
-                    what.name.familiar, item.platform or item.digest))
+                    image.name.familiar, item.platform or item.digest))
             if item.digest not in ordered:
                 document = found[item.digest]
                 for child in document.manifests if isinstance(document, Index) else ():
                     visit(child)
                 ordered[item.digest] = document
 
-        visit(what.descriptor)
+        visit(image.descriptor)
         return list(ordered.values())
 
     def _blobs(self, documents: Sequence[Document]) -> List[PushedLayer]:
-        """Have all blobs of some manifests at the registry; what became of the layers."""
+        """Bring the blobs of manifests to the registry, and return the layers, bottom first."""
         jobs: List[V2PushDescriptor] = []
         for document in documents:
             if isinstance(document, Manifest):
@@ -140,16 +149,16 @@ class V2Pusher:
                     raw = self.store.content.read(document.config.digest, MAX_CONFIG)
                     diff_ids += ImageConfig.parse(raw).diff_ids
                 diff_ids += [None] * len(document.layers)
-                free = len(documents) == 1  # what an index names it names by digest
-                layers = [V2PushDescriptor(self, blob, diff_id, free)
+                # An index names its manifests by digest, so they can't be written anew.
+                layers = [V2PushDescriptor(self, blob, diff_id, may_compress=len(documents) == 1)
                           for blob, diff_id in zip(document.layers, diff_ids)]
-                jobs += layers[::-1] + [V2PushDescriptor(self, document.config, shown=False)]
+                jobs += layers[::-1] + [V2PushDescriptor(self, document.config, show=False)]
         results: List[PushedLayer] = self._uploads.upload(
             self.store, jobs, self.output, self.cancel)
         return [result for job, result in zip(jobs, results) if job.id][::-1]
 
     def _rebuilt(self, top: Document, layers: Sequence[PushedLayer]) -> Document:
-        """The manifest as it is, or with the layers that were compressed on their way."""
+        """Return the manifest, written anew if layers were compressed while they were sent."""
         blobs = [layer.blob for layer in layers]
         if isinstance(top, Index) or blobs == list(top.layers):
             return top
@@ -157,12 +166,11 @@ class V2Pusher:
         return manifest.parse(compact(obj), top.media_type)
 
     def _put_schema1(self, tag: str, document: Document, exc: RegistryError) -> Descriptor:
-        """Have the image as schema 1 where its manifest was refused, if that is wanted and can be."""
+        """Push an image as schema 1, if that was asked for, since its manifest was refused with ``exc``."""
         if isinstance(document, Index) or not is_runnable(document):
             raise exc
         if not self._legacy:
-            exc.args = ("%s; an old registry may take it with --legacy-schema1" % exc,)
-            raise exc
+            raise exc.reworded("%s; an old registry may take it with --legacy-schema1" % exc)
         pushed: Descriptor = part("distribution.schema1").push(self, tag, document, exc)
         return pushed
 
@@ -171,56 +179,53 @@ class V2Pusher:
 
 
 class V2PushDescriptor(UploadDescriptor):
-    """A blob of an image to be pushed; a layer has a DiffID, by which we remember where it is.
+    """A blob of an image to be pushed; the DiffID of a layer is the key of its associations.
 
-    ``free`` says that the layer may also go by another digest, compressed;
-    of what is not ``shown`` there is no progress.
+    ``may_compress``: an uncompressed layer is gzipped while it is sent and gets a new
+    digest.  ``show=False`` emits no progress (configs).
     """
 
     def __init__(self, pusher: V2Pusher, blob: Descriptor, diff_id: Optional[DiffID] = None,
-                 free: bool = False, shown: bool = True) -> None:
+                 may_compress: bool = False, show: bool = True) -> None:
         self.blob = blob
         self.diff_id = diff_id
         self._pusher = pusher
-        self._what: Digest = diff_id or blob.digest
-        self.key = "v2push:%s %s %s" % (pusher.target.name, self._what, blob.digest)
-        self.id = self._what.short if shown else ""
+        content: Digest = diff_id or blob.digest
+        self.key = "v2push:%s %s %s" % (pusher.target.name, content, blob.digest)
+        self.id = content.short if show else ""
         entries = pusher.store.metadata.get_metadata(diff_id) if diff_id else []
-        as_it_is = [entry for entry in entries if entry.digest == blob.digest]
-        self._free = free and diff_id is not None and not as_it_is and blob.media_type in _COMPRESSED
+        same_blob = [entry for entry in entries if entry.digest == blob.digest]
+        self._compress = may_compress and diff_id is not None and not same_blob and blob.media_type in _COMPRESSED
         self._budget = budget(blob.size)
-        #: Is looking for it anywhere cheaper than sending it?
-        self._large = self._budget.mounts > 1
-        # Without a word of ours, somebody else may have put there what we have;
-        # and of what is no layer we remember nothing.
+        self._large = self._budget.mounts > 1  # so looking for the blob is cheaper than sending it
+        # The repository may have the blob from somebody else.
         unseen = [V2Metadata(blob.digest, "")] if self._large or diff_id is None else []
-        self.entries = entries if self._free else as_it_is or unseen
+        self.entries = entries if self._compress else same_blob or unseen
         self._checked = set(pusher.checked)
 
     def upload(self, transfer: Transfer) -> PushedLayer:
         pusher = self._pusher
-        known = pusher.known.get(self.blob.digest)
         if is_foreign(self.blob.media_type):
             return self._done(transfer, "Skipped foreign layer", self.blob)
-        if known is not None:
-            return self._done(transfer, "Layer already exists", known)
+        if self.blob.digest in pusher.present:
+            return self._done(transfer, "Layer already exists", pusher.present[self.blob.digest])
         upload: Optional[Upload] = None
         if pusher.trusting:
             mounts, checks, elsewhere = self._budget
-            there = self.already_exists(self._large, 1, transfer.cancel)
-            if there is None:
+            remote = self.already_exists(self._large, 1, transfer.cancel)
+            if remote is None:
                 candidates = mount_candidates(pusher.target, pusher.key, mounts, self.entries)
                 source, upload = self.mount(candidates, transfer.cancel)
                 if source is not None:
                     same = source.digest == self.blob.digest
-                    there = self.blob if same else self._here(source.digest, transfer.cancel)
-                if source is not None and there is not None:
+                    remote = self.blob if same else self._stat(source.digest, transfer.cancel)
+                if source is not None and remote is not None:
                     self._remember(source.digest)
                     path = source.source_repository.partition("/")[2]
-                    return self._done(transfer, "Mounted from %s" % path, there)
-                there = self.already_exists(elsewhere, checks - len(self._checked), transfer.cancel)
-            if there is not None:
-                return self._done(transfer, "Layer already exists", there)
+                    return self._done(transfer, "Mounted from %s" % path, remote)
+                remote = self.already_exists(elsewhere, checks - len(self._checked), transfer.cancel)
+            if remote is not None:
+                return self._done(transfer, "Layer already exists", remote)
         blob = self._send(transfer, upload)
         self._remember(blob.digest)
         return self._done(transfer, "Pushed", blob)
@@ -228,11 +233,14 @@ class V2PushDescriptor(UploadDescriptor):
     def _done(self, transfer: Transfer, action: str, blob: Descriptor) -> PushedLayer:
         if self.id:
             transfer.progress(Progress(id=self.id, action=action))
-        self._pusher.known[self.blob.digest] = blob
+        self._pusher.present[self.blob.digest] = blob
         return PushedLayer(self.diff_id, blob, action)
 
     def already_exists(self, elsewhere: bool, most: int, cancel: Cancel) -> Optional[Descriptor]:
-        """Look for the blob, by ``most`` of the digests that it may have (layerAlreadyExists)."""
+        """Look for the blob in the repository by ``most`` digests that it may have (layerAlreadyExists).
+
+        Digests seen in other repositories count only if ``elsewhere``.
+        """
         pusher = self._pusher
         for entry in by_likeness(pusher.target.name, pusher.key, self.entries):
             source = entry.source_repository
@@ -242,20 +250,23 @@ class V2PushDescriptor(UploadDescriptor):
             most -= 1
             self._checked.add(entry.digest)
             try:
-                there = self._here(entry.digest, cancel)
+                remote = self._stat(entry.digest, cancel)
             except (NetworkError, RegistryError):
-                continue  # no answer to this is a reason to fail
-            if there is not None:
+                continue  # the blob is sent then; a lost connection forgets no association
+            if remote is not None:
                 if not ours or not check_hmac(pusher.key, entry):
                     self._remember(entry.digest)
-                return there
+                return remote
             if ours:
                 self._forget(entry)
         return None
 
     def mount(self, candidates: Sequence[V2Metadata],
               cancel: Cancel) -> Tuple[Optional[V2Metadata], Optional[Upload]]:
-        """Who gave the blob; or else the upload that a registry opened instead, if one did."""
+        """Mount the blob from the first candidate that has it, and return that association.
+
+        Otherwise return the upload that the registry may have opened instead.
+        """
         pusher, upload = self._pusher, None
         for entry in candidates:
             path = entry.source_repository.partition("/")[2]
@@ -268,7 +279,7 @@ class V2PushDescriptor(UploadDescriptor):
                     return entry, None
             except (RegistryError, Unauthorized, PolicyError) as exc:
                 code = exc.code if isinstance(exc, RegistryError) else "UNAUTHORIZED"
-            # Who came without credentials can't tell "not there" from "not for you".
+            # Without credentials, "not found" can't be told from "not allowed".
             blind = code == "UNAUTHORIZED" and not pusher.has_auth_info
             if not blind and (not entry.hmac or check_hmac(pusher.key, entry)):
                 self._forget(entry)
@@ -278,8 +289,8 @@ class V2PushDescriptor(UploadDescriptor):
                 upload = opened
         return None, upload
 
-    def _here(self, digest: Digest, cancel: Cancel) -> Optional[Descriptor]:
-        """The blob of this digest, if the repository has it."""
+    def _stat(self, digest: Digest, cancel: Cancel) -> Optional[Descriptor]:
+        """Return the layer under ``digest`` if the repository has it: our blob, or one compressed from it."""
         size = self._pusher.repository.stat(digest, cancel)
         if size is None or digest == self.blob.digest:
             return None if size is None else self.blob
@@ -295,7 +306,7 @@ class V2PushDescriptor(UploadDescriptor):
             raise corrupt(blob.digest)
         meter = Meter(transfer.progress if self.id else discard, self.id, "Pushing", blob.size)
         with pusher.store.content.open(blob.digest) as file:
-            if self._free:
+            if self._compress:
                 return self._send_compressed(file, meter, cancel, upload)
 
             def source(offset: int, size: int) -> Body:
@@ -311,7 +322,7 @@ class V2PushDescriptor(UploadDescriptor):
 
     def _send_compressed(self, file: BinaryIO, meter: Meter, cancel: Cancel,
                          upload: Optional[Upload]) -> Descriptor:
-        """Compress while sending, the same way each time; the digest is known at the end."""
+        """Send the layer gzipped, with the same bytes each time; its digest is known at the end."""
 
         def compressed() -> Iterator[Buffer]:
             raw = Verifier()
@@ -328,7 +339,7 @@ class V2PushDescriptor(UploadDescriptor):
             self._pusher.repository, compressed, cancel, upload, self._pusher.chunk_size)
         return self._compressed(sent.digest, sent.size)
 
-    # What we remember is a cache: a store that can't be written to can be pushed from.
+    # Associations are a cache: a push works from a store that can't be written to.
 
     def _remember(self, digest: Digest) -> None:
         entry = V2Metadata(digest, self._pusher.target.name)

@@ -111,7 +111,7 @@ def layer(pusher: V2Pusher, rows: Sequence[Sequence[str]]) -> V2PushDescriptor:
     data = bytes(1 << 20)
     pusher.store.content.put(Digest.of(data), data)
     blob = Descriptor(images.DOCKER_LAYER, Digest.of(data), len(data))
-    return V2PushDescriptor(pusher, blob, DIFF_ID, free=True)
+    return V2PushDescriptor(pusher, blob, DIFF_ID, may_compress=True)
 
 
 @pytest.mark.parametrize("case", TABLES["layer_already_exists"], ids=lambda case: case["name"])
