@@ -98,6 +98,14 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
                 monkeypatch.setattr(module, name, (0.0,) * len(delays))
 
 
+@pytest.fixture
+def no_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One attempt for each request and each document."""
+    for name in ("RETRY_DELAYS", "RATE_LIMIT_DELAYS"):
+        monkeypatch.setattr(transport, name, ())
+    monkeypatch.setattr(blobs, "DOCUMENT_DELAYS", ())
+
+
 # -- servers with faults -------------------------------------------------------
 
 

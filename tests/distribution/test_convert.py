@@ -8,19 +8,13 @@ import pytest
 
 from tests.kit import images
 from tests.kit.images import DOCKER_LIST, DOCKER_MANIFEST, Layout
-from minipull.distribution import blobs as blobs_module
-from minipull.registry import transport as transport_module
 from minipull.errors import Unsupported
 from tests.kit.copies import (
     Target, add, artifact, below, blobs_of, copied, entries, make_artifact, make_artifacts, make_index,
     make_list, make_schema2, make_single, messages)
 
+pytestmark = pytest.mark.usefixtures("no_repeats")
 
-
-@pytest.fixture(autouse=True)
-def no_delays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport_module, "RETRY_DELAYS", ())
-    monkeypatch.setattr(blobs_module, "DOCUMENT_DELAYS", ())
 
 
 @pytest.fixture

@@ -16,8 +16,6 @@ from tests.kit import images
 import minipull
 from tests.kit.processes import minipull_env, wait_until
 from tests.kit.images import DOCKER_MANIFEST, OCI_MANIFEST, Descriptor, Layout
-from minipull.distribution import blobs as blobs_module
-from minipull.registry import transport as transport_module
 from minipull.store.check import check
 from minipull.store.gc import gc
 from minipull.errors import (
@@ -30,17 +28,13 @@ from tests.kit.copies import (
     Target, add, bare, below, blobs_of, copied, entries, make_artifact, make_artifacts, make_awkward,
     make_index, make_list, make_nothing, make_schema2, make_single)
 
+pytestmark = pytest.mark.usefixtures("no_repeats")
+
 
 #: The module, which the function of that name hides.
 module = importlib.import_module("minipull.distribution.copy")
 HEX = "0123456789abcdef" * 4
 MAKERS = [make_single, make_schema2, make_awkward, make_index, make_list, make_artifact, make_artifacts, make_nothing]
-
-
-@pytest.fixture(autouse=True)
-def no_delays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport_module, "RETRY_DELAYS", ())
-    monkeypatch.setattr(blobs_module, "DOCUMENT_DELAYS", ())
 
 
 @pytest.fixture

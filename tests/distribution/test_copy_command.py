@@ -12,17 +12,11 @@ from tests.kit import images
 from tests.kit.processes import clean_env
 from tests.kit.images import Layout
 from minipull.cli import main as cli
-from minipull.distribution import blobs as blobs_module
-from minipull.registry import transport as transport_module
 from tests.kit.servers import Certificates, Proxy, ScriptedServer, content, redirect
 from tests.kit.copies import Target, blobs_of, entries, who
 
+pytestmark = pytest.mark.usefixtures("no_repeats")
 
-
-@pytest.fixture(autouse=True)
-def no_delays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport_module, "RETRY_DELAYS", ())
-    monkeypatch.setattr(blobs_module, "DOCUMENT_DELAYS", ())
 
 
 @pytest.fixture

@@ -10,21 +10,15 @@ import pytest
 from tests.kit import images
 import minipull
 from tests.kit.images import OCI_INDEX, OCI_MANIFEST, Descriptor, Layout
-from minipull.distribution import blobs as blobs_module
-from minipull.registry import transport as transport_module
 from minipull.errors import ContentMismatch, PolicyError
 from tests.kit.servers import Connection, ScriptedServer, content, error, reply
 from tests.kit.copies import Target, add, artifact, bare, copied
 
+pytestmark = pytest.mark.usefixtures("no_repeats")
+
 #: The module, which the function of that name hides.
 module = importlib.import_module("minipull.distribution.copy")
 HEX = "0123456789abcdef" * 4
-
-
-@pytest.fixture(autouse=True)
-def no_delays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport_module, "RETRY_DELAYS", ())
-    monkeypatch.setattr(blobs_module, "DOCUMENT_DELAYS", ())
 
 
 @pytest.fixture

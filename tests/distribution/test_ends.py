@@ -10,7 +10,6 @@ import pytest
 
 from tests.kit import images
 from minipull.distribution import blobs as blobs_module
-from minipull.registry import transport as transport_module
 from minipull.registry.auth import Keyring
 from minipull.image.descriptor import OCI_MANIFEST, Descriptor
 from minipull.image.manifest import Manifest, parse
@@ -29,6 +28,8 @@ from minipull.registry.request import FileBody
 from minipull.xfer.transfer import TransferManager
 from tests.kit.servers import ScriptedServer, Uploads, close, content, error, head, redirect, reply, send
 
+pytestmark = pytest.mark.usefixtures("no_repeats")
+
 NEVER = Cancel()
 DATA = bytes(range(256)) * 12000  # 3 MB: three buffers, and more than goes along with a commit
 HEX = "0123456789abcdef" * 4
@@ -40,11 +41,6 @@ def described(data: bytes, algorithm: str = "sha256", size: Optional[int] = None
 
 
 BLOB = described(DATA)
-
-
-@pytest.fixture(autouse=True)
-def no_delays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport_module, "RETRY_DELAYS", ())
 
 
 Registry = Callable[..., RegistryEnd]

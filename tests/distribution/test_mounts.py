@@ -33,16 +33,11 @@ from tests.xfer.test_download import Log
 from tests.kit.stores import keep
 from tests.kit.pushes import asked, entries, kept, loaded, push, results
 
+pytestmark = pytest.mark.usefixtures("no_waiting")
+
 
 TABLES = json.loads((DATA / "tables.json").read_text("utf-8"))
 DIFF_ID = DiffID(Digest.of(b"layer"))
-
-
-@pytest.fixture(autouse=True)
-def no_delays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minipull.registry.transport.RETRY_DELAYS", (0.001,))
-    monkeypatch.setattr("minipull.registry.transport.RATE_LIMIT_DELAYS", (0.001,))
-    monkeypatch.setattr("minipull.distribution.blobs.SEND_DELAYS", (0.001, 0.001, 0.001))
 
 
 @pytest.fixture

@@ -20,17 +20,12 @@ from tests.kit.servers import Certificates, ScriptedServer, Uploads, close, cont
 from tests.kit.stores import keep
 from tests.kit.v1server import V1Server, blobs
 
+pytestmark = pytest.mark.usefixtures("no_waiting")
+
 
 @pytest.fixture
 def store(tmp_path: Path) -> minipull.Store:
     return minipull.Store(str(tmp_path / "store"))
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minipull.registry.transport.RETRY_DELAYS", (0.001,))
-    monkeypatch.setattr("minipull.registry.transport.RATE_LIMIT_DELAYS", (0.001,))
-    monkeypatch.setattr("minipull.distribution.blobs.DOCUMENT_DELAYS", (0.001,))
 
 
 def mirrored(*mirrors: str, fallback: bool = True, domain: str = "docker.io") -> minipull.RegistryService:

@@ -19,16 +19,11 @@ from minipull.progress import Progress
 from tests.kit.servers import Action, Connection, ScriptedServer, content, head, reply, reset
 from tests.kit.v1server import Stored, V1Server, blobs, payload
 
+pytestmark = pytest.mark.usefixtures("no_waiting")
+
 CONFIG: Dict[str, Any] = {
     "architecture": "amd64", "os": "linux", "docker_version": "1.9.1", "Size": 5,
     "config": {"Cmd": ["/bin/sh"], "Env": ["A=1"], "WorkingDir": "/srv"}}
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minipull.registry.transport.RETRY_DELAYS", (0.001,))
-    monkeypatch.setattr("minipull.distribution.pull_v1.JSON_DELAYS", (0.001,))
-    monkeypatch.setattr("minipull.distribution.pull_v1.RESUME_DELAYS", (0.001,) * 4)
 
 
 @pytest.fixture

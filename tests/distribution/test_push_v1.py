@@ -25,12 +25,9 @@ from tests.kit.servers import ScriptedServer, hold, reply, reset, sleep
 from tests.kit.stores import keep
 from tests.kit.v1server import V1Server
 
+pytestmark = pytest.mark.usefixtures("no_waiting")
+
 TABLES = json.loads((DATA / "tables.json").read_text())
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minipull.registry.transport.RETRY_DELAYS", (0.001,))
 
 
 @pytest.fixture

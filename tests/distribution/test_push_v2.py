@@ -30,16 +30,11 @@ from tests.xfer.test_download import Log, background
 from tests.kit.stores import keep
 from tests.kit.pushes import asked, entries, kept, loaded, push, results
 
+pytestmark = pytest.mark.usefixtures("no_waiting")
+
 
 SIZE = 200000  # stored: large enough to be looked for
 FOREIGN = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
-
-
-@pytest.fixture(autouse=True)
-def no_delays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minipull.registry.transport.RETRY_DELAYS", (0.001,))
-    monkeypatch.setattr("minipull.registry.transport.RATE_LIMIT_DELAYS", (0.001,))
-    monkeypatch.setattr("minipull.distribution.blobs.SEND_DELAYS", (0.001, 0.001, 0.001))
 
 
 @pytest.fixture

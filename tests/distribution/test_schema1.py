@@ -26,14 +26,11 @@ from tests.kit.servers import Connection, ScriptedServer, Uploads, content, erro
 from tests.kit.pulls import Log, asked, pull, refused
 from tests.kit.pushes import kept, loaded, push
 
+pytestmark = pytest.mark.usefixtures("no_waiting")
+
 TABLES = json.loads((DATA / "schema1.json").read_text("utf-8"))
 TIME = "2015-04-01T20:15:23Z"
 IDS = {"I%d" % n: "%064x" % n for n in range(9)}
-
-
-@pytest.fixture(autouse=True)
-def no_delays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minipull.registry.transport.RETRY_DELAYS", (0.001,))
 
 
 @pytest.fixture

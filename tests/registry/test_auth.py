@@ -12,7 +12,6 @@ from urllib.parse import parse_qs
 import pytest
 
 from tests.kit import DATA
-from minipull.registry import transport as transport_module
 from minipull.registry.auth import Authorizer, parse_challenges
 from minipull.registry.url import Origin
 from minipull.registry.auth import Credential
@@ -25,16 +24,12 @@ from minipull.registry.transport import Transport
 from tests.kit.servers import (
     Action, Certificates, Connection, ScriptedServer, TokenAuth, challenge, error, redirect, reply, sleep)
 
+pytestmark = pytest.mark.usefixtures("no_repeats")
+
 TABLES = json.loads((DATA / "tables.json").read_text("utf-8"))
 USER = Credential("user", "pass")
 USER_BASIC = "Basic " + base64.b64encode(b"user:pass").decode()
 SCOPE = "repository:some/registry:pull"
-
-
-@pytest.fixture(autouse=True)
-def no_delays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport_module, "RETRY_DELAYS", ())
-    monkeypatch.setattr(transport_module, "RATE_LIMIT_DELAYS", ())
 
 
 Made = Callable[..., Authorizer]

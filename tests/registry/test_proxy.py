@@ -13,7 +13,6 @@ from tests.kit import DATA
 from tests.kit import images
 from tests.kit.processes import DockerRegistry, Minipull, free_port
 from tests.kit.images import Layout
-from minipull.registry import transport as module
 from minipull.registry.connection import MAX_HEAD
 from minipull.registry.url import Origin
 from minipull.registry.endpoints import RegistryService
@@ -25,14 +24,11 @@ from minipull.registry.transport import Transport
 from tests.kit.servers import (
     Certificates, FaultProxy, Proxy, ScriptedServer, close, drip, hold, redirect, reply, reset, send)
 
+pytestmark = pytest.mark.usefixtures("no_waiting")
+
 TABLES = json.loads((DATA / "tables.json").read_text("utf-8"))
 LOGIN = "ann:s3cret"
 TEST = "registry.test:5000"
-
-
-@pytest.fixture(autouse=True)
-def no_delays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "RETRY_DELAYS", (0.0, 0.0, 0.0))
 
 
 @pytest.fixture

@@ -19,14 +19,10 @@ from minipull.registry.request import Body, Request
 from minipull.registry.transport import Transport, retry_after
 from tests.kit.servers import Action, Certificates, ScriptedServer, close, error, redirect, reply, reset, send
 
+pytestmark = pytest.mark.usefixtures("no_waiting")
+
 TABLES = json.loads((DATA / "tables.json").read_text("utf-8"))
 SECRETS = {"Authorization": "Basic c2VjcmV0", "Cookie": "a=b", "X-Api-Key": "secret"}
-
-
-@pytest.fixture(autouse=True)
-def no_delays(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RETRY_DELAYS", "RATE_LIMIT_DELAYS"):
-        monkeypatch.setattr(module, name, tuple(0.0 for _ in getattr(module, name)))
 
 
 Made = Callable[..., Transport]

@@ -15,15 +15,12 @@ from minipull.registry.transport import Transport
 from tests.kit.servers import Certificates, Script, ScriptedServer, redirect, reply, send
 from tests.kit.v1server import V1Server
 
+pytestmark = pytest.mark.usefixtures("no_waiting")
+
 USER = Credential("ann", "secret")
 BASIC = "Basic YW5uOnNlY3JldA=="
 TOKEN = 'Token signature=ABC,repository="ns/r",access='
 ID, OTHER = "a" * 64, "b" * 64
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minipull.registry.transport.RETRY_DELAYS", (0.001,))
 
 
 @pytest.fixture

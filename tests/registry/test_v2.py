@@ -26,6 +26,8 @@ from tests.kit.servers import (
     Action, Certificates, Connection, ScriptedServer, TokenAuth, Uploads, challenge, close, content, error,
     redirect, reply, send)
 
+pytestmark = pytest.mark.usefixtures("no_repeats")
+
 TABLES = json.loads((DATA / "tables.json").read_text("utf-8"))
 BLOB = b"0123456789"
 MANIFEST = b'{"schemaVersion": 2}'
@@ -34,12 +36,6 @@ OCI = "application/vnd.oci.image.manifest.v1+json"
 
 def digest(data: bytes, algorithm: str = "sha256") -> Digest:
     return Digest("%s:%s" % (algorithm, hashlib.new(algorithm, data).hexdigest()))
-
-
-@pytest.fixture(autouse=True)
-def no_delays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport_module, "RETRY_DELAYS", ())
-    monkeypatch.setattr(transport_module, "RATE_LIMIT_DELAYS", ())
 
 
 Made = Callable[..., Repository]

@@ -28,6 +28,8 @@ from tests.kit.servers import (
     Action, Certificates, Connection, ScriptedServer, Uploads, challenge, close, error, head, hold, reply)
 from tests.xfer.test_download import Counter, Log, background
 
+pytestmark = pytest.mark.usefixtures("no_waiting")
+
 DATA = bytes(range(251)) * (3 * SMALL // 251)  # too much to go along with its commit
 BLOB = Digest.of(DATA)
 TOO_LARGE = b"<html>413 Request Entity Too Large</html>"
@@ -188,13 +190,6 @@ def test_the_store_is_held_while_its_blobs_are_sent(tmp_path: Path) -> None:
 
 
 # -- sending a blob ----------------------------------------------------------------
-
-
-@pytest.fixture(autouse=True)
-def no_delays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minipull.registry.transport.RETRY_DELAYS", (0.001,))
-    monkeypatch.setattr("minipull.registry.transport.RATE_LIMIT_DELAYS", (0.001,))
-    monkeypatch.setattr("minipull.distribution.blobs.SEND_DELAYS", (0.001, 0.001, 0.001))
 
 
 class Sender:
