@@ -17,7 +17,7 @@ import tempfile
 import time
 from typing import Callable, Iterator, Optional
 
-from .errors import InvalidDocument, StorageError, shown, storage_errors
+from .errors import InvalidDocument, StorageError, file_errors, shown, storage_errors
 
 if os.name == "posix":  # elsewhere readers go on and writers stop
     import fcntl
@@ -85,6 +85,14 @@ def read_bytes(path: str, limit: int) -> Optional[bytes]:
     if len(data) > limit:
         raise InvalidDocument("%s is larger than %d bytes" % (path, limit))
     return data
+
+
+def read_file(path: str, limit: int) -> Optional[bytes]:
+    """The first ``limit`` bytes of a user's file, links followed, or None where there is none."""
+    with file_errors("read %s" % path), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        with open(path, "rb") as file:
+            return file.read(limit)
+    return None
 
 
 def write_all(fd: int, data: "memoryview") -> None:

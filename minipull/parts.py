@@ -1,24 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts of the package that a build may leave out.
+"""Parts of the package that a build may leave out: see ``scripts/pyz --without``.
 
-``archive/``, ``rootfs/``, ``server/`` and the legacy protocols (v1, schema 1) are
-imported by name when they are needed, so that everything else works without
-them: see ``scripts/pyz --without``.
+Everything else works without them, because they are imported by name when they
+are needed.
 """
 import importlib
-from typing import Any
+from typing import Any, Dict, Optional, Tuple
 
 from .errors import NotInBuild
 
+#: The wings and modules of each part.
+PARTS: Dict[str, Tuple[str, ...]] = {
+    "archive": ("archive", "distribution.archives"),
+    "legacy": ("distribution.pull_v1", "distribution.push_v1", "distribution.schema1",
+               "image.es256", "image.schema1", "registry.v1"),
+    "rootfs": ("rootfs",),
+    "server": ("server",)}
+
 
 def part(name: str) -> Any:
-    """The module ``name``, counted from the package: ``part("server.registry")``.
+    """Import a module by its name within the package: ``part("server.registry")``.
 
     Raises NotInBuild if that file, or one that it needs, was left out.
     """
     try:
         return importlib.import_module("." + name, __package__)
     except ModuleNotFoundError as exc:
-        if not (exc.name or "").startswith(__package__ + "."):
+        error = left_out(exc)
+        if error is None:
             raise
-        raise NotInBuild("%s is not in this build of minipull" % name.replace(".", "/")) from exc
+        raise error from exc
+
+
+def left_out(error: ImportError) -> Optional[NotInBuild]:
+    """The error to raise for a module of this package that is missing; None for any other module."""
+    module = (error.name or "").partition(__package__ + ".")[2]
+    for name, modules in PARTS.items():
+        if module.startswith(modules):
+            what = "the part legacy (v1, schema 1)" if name == "legacy" else name + "/"
+            return NotInBuild("%s is not in this build of minipull" % what)
+    return None

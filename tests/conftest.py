@@ -37,8 +37,9 @@ def run_minipull(home: Path) -> Minipull:
 def serve(home: Path) -> Iterator[Callable[..., Serve]]:
     """``serve(ROOT, "--writable", env={...})``; every server is ended with the test."""
     with contextlib.ExitStack() as stack:
-        def start(root: Path, *flags: str, env: Optional[Mapping[str, str]] = None) -> Serve:
-            started = Serve(home, root, *flags, env=env)
+        def start(root: Path, *flags: str, env: Optional[Mapping[str, str]] = None,
+                  python: str = sys.executable) -> Serve:
+            started = Serve(home, root, *flags, env=env, python=python)
             stack.callback(started.stop)
             return started
         yield start

@@ -1,27 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What commands share: settings, progress, the switch, and how things are said.
+"""Context: settings, store, progress and output of one command.
 
-Results go to stdout, progress and diagnostics to stderr; what comes from
-outside is escaped before it reaches a terminal.
+Results go to stdout, progress and diagnostics to stderr; text from outside is
+escaped before it reaches a terminal.
 """
 import argparse
 import contextlib
+import importlib
 import json
 import os
 import sys
 import traceback
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List, Optional, Union
 
 from ..cancel import Cancel
 from ..digest import Buffer
 from ..errors import Error, InvalidReference, StorageError, shown
 from ..image.config import Image
+from ..parts import left_out
 from ..progress import Progress
 from ..reference import Reference
-from ..registry.client import Client
 from ..store.store import Store
 from .render import Renderer, choose, escape
 from .settings import Settings
+
+if TYPE_CHECKING:
+    from ..registry.client import Client
 
 BROKEN_PIPE = 128 + 13
 
@@ -57,8 +61,10 @@ class Context:
     def store(self) -> Store:
         return self.settings.store()
 
-    def client(self, domains: List[str], side: str = "") -> Client:
-        """For these registries; ``side`` is which end of a copy they are."""
+    def client(self, domains: List[str], side: str = "") -> "Client":
+        """A client for the registries at ``domains``; ``side`` is the end of a copy: src or dest."""
+        from ..registry.client import Client
+
         settings = self.settings.end(side) if side else self.settings
         return Client(settings.service(domains), settings.credentials(domains))
 
@@ -66,13 +72,15 @@ class Context:
         self.renderer(Progress(message="warning: " + text))
 
     def failed(self, error: BaseException) -> int:
-        """Say what went wrong, in one line; returns the exit code."""
+        """Print an error as one line; returns the exit code."""
         if isinstance(error, BrokenPipeError):
-            # Whoever read us has gone; what is still buffered must not raise again.
+            # The reader of stdout has gone; the flush of its buffer at exit must not raise again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return BROKEN_PIPE
         if self._flags.verbose:
             traceback.print_exception(type(error), error, error.__traceback__)
+        if isinstance(error, ImportError):
+            error = self._lacking(error) or error
         if isinstance(error, Error):
             if not self.cancel.cancelled:
                 say(str(error))
@@ -81,12 +89,21 @@ class Context:
         say("internal error: %s: %s%s" % (type(error).__name__, error, hint))
         return 1
 
+    def _lacking(self, error: ImportError) -> Optional[Error]:
+        """The error for a part that this build leaves out, or for a Python without ssl."""
+        command = self._flags.command
+        if error.name in ("_ssl", "ssl"):
+            return Error("this Python has no ssl module, which %s needs; use another Python or install its"
+                         " ssl support" % command)
+        missing = left_out(error)
+        return missing and missing.within(command)
+
     def show(self, text: str) -> None:
-        """Lines of the result; what came from outside is escaped."""
+        """Print lines of the result, with control characters escaped."""
         self.write("\n".join(escape(line) for line in text.split("\n")) + "\n")
 
     def answer(self, value: Any, lines: Iterable[str]) -> None:
-        """The result, as JSON or as text."""
+        """Print the result, as JSON or as text."""
         if self.json:
             self.dump(value)
         else:
@@ -97,12 +114,12 @@ class Context:
         self.write(json.dumps(value, indent=2) + "\n")
 
     def write(self, data: Union[str, bytes, Iterator[Buffer]]) -> None:
-        """Write to stdout, all of it before this returns: progress must not overtake results."""
+        """Write to stdout and flush: progress on stderr must not overtake results."""
         if sys.stdout is None:  # closed from the start
             return
         try:
             if isinstance(data, str):
-                # Not every stream can spell everything.
+                # The encoding of stdout may lack characters (LC_ALL=C).
                 encoding = sys.stdout.encoding or "utf-8"
                 sys.stdout.write(data.encode(encoding, "backslashreplace").decode(encoding))
             else:
@@ -124,22 +141,24 @@ def say(text: str) -> None:
 Command = Callable[[Context, argparse.Namespace], Optional[int]]
 
 
-def perform(command: Command, flags: argparse.Namespace, cancel: Cancel) -> int:
-    """Run a command, with every error as one line and a code."""
+def perform(flags: argparse.Namespace, cancel: Cancel) -> int:
+    """Run the command that ``flags`` name, with every error as one line; returns the exit code."""
     context = Context(flags, cancel)
     try:
+        module = importlib.import_module("." + flags.module, __package__)
+        command: Command = getattr(module, "COMMANDS")[flags.command]
         return command(context, flags) or 0
     except BaseException as exc:
         return context.failed(exc)
 
 
 def stripped(text: str) -> str:
-    """A reference without the transport that other tools want before it."""
+    """A reference as typed, without the ``docker://`` that skopeo puts before it."""
     return text[len("docker://"):] if text.startswith("docker://") else text
 
 
 def reference(text: str) -> Reference:
-    """What a user typed; raises InvalidReference, which says it again."""
+    """Parse a reference as typed; raises InvalidReference, which quotes it."""
     try:
         return Reference.parse(stripped(text))
     except InvalidReference as exc:
@@ -147,7 +166,7 @@ def reference(text: str) -> Reference:
 
 
 def described(store: Store, image: Image) -> Dict[str, Any]:
-    """An image as JSON shows it."""
+    """The members of an image in JSON output."""
     config = image.config
     return {
         "name": str(image.name), "digest": image.source, "image_id": image.id,

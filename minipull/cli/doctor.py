@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""doctor: does it work here, and what does this host offer?
+"""The command doctor: a self-test, and what this host offers.
 
-A registry on loopback, an image made on the spot and pushed to it, pulled into
-a fresh store and checked there: by the commands that a user would type, in processes
-of their own, with none of the user's settings.  Then, what speed and trust
-depend on.  Needs no network but loopback and leaves nothing behind.
+The self-test serves a registry on loopback, pushes a small image to it, pulls the
+image into a fresh store and checks it there, by the commands that a user would
+type, in processes of their own, with none of the user's settings.  The report
+lists what speed and trust depend on.  Needs no network but loopback and leaves
+nothing behind.
 """
 import argparse
 import contextlib
@@ -28,22 +29,28 @@ from typing import Callable, Dict, Iterator, List
 
 from .. import files
 from ..digest import Digest
-from ..errors import ContentMismatch, Error
+from ..errors import ContentMismatch, Error, NotInBuild
 from ..image.descriptor import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Descriptor
+from ..parts import part
 from ..store.references import REF_NAME
 from ..store.store import Store
-from .context import Context
+from .context import Command, Context
 from .render import human_size
 from .settings import find_zstd
 
 PATIENCE = 20.0  # seconds for one command
 _TYPED = "python3 -m minipull %s"
 _SAMPLE = 0.1  # seconds of one measurement
+#: Variables by which a user's settings would reach the self-test.
 _USERS = re.compile("MINIPULL_|DOCKER_|REGISTRY_|XDG_|SSL_|.*_PROXY$", re.I)
 
 
-def doctor(context: Context, flags: argparse.Namespace) -> int:
+def _doctor(context: Context, flags: argparse.Namespace) -> int:
     """Show the self-test and the host; returns an exit code."""
+    try:
+        part("server.registry")
+    except NotInBuild as exc:
+        raise exc.within("doctor") from exc
     test, error, code = _SelfTest(context), "", 0
     try:
         with tempfile.TemporaryDirectory(prefix="minipull-") as folder:
@@ -54,7 +61,7 @@ def doctor(context: Context, flags: argparse.Namespace) -> int:
     host = _host(context)
     context.answer(
         {"ok": not error, "error": error, "host": host, "steps": test.steps},
-        ["self-test: %s\n" % (error or "ok")] + ["%-12s %s" % about for about in host.items()])
+        ["self-test: %s\n" % (error or "ok")] + ["%-12s %s" % line for line in host.items()])
     return code
 
 
@@ -66,7 +73,7 @@ class _SelfTest:
 
     def run(self, folder: str) -> None:
         """Serve, push, pull, check; raises Error after the first that fails."""
-        served, layout, made, fresh, settings = (
+        served, layout, pushed, pulled, settings = (
             os.path.join(folder, name) for name in ("served", "layout", "made", "fresh", "settings"))
         with open(settings, "w") as file:
             file.write("{}")
@@ -76,18 +83,18 @@ class _SelfTest:
             assert process.stdout is not None
             line = process.stdout.readline().decode().strip()
             address = line.partition("http://")[2]
-            self._done(_TYPED % " ".join(serve) + " &", line, 0 if address else process.wait() or 1)
+            self._record(_TYPED % " ".join(serve) + " &", line, 0 if address else process.wait() or 1)
             name = "%s/doctor/hello:1" % address
             digest = _make_image(layout)
-            self._command("--root", made, "copy", "-q", "oci:%s:hello" % layout, "store:" + name)
-            self._command("--root", made, "push", name)
-            pulled = self._command("--root", fresh, "pull", name)
-            if "Digest: %s" % digest not in pulled:
+            self._command("--root", pushed, "copy", "-q", "oci:%s:hello" % layout, "store:" + name)
+            self._command("--root", pushed, "push", name)
+            output = self._command("--root", pulled, "pull", name)
+            if "Digest: %s" % digest not in output:
                 raise ContentMismatch("what was pulled is not what was pushed")
-        self._command("--root", fresh, "check")
+        self._command("--root", pulled, "check")
 
-    def _done(self, command: str, output: str, code: int) -> None:
-        """A command as it would be typed, and what came of it."""
+    def _record(self, command: str, output: str, code: int) -> None:
+        """Record and show a command as a user would type it; raises Error for a code but 0."""
         self.steps.append({"command": command, "output": output, "code": code})
         if not self._context.json:
             self._context.show("$ %s\n%s" % (command, output))
@@ -102,12 +109,12 @@ class _SelfTest:
         code = process.returncode
         if code < 0:
             output += "\nended by signal %d, after at most %d s" % (-code, PATIENCE)
-        self._done(_TYPED % " ".join(args), output, code if code >= 0 else 1)
+        self._record(_TYPED % " ".join(args), output, code if code >= 0 else 1)
         return output
 
     @contextlib.contextmanager
     def _running(self, *args: str) -> Iterator["subprocess.Popen[bytes]"]:
-        """This very package as a command, wherever it was imported from."""
+        """Run this very package as a command, wherever it was imported from."""
         code = "import sys; sys.path[:0] = %r; from %s.main import run; run()" % (
             [os.path.abspath(path) for path in sys.path], __package__)
         process = subprocess.Popen(
@@ -124,7 +131,7 @@ class _SelfTest:
 
 
 def _make_image(folder: str) -> Digest:
-    """An image layout with a small image, called hello; the digest of its manifest."""
+    """Write an image layout with a small image named hello; returns the digest of its manifest."""
     text, tar = b"Hello from minipull.\n", io.BytesIO()
     with tarfile.open(fileobj=tar, mode="w") as archive:
         member = tarfile.TarInfo("hello")
@@ -156,7 +163,7 @@ def _host(context: Context) -> Dict[str, str]:
 
 
 def _rate(work: Callable[[], int]) -> str:
-    """MB/s, by the bytes that ``work`` says it did."""
+    """The speed of ``work`` in MB/s; each call returns how many bytes it has processed."""
     done, begun = 0, time.perf_counter()
     while time.perf_counter() - begun < _SAMPLE:
         done += work()
@@ -169,9 +176,9 @@ def _sha256() -> str:
     if type(hashlib.sha256()).__module__ != "_hashlib":
         return rate + ", Python's own: with OpenSSL's hashing it would be several times faster"
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
-        found = re.search(r"^(?:flags|Features)\s*:.*?\b(sha_ni|sha2)\b", file.read(), re.M)
-        how = "accelerated by %s" % found.group(1) if found else "no help from the processor"
-        return "%s, OpenSSL, %s" % (rate, how)
+        flag = re.search(r"^(?:flags|Features)\s*:.*?\b(sha_ni|sha2)\b", file.read(), re.M)
+        processor = "accelerated by %s" % flag.group(1) if flag else "no help from the processor"
+        return "%s, OpenSSL, %s" % (rate, processor)
     return rate + ", OpenSSL"
 
 
@@ -191,39 +198,42 @@ def _zstd() -> str:
 
 def _authorities() -> str:
     paths = ssl.get_default_verify_paths()
-    places = ", ".join(filter(None, (paths.cafile, paths.capath)))
-    return places or "none: install ca-certificates, or give --ca-file"
+    names = ", ".join(filter(None, (paths.cafile, paths.capath)))
+    return names or "none: install ca-certificates, or give --ca-file"
 
 
 def _proxies(context: Context) -> str:
     try:
         proxies = context.settings.proxies()
-        found = [(scheme, proxies.get(scheme)) for scheme in ("https", "http")]
+        urls = [(scheme, proxies.get(scheme)) for scheme in ("https", "http")]
     except Error as exc:
         return str(exc)
-    used = ", ".join("%s by %s" % each for each in found if each[1])
+    used = ", ".join("%s by %s" % (scheme, url) for scheme, url in urls if url)
     listed = " and what NO_PROXY lists: " + proxies.no_proxy if proxies.no_proxy else ""
     return "%s; but for loopback%s" % (used, listed) if used else "none"
 
 
 def _credentials(context: Context) -> str:
     try:
-        found = [source.name for source in context.settings.sources()]
+        names = [source.name for source in context.settings.sources()]
     except Error as exc:
         return str(exc)
-    return ", ".join(name for name in found if os.path.exists(name) or "/" not in name) or "none"
+    return ", ".join(name for name in names if os.path.exists(name) or "/" not in name) or "none"
 
 
 def _store(context: Context) -> str:
-    """Locks and free space where the store is or would be."""
-    root = place = context.store.root
-    while not os.path.isdir(place):
-        place = os.path.dirname(place)
+    """The locks and the free space at the store's root, or at the nearest directory above it."""
+    root = folder = context.store.root
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
     try:
-        with tempfile.TemporaryFile(dir=place) as file:
-            files.lock(file.fileno(), place, True)
-        return "%s, %s free, locks work" % (root, human_size(shutil.disk_usage(place).free))
+        with tempfile.TemporaryFile(dir=folder) as file:
+            files.lock(file.fileno(), folder, True)
+        return "%s, %s free, locks work" % (root, human_size(shutil.disk_usage(folder).free))
     except OSError as exc:
         return "%s: %s; choose another --root" % (root, exc.strerror)
     except Error as exc:
         return str(exc)
+
+
+COMMANDS: Dict[str, Command] = {"doctor": _doctor}

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands login and logout: who asks for a password, and from where.
+"""The commands login and logout.
 
-A password is no argument, which others could see, and is never shown.
+A password comes from the terminal or from stdin and is never shown: an argument
+could be read by other users of the host (ps).
 """
 import argparse
 import getpass
@@ -21,7 +22,7 @@ _MAX_PASSWORD = 1 << 16  # bytes
 
 def _login(context: Context, flags: argparse.Namespace) -> None:
     name, settings = registry(flags.registry), context.settings
-    username, password = _asked(context, flags)
+    username, password = _user_and_password(context, flags)
     with Client(settings.service([name.domain]), Keyring()) as client:
         credential = login(client, name, Credential(username, password), context.cancel)
     _logins(context).keep(name.domain, credential, context.cancel)
@@ -30,9 +31,9 @@ def _login(context: Context, flags: argparse.Namespace) -> None:
 
 def _logout(context: Context, flags: argparse.Namespace) -> None:
     domain = registry(flags.registry).domain
-    known = _logins(context).forget(domain, context.cancel)
-    words = "Removing login credentials for" if known else "Not logged in to"
-    context.answer({"registry": domain, "removed": known}, ["%s %s" % (words, domain)])
+    removed = _logins(context).forget(domain, context.cancel)
+    words = "Removing login credentials for" if removed else "Not logged in to"
+    context.answer({"registry": domain, "removed": removed}, ["%s %s" % (words, domain)])
 
 
 def _logins(context: Context) -> Logins:
@@ -40,7 +41,7 @@ def _logins(context: Context) -> Logins:
     return Logins(settings.authfile or settings.docker_config, settings.helper_environ, settings.timeout)
 
 
-def _asked(context: Context, flags: argparse.Namespace) -> Tuple[str, str]:
+def _user_and_password(context: Context, flags: argparse.Namespace) -> Tuple[str, str]:
     if flags.password_stdin:
         if not flags.username:
             raise InvalidReference("--password-stdin needs -u USER")
@@ -55,9 +56,9 @@ def _asked(context: Context, flags: argparse.Namespace) -> Tuple[str, str]:
         if not username:
             print("Username: ", end="", file=sys.stderr, flush=True)
             username = input()
-        # ^C leaves the thread that waits here behind, and the terminal must not stay mute.
-        before = termios.tcgetattr(sys.stdin)
-        with context.cancel.calling(lambda: termios.tcsetattr(sys.stdin, termios.TCSANOW, before)):
+        # On ^C the process exits while this thread still waits in getpass, which has turned echo off.
+        attributes = termios.tcgetattr(sys.stdin)
+        with context.cancel.calling(lambda: termios.tcsetattr(sys.stdin, termios.TCSANOW, attributes)):
             return username, getpass.getpass()
     except EOFError:
         raise InvalidReference("no user name or password was typed") from None

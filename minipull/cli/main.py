@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: the parser, and the signals.
+"""run() and main(): one command in a thread, and the signals.
 
-A command runs in a thread of its own, so that a signal never interrupts code
-that holds a lock: the main thread waits, sets the switch, and leaves two
-seconds later at most.  The rest of the package is imported once there is a
-command to run; ``--version`` needs none of it.
+A signal must never interrupt code that holds a lock.  So the command runs in a
+thread of its own; the main thread waits, cancels it, and exits two seconds later
+at most.  The rest of the package is imported once there is a command to run;
+``--version`` needs none of it.
 """
 import contextlib
-import importlib
 import os
 import signal
 import sys
@@ -18,16 +17,10 @@ from .parser import command_line
 
 GRACE = 2.0  # seconds for a cancelled command to end by itself
 BROKEN_PIPE = 128 + 13
-#: Where each command is, so that none loads what only others need.
-_HOMES = dict.fromkeys("images inspect tag rm gc check save load".split(), "store")
-_HOMES.update(dict.fromkeys("pull push copy tags manifest digest".split(), "registry"))
-_HOMES.update(dict.fromkeys("doctor serve".split(), "serve"))
-_HOMES.update(dict.fromkeys("login logout".split(), "login"))
-_HOMES.update(dict.fromkeys("unpack export cat".split(), "rootfs"))
 
 
 def run() -> NoReturn:
-    """The console script; exits with the code of main()."""
+    """Run the command line of this process; exits with the code of main()."""
     code = main(sys.argv[1:])
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -37,7 +30,7 @@ def run() -> NoReturn:
             code = code or BROKEN_PIPE
         except (OSError, ValueError):
             code = code or 1
-    # Not sys.exit: a cancelled command's threads may still sit in a look-up.
+    # Not sys.exit: a cancelled command's threads may still wait for a DNS look-up.
     os._exit(code)
 
 
@@ -57,15 +50,14 @@ def main(arguments: Sequence[str]) -> int:
         try:
             from .context import perform
 
-            home = importlib.import_module("." + _HOMES[flags.command], __package__)
-            codes.append(perform(home.COMMANDS[flags.command], flags, cancel))
+            codes.append(perform(flags, cancel))
         finally:
             done.set()
 
     signals: List[int] = []
-    before: Dict[int, Any] = {}
+    handlers: Dict[int, Any] = {}
 
-    def caught(number: int, frame: object) -> None:
+    def on_signal(number: int, frame: object) -> None:
         if signals:
             os._exit(128 + number)
         if not done.is_set():
@@ -73,10 +65,10 @@ def main(arguments: Sequence[str]) -> int:
             raise InterruptedError
 
     try:
-        # Only the main thread may, and a program that embeds us keeps its own.
+        # Only the main thread may set handlers; a program that embeds us keeps its own.
         with contextlib.suppress(ValueError):
             for number in (signal.SIGINT, signal.SIGTERM):
-                before[number] = signal.signal(number, caught)
+                handlers[number] = signal.signal(number, on_signal)
         threading.Thread(target=work, name="command", daemon=True).start()
         done.wait()
     except InterruptedError:
@@ -84,6 +76,6 @@ def main(arguments: Sequence[str]) -> int:
         done.wait(GRACE)
         return 128 + signals[0]
     finally:
-        for which, handler in before.items():
-            signal.signal(which, handler or signal.SIG_DFL)
+        for signal_number, handler in handlers.items():
+            signal.signal(signal_number, handler or signal.SIG_DFL)
     return codes[0]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands that speak to registries, one function each; see commands."""
+"""The commands that speak to registries: pull, push, copy, tags, manifest, digest."""
 import argparse
 import json
 import sys
 import threading
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, List, Mapping
 
 from ..distribution.copy import Options, copy_with
 from ..distribution.places import Place
@@ -15,81 +15,86 @@ from ..errors import InvalidReference, shown
 from ..image import manifest
 from ..image.platform import Platform
 from ..reference import Reference
-from ..registry.client import over_endpoints
+from ..registry.client import Client, over_endpoints
 from ..registry.v2 import Repository
 from ..store.store import host_platform
 from .context import Command, Context, described, reference, stripped
 
 
 def _pull(context: Context, flags: argparse.Namespace) -> int:
-    names = [reference(name) for name in flags.refs]
-    quiet = context.quiet and not context.json
-    text = not (context.json or quiet)
+    """Pull all names at once; the code is that of the first name that failed."""
+    names = [reference(text) for text in flags.refs]
     platform = flags.platform if flags.all_platforms else context.settings.platform
     wanted = options(platform, flags.all_platforms, context.settings.truth("foreign"))
     for name in names:
         if flags.all_tags and (name.tag or name.digest):
             raise InvalidReference("tag can't be used with --all-tags/-a")
-        if text and not flags.all_tags and not name.tag and not name.digest:
-            context.show("Using default tag: latest")
+        _show_default_tag(context, flags, name)
     store, downloads, output = context.store, context.settings.downloads(), context.renderer
     results: Dict[Reference, List[Pulled]] = {name: [] for name in names}
     errors: Dict[Reference, BaseException] = {}
 
     with context.client([name.domain for name in names]) as client:
 
-        def one(name: Reference) -> None:
+        def pull_one(name: Reference) -> None:
             try:
-                found = [name]
-                if flags.all_tags:
-                    tags = over_endpoints(
-                        client, name, "list tags of %s" % name.name,
-                        lambda endpoint: client.session(endpoint, name).all_tags(context.cancel)
-                        if endpoint.version == 1 else client.repository(endpoint, name).tags(context.cancel),
-                        context.cancel, output, legacy=True)
-                    found = [name.with_tag(tag) for tag in tags]
-                for each in found:
+                for tagged in _all_tags(context, client, name) if flags.all_tags else [name]:
                     results[name].append(
-                        pull_with(client, each, store, downloads, wanted, output, context.cancel))
+                        pull_with(client, tagged, store, downloads, wanted, output, context.cancel))
             except BaseException as exc:
                 errors[name] = exc
 
-        threads = [threading.Thread(target=one, args=(name,), daemon=True) for name in results]
+        threads = [threading.Thread(target=pull_one, args=(name,), daemon=True) for name in results]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
     output.finish()
-    shown = []
+    if context.json:
+        context.dump([dict(described(store, image), updated=updated)
+                      for pulled in results.values() for image, updated in pulled])
+    else:
+        _show_pulled(context, flags, results, errors)
+    codes = [context.failed(errors[name]) for name in results if name in errors]
+    return codes[0] if codes else 0
+
+
+def _all_tags(context: Context, client: Client, name: Reference) -> List[Reference]:
+    """The name with each tag of its repository."""
+    tags = over_endpoints(
+        client, name, "list tags of %s" % name.name,
+        lambda endpoint: client.session(endpoint, name).all_tags(context.cancel)
+        if endpoint.version == 1 else client.repository(endpoint, name).tags(context.cancel),
+        context.cancel, context.renderer, legacy=True)
+    return [name.with_tag(tag) for tag in tags]
+
+
+def _show_default_tag(context: Context, flags: argparse.Namespace, name: Reference) -> None:
+    if not (context.json or context.quiet or flags.all_tags or name.tag or name.digest):
+        context.show("Using default tag: latest")
+
+
+def _show_pulled(context: Context, flags: argparse.Namespace, results: Mapping[Reference, List[Pulled]],
+                 errors: Mapping[Reference, BaseException]) -> None:
     for name, pulled in results.items():
-        for image, updated in pulled:
-            if quiet:
-                context.show(str(image))
-            elif context.json:
-                shown.append(dict(described(store, image), updated=updated))
-            else:
-                context.show("Digest: %s" % image.source)
-        if text and name not in errors:
-            news = any(each.updated for each in pulled)
+        for image, _ in pulled:
+            context.show(str(image) if context.quiet else "Digest: %s" % image.source)
+        if not context.quiet and name not in errors:
+            news = any(updated for _, updated in pulled)
             status = "Downloaded newer image for" if news else "Image is up to date for"
             whole = name if flags.all_tags else name.docker_ref()
             context.show("Status: %s %s\n%s" % (status, whole.familiar, whole))
-    if context.json:
-        context.dump(shown)
-    failed = [context.failed(errors[name]) for name in results if name in errors]
-    return failed[0] if failed else 0
 
 
 def _push(context: Context, flags: argparse.Namespace) -> None:
-    name, text = reference(flags.ref), not (context.json or context.quiet)
-    if text and not flags.all_tags and not name.tag and not name.digest:
-        context.show("Using default tag: latest")
-    store, dest = context.store, reference(flags.dest) if flags.dest else None
-    what = pushed_images(stripped(flags.ref), store, dest, flags.all_tags)
-    with context.client([what[0][1].domain]) as client:
+    name, settings, store = reference(flags.ref), context.settings, context.store
+    _show_default_tag(context, flags, name)
+    dest = reference(flags.dest) if flags.dest else None
+    images = pushed_images(stripped(flags.ref), store, dest, flags.all_tags)
+    with context.client([images[0][1].domain]) as client:
         results = push_with(
-            client, what, store, context.settings.uploads(), context.renderer, context.cancel,
-            context.settings.size("chunk_size"), context.settings.truth("legacy_schema1"))
+            client, images, store, settings.uploads(), context.renderer, context.cancel,
+            settings.size("chunk_size"), settings.legacy("legacy_schema1", "distribution.schema1"))
     context.renderer.finish()
     shown = []
     for pushed in results:
@@ -114,36 +119,37 @@ def _copy(context: Context, flags: argparse.Namespace) -> None:
         settings.credentials(source.domains + target.domains)  # for one registry, not for two
     wanted = Options([Platform.parse(text, host_platform()) for text in flags.platform or ()],
                      flags.format or "", flags.referrers, settings.size("chunk_size"))
-    with context.client(source.domains, "src") as here, context.client(target.domains, "dest") as there:
-        copied = copy_with(source, target, (here, there), context.store, wanted, settings.uploads(),
+    with context.client(source.domains, "src") as reader, context.client(target.domains, "dest") as writer:
+        copies = copy_with(source, target, (reader, writer), context.store, wanted, settings.uploads(),
                            context.renderer, context.cancel)
     context.renderer.finish()
-    for each in copied:
-        context.show(each.descriptor.digest if context.quiet else "Digest: %s" % each.descriptor.digest)
+    for copied in copies:
+        digest = copied.descriptor.digest
+        context.show(digest if context.quiet else "Digest: %s" % digest)
     if not context.quiet:
         context.show("Status: Copied %s to %s" % (flags.src, flags.dst))
 
 
-def _ask(context: Context, name: Reference, what: str, work: Callable[[Repository], Any]) -> Any:
+def _ask(context: Context, name: Reference, subject: str, question: Callable[[Repository], Any]) -> Any:
+    """The answer of the first endpoint that has one; ``subject`` begins the text of errors."""
     with context.client([name.domain]) as client:
         return over_endpoints(
-            client, name, "%s %s" % (what, name),
-            lambda endpoint: work(client.repository(endpoint, name)), context.cancel, context.renderer)
+            client, name, "%s %s" % (subject, name),
+            lambda endpoint: question(client.repository(endpoint, name)), context.cancel, context.renderer)
 
 
 def _tags(context: Context, flags: argparse.Namespace) -> None:
     name = reference(flags.repo)
     if name.tag or name.digest:
         raise InvalidReference("%s: want a repository, without tag or digest" % name.familiar)
-    tags = _ask(context, name, "list tags of", lambda source: source.tags(context.cancel))
+    tags = _ask(context, name, "list tags of", lambda repository: repository.tags(context.cancel))
     context.answer([{"name": str(name.with_tag(tag)), "tag": tag} for tag in tags], tags)
 
 
 def _manifest(context: Context, flags: argparse.Namespace) -> None:
     name = reference(flags.ref).docker_ref()
-    wanted = str(name.digest or name.tag)
-    received = _ask(
-        context, name, "manifest", lambda source: source.manifest(wanted, context.cancel))
+    received = _ask(context, name, "manifest", lambda repository: repository.manifest(
+        str(name.digest or name.tag), context.cancel))
     if context.json:
         document = manifest.parse(received.raw, received.content_type)
         context.dump({
@@ -157,13 +163,14 @@ def _manifest(context: Context, flags: argparse.Namespace) -> None:
 
 def _digest(context: Context, flags: argparse.Namespace) -> None:
     name = reference(flags.ref).docker_ref()
-    wanted = str(name.digest or name.tag)
+    target = str(name.digest or name.tag)
 
-    def ask(source: Repository) -> str:
-        found = None if name.digest else source.resolve(wanted, context.cancel)
-        return str(found or source.manifest(wanted, context.cancel).digest)
+    def resolve(repository: Repository) -> str:
+        """The digest by HEAD; by GET where HEAD has none, or to verify one that was given."""
+        digest = None if name.digest else repository.resolve(target, context.cancel)
+        return str(digest or repository.manifest(target, context.cancel).digest)
 
-    digest = _ask(context, name, "digest of", ask)
+    digest = _ask(context, name, "digest of", resolve)
     context.answer({"name": str(name), "digest": digest}, [digest])
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands that look into an image, one function each; see commands.
+"""The commands that look into an image: unpack, export, cat.
 
-An image that is not stored is pulled on the way, and then each of its layers is
-inflated once: for what was asked, which finds the DiffIDs as well.
+An image that is not stored is pulled first, without inflating its layers: the
+command inflates each once and records the DiffIDs that it finds.
 """
 import argparse
 import contextlib
@@ -10,40 +10,47 @@ import sys
 from typing import Dict, Iterator, List, Tuple
 
 from ..digest import DiffID
-from ..distribution.pull import options, pull_with
 from ..errors import InvalidReference, NotFound
 from ..image.config import Image
 from ..image.descriptor import Descriptor
-from ..image.platform import preference
+from ..image.platform import Platform, preference
 from ..rootfs.flatten import Flattened
 from ..rootfs.layers import for_platform, layers_of, remember
 from ..rootfs.unpack import MAX_UNPACKED, unpack
+from ..store.store import host_platform
 from .context import Command, Context, reference, stripped
 
 
 @contextlib.contextmanager
 def _image(context: Context, text: str) -> Iterator[Tuple[Image, List[Tuple[Descriptor, DiffID]]]]:
-    """An image and its layers, pulled if need be; what is found in the block is remembered."""
+    """Yield an image and its layers, pulled if need be; then record the DiffIDs of a pulled one."""
     store, settings, pulled = context.store, context.settings, False
-    wanted = options(settings.platform, False, settings.truth("foreign"))._replace(defer_diff_ids=True)
+    platform = Platform.parse(settings.platform, host_platform()) if settings.platform else host_platform()
+    foreign = settings.truth("foreign")
     try:
         image = store.image(stripped(text))
-        fits = [p.matches(image.config.platform) for p in preference(wanted.platform) if image.config]
-        if wanted.exact and fits and not any(fits):
+        if image.config and settings.platform and not any(
+                fitting.matches(image.config.platform) for fitting in preference(platform)):
             raise NotFound("it is stored for another platform")
     except NotFound:
-        name = reference(text)
-        with context.client([name.domain]) as client:
-            image = pull_with(client, name, store, settings.downloads(), wanted, context.renderer,
-                              context.cancel).image
-        pulled = True
+        image, pulled = _pulled(context, text, foreign), True
     with store.reading(context.cancel):
-        image = for_platform(image, store, wanted.platform)
+        image = for_platform(image, store, platform)
         layers = layers_of(image, store)
         yield image, layers
         if pulled:
             remember(image, store, layers)
     context.renderer.finish()
+
+
+def _pulled(context: Context, text: str, foreign: bool) -> Image:
+    from ..distribution.pull import options, pull_with
+
+    name, settings = reference(text), context.settings
+    wanted = options(settings.platform, False, foreign)._replace(defer_diff_ids=True)
+    with context.client([name.domain]) as client:
+        return pull_with(client, name, context.store, settings.downloads(), wanted, context.renderer,
+                         context.cancel).image
 
 
 def _unpack(context: Context, flags: argparse.Namespace) -> None:

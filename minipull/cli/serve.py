@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands that need the server, apart from the others for their start-up."""
+"""The command serve: a registry over the store."""
 import argparse
 import re
 from typing import Dict
@@ -7,7 +7,6 @@ from typing import Dict
 from ..errors import InvalidReference
 from ..server.registry import serve
 from .context import Command, Context, say
-from .doctor import doctor
 
 
 def _serve(context: Context, flags: argparse.Namespace) -> None:
@@ -32,4 +31,4 @@ def _serve(context: Context, flags: argparse.Namespace) -> None:
           context.cancel, ready, log)
 
 
-COMMANDS: Dict[str, Command] = {"doctor": doctor, "serve": _serve}
+COMMANDS: Dict[str, Command] = {"serve": _serve}

@@ -1,38 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings: flags, environment and files become the objects that the library takes.
 
-First found wins: the flag, ``MINIPULL_<FLAG>``, the settings file, the default.
-Nothing is read from the process: the environment is an argument, so a program
-that embeds minipull may use this with a mapping of its own.
-
-The settings file takes the engine's keys, as its daemon.json does.
+A flag wins over ``MINIPULL_<FLAG>``, that over the settings file, that over the
+default.  The environment is an argument, so a program that embeds minipull may
+pass a mapping of its own.  The settings file has the keys of the engine's
+daemon.json.
 """
 import os
 import re
 import shutil
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Sequence
 
-from ..errors import InvalidReference
+from ..errors import InvalidReference, NotInBuild
+from ..files import read_file
 from ..image.strictjson import object_at, parse_json, string_at, strings_at
-from ..registry.auth import Credential
-from ..registry.credentials import Credentials, Source, read_file
-from ..registry.endpoints import Host, RegistryService
-from ..registry.proxy import Proxies
+from ..parts import part
 from ..store.store import Store
 from ..xfer.download import MAX_ATTEMPTS, LayerDownloadManager
 from ..xfer.upload import CONCURRENT_UPLOADS, LayerUploadManager
 
-#: What the command line asks for, where the engine's default is 3.
+if TYPE_CHECKING:
+    from ..registry.credentials import Credentials, Source
+    from ..registry.endpoints import RegistryService
+    from ..registry.proxy import Proxies
+
+MAX_FILE = 1 << 20  # bytes of a settings file
+#: Downloads at once on the command line; the engine's default is 3.
 JOBS = 6
-#: What either end of a copy may have for itself.
+#: Flags that either end of a copy may have for itself.
 END_FLAGS = ("creds", "registry_token", "authfile", "tls_verify", "plain_http", "ca_file", "cert_dir")
 _TRUTH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-#: What would go to every host that is asked; --creds and --registry-token don't.
+#: Headers that --header would send to every host; --creds and --registry-token go to one.
 _SECRET_HEADERS = ("authorization", "cookie", "proxy-authorization")
 
 
 class Settings:
-    """What was asked for, by whom.  ``flags`` holds None for what was not given.
+    """The settings of one command; ``flags`` maps a flag that was not given to None.
 
     Raises InvalidReference for a value that does not fit, StorageError and
     InvalidDocument for a file that can't be used.
@@ -48,7 +51,7 @@ class Settings:
         self._file = self._read(self._flags.get("config"))
 
     def text(self, name: str, default: str = "", key: str = "") -> str:
-        """What a flag says, or its variable, or the settings file under ``key``."""
+        """The value of a flag, or of its variable, or in the settings file under ``key``."""
         value = self._flags.get(name)
         if value is None:
             value = self.environ.get("MINIPULL_" + name.upper()) or None
@@ -59,27 +62,37 @@ class Settings:
     def truth(self, name: str, default: bool = False) -> bool:
         text = self.text(name, str(default))
         if text.lower() not in _TRUTH:
-            raise InvalidReference("--%s must be true or false" % name.replace("_", "-"))
+            raise InvalidReference("%s must be true or false" % _flag(name))
         return _TRUTH[text.lower()]
 
     def number(self, name: str, default: int, key: str = "") -> int:
         text = self.text(name, str(default), key)
         if not re.fullmatch("[0-9]{1,6}", text) or int(text) < 1:
-            raise InvalidReference("--%s must be a number from 1" % name.replace("_", "-"))
+            raise InvalidReference("%s must be a number from 1" % _flag(name))
         return int(text)
 
     def size(self, name: str) -> int:
-        """Bytes, given as 4096, 512k, 10M or 1G; 0 if not given."""
+        """A size in bytes, given as 4096, 512k, 10M or 1G; 0 if not given."""
         text = self.text(name, "0")
         match = re.fullmatch("([0-9]{1,12})([kMG]?)", text)
         if match is None:
-            raise InvalidReference("--%s must be a size such as 512k or 10M" % name.replace("_", "-"))
+            raise InvalidReference("%s must be a size such as 512k or 10M" % _flag(name))
         return int(match.group(1)) << {"": 0, "k": 10, "M": 20, "G": 30}[match.group(2)]
 
+    def legacy(self, name: str, module: str) -> bool:
+        """The truth of a flag that needs a legacy ``module``; raises NotInBuild if that was left out."""
+        if not self.truth(name):
+            return False
+        try:
+            part(module)
+        except NotInBuild as exc:
+            raise exc.within(_flag(name)) from exc
+        return True
+
     def end(self, side: str) -> "Settings":
-        """The same, but for what --src-... or --dest-... says of one end of a copy."""
-        own = {name: self.text("%s_%s" % (side, name)) for name in END_FLAGS}
-        flags = dict(self._flags, **{name: value for name, value in own.items() if value})
+        """The settings for one end of a copy, where --src-... or --dest-... wins."""
+        given = {name: self.text("%s_%s" % (side, name)) for name in END_FLAGS}
+        flags = dict(self._flags, **{name: value for name, value in given.items() if value})
         return Settings(self.environ, flags, self._warn)
 
     @property
@@ -107,39 +120,43 @@ class Settings:
             self.number("jobs", CONCURRENT_UPLOADS, "max-concurrent-uploads"),
             self.number("attempts", MAX_ATTEMPTS, "max-download-attempts"))
 
-    def proxies(self) -> Proxies:
+    def proxies(self) -> "Proxies":
+        from ..registry.proxy import Proxies
         env = self.environ.get
-        # To a CGI program this one is what its client has sent as "Proxy:" (CVE-2016-5385).
+        # In a CGI program HTTP_PROXY is the "Proxy:" header of its client (CVE-2016-5385).
         http = env("http_proxy") or not env("REQUEST_METHOD") and env("HTTP_PROXY") or ""
         return Proxies(http, env("https_proxy") or env("HTTPS_PROXY", ""),
                        env("no_proxy") or env("NO_PROXY", ""))
 
-    def service(self, domains: Sequence[str] = ()) -> RegistryService:
-        """``domains`` are the registries that --cert-dir is for."""
+    def service(self, domains: Sequence[str] = ()) -> "RegistryService":
+        """The registries and how to reach them; --cert-dir applies to ``domains``."""
+        from ..registry.endpoints import Host, RegistryService
         hosts: Dict[str, Host] = {}
         members = object_at(self._file, "hosts", "settings")
         for domain in members:
             host = object_at(members, domain, "settings: hosts")
-            what = "settings: host %s" % ascii(domain)
+            source = "settings: host %s" % ascii(domain)
             fallback = host.get("fallback", True)
             if not isinstance(fallback, bool):
-                raise InvalidReference("%s: fallback must be true or false" % what)
+                raise InvalidReference("%s: fallback must be true or false" % source)
             hosts[domain] = Host(
-                strings_at(host, "mirrors", what), fallback, string_at(host, "ca", what))
+                strings_at(host, "mirrors", source), fallback, string_at(host, "ca", source))
         return RegistryService(
             mirrors=strings_at(self._file, "registry-mirrors", "settings"),
             insecure=strings_at(self._file, "insecure-registries", "settings"),
             hosts=hosts, plain_http=self.truth("plain_http"),
             tls_verify=self.truth("tls_verify", True), ca_file=self.text("ca_file"),
             timeout=self.timeout, headers=self._headers(), proxies=self.proxies(),
-            certs=[os.path.join(place, name, "certs.d")
-                   for place in (self._config, "/etc") for name in ("containers", "docker")],
+            certs=[os.path.join(folder, name, "certs.d")
+                   for folder in (self._config, "/etc") for name in ("containers", "docker")],
             cert_dirs=dict.fromkeys(domains, self.text("cert_dir")), warn=self._warn,
             legacy=strings_at(self._file, "legacy-registries", "settings"),
-            legacy_v1=self.truth("legacy_v1"))
+            legacy_v1=self.legacy("legacy_v1", "registry.v1"))
 
-    def credentials(self, domains: List[str]) -> Credentials:
-        """What --creds says for ``domains``, and what docker and podman have stored."""
+    def credentials(self, domains: List[str]) -> "Credentials":
+        """The credentials of --creds for ``domains``, and those that docker and podman have stored."""
+        from ..registry.auth import Credential
+        from ..registry.credentials import Credentials
         explicit: Dict[str, Credential] = {}
         creds, token = self.text("creds"), self.text("registry_token")
         if creds or token:
@@ -157,13 +174,13 @@ class Settings:
 
     @property
     def helper_environ(self) -> Dict[str, str]:
-        """All but what was said to us alone, which is no business of helpers."""
+        """The environment for credential helpers, without the variables meant for minipull alone."""
         return {name: value for name, value in self.environ.items()
                 if not name.startswith("MINIPULL_") and name != "DOCKER_AUTH_CONFIG"}
 
     @property
     def authfile(self) -> str:
-        """The only file of credentials, if one was named."""
+        """The path of the only file of credentials, or empty."""
         return self.text("authfile") or self.environ.get("REGISTRY_AUTH_FILE", "")
 
     @property
@@ -171,25 +188,25 @@ class Settings:
         folder = self.environ.get("DOCKER_CONFIG") or os.path.join(self._home, ".docker")
         return os.path.join(folder, "config.json")
 
-    def sources(self) -> List[Source]:
-        """Where credentials may be, the first wins."""
-        env, alone = self.environ.get, self.authfile
-        if alone:
-            if not os.path.exists(alone):
-                raise InvalidReference("authfile %s does not exist" % ascii(alone))
-            return [Source(alone)]
-        given, runtime = env("DOCKER_AUTH_CONFIG"), env("XDG_RUNTIME_DIR")
-        found = [Source("DOCKER_AUTH_CONFIG", given)] if given else []
-        found.append(Source(self.docker_config))
+    def sources(self) -> List["Source"]:
+        """The sources of credentials; the first that has an entry wins."""
+        from ..registry.credentials import Source
+        if self.authfile:
+            if not os.path.exists(self.authfile):
+                raise InvalidReference("authfile %s does not exist" % ascii(self.authfile))
+            return [Source(self.authfile)]
+        text, runtime = self.environ.get("DOCKER_AUTH_CONFIG"), self.environ.get("XDG_RUNTIME_DIR")
+        sources = [Source("DOCKER_AUTH_CONFIG", text)] if text else []
+        sources.append(Source(self.docker_config))
         for folder in filter(None, (runtime, self._config)):
-            found.append(Source(os.path.join(folder, "containers", "auth.json")))
-        return found + [Source(os.path.join(self._home, ".dockercfg"), flat=True)]
+            sources.append(Source(os.path.join(folder, "containers", "auth.json")))
+        return sources + [Source(os.path.join(self._home, ".dockercfg"), flat=True)]
 
     def _headers(self) -> Dict[str, str]:
         headers: Dict[str, str] = {}
-        given = self._flags.get("header") or self.environ.get("MINIPULL_HEADER", "").splitlines()
-        for line in given:
-            # Neither may be able to end the header (CVE-2016-5699).
+        lines = self._flags.get("header") or self.environ.get("MINIPULL_HEADER", "").splitlines()
+        for line in lines:
+            # Neither name nor value may end the header line (CVE-2016-5699).
             match = re.fullmatch(r"([A-Za-z0-9_-]+):([ -~]*)", line)
             if match is None or match.group(1).lower() in _SECRET_HEADERS:
                 raise InvalidReference("--header must be NAME:VALUE, and no credential")
@@ -199,21 +216,25 @@ class Settings:
     def _read(self, path: Optional[str]) -> Dict[str, Any]:
         path = path or self.environ.get("MINIPULL_CONFIG")
         if path:
-            found = _load(path)
-            if found is None:
+            settings = _load(path)
+            if settings is None:
                 raise InvalidReference("settings file %s does not exist" % ascii(path))
-            return found
-        found = _load(os.path.join(self._config, "minipull", "config.json"))
-        return found if found is not None else _load("/etc/minipull/config.json") or {}
+            return settings
+        settings = _load(os.path.join(self._config, "minipull", "config.json"))
+        return settings if settings is not None else _load("/etc/minipull/config.json") or {}
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _load(path: str) -> Optional[Dict[str, Any]]:
-    """The settings in a file, or None where there is none."""
-    data = read_file(path)
+    """The settings in a file, or None if there is no file."""
+    data = read_file(path, MAX_FILE)
     return None if data is None else parse_json(data, path)
 
 
 def find_zstd(path: str = os.defpath) -> Optional[str]:
-    """The zstd program in the absolute directories of ``path``."""
+    """The path of the zstd program in the absolute directories of ``path``, or None."""
     absolute = filter(os.path.isabs, path.split(os.pathsep))
     return shutil.which("zstd", path=os.pathsep.join(absolute))

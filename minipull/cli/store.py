@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands on the store, one function each.
-
-A command writes its results by way of its :class:`Context`; it returns an exit
-code, or None for 0, or raises.
-"""
+"""The commands on the store: images, inspect, tag, rm, gc, check, save, load."""
 import argparse
 import json
 import os
@@ -11,9 +7,6 @@ import re
 import sys
 from typing import Dict, List, Optional, Sequence
 
-from ..archive.check import check_archive
-from ..archive.load import UNNAMED, load
-from ..archive.save import save, saved
 from ..errors import InvalidDocument, InvalidReference, StorageError
 from ..image.manifest import Manifest
 from ..store.check import UNVERIFIED, Problem, check
@@ -95,26 +88,30 @@ def _check(context: Context, flags: argparse.Namespace) -> int:
     problems: List[Problem] = []
     lines: List[str] = []
 
-    def add(what: str, found: Sequence[Problem], damage: str, failed: int) -> None:
+    def report(subject: str, found: Sequence[Problem], damage: str, failed: int) -> None:
         nonlocal code
         ok = all(problem.kind == UNVERIFIED for problem in found)
         code = code if ok else failed
         problems.extend(found)
         lines.extend("%s: %s: %s" % problem for problem in found)
-        lines.append("%s: %s" % (what, "ok" if ok else damage))
+        lines.append("%s: %s" % (subject, "ok" if ok else damage))
 
     archives = [name for name in flags.refs if os.path.isfile(name)]
     for path in archives:
-        found = check_archive(path, context.cancel, store.layers.zstd)
-        add(path, found, "damaged", InvalidDocument.exit_code)
+        from ..archive.check import check_archive
+
+        report(path, check_archive(path, context.cancel, store.layers.zstd), "damaged",
+               InvalidDocument.exit_code)
     tops = [store.image(stripped(name)).descriptor for name in flags.refs if name not in archives]
     if tops or not archives:
-        add(store.root, check(store, context.cancel, tops), DAMAGED, StorageError.exit_code)
+        report(store.root, check(store, context.cancel, tops), DAMAGED, StorageError.exit_code)
     context.answer({"ok": not code, "problems": [problem._asdict() for problem in problems]}, lines)
     return code
 
 
 def _save(context: Context, flags: argparse.Namespace) -> None:
+    from ..archive.save import save, saved
+
     names = [stripped(name) for name in flags.refs]
     if flags.output:
         save(names, context.store, flags.output, platform=context.settings.platform,
@@ -128,14 +125,16 @@ def _save(context: Context, flags: argparse.Namespace) -> None:
 
 
 def _load(context: Context, flags: argparse.Namespace) -> None:
+    from ..archive.load import UNNAMED, load
+
     if not flags.input and (sys.stdin is None or sys.stdin.isatty()):
         raise InvalidReference("requested load from stdin, but stdin is empty; give -i FILE")
-    found = load(flags.input or sys.stdin.buffer, context.store, progress=context.renderer,
-                 cancel=context.cancel)
+    images = load(flags.input or sys.stdin.buffer, context.store, progress=context.renderer,
+                  cancel=context.cancel)
     context.renderer.finish()
-    context.answer([described(context.store, image) for image in found], [
+    context.answer([described(context.store, image) for image in images], [
         "Loaded image ID: %s" % image.id if image.name.name == UNNAMED.name else
-        "Loaded image: %s" % image.name.familiar for image in found])
+        "Loaded image: %s" % image.name.familiar for image in images])
 
 
 def _is_id(text: str) -> bool:

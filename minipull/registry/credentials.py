@@ -23,7 +23,8 @@ import subprocess
 import threading
 from typing import Any, Callable, Dict, Iterator, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from ..errors import InvalidDocument, StorageError, file_errors
+from ..errors import InvalidDocument, StorageError
+from ..files import read_file
 from .auth import Credential, Keyring
 
 MAX_FILE = 1 << 20  # bytes
@@ -129,7 +130,7 @@ class AuthFile:
         document: Any = None
         with contextlib.suppress(ValueError, RecursionError):  # whose texts show what may be secret
             if text is None:
-                text = (read_file(source.name) or b"").decode("utf-8-sig")
+                text = (read_file(source.name, MAX_FILE) or b"").decode("utf-8-sig")
             document = json.loads(text.strip() or "{}")
         self._check(isinstance(document, dict))
         config = {"auths": document} if source.flat else document
@@ -175,14 +176,6 @@ class AuthFile:
     def _check(self, good: bool) -> None:
         if not good:
             raise InvalidDocument("%s: Invalid auth configuration file" % self._name)
-
-
-def read_file(path: str) -> Optional[bytes]:
-    """The first MAX_FILE bytes of a user's file, or None if there is none; raises StorageError."""
-    with file_errors("read %s" % path), contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        with open(path, "rb") as file:
-            return file.read(MAX_FILE)
-    return None
 
 
 def names_of(host: str) -> Sequence[str]:

@@ -154,7 +154,8 @@ def minipull_env(home: Path, env: Optional[Mapping[str, str]] = None,
 class Serve:
     """``python -m minipull serve`` over ``root`` on a free port; ``log`` is its stderr."""
 
-    def __init__(self, home: Path, root: Path, *flags: str, env: Optional[Mapping[str, str]] = None) -> None:
+    def __init__(self, home: Path, root: Path, *flags: str, env: Optional[Mapping[str, str]] = None,
+                 python: str = sys.executable) -> None:
         self.root = root
         folder = Path(tempfile.mkdtemp(prefix="serve-", dir=home))
         self.log = folder / "log"
@@ -162,9 +163,9 @@ class Serve:
         listen = () if "--listen" in flags else ("--listen", "127.0.0.1:0")
         with out.open("wb") as stdout, self.log.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "minipull", "--root", str(root), "serve", *listen, *flags],
+                [python, "-m", "minipull", "--root", str(root), "serve", *listen, *flags],
                 stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, cwd=home,
-                env=minipull_env(home, env))
+                env=minipull_env(home, env, python))
         try:
             wait_until(lambda: out.read_bytes().endswith(b"\n"), "minipull serve", self.process)
         except RuntimeError as error:

@@ -35,7 +35,8 @@ def test_a_build_without_v1_says_so_only_where_v1_is_needed(
         else:
             with pytest.raises(NotInBuild) as caught:
                 over_endpoints(client, name, "pull", work, Cancel(), discard, legacy=True)
-            assert str(caught.value) == "pull: registry/v1 is not in this build of minipull (%s/v1)" % server.host
+            assert str(caught.value) == (
+                "pull: the part legacy (v1, schema 1) is not in this build of minipull (%s/v1)" % server.host)
 
 
 # -- mirrors that fail -------------------------------------------------------------
