@@ -139,7 +139,7 @@ def test_a_password_goes_to_the_token_server_and_never_to_the_registry(
     assert [request.headers.get("authorization") for request in server.seen(pattern="/v2/")] == [None, "Bearer t1"]
 
 
-def test_a_user_without_password_asks_as_nobody(server: ScriptedServer, make: Made) -> None:
+def test_a_user_without_password_asks_anonymously(server: ScriptedServer, make: Made) -> None:
     guard(server, "Bearer t1")
     server.on("GET", "/token", token())
     assert get(make(server, Credential("user")), server.url + "/v2/x") == 200
@@ -178,7 +178,7 @@ def test_a_request_that_needs_more_has_a_token_of_its_own(server: ScriptedServer
     assert used[-3:] == ["Bearer wide", "Bearer again", "Bearer narrow"]
 
 
-def test_a_token_server_that_refuses_more_leaves_what_there_was(server: ScriptedServer, make: Made) -> None:
+def test_a_refused_wider_scope_leaves_the_token_of_the_narrower_one(server: ScriptedServer, make: Made) -> None:
     server.on("GET", "/v2/", challenge('Bearer realm="%s/token"' % server.url), reply(200))
     server.on("GET", "/token", token({"token": "narrow"}), error(403, "DENIED"))
     authorizer = make(server)
@@ -251,7 +251,7 @@ def test_a_request_is_renewed_once(server: ScriptedServer, make: Made) -> None:
 @pytest.mark.parametrize("credential, asked", [
     (Credential(registry_token="r1"), 'Bearer realm="https://elsewhere/"'), (USER, 'Basic realm="x"'),
 ], ids=["registry token", "basic"])
-def test_what_was_refused_is_not_sent_again(
+def test_a_refused_authorization_is_not_sent_again(
     server: ScriptedServer, make: Made, credential: Credential, asked: str
 ) -> None:
     server.on("GET", "/v2/", challenge(asked))
@@ -382,7 +382,7 @@ def test_a_realm_on_another_host_gets_no_credentials_without_tls(
     assert foreign.connections == 0
 
 
-def test_a_realm_on_another_host_may_be_asked_as_nobody(
+def test_a_realm_on_another_host_is_asked_anonymously(
     server: ScriptedServer, foreign: ScriptedServer, make: Made
 ) -> None:
     guard(server, "Bearer t1", foreign.url + "/token")

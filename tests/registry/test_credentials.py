@@ -119,7 +119,7 @@ def test_the_first_source_with_an_entry_wins() -> None:
     assert credentials.get("a.io").username == "late"
 
 
-def test_what_is_explicit_overrules_every_source_for_its_host_alone() -> None:
+def test_an_explicit_credential_overrules_every_source_for_its_host_alone() -> None:
     explicit = {"A.io": Credential("me", "x"), "b.io": NOBODY}
     credentials = Credentials([text(auths("a.io", "b.io", "c.io"))], explicit=explicit)
     assert credentials.get("a.io") == Credential("me", "x")

@@ -34,7 +34,7 @@ def urls(service: RegistryService, name: str) -> List[str]:
 
 
 @pytest.mark.parametrize("case", TABLES["is_secure_index"], ids=lambda case: "%(name)s %(insecure)s" % case)
-def test_only_loopback_and_what_is_listed_is_insecure(case: Dict[str, Any]) -> None:
+def test_only_loopback_and_listed_hosts_are_insecure(case: Dict[str, Any]) -> None:
     service = RegistryService(insecure=case["insecure"], lookup=lookup)
     assert service.is_secure(case["name"]) is case["secure"]
 
@@ -180,7 +180,7 @@ def test_a_context_does_not_depend_on_how_python_was_built(secure: bool) -> None
     assert context.verify_flags & ssl.VERIFY_X509_STRICT == 0
 
 
-def test_a_ca_is_trusted_where_it_is_meant(certificates: Certificates) -> None:
+def test_a_ca_is_trusted_for_its_host_alone(certificates: Certificates) -> None:
     ca = str(certificates.ca)
 
     def trusts(service: RegistryService, url: str) -> bool:
@@ -225,7 +225,7 @@ def test_certs_d_is_for_one_host_and_the_first_counts(
         authorities(url)
 
 
-def test_who_is_not_verified_needs_no_authorities() -> None:
+def test_an_unverified_context_loads_no_authorities() -> None:
     context = RegistryService().tls_context(Origin.of("https://[::1]:5000"))
     assert (context.get_ca_certs(), context.verify_mode) == ([], ssl.CERT_NONE)
 

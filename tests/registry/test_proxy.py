@@ -63,7 +63,7 @@ def get(transport: Transport, url: str, **more: Any) -> str:
 
 
 @pytest.mark.parametrize("listed, url, proxied", TABLES["no_proxy"])
-def test_who_is_asked_without_is_for_gos_rules_to_say(listed: str, url: str, proxied: bool) -> None:
+def test_no_proxy_follows_the_rules_of_go(listed: str, url: str, proxied: bool) -> None:
     if listed == "LIST":
         listed = TABLES["no_proxy_list"]
     found = Proxies("http://proxy:1", "http://proxy:2", listed).find(Origin.of(url))
@@ -112,7 +112,7 @@ def test_plain_http_is_relayed_on_one_connection(make: Made, proxy: Proxy, serve
     server.assert_no_credentials()
 
 
-def test_what_a_proxy_can_not_reach_is_an_answer(make: Made) -> None:
+def test_a_bad_gateway_of_the_proxy_is_an_answer(make: Made) -> None:
     assert get(make(), "http://elsewhere.test/") == "502 "
 
 

@@ -86,7 +86,7 @@ def test_a_request_that_never_gets_an_answer_ends(transport: Transport, server: 
     assert len(server.requests) == 4
 
 
-def test_what_would_not_change_is_not_repeated(
+def test_a_tls_or_certificate_error_is_not_repeated(
     make: Made, server: ScriptedServer, certificates: Certificates
 ) -> None:
     with pytest.raises(TLSError):
@@ -108,7 +108,7 @@ def test_retry_after_as_a_date_is_counted_from_now() -> None:
 
 
 @pytest.mark.parametrize("status, text", [(429, "limits our rate"), (503, "is not available")])
-def test_who_asks_us_to_wait_too_long_is_not_waited_for(
+def test_a_retry_after_over_a_minute_is_an_error_at_once(
     transport: Transport, server: ScriptedServer, status: int, text: str
 ) -> None:
     server.on("GET", "", error(status, headers={"Retry-After": "3600"}))
@@ -178,7 +178,7 @@ def test_a_stale_connection_is_not_told_from_a_server_that_always_closes(
     assert server.connections == 2
 
 
-def test_an_answer_that_nobody_asked_for_is_never_taken_for_one(
+def test_an_unrequested_answer_is_never_taken_for_the_next_one(
     transport: Transport, server: ScriptedServer
 ) -> None:
     sent = threading.Event()
@@ -209,7 +209,7 @@ def test_threads_share_connections_but_not_answers(transport: Transport, server:
     assert server.connections <= 8
 
 
-def test_closing_ends_what_is_idle_and_what_comes_back(transport: Transport, server: ScriptedServer) -> None:
+def test_closing_drops_idle_connections_and_those_that_are_returned_later(transport: Transport, server: ScriptedServer) -> None:
     server.on("GET", "", reply(200, "x"))
     assert get(transport, server.url) == "200 x"
     response = transport.send(Request("GET", server.url, Cancel()))
@@ -220,7 +220,7 @@ def test_closing_ends_what_is_idle_and_what_comes_back(transport: Transport, ser
     assert server.connections == 2
 
 
-def test_who_has_spoken_tls_is_known(make: Made, certificates: Certificates, server: ScriptedServer) -> None:
+def test_hosts_that_have_spoken_tls_are_remembered(make: Made, certificates: Certificates, server: ScriptedServer) -> None:
     transport = make(certificates.ca)
     server.on("GET", "", reply(200))
     get(transport, server.url)
@@ -340,7 +340,7 @@ def test_a_redirect_is_refused_where_none_is_expected(transport: Transport, serv
     assert len(server.requests) == 2
 
 
-def test_what_is_sent_follows_a_redirect_on_its_own_host_alone(transport: Transport, server: ScriptedServer) -> None:
+def test_a_body_follows_a_redirect_within_its_origin_alone(transport: Transport, server: ScriptedServer) -> None:
     bodies: List[bytes] = []
     server.on("PUT", "/there", [lambda connection: bodies.append(connection.body()), reply(201)])
     server.on("PUT", "/here", redirect("/there"))
@@ -353,7 +353,7 @@ def test_what_is_sent_follows_a_redirect_on_its_own_host_alone(transport: Transp
         assert other.requests == []
 
 
-def test_who_is_public_can_not_send_us_to_a_private_address(
+def test_a_public_host_can_not_redirect_to_a_private_address(
     transport: Transport, server: ScriptedServer
 ) -> None:
     with pytest.raises(PolicyError, match="a private address"):
@@ -392,13 +392,13 @@ def test_a_warning_of_the_registry_is_heard_once(server: ScriptedServer) -> None
     ('110 - "stale"', []), ('299 cache.example "a"', []), ("299 - a", []), ('299 - "open', []), ("", []),
     ('299 - "%s"' % ("x" * 5000), []), ('299 - "a", 299 - "%s"' % ("x" * 5000), ["a"]),
 ])
-def test_a_warning_is_what_the_registrys_specification_says(
+def test_a_warning_is_read_as_distribution_spec_defines_it(
     server: ScriptedServer, value: str, heard: List[str]
 ) -> None:
     assert warned(server, warning(value)) == heard
 
 
-def test_only_who_was_asked_is_heard(server: ScriptedServer, foreign: ScriptedServer) -> None:
+def test_warnings_of_a_redirect_target_are_ignored(server: ScriptedServer, foreign: ScriptedServer) -> None:
     foreign.on("GET", "", warning('299 - "foreign"'))
     away = {"Location": foreign.url, "Warning": '299 - "moved"'}
     assert warned(server, reply(307, headers=away)) == ["moved"]

@@ -72,7 +72,7 @@ def test_the_index_gets_the_password_and_its_registry_the_token(
     assert server.requests[-1].headers["x-docker-endpoints"] == "http://%s/v1/" % server.host
 
 
-def test_nobody_in_particular_has_only_the_token(server: ScriptedServer, session: Open, cancel: Cancel) -> None:
+def test_an_anonymous_session_sends_only_the_token(server: ScriptedServer, session: Open, cancel: Cancel) -> None:
     V1Server(server).add([b"layer"], "1")
     asked = session(server, credential=Credential())
     asked.look_up("1", cancel)
@@ -96,7 +96,7 @@ def test_over_https_a_registry_that_is_its_own_index_always_gets_the_password(
 
 @pytest.mark.parametrize("body, always", [
     ('{"standalone": false}', False), ('{"standalone": true}', True), ("true", True), ("", True)])
-def test_the_body_of_a_ping_may_say_it_too(
+def test_the_body_of_a_ping_may_say_whether_the_registry_is_standalone(
         certificates: Certificates, session: Open, cancel: Cancel, body: str, always: bool) -> None:
     with ScriptedServer(tls=certificates.context()) as server:
         V1Server(server).add([b"layer"], "1")
@@ -120,7 +120,7 @@ def test_a_password_and_a_token_stay_with_their_host(
     foreign.assert_no_credentials()
 
 
-def test_a_token_that_is_none_is_not_sent(server: ScriptedServer, session: Open, cancel: Cancel) -> None:
+def test_a_malformed_token_is_not_sent(server: ScriptedServer, session: Open, cancel: Cancel) -> None:
     V1Server(server).add([b"layer"], "1")
     server.on("GET", "/images$", reply(200, b"[]", {"X-Docker-Token": "a b\tc"}))
     asked = session(server)
@@ -157,7 +157,7 @@ def test_a_registry_elsewhere_is_refused(
     assert foreign.requests == []
 
 
-def test_without_a_word_of_the_index_it_is_the_registry_but_a_push_needs_one(
+def test_an_index_that_names_no_registry_is_the_registry_of_a_pull_but_not_of_a_push(
         server: ScriptedServer, session: Open, cancel: Cancel) -> None:
     server.on("GET|PUT", "/v1/", reply(200, b"[]"))
     asked = session(server)
@@ -177,7 +177,7 @@ def test_tags_come_from_the_first_registry_that_has_an_answer(
         asked.all_tags(cancel)
 
 
-def test_what_has_no_namespace_gets_one_where_images_are(
+def test_a_repository_without_namespace_is_in_library_at_the_registry(
         server: ScriptedServer, session: Open, cancel: Cancel) -> None:
     server.on("GET", "/v1/repositories/r/images$", reply(200, b"[]"))
     server.on("GET", "/v1/repositories/library/r/tags/1$", reply(200, '"%s"' % ID))
@@ -196,7 +196,7 @@ def test_hub_is_not_pinged(transports: List[Transport], cancel: Cancel) -> None:
 
 
 @pytest.mark.parametrize("status, kind", [(404, NoSupport), (503, NoSupport), (401, None), (200, None)])
-def test_who_answers_no_ping_does_not_speak_v1(
+def test_a_host_that_answers_no_ping_does_not_speak_v1(
         server: ScriptedServer, session: Open, cancel: Cancel, status: int, kind: Optional[Type[Error]]) -> None:
     server.on("GET", "_ping", reply(status))
     if kind is None:
@@ -241,7 +241,7 @@ ANSWERS = [
 
 
 @pytest.mark.parametrize("method, arguments, pattern, answer, kind, text", ANSWERS)
-def test_what_is_refused_or_makes_no_sense_is_an_error_that_says_so(
+def test_a_refusal_or_a_malformed_answer_is_an_error_that_says_so(
         server: ScriptedServer, session: Open, cancel: Cancel, method: str, arguments: List[Any], pattern: str,
         answer: Script, kind: Type[Error], text: str) -> None:
     V1Server(server)
@@ -255,7 +255,7 @@ def test_what_is_refused_or_makes_no_sense_is_an_error_that_says_so(
         getattr(asked, method)(*arguments, cancel)
 
 
-def test_more_tags_than_anybody_has_are_refused(
+def test_too_many_tags_are_refused(
         server: ScriptedServer, session: Open, cancel: Cancel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("minipull.registry.v1.MAX_TAGS", 1)
     V1Server(server).add([b"layer"], "1", "2")
@@ -263,7 +263,7 @@ def test_more_tags_than_anybody_has_are_refused(
         session(server).all_tags(cancel)
 
 
-def test_what_is_there_is_no_error(server: ScriptedServer, session: Open, cancel: Cancel) -> None:
+def test_an_image_that_exists_is_no_error(server: ScriptedServer, session: Open, cancel: Cancel) -> None:
     v1 = V1Server(server)
     [v1_id] = v1.add([b"layer"])
     asked = session(server)

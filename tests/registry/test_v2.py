@@ -95,7 +95,7 @@ def test_a_manifest_keeps_the_digest_that_it_was_asked_by(repository: Repository
     ("tag", digest(b"other")), ("tag", digest(b"other", "sha512")), (digest(b"other"), ""),
     (digest(b"other"), digest(MANIFEST)), (digest(b"other"), digest(b"other")),
 ])
-def test_a_digest_that_lies_is_found_out(
+def test_a_manifest_that_does_not_match_its_digest_is_an_error(
     repository: Repository, server: ScriptedServer, reference: str, header: str
 ) -> None:
     server.on("GET", "", reply(200, MANIFEST, {"Docker-Content-Digest": header}))
@@ -104,7 +104,7 @@ def test_a_digest_that_lies_is_found_out(
 
 
 @pytest.mark.parametrize("header", ["md5:0", "sha256:../../etc/passwd", "x", "sha256:" + "0" * 64 + ", x"])
-def test_a_digest_that_is_none_is_refused(repository: Repository, server: ScriptedServer, header: str) -> None:
+def test_a_malformed_digest_header_is_refused(repository: Repository, server: ScriptedServer, header: str) -> None:
     server.on("GET", "", reply(200, MANIFEST, {"Docker-Content-Digest": header}))
     with pytest.raises(InvalidDocument):
         repository.manifest("tag", Cancel())
@@ -131,7 +131,7 @@ def test_a_tag_is_resolved_by_head(repository: Repository, server: ScriptedServe
     error(405), error(404), error(403), error(500), reply(200, MANIFEST),
     reply(200, MANIFEST, {"Docker-Content-Digest": "md5:0"}),
 ])
-def test_what_head_does_not_tell_is_for_get_to_say(
+def test_resolve_is_none_where_head_gives_no_digest(
     repository: Repository, server: ScriptedServer, answer: Action
 ) -> None:
     server.on("HEAD", "", answer)
@@ -179,13 +179,13 @@ def test_a_range_may_be_of_unknown_size(repository: Repository, server: Scripted
     assert read(repository, offset=4) == (206, BLOB[4:])
 
 
-def test_two_ranges_are_none(repository: Repository, server: ScriptedServer) -> None:
+def test_two_content_ranges_are_refused(repository: Repository, server: ScriptedServer) -> None:
     server.on("GET", "", reply(206, BLOB[4:], {"Content-Range": "bytes 4-9/10\r\nContent-Range: bytes 5-9/10"}))
     with pytest.raises(ContentMismatch, match="another range"):
         read(repository, offset=4)
 
 
-def test_an_error_that_promises_more_than_it_sends_is_that_error(
+def test_an_error_with_a_short_body_is_still_that_error(
     repository: Repository, server: ScriptedServer
 ) -> None:
     server.on("GET", "", [send(
@@ -217,7 +217,7 @@ def test_an_answer_that_is_no_success_is_an_error(
 # -- foreign layers ------------------------------------------------------------
 
 
-def test_a_foreign_layer_is_fetched_as_nobody(make: Made, server: ScriptedServer, certificates: Certificates) -> None:
+def test_a_foreign_layer_is_fetched_anonymously(make: Made, server: ScriptedServer, certificates: Certificates) -> None:
     service = RegistryService(ca_file=str(certificates.ca), timeout=2)
     credentials = Credentials(explicit={"127.0.0.2": Credential("user", "pass"), "r.com": Credential("user", "pass")})
     with ScriptedServer("127.0.0.2", certificates.context()) as other:
@@ -304,14 +304,14 @@ def test_a_next_page_elsewhere_is_refused(repository: Repository, server: Script
 @pytest.mark.parametrize("tags", [
     ["../x"], ["a\nb"], ["\x1b[31m"], [""], ["-a"], ["a" * 129], [1], [None], [["a"]], {"a": 1}, "a", 1,
 ], ids=ascii)
-def test_a_tag_that_is_none_is_refused(repository: Repository, server: ScriptedServer, tags: object) -> None:
+def test_a_malformed_tag_is_refused(repository: Repository, server: ScriptedServer, tags: object) -> None:
     server.on("GET", "", page(tags))
     with pytest.raises(InvalidDocument):
         repository.tags(Cancel())
 
 
 @pytest.mark.parametrize("body", ["", "[]", "null", "{", '{"tags": ["a"], "tags": ["b"]}', b"\xff", "[" * 100000])
-def test_a_list_of_tags_that_is_none_is_refused(repository: Repository, server: ScriptedServer, body: Any) -> None:
+def test_a_malformed_list_of_tags_is_refused(repository: Repository, server: ScriptedServer, body: Any) -> None:
     server.on("GET", "", reply(200, body))
     with pytest.raises(InvalidDocument, match="list of tags"):
         repository.tags(Cancel())
@@ -352,7 +352,7 @@ def test_a_registry_without_such_a_list_has_none(
     assert repository.referrers(digest(MANIFEST), Cancel()) is None
 
 
-def test_referrers_that_are_not_told_are_an_error(repository: Repository, server: ScriptedServer) -> None:
+def test_a_refused_list_of_referrers_is_an_error(repository: Repository, server: ScriptedServer) -> None:
     server.on("GET", "", error(403, "DENIED"), error(500), referring(*[digest(b"x")] * 1001))
     for text in ("denied", "500"):
         with pytest.raises(RegistryError, match=text):
@@ -374,7 +374,7 @@ def test_a_blob_is_there_or_not(repository: Repository, server: ScriptedServer) 
 @pytest.mark.parametrize("answer, text", [
     (error(403, "DENIED"), "403"), (error(500), "500"),
     (send(b"HTTP/1.1 200 OK\r\n\r\n"), "missing content-length header for blob")])
-def test_a_blob_of_which_nothing_is_told_is_an_error(
+def test_a_blob_without_size_or_access_is_an_error(
     repository: Repository, server: ScriptedServer, answer: Action, text: str
 ) -> None:
     server.on("HEAD", "", answer)
@@ -435,7 +435,7 @@ def test_a_push_asks_for_both_actions_and_a_mount_for_its_source(make: Made, ser
 # -- who is asked --------------------------------------------------------------
 
 
-def test_a_mirror_is_told_whose_repository_is_meant(make: Made, server: ScriptedServer) -> None:
+def test_a_mirror_gets_the_registrys_name_as_ns(make: Made, server: ScriptedServer) -> None:
     server.on("GET", "/manifests/", content(MANIFEST, OCI))
     server.on("GET", "/blobs/", content(BLOB))
     server.on("GET", "/tags/", page(["a"]))
