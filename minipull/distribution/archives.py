@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Archives as the ends of a copy: one that is read, or one that is written.
-
-Reached by name, since a build may leave ``archive/`` out.
-"""
+"""Archives as ends of a copy, read or written; reached by name, since a build may leave ``archive/`` out."""
 import contextlib
 import os
 import tempfile
@@ -26,15 +23,15 @@ from .places import Place
 
 
 class ArchiveEnd(LayoutEnd):
-    """The images of an archive, which are only read."""
+    """The images of an archive, read only."""
 
     def __init__(self, place: Place, archive: Archive) -> None:
         super().__init__(place, None)
         self.store = archive
 
     def _label(self, tag: str) -> str:
-        known = not tag or tag in [label for label, _ in self.images()]
-        return tag if known else str(Reference.parse(tag).with_default_tag())
+        exact = not tag or tag in [label for label, _ in self.images()]
+        return tag if exact else str(Reference.parse(tag).with_default_tag())
 
     @contextlib.contextmanager
     def reading(self, blob: Descriptor, cancel: Cancel) -> Iterator[Source]:
@@ -78,14 +75,14 @@ class _Temporary(LayoutEnd):
 
 @contextlib.contextmanager
 def opened_end(place: Place, cancel: Cancel, zstd: Optional[str]) -> Iterator[ArchiveEnd]:
-    """An archive to copy from; ``zstd`` is the path of that program, if any."""
+    """Open an archive to copy from; ``zstd`` is the path of that program, if any."""
     with opened(place.folder, cancel, zstd) as archive:
         yield ArchiveEnd(place, archive)
 
 
 @contextlib.contextmanager
 def archive_end(place: Place, output: Output, cancel: Cancel) -> Iterator[LayoutEnd]:
-    """A layout beside an archive, which that becomes when the block has ended well."""
+    """Make a layout beside an archive to be written, and write it when the block has ended well."""
     path = os.path.realpath(place.folder)
     with contextlib.ExitStack() as stack:
         with storage_errors("write %s" % place.folder):

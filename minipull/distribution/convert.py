@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From docker's format to OCI's and back: only what names things changes."""
+"""From docker's format to OCI's and back: manifests change, configs and layers don't."""
 from typing import Any, Dict, List, Sequence
 
 from ..digest import Digest
@@ -12,42 +12,40 @@ from ..image.manifest import Document, Index, is_runnable
 from ..image.strictjson import compact, parse_json
 from ..progress import Output, Progress
 
-#: Each type with what stands for it in the other format; a prefix stands for its compressed kinds.
+#: The OCI media types with those of docker; the type of a tar stands for its compressed kinds too.
 _DOCKER = {OCI_MANIFEST: DOCKER_MANIFEST, OCI_INDEX: DOCKER_LIST, OCI_CONFIG: DOCKER_CONFIG,
            OCI_LAYER: DOCKER_TAR, OCI_FOREIGN: DOCKER_FOREIGN}
-FORMATS = {"docker": _DOCKER, "oci": {ours: theirs for theirs, ours in _DOCKER.items()}}
+FORMATS = {"docker": _DOCKER, "oci": {docker: oci for oci, docker in _DOCKER.items()}}
 
 
 def renamed(media_type: str, names: Dict[str, str]) -> str:
-    """A type in the other format, or itself if it is of that already."""
-    known = set(names.values())
-    stem, kind = media_type, ""
-    for mark in (".gzip", "+gzip", ".zstd", "+zstd"):
-        if media_type.endswith(mark):
-            stem, kind = media_type[:-len(mark)], mark[1:]
-    if stem in known:
+    """Return a media type in the other format, or itself if it is of that format; raises Unsupported."""
+    stem, compression = media_type, ""
+    for suffix in (".gzip", "+gzip", ".zstd", "+zstd"):
+        if media_type.endswith(suffix):
+            stem, compression = media_type[:-len(suffix)], suffix[1:]
+    if stem in names.values():
         return media_type
-    docker = DOCKER_MANIFEST in known
-    if stem not in names or docker and kind == "zstd":
+    docker = DOCKER_MANIFEST in names.values()
+    if stem not in names or docker and compression == "zstd":
         raise Unsupported("%s has no equivalent in the other format" % ascii(media_type)[:100])
-    return names[stem] + ((".%s" if docker else "+%s") % kind if kind else "")
+    return names[stem] + ((".%s" if docker else "+%s") % compression if compression else "")
 
 
 def rewritten(document: Document, media_type: str, **members: Any) -> Document:
-    """The document with another media type and with other descriptors in it."""
+    """Return a document with another media type and other descriptors."""
     obj = dict(parse_json(document.raw, "manifest"), mediaType=media_type)
     if media_type in (DOCKER_MANIFEST, DOCKER_LIST):
-        obj.pop("annotations", None)  # which that format does not have
+        obj.pop("annotations", None)  # docker's format has none
     for key, value in members.items():
         obj[key] = value.to_json() if isinstance(value, Descriptor) else [item.to_json() for item in value]
     return manifest.parse(compact(obj), media_type)
 
 
 def converted(documents: Sequence[Document], format: str, output: Output) -> List[Document]:
-    """The same images in ``format``, children before their index; raises Unsupported.
+    """Return the manifests in ``format``, children before their index; raises Unsupported.
 
-    Configs and layers stay as they are.  Manifests that are no images are left out of
-    an index, and ``output`` is told of them.
+    Manifests of an index that are no images are left out, and ``output`` is told how many.
     """
     names = FORMATS[format]
     media_types = [document.media_type for document in documents]

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The two ends of a copy: a repository at a registry, or an image layout on disk.
 
-What one end gives goes straight into the other: from a registry to a registry
-nothing is held but one buffer, and what is on disk is sent by sendfile(2).
-Whoever keeps bytes has verified them first.  The store is a layout like any
-other; only its names are whole references.
+Blobs go straight from end to end: between registries only one buffer of a blob is
+held, and a file is sent by sendfile(2).  An end that keeps bytes verifies them
+first.  The store is a layout whose names are whole references.
 """
 import abc
 import contextlib
@@ -29,7 +28,7 @@ from ..xfer.transfer import Transfer
 from .blobs import SMALL, RemoteBlob, fetch_blob, persist, send_blob
 from .places import Place
 
-Source = Callable[[int, int], Body]  # so many bytes from an offset on
+Source = Callable[[int, int], Body]  # a part of a blob, by offset and size in bytes
 
 
 class End(abc.ABC):
@@ -41,11 +40,11 @@ class End(abc.ABC):
 
     @abc.abstractmethod
     def get(self, reference: str, cancel: Cancel) -> Received:
-        """A manifest by tag or :class:`Digest`, verified; raises NotFound, RegistryError."""
+        """Return a manifest by tag or :class:`Digest`, verified; raises NotFound, RegistryError."""
 
     @abc.abstractmethod
     def put(self, document: Document, cancel: Cancel) -> bool:
-        """Take a manifest by its digest; returns whether this end lists it as a referrer of its subject."""
+        """Take a manifest by its digest; True if this end lists it as a referrer of its subject."""
 
     @abc.abstractmethod
     def tag(self, tag: str, document: Document, cancel: Cancel) -> None:
@@ -53,27 +52,27 @@ class End(abc.ABC):
 
     @abc.abstractmethod
     def referrers(self, digest: Digest, cancel: Cancel) -> Optional[List[Descriptor]]:
-        """What refers to a manifest; None if this end has no list of that, so a tag may."""
+        """List the manifests whose subject is ``digest``; None if this end keeps no such list."""
 
     @abc.abstractmethod
     def has(self, blob: Descriptor, cancel: Cancel) -> bool:
-        """Whether a blob is there."""
+        """Whether this end has a blob."""
 
     @abc.abstractmethod
     def reading(self, blob: Descriptor, cancel: Cancel) -> ContextManager[Source]:
-        """Open a blob to be sent to a registry."""
+        """Open a blob to be sent to a registry, part by part."""
 
     @abc.abstractmethod
     def fetch(self, blob: Descriptor, store: Store, transfer: Transfer) -> None:
-        """Bring a blob into a layout."""
+        """Copy a blob of this end into a layout."""
 
     @abc.abstractmethod
     def receive(self, blob: Descriptor, source: "End", transfer: Transfer) -> str:
-        """Take a blob; returns what became of it, as its progress says it."""
+        """Take a blob of another end; returns the last word of its progress."""
 
 
 class RegistryEnd(End):
-    """``chunk_size`` (bytes) is the most that one request brings, 0 for all of a blob."""
+    """A repository at a registry; ``chunk_size`` (bytes) is the most that one request sends, 0 for all."""
 
     def __init__(self, repository: Repository, chunk_size: int = 0) -> None:
         self.repository = repository
@@ -105,7 +104,7 @@ class RegistryEnd(End):
         try:
             return self.repository.stat(blob.digest, cancel) == blob.size
         except RegistryError:
-            return False  # no answer to this is a reason to fail
+            return False  # the blob is sent then
 
     @contextlib.contextmanager
     def reading(self, blob: Descriptor, cancel: Cancel) -> Iterator[Source]:
@@ -140,7 +139,7 @@ class RegistryEnd(End):
             return self.repository.blob(blob.digest, offset, transfer.cancel)
 
         if blob.size <= SMALL:
-            # A partial costs more than such a blob, unless it breaks off.
+            # A small blob needs no partial on disk, unless its body breaks off.
             with contextlib.suppress(NetworkError, PolicyError), source(0) as response:
                 store.content.put(blob.digest, response.read(blob.size))
                 return
@@ -148,13 +147,13 @@ class RegistryEnd(End):
         fetch_blob(store, blob, subject, transfer.cancel, source, transfer)
 
     def receive(self, blob: Descriptor, source: End, transfer: Transfer) -> str:
-        cancel, here, upload = transfer.cancel, self.repository, None
-        there = source.repository if isinstance(source, RegistryEnd) else here
-        if there.path != here.path and Origin.of(there.endpoint.url) == Origin.of(here.endpoint.url):
+        cancel, ours, upload = transfer.cancel, self.repository, None
+        theirs = source.repository if isinstance(source, RegistryEnd) else ours
+        if theirs.path != ours.path and Origin.of(theirs.endpoint.url) == Origin.of(ours.endpoint.url):
             with contextlib.suppress(RegistryError, Unauthorized, PolicyError):
-                upload = here.start_upload(cancel, blob.digest, there.path)
+                upload = ours.start_upload(cancel, blob.digest, theirs.path)
                 if upload is None:
-                    return "Mounted from %s" % there.path
+                    return "Mounted from %s" % theirs.path
         meter = Meter(transfer.progress, blob.digest.short, "Pushing", blob.size)
         with source.reading(blob, cancel) as read:
 
@@ -164,7 +163,7 @@ class RegistryEnd(End):
                 return body
 
             try:
-                send_blob(here, blob, measured, cancel, upload, self._chunk_size)
+                send_blob(ours, blob, measured, cancel, upload, self._chunk_size)
             except RegistryError as exc:
                 if exc.code != "DIGEST_INVALID":
                     raise
@@ -173,15 +172,15 @@ class RegistryEnd(End):
 
 
 class LayoutEnd(End):
-    """An image layout, ``store``'s or another; in a store, a tag is one of the place's name."""
+    """An image layout, or ``store`` where tags are those of the place's name."""
 
     def __init__(self, place: Place, store: Optional[Store]) -> None:
-        ours = place.kind == "store"
-        if ours and store is None:
+        in_store = place.kind == "store"
+        if in_store and store is None:
             raise InvalidReference("no store is given for %s" % (place,))
-        self.store = store if ours and store else Store(place.folder)
-        self._base = place.name if ours else None
-        self._about: Optional[Dict[Digest, List[Descriptor]]] = None  # by subject
+        self.store = store if in_store and store else Store(place.folder)
+        self._base = place.name if in_store else None
+        self._referrers: Optional[Dict[Digest, List[Descriptor]]] = None  # by subject
 
     def __str__(self) -> str:
         return self.store.root
@@ -189,8 +188,8 @@ class LayoutEnd(End):
     def get(self, reference: str, cancel: Cancel) -> Received:
         digest, media_type = reference, ""
         if not isinstance(digest, Digest):
-            found = self._find(reference)
-            digest, media_type = found.digest, found.media_type
+            descriptor = self._find(reference)
+            digest, media_type = descriptor.digest, descriptor.media_type
         if self.store.content.size(digest) is None:
             raise NotFound("%s: manifest %s is not there" % (self.store.root, digest))
         return Received(self.store.content.read(digest, MAX_MANIFEST), media_type, digest)
@@ -198,19 +197,19 @@ class LayoutEnd(End):
     def _find(self, tag: str) -> Descriptor:
         entries = self.store.references.descriptors()
         label = self._label(tag)
-        found = [entry for entry in entries if named(entry) == label or not label and len(entries) == 1]
-        if not found:
+        matching = [entry for entry in entries if named(entry) == label or not label and len(entries) == 1]
+        if not matching:
             names = ", ".join(sorted(filter(None, map(named, entries)))[:20])
             raise NotFound("%s: no image %s; there is %s" % (
                 self.store.root, label or "without a name", names or "none with one"))
         with damaged():
-            return Descriptor.from_json(found[0], "index.json")
+            return Descriptor.from_json(matching[0], "index.json")
 
     def _label(self, tag: str) -> str:
         return str(self._base.with_tag(tag)) if self._base else tag
 
     def images(self) -> List[Tuple[str, Digest]]:
-        """The label, or an empty text, and the digest of every image that has an entry."""
+        """List the label, which may be empty, and the digest of every image with an entry."""
         return [(named(entry), Digest(entry["digest"])) for entry in self.store.references.descriptors()]
 
     def put(self, document: Document, cancel: Cancel) -> bool:
@@ -234,18 +233,18 @@ class LayoutEnd(End):
             self.store.references.set(name, descriptor, digest, cancel.pause)
 
     def referrers(self, digest: Digest, cancel: Cancel) -> Optional[List[Descriptor]]:
-        """What has an entry of its own, as after a push to serve."""
-        if self._about is None:
-            self._about = {}
+        # Only manifests with an entry of their own, as a push to serve makes them, are found.
+        if self._referrers is None:
+            self._referrers = {}
             for entry in self.store.references.descriptors():
                 cancel.check()
                 with contextlib.suppress(Error):
                     item = Descriptor.from_json(entry, "index.json")
                     document = self.store.document(item)
                     if document.subject is not None:
-                        self._about.setdefault(document.subject.digest, []).append(
+                        self._referrers.setdefault(document.subject.digest, []).append(
                             manifest.listed(document)._replace(digest=item.digest))
-        return self._about.get(digest)
+        return self._referrers.get(digest)
 
     def has(self, blob: Descriptor, cancel: Cancel) -> bool:
         return self.store.content.has(blob.digest, blob.size)

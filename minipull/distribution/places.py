@@ -11,8 +11,8 @@ ARCHIVES = ("oci-archive", "docker-archive")
 class Place(NamedTuple):
     """An end as it is written: ``docker://REF``, ``store:REF``, ``oci:DIR[:NAME]`` or an archive.
 
-    That is ``oci-archive:FILE[:REF]``, or ``docker-archive``, which is the same.
-    All images of one may go to ``docker://HOST/[PATH/]``, which has no ``tag``.
+    An archive is ``oci-archive:FILE[:REF]`` or, with the same meaning, ``docker-archive:``.
+    ``docker://HOST/[PATH/]``, without a ``tag``, takes all images of an archive.
     """
     kind: str
     folder: str
@@ -21,7 +21,7 @@ class Place(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "Place":
-        """Raises InvalidReference."""
+        """Parse a place; raises InvalidReference."""
         kind, _, rest = text.partition(":")
         folder, _, tag = rest.partition(":")
         if kind in ("oci",) + ARCHIVES and folder:
@@ -35,7 +35,7 @@ class Place(NamedTuple):
         raise InvalidReference("want docker://REF, store:REF, oci:DIR[:NAME] or oci-archive:FILE[:REF]")
 
     def of(self, label: str) -> "Place":
-        """Where one of many images goes; raises InvalidReference."""
+        """Return the place of one image of many, by its label; raises InvalidReference."""
         if self.kind == "docker":
             name = Reference.parse(label).docker_ref()
             return self._replace(
@@ -44,7 +44,7 @@ class Place(NamedTuple):
 
     @property
     def domains(self) -> List[str]:
-        """The registry, if it is one."""
+        """The host of a registry; none of another kind."""
         return [self.name.domain] if self.kind == "docker" else []
 
     def __str__(self) -> str:
