@@ -8,7 +8,7 @@ from typing import Any, Callable, Dict, List, Mapping
 
 from ..distribution.copy import Options, copy_with
 from ..distribution.places import Place
-from ..distribution.pull import options, pull_with
+from ..distribution.pull import pull_options, pull_with
 from ..distribution.pull_v2 import Pulled
 from ..distribution.push import push_with, pushed_images
 from ..errors import InvalidReference, shown
@@ -25,7 +25,7 @@ def _pull(context: Context, flags: argparse.Namespace) -> int:
     """Pull all names at once; the code is that of the first name that failed."""
     names = [reference(text) for text in flags.refs]
     platform = flags.platform if flags.all_platforms else context.settings.platform
-    wanted = options(platform, flags.all_platforms, context.settings.truth("foreign"))
+    wanted = pull_options(platform, flags.all_platforms, context.settings.truth("foreign"))
     for name in names:
         if flags.all_tags and (name.tag or name.digest):
             raise InvalidReference("tag can't be used with --all-tags/-a")

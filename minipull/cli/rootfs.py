@@ -44,10 +44,10 @@ def _image(context: Context, text: str) -> Iterator[Tuple[Image, List[Tuple[Desc
 
 
 def _pulled(context: Context, text: str, foreign: bool) -> Image:
-    from ..distribution.pull import options, pull_with
+    from ..distribution.pull import pull_options, pull_with
 
     name, settings = reference(text), context.settings
-    wanted = options(settings.platform, False, foreign)._replace(defer_diff_ids=True)
+    wanted = pull_options(settings.platform, False, foreign)._replace(defer_diff_ids=True)
     with context.client([name.domain]) as client:
         return pull_with(client, name, context.store, settings.downloads(), wanted, context.renderer,
                          context.cancel).image

@@ -1,12 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pull() and push(): images by name, from or to whichever endpoint will do.
+"""pull(): an image by name, from the first endpoint that has it.
 
-The loop over endpoints stands here once: mirrors for a pull, then the registry,
-then, where that is allowed and nobody has proved to speak v2, its v1 side; who is
-asked next after an error is errors.continue_on_error, and plain http is
-never tried on a host that has spoken TLS.
-
-Mirrors moby's distribution/pull.go and push.go.
+Mirrors moby's distribution/pull.go; its loop over endpoints is registry/client.py.
 """
 from typing import Optional, Union
 
@@ -32,20 +27,20 @@ def pull(name: Union[str, Reference], store: Store, *, platform: Union[str, Plat
          cancel: Optional[Cancel] = None) -> Image:
     """Pull an image into ``store`` and return it.
 
-    ``platform`` defaults to the host's; ``downloads`` is shared by pulls that
-    are to share transfers.  Raises any minipull.Error; its text is one line
-    that says what failed, on what.
+    ``platform`` defaults to the host's.  Pulls with the same ``downloads`` share
+    transfers.  Raises any minipull.Error; its text is one line that names the
+    operation and its subject.
     """
     with Client(service or RegistryService(), credentials or Keyring()) as client:
         return pull_with(
             client, name, store, downloads or LayerDownloadManager(),
-            options(platform, all_platforms, foreign), progress, cancel or Cancel(),
+            pull_options(platform, all_platforms, foreign), progress, cancel or Cancel(),
         ).image
 
 
-def options(platform: Union[str, Platform, None] = None, all_platforms: bool = False,
+def pull_options(platform: Union[str, Platform, None] = None, all_platforms: bool = False,
             foreign: bool = False) -> PullOptions:
-    """What to take of what a name offers; raises InvalidReference."""
+    """Make the options of a pull; raises InvalidReference."""
     if platform is None:
         return PullOptions(host_platform(), False, all_platforms, foreign)
     if all_platforms:
@@ -56,9 +51,9 @@ def options(platform: Union[str, Platform, None] = None, all_platforms: bool = F
 
 
 def pull_with(client: Client, name: Union[str, Reference], store: Store,
-              downloads: LayerDownloadManager, wanted: PullOptions, progress: Output,
+              downloads: LayerDownloadManager, options: PullOptions, progress: Output,
               cancel: Cancel) -> Pulled:
-    """As pull(), for several pulls through one client."""
+    """Pull as pull() does, through a client that several pulls share."""
     reference = name if isinstance(name, Reference) else Reference.parse(name)
     reference = reference.docker_ref()
     if reference.familiar_name == "scratch":
@@ -72,7 +67,7 @@ def pull_with(client: Client, name: Union[str, Reference], store: Store,
                 v1_puller = part("distribution.pull_v1").V1Puller(session, store, downloads, output, cancel)
                 return Pulled(*v1_puller.pull(reference))
             repository = client.repository(endpoint, reference)
-            return V2Puller(repository, store, downloads, wanted, output, cancel).pull(reference)
+            return V2Puller(repository, store, downloads, options, output, cancel).pull(reference)
 
     return over_endpoints(
         client, reference, "pull %s" % (reference,), from_endpoint, cancel, output, legacy=True)

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """One tag from one endpoint, by the v1 protocol.
 
-What comes has names that mean nothing: a layer is hashed while it comes and
-stored under that digest, and the id that the registry has for it is only
-remembered.  An image comes as a chain of JSON, of which the config is made, and
-without a manifest; it gets one, the same for the same image, which is from then
-on what is stored and sent.
-
 Mirrors moby's distribution/pull_v1.go.
+
+Where this leaves the engine:
+
+- a v1 id is no digest, so a layer is hashed while it arrives and stored as it is
+  under that digest; only the metadata knows the id;
+- the image gets a config and a manifest, the same each time it is pulled, which
+  are stored and sent from then on;
+- the JSON of an image must have the id and the parent that the ancestry says;
+- a layer is continued only where the registry has said ``Accept-Ranges``;
+- cookies and the mirrors of an index are left out.
 """
 import re
 from typing import List, Optional, Tuple
@@ -36,11 +40,11 @@ from .blobs import RemoteBlob
 JSON_DELAYS = (0.5, 1.0, 1.5, 2.0)  # seconds between five attempts
 MAX_FAILURES = 5  # of one layer whose body breaks off
 RESUME_DELAYS = (0.5, 1.0, 1.5, 2.0)  # seconds, before a body is opened again that broke off at its first byte
-_RANGE = re.compile("(?:bytes )?([0-9]{1,18})-")  # docker-registry leaves the unit out
+_RANGE = re.compile("(?:bytes )?([0-9]{1,18})-")  # docker-registry 0.9 leaves the unit out
 
 
 class V1Puller:
-    """Pulls from one repository at one endpoint into one store."""
+    """A pull from one repository at one endpoint into one store."""
 
     def __init__(self, session: Session, store: Store, downloads: LayerDownloadManager, output: Output,
                  cancel: Cancel) -> None:
@@ -51,7 +55,7 @@ class V1Puller:
         self._cancel = cancel
 
     def pull(self, reference: Reference) -> Tuple[Image, bool]:
-        """Pull a tag, and tell whether anything changed; the caller holds the store's shared lock."""
+        """Pull a tag; False beside the image if nothing changed.  The caller holds the store's shared lock."""
         session, cancel = self._session, self._cancel
         if reference.digest is not None:
             raise NoSupport("Cannot pull by digest with v1 registry")
@@ -59,21 +63,21 @@ class V1Puller:
         self._output(Progress(message="Pulling repository %s" % session.name))
         session.look_up(reference.tag, cancel)
         v1_id = session.tag(reference.tag, cancel)
-        what = "image (%s) from %s" % (reference.tag, session.name)
+        subject = "image (%s) from %s" % (reference.tag, session.name)
         for registry in session.registries:
-            self._output(Progress(id=v1_id[:12], message="Pulling %s, endpoint: %s" % (what, registry)))
+            self._output(Progress(id=v1_id[:12], message="Pulling %s, endpoint: %s" % (subject, registry)))
             try:
-                wanted, updated = self._image(registry, v1_id, reference)
+                association, updated = self._image(registry, v1_id, reference)
                 break
             except Error as exc:
                 if registry == session.registries[-1] or not continue_on_error(exc, True):
-                    raise exc.within("Error pulling " + what) from exc
+                    raise exc.within("Error pulling " + subject) from exc
                 self._output(Progress(id=v1_id[:12], message="Error pulling %s, endpoint: %s, %s" % (
-                    what, registry, exc)))
+                    subject, registry, exc)))
         self._output(Progress(message=(
             "%s: this image was pulled from a legacy registry.  Important: This registry version will not be"
             " supported in future versions of docker." % reference.familiar)))
-        return self._store.load(wanted), updated
+        return self._store.load(association), updated
 
     def _image(self, registry: str, v1_id: str, reference: Reference) -> Tuple[Association, bool]:
         store = self._store
@@ -81,26 +85,28 @@ class V1Puller:
         entries: List[Entry] = []
         layers: List[V1LayerDescriptor] = []
         ids = self._session.ancestry(registry, v1_id, self._cancel)
-        for each, below in zip(reversed(ids), [""] + ids[:0:-1]):
-            self._output(Progress(id=each[:12], message="Pulling metadata"))
-            found = self._json(registry, each)
-            v1 = parse_json(found.raw, "image JSON")
-            if (string_at(v1, "id", "image JSON"), string_at(v1, "parent", "image JSON")) != (each, below):
-                raise InvalidDocument("image JSON of %s is another's, or has another parent" % each)
-            v1.pop("throwaway", None)  # here every image has a layer
-            entries.append(Entry(Digest.of(found.raw), v1))
-            layers.append(V1LayerDescriptor(self._session, store, registry, each, found))
+        parent = ""
+        for image_id in reversed(ids):
+            self._output(Progress(id=image_id[:12], message="Pulling metadata"))
+            image = self._json(registry, image_id)
+            v1 = parse_json(image.raw, "image JSON")
+            if (string_at(v1, "id", "image JSON"), string_at(v1, "parent", "image JSON")) != (image_id, parent):
+                raise InvalidDocument("image JSON of %s is another's, or has another parent" % image_id)
+            v1.pop("throwaway", None)  # in this protocol every image has a layer
+            entries.append(Entry(Digest.of(image.raw), v1))
+            layers.append(V1LayerDescriptor(self._session, store, registry, image_id, image))
+            parent = image_id
         missing = any(layer.present() is None for layer in layers)
         nothing = ("v1:nothing", lambda transfer: None)
         self._downloads.download(store, layers, self._output, self._cancel, nothing)
         config, document = converted(
             Schema1(b"", entries[-1].blob, tuple(entries)), [layer.stored() for layer in layers])
-        known = store.references.get(reference)
-        wanted = Association(reference, document.descriptor, document.digest)
+        former = store.references.get(reference)
+        association = Association(reference, document.descriptor, document.digest)
         store.content.put(document.config.digest, config)
         store.content.put(document.digest, document.raw)
         store.references.set(reference, document.descriptor, document.digest, self._cancel.pause)
-        return wanted, missing or known != wanted
+        return association, missing or former != association
 
     def _json(self, registry: str, v1_id: str) -> V1Image:
         for delay in JSON_DELAYS:
@@ -114,7 +120,7 @@ class V1Puller:
 
 
 class V1LayerDescriptor(DownloadDescriptor):
-    """The layer of an image that a registry knows by an id."""
+    """The layer of an image, which a registry knows by a v1 id."""
 
     def __init__(self, session: Session, store: Store, registry: str, v1_id: str, image: V1Image) -> None:
         self.key = "v1:%s %s" % (registry, v1_id)
@@ -131,7 +137,7 @@ class V1LayerDescriptor(DownloadDescriptor):
         metadata = self._store.metadata
         diff_id = self._ids.get(self._v1_id, self._session.domain)
         entries = metadata.get_metadata(diff_id) if diff_id else []
-        # Those that came like this first, so that the same image gets the same manifest.
+        # Blobs pulled by v1 come first, so that the same image gets the same manifest.
         for entry in sorted(entries, key=lambda entry: entry.source_repository != ""):
             size = self._store.content.size(entry.digest)
             if diff_id and size is not None and metadata.get_diff_id(entry.digest) == diff_id:
@@ -139,7 +145,7 @@ class V1LayerDescriptor(DownloadDescriptor):
         return None
 
     def stored(self) -> Tuple[Descriptor, DiffID]:
-        """What the layer has become; raises StorageError."""
+        """Return the stored layer and its DiffID; raises StorageError."""
         present = self.present()
         if present is None:
             raise StorageError("what is known of layer %s could not be stored" % self.id)
@@ -187,9 +193,9 @@ class V1LayerDescriptor(DownloadDescriptor):
 
     def diff(self, transfer: Transfer, blob: Optional[Descriptor]) -> Diff:
         assert blob is not None
-        known = self._store.metadata.get_diff_id(blob.digest)
+        cached = self._store.metadata.get_diff_id(blob.digest)
         meter = Meter(transfer.progress, self.id, "Extracting", blob.size)
-        return Diff(known) if known else self._store.layers.diff(
+        return Diff(cached) if cached else self._store.layers.diff(
             blob.digest, transfer.cancel, advance=meter.advance)
 
     def registered(self, diff: Diff) -> None:

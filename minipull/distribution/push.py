@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""push(): images by name, to whichever endpoint will do.
+"""push(): images by name, to the first endpoint that takes them.
 
 Mirrors moby's distribution/push.go.
 """
@@ -27,10 +27,10 @@ def push(name: Union[str, Reference], store: Store, *, dest: Union[str, Referenc
          cancel: Optional[Cancel] = None) -> List[Pushed]:
     """Push an image, or with ``all_tags`` every tag of a name, from ``store``.
 
-    ``dest`` is the name that it gets there, if not its own; ``chunk_size``
-    (bytes) is the most that one request brings, 0 for all of a blob;
-    ``legacy_schema1`` is for registries too old for the manifest.  Raises any
-    minipull.Error; its text is one line that says what failed, on what.
+    ``dest`` is its name at the registry, if not its own; ``chunk_size`` (bytes) is
+    the most that one request sends, 0 for all of a blob; ``legacy_schema1`` is for
+    registries too old for the manifest.  Raises any minipull.Error; its text is one
+    line that names the operation and its subject.
     """
     with Client(service or RegistryService(), credentials or Keyring()) as client:
         return push_with(
@@ -40,32 +40,29 @@ def push(name: Union[str, Reference], store: Store, *, dest: Union[str, Referenc
 
 def pushed_images(name: Union[str, Reference], store: Store, dest: Union[str, Reference, None] = None,
                   all_tags: bool = False) -> List[Tuple[Image, Reference]]:
-    """The stored images that a push of ``name`` means, each with its name at the registry.
-
-    Raises InvalidReference, NotFound.
-    """
+    """List the stored images to push, each with its name at the registry; raises InvalidReference, NotFound."""
     given = name if isinstance(name, Reference) else Reference.parse(name)
     target = Reference.parse(dest) if isinstance(dest, str) else dest or given
     if target.digest is not None:
         raise InvalidReference("cannot push a digest reference")
     if all_tags and (given.tag or given.digest or target.tag):
         raise InvalidReference("tag can't be used with --all-tags/-a")
-    tags = [known for known in store.references.all() if known.name.name == given.name and known.name.tag]
+    tags = [entry for entry in store.references.all() if entry.name.name == given.name and entry.name.tag]
     if not tags and (all_tags or dest is None):
         raise NotFound("An image does not exist locally with the tag: %s" % given.familiar_name)
     if all_tags:
-        return [(store.load(known), target.with_tag(known.name.tag)) for known in tags]
+        return [(store.load(entry), target.with_tag(entry.name.tag)) for entry in tags]
     if dest is None and store.references.get(given.with_default_tag()) is None:
         raise NotFound("tag does not exist: %s" % given.with_default_tag().familiar)
     image = store.image(given if dest is None else name)
     return [(image, target.with_tag(target.tag or image.name.tag or DEFAULT_TAG))]
 
 
-def push_with(client: Client, what: Sequence[Tuple[Image, Reference]], store: Store,
+def push_with(client: Client, images: Sequence[Tuple[Image, Reference]], store: Store,
               uploads: LayerUploadManager, progress: Output, cancel: Cancel,
               chunk_size: int = 0, legacy_schema1: bool = False) -> List[Pushed]:
-    """As push(), for images that all go to one repository."""
-    target = what[0][1]._replace(tag="")
+    """Push images, which all go to one repository, through a client."""
+    target = images[0][1]._replace(tag="")
     output = serialized(progress)
     output(Progress(message="The push refers to repository [%s]" % target.name))
 
@@ -75,10 +72,10 @@ def push_with(client: Client, what: Sequence[Tuple[Image, Reference]], store: St
                 v1_pusher = part("distribution.push_v1").V1Pusher(
                     client.session(endpoint, target), store, output, cancel, uploads.attempts, uploads.tick)
                 return [Pushed(name, image.descriptor, [PushedLayer(*layer) for layer in layers])
-                        for (image, name), layers in zip(what, v1_pusher.push(what))]
+                        for (image, name), layers in zip(images, v1_pusher.push(images))]
             pusher = V2Pusher(client.repository(endpoint, target, push=True), store, uploads, target, output,
                               cancel, chunk_size, legacy_schema1)
-            return [pusher.push(image, name.tag) for image, name in what]
+            return [pusher.push(image, name.tag) for image, name in images]
 
     return over_endpoints(
         client, target, "push %s" % target.name, to_endpoint, cancel, output, push=True, legacy=True)

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images to one endpoint, by the v1 protocol.
 
-The registry is given a chain of images for each of ours, one a layer, whose ids
-are the ChainIDs and on top the ImageID: so the same image is the same chain, and
-what the registry has is not sent again.  It wants them in order, each lying on
-one that it has: its JSON, its layer, then the checksums, which end it.
-
-A layer that is stored as gzip is sent as it is, any other compressed on its way.
+An image becomes a chain of v1 images, one for each layer.  The registry takes them
+in order, each on a parent that it has: its JSON, its layer, its checksums.
 
 Mirrors moby's distribution/push_v1.go and pkg/tarsum.
+
+Where this leaves the engine:
+
+- the v1 ids are the ChainIDs, and the ImageID on top, so that the same image is the
+  same chain and a second push sends no layer;
+- a layer that is stored as gzip is sent as it is; others are compressed while sent.
 """
 import contextlib
 import functools
@@ -42,7 +44,7 @@ LOOK_UPS = 5  # at once
 
 
 class V1Layer(NamedTuple):
-    """An image of the v1 protocol: one layer and the JSON that it comes with."""
+    """An image of the v1 protocol: its JSON and one layer."""
     id: str
     raw: bytes
     diff_id: Optional[DiffID]  # None for an image without layers, which gets an empty one
@@ -51,7 +53,7 @@ class V1Layer(NamedTuple):
 
 
 class V1Pusher:
-    """Pushes to one repository at one endpoint from one store; ``tick`` is the second between attempts."""
+    """A push to one repository at one endpoint; ``tick`` is the second of the countdown between attempts."""
 
     def __init__(self, session: Session, store: Store, output: Output, cancel: Cancel,
                  attempts: int = MAX_ATTEMPTS, tick: float = 1.0) -> None:
@@ -62,17 +64,18 @@ class V1Pusher:
         self._attempts = attempts
         self._tick = tick
         self._transfers = TransferManager(LOOK_UPS)
-        self._sums: Dict[str, str] = {}  # of what was sent, by id
+        self._sums: Dict[str, str] = {}  # the checksums of the layers that were sent, by v1 id
 
-    def push(self, what: Sequence[Tuple[Image, Reference]]) -> List[List[Tuple[Optional[DiffID], Descriptor, str]]]:
-        """Push images under their tags; what became of the layers of each.
+    def push(self, images: Sequence[Tuple[Image, Reference]]) -> List[List[
+            Tuple[Optional[DiffID], Descriptor, str]]]:
+        """Push images under their tags, and return the layers of each with the last word of their progress.
 
         The caller holds the store's shared lock.
         """
         session, cancel = self._session, self._cancel
-        chains = [self._chain(image) for image, _ in what]
+        chains = [self._chain(image) for image, _ in images]
         layers: Dict[str, V1Layer] = {}
-        for chain, (_, name) in zip(chains, what):
+        for chain, (_, name) in zip(chains, images):
             for layer in chain:
                 layers.setdefault(layer.id, layer)
             top = layers[chain[-1].id]
@@ -85,12 +88,12 @@ class V1Pusher:
         results: Dict[str, str] = {}
         for registry in session.registries:
             self._output(Progress(message="Pushing repository %s" % session.name))
-            there = self._run([(functools.partial(self._has, registry, v1_id), discard) for v1_id in layers])
-            for layer, present in zip(layers.values(), there):
+            present = self._run([(functools.partial(self._has, registry, v1_id), discard) for v1_id in layers])
+            for layer, exists in zip(layers.values(), present):
                 results[layer.id] = "Already exists"
-                if not present:
+                if not exists:
                     run = functools.partial(self._send, registry, layer)
-                    [results[layer.id]] = self._run([(run, self._output)])
+                    results[layer.id] = self._run([(run, self._output)])[0]
                 self._output(Progress(id=layer.id[:12], action=results[layer.id]))
                 for tag in layer.tags:
                     url = session.put_tag(registry, tag, layer.id, cancel)
@@ -100,25 +103,25 @@ class V1Pusher:
                 for chain in chains]
 
     def _chain(self, image: Image) -> List[V1Layer]:
-        """The chain that stands for an image, the bottom first."""
+        """Return the v1 images that stand for an image, the bottom first."""
         if image.config is None:
             raise Unsupported("%s is no image of one platform, which is all that the v1 protocol knows" % (
                 image.name.familiar))
         document = self._store.document(image.descriptor)
         assert isinstance(document, Manifest)
-        found: List[V1Layer] = []
+        layers: List[V1Layer] = []
         chain: Optional[ChainID] = None
         for diff_id, blob in zip(image.config.diff_ids, document.layers):
             chain = next_chain_id(chain, diff_id) if chain else ChainID(diff_id)
-            found.append(_v1_layer(chain.encoded, {}, found, diff_id, blob))
-        top = found.pop() if found else V1Layer("", b"", None, None)
+            layers.append(_v1_layer(chain.encoded, {}, layers, diff_id, blob))
+        top = layers.pop() if layers else V1Layer("", b"", None, None)
         config = parse_json(image.config.raw, "image config")
         for member in ("rootfs", "history", "parent"):
             config.pop(member, None)
-        return found + [_v1_layer(image.id.encoded, config, found, top.diff_id, top.blob)]
+        return layers + [_v1_layer(image.id.encoded, config, layers, top.diff_id, top.blob)]
 
     def _run(self, jobs: Sequence[Tuple[Run, Output]]) -> List[Any]:
-        """The results of work done side by side, as far as there are slots."""
+        """Run jobs side by side, as far as there are slots, and return their results in order."""
         with contextlib.ExitStack() as stack:
             watchers = []
             for number, (run, output) in enumerate(jobs):
@@ -130,13 +133,13 @@ class V1Pusher:
         with contextlib.suppress(NetworkError, RegistryError, NotFound):
             self._session.image(registry, v1_id, transfer.cancel)
             return True
-        return False  # then what is sent will tell
+        return False  # so the layer is sent, and the answer tells
 
     def _send(self, registry: str, layer: V1Layer, transfer: Transfer) -> str:
         with self._store.reading(transfer.cancel):  # this may outlive the push
-            done: str = transfer.attempt(lambda: self._put(registry, layer, transfer), layer.id[:12],
-                                         self._attempts, self._tick)
-        return done
+            result: str = transfer.attempt(
+                lambda: self._put(registry, layer, transfer), layer.id[:12], self._attempts, self._tick)
+        return result
 
     def _put(self, registry: str, layer: V1Layer, transfer: Transfer) -> str:
         session, cancel, start = self._session, transfer.cancel, layer.raw + b"\n"
@@ -144,23 +147,23 @@ class V1Pusher:
         if not session.put_image(registry, layer.id, layer.raw, cancel):
             return "Image already pushed, skipping"
         meter = Meter(transfer.progress, layer.id[:12], "Pushing", layer.blob.size if layer.blob else 0)
-        payload, diff = _begun(start), Verifier()
+        payload, diff = _verifier_of(start), Verifier()
         with self._open(layer.blob) as file:
             zipped = file.read(2) == b"\x1f\x8b"
             file.seek(0)
             stream = self._stream(file, cancel, payload if zipped else None)
-            checksum = tarsum(_shown(stream, diff), layer.raw)
+            checksum = tarsum(_hashed(stream, diff), layer.raw)
             if layer.diff_id not in (None, diff.digest):
                 raise corrupt(layer.diff_id, "layer")
 
             def compressed() -> Iterator[Buffer]:
                 nonlocal payload
-                payload = _begun(start)
+                payload = _verifier_of(start)
                 compressor = zlib.compressobj(wbits=31)  # a header without name and time
                 file.seek(0)
                 for piece in self._stream(file, cancel):
-                    yield from _shown([compressor.compress(piece)], payload)
-                yield from _shown([compressor.flush()], payload)
+                    yield from _hashed([compressor.compress(piece)], payload)
+                yield from _hashed([compressor.flush()], payload)
 
             body = Body(compressed, None, meter.move)
             if zipped:
@@ -177,8 +180,8 @@ class V1Pusher:
         if blob is None:
             return io.BytesIO(EMPTY)
         if not self._store.content.has(blob.digest, blob.size):
-            raise StorageError("blob %s is not in the store, so it can't be pushed; pull its image again, or with"
-                               " --foreign" % blob.digest)
+            raise StorageError("blob %s is not in the store, so it can't be pushed; pull its image again,"
+                               " or with --foreign" % blob.digest)
         return self._store.content.open(blob.digest)
 
     def _stream(self, file: BinaryIO, cancel: Cancel, raw: Optional[Verifier] = None) -> Iterator[Buffer]:
@@ -195,29 +198,29 @@ def _v1_layer(v1_id: str, members: Dict[str, Any], below: Sequence[V1Layer], dif
 
 
 def tarsum(stream: Iterator[Buffer], raw: bytes) -> str:
-    """The checksum, version 0, of a tar stream and the JSON that goes with it (moby: pkg/tarsum)."""
+    """Return the checksum, version 0, of a tar stream and the JSON of its image (moby's pkg/tarsum)."""
     sums = []
     reader = tar.Reader(stream)
     for entry in reader:
-        # A name and its value, of every field, with nothing in between.
+        # The name and the value of every field, with nothing in between.
         text = b"name%smode%duid%dgid%dsize%dmtime%dtypeflag%slinkname%suname%sgname%sdevmajor%ddevminor%d" % (
             entry.name, entry.mode, entry.uid, entry.gid, entry.size, entry.mtime // 10 ** 9, entry.kind,
             entry.linkname, entry.uname, entry.gname, entry.major, entry.minor)
-        found = hashlib.sha256(text)
+        checksum = hashlib.sha256(text)
         for piece in reader.data():
-            found.update(piece)
-        sums.append(found.hexdigest())
+            checksum.update(piece)
+        sums.append(checksum.hexdigest())
     reader.drain()
     return "tarsum+sha256:" + hashlib.sha256(raw + "".join(sorted(sums)).encode()).hexdigest()
 
 
-def _begun(start: bytes) -> Verifier:
+def _verifier_of(start: bytes) -> Verifier:
     verifier = Verifier()
     verifier.update(start)
     return verifier
 
 
-def _shown(stream: Iterable[Buffer], verifier: Verifier) -> Iterator[Buffer]:
+def _hashed(stream: Iterable[Buffer], verifier: Verifier) -> Iterator[Buffer]:
     for piece in stream:
         verifier.update(piece)
         yield piece

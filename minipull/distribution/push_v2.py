@@ -121,7 +121,7 @@ class V2Pusher:
         return Pushed(self.target.with_tag(tag), top.descriptor, layers)
 
     def _documents(self, image: Image) -> List[Document]:
-        """Return the manifests of an image, children before their index; raises NotFound if one is not stored."""
+        """Return the manifests of an image, children before their index; raises NotFound if one is lost."""
         found = {item.digest: document._replace(digest=item.digest)
                  for item, document in self.store.walk(image.descriptor) if document is not None}
         ordered: Dict[Digest, Document] = {}
@@ -195,7 +195,8 @@ class V2PushDescriptor(UploadDescriptor):
         self.id = content.short if show else ""
         entries = pusher.store.metadata.get_metadata(diff_id) if diff_id else []
         same_blob = [entry for entry in entries if entry.digest == blob.digest]
-        self._compress = may_compress and diff_id is not None and not same_blob and blob.media_type in _COMPRESSED
+        plain = diff_id is not None and blob.media_type in _COMPRESSED
+        self._compress = may_compress and plain and not same_blob
         self._budget = budget(blob.size)
         self._large = self._budget.mounts > 1  # so looking for the blob is cheaper than sending it
         # The repository may have the blob from somebody else.

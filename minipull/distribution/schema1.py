@@ -42,7 +42,8 @@ class Schema1Puller(V2Puller):
             self._output(Progress(message=text % (reference, ", ".join(old.signers))))
         blobs = [Descriptor(DOCKER_LAYER, digest, self._size(digest)) for digest in old.layers]
         options = self._options._replace(defer_diff_ids=False)
-        layers = [V2LayerDescriptor(self._repository, self._store, blob, options, _no_diff_id) for blob in blobs]
+        layers = [V2LayerDescriptor(self._repository, self._store, blob, options, _no_diff_id)
+                  for blob in blobs]
         downloaded = self._downloads.download(
             self._store, layers, self._output, self._cancel, ("schema1:" + old.digest, lambda transfer: None))
         raw, document = schema1.converted(

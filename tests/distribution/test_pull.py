@@ -10,7 +10,7 @@ from tests.kit import images
 import minipull
 from tests.kit.processes import free_port
 from minipull.registry.auth import Credential
-from minipull.distribution.pull import options
+from minipull.distribution.pull import pull_options
 from minipull.distribution.push import pushed_images
 from minipull.store.store import host_platform
 from minipull.registry.endpoints import Host
@@ -146,15 +146,15 @@ def test_scratch_elsewhere_is_a_name(server: ScriptedServer, store: minipull.Sto
 
 
 def test_the_platform_is_the_hosts_unless_asked_for() -> None:
-    assert options() == options(None)
-    assert (options().platform, options().exact) == (host_platform(), False)
-    wanted = options("arm64")
+    assert pull_options() == pull_options(None)
+    assert (pull_options().platform, pull_options().exact) == (host_platform(), False)
+    wanted = pull_options("arm64")
     assert (str(wanted.platform), wanted.exact) == ("linux/arm64", True)
-    assert options(minipull.Platform("linux", "s390x")).platform.architecture == "s390x"
+    assert pull_options(minipull.Platform("linux", "s390x")).platform.architecture == "s390x"
     with pytest.raises(InvalidReference):
-        options("linux/amd64", all_platforms=True)
+        pull_options("linux/amd64", all_platforms=True)
     with pytest.raises(InvalidReference):
-        options("linux/amd64/v2/x")
+        pull_options("linux/amd64/v2/x")
 
 
 @pytest.mark.parametrize("machine, platform", [
