@@ -13,13 +13,14 @@ from ..digest import Buffer, DiffID, Digest, Verifier
 from ..errors import (
     ContentMismatch, InvalidDocument, InvalidReference, PolicyError, file_errors, shown, storage_errors)
 from ..files import write_all
-from ..image import manifest, schema1
+from ..image import manifest
 from ..image.config import ImageConfig
 from ..image.descriptor import (
     DOCKER_CONFIG, DOCKER_MANIFEST, DOCKER_TAR, INDEX_TYPES, MANIFEST_TYPES, Descriptor, select)
 from ..image.manifest import MAX_LAYERS, MAX_MANIFEST, Index, Manifest, is_runnable
 from ..image.strictjson import as_object, compact, object_at, parse_json, parse_value, string_at, strings_at
 from ..image.tar import BLOCK, FILE, LINK, SYMLINK, Reader
+from ..parts import part
 from ..reference import Reference
 from ..store.compression import BUFFER, decompressed, is_compressed, pieces
 from ..store.content import ContentStore
@@ -163,12 +164,13 @@ class Archive(Store):
 
     def _repositories(self) -> None:
         """Take what docker saved before 1.10: a directory for each layer, which names its parent."""
+        schema1 = part("image.schema1")
         what = "repositories"
         repositories = parse_json(self._read(what), what)
         for path in repositories:
             tags = object_at(repositories, path, what)
             for tag in tags:
-                chain: List[schema1.Entry] = []
+                chain: List[Any] = []
                 layers: List[Tuple[Descriptor, DiffID]] = []
                 parent = string_at(tags, tag, what)
                 while parent:
