@@ -28,7 +28,6 @@ from ..reference import Reference
 from ..registry.errors import RegistryError, continue_on_error
 from ..registry.response import Response
 from ..registry.v1 import Session, V1Image
-from ..store.content import Arrival
 from ..store.layer import Diff
 from ..store.metadata import V1IDService, V2Metadata
 from ..store.references import Association
@@ -169,7 +168,7 @@ class V1LayerDescriptor(DownloadDescriptor):
                 total = response.remaining or 0
             return response
 
-        with Arrival(self._store.content) as arrival:
+        with self._store.content.arrival(transfer.cancel) as arrival:
             with RemoteBlob(self._v1_id, None, opened, transfer.cancel, max_breaks=MAX_FAILURES,
                             stuck_delays=RESUME_DELAYS) as remote:
                 meter: Optional[Meter] = None
@@ -184,7 +183,7 @@ class V1LayerDescriptor(DownloadDescriptor):
             transfer.progress(Progress(id=self.id, action="Download complete"))
             transfer.inactive()
             self._arrived = arrival.commit()
-            return self._described(self._arrived, arrival.verifier.size)
+            return self._described(self._arrived, arrival.offset)
 
     def _described(self, digest: Digest, size: int) -> Descriptor:
         with self._store.content.open(digest) as file:

@@ -81,7 +81,7 @@ class Blobs:
     def append(self, request: Request, name: str, session: str) -> Response:
         with self._owning(name, session) as upload:
             _receive(request, name, session, upload)
-            return Response(202, _progress(name, session, upload.size))
+            return Response(202, _progress(name, session, upload.offset))
 
     def commit(self, request: Request, name: str, session: str) -> Response:
         digest = asked_digest(request.head.parameter("digest"))
@@ -131,20 +131,20 @@ def _progress(name: str, session: str, size: int) -> Headers:
 def _receive(request: Request, name: str, session: str, upload: Upload) -> None:
     """Append the body to a session, if it belongs there."""
     text, length = request.head.headers.get("content-range"), request.body.length
-    end = None if length is None else upload.size + length
+    end = None if length is None else upload.offset + length
     if text is not None:
         match = _CONTENT_RANGE.fullmatch(text)
         first, last = map(int, match.groups()) if match else (-1, -1)
-        if first != upload.size or end not in (None, last + 1):
+        if first != upload.offset or end not in (None, last + 1):
             raise Refusal(
-                416, "BLOB_UPLOAD_INVALID", "the upload goes on at byte %d" % upload.size,
-                _progress(name, session, upload.size))
+                416, "BLOB_UPLOAD_INVALID", "the upload goes on at byte %d" % upload.offset,
+                _progress(name, session, upload.offset))
         end = last + 1
     if (end or 0) > MAX_BLOB:
         raise Refusal(413, "SIZE_INVALID", "the upload is larger than %d bytes" % MAX_BLOB)
     for piece in request.body:
         upload.write(piece)
-    if end not in (None, upload.size):
+    if end not in (None, upload.offset):
         raise Refusal(400, "SIZE_INVALID", "the chunk is not as long as its Content-Range")
 
 

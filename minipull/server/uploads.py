@@ -14,13 +14,13 @@ import re
 import shutil
 import time
 import uuid
-from typing import Callable, Dict, Iterator, Optional
+from typing import Dict, Iterator, Optional
 
 from .. import files
 from ..cancel import Cancel
-from ..digest import Digest, Verifier
-from ..errors import NotFound, PolicyError, RateLimited, storage_errors
-from ..store.content import ContentStore, hash_file
+from ..digest import Buffer, Digest, Verifier
+from ..errors import NotFound, PolicyError, RateLimited, StorageError, storage_errors
+from ..store.content import ContentStore, Ingest
 
 MAX_SESSIONS = 1000
 MAX_BLOB = 64 << 30  # bytes
@@ -32,54 +32,21 @@ _ID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _SESSION = re.compile("upload-%s-[0-9a-f]{16}" % _ID)
 
 
-class Upload:
-    """One session, owned by one thread until the block of ``owning`` ends."""
+class Upload(Ingest):
+    """One session: a blob that comes by several requests, the last of which names its digest."""
 
-    def __init__(
-        self, content: ContentStore, path: str, fd: int, verifier: Optional[Verifier]
-    ) -> None:
-        self.size = os.fstat(fd).st_size  # bytes held
-        self._content = content
-        self._path = path
-        self._fd = fd
-        verifier = verifier or Verifier()
-        # Where another process wrote, what was hashed here is not all of it.
-        self.verifier = verifier if verifier.size == self.size else None
-
-    def write(self, piece: "memoryview") -> None:
-        """Append what arrived; raises StorageError, PolicyError past MAX_BLOB."""
-        if self.size + len(piece) > MAX_BLOB:
+    def write(self, data: Buffer) -> None:
+        """Append bytes; raises StorageError, PolicyError past MAX_BLOB."""
+        end = self.offset + len(data)
+        if end > MAX_BLOB:
             raise PolicyError("the upload is larger than %d bytes" % MAX_BLOB)
-        if self.size // _CHECK_EVERY != (self.size + len(piece)) // _CHECK_EVERY:
+        if self.offset // _CHECK_EVERY != end // _CHECK_EVERY:
             _need_room(self._content.scratch)
-        with storage_errors("write %s" % self._path):
-            files.write_all(self._fd, piece)
-        self.size += len(piece)
-        if self.verifier is not None:
-            self.verifier.update(piece)
+        super().write(data)
 
-    def commit(self, digest: Digest) -> None:
-        """Verify the bytes, make them durable, and give them their name.
-
-        Raises ContentMismatch, after which the session is gone.
-        """
-        verifier = self.verifier
-        with storage_errors("store blob %s" % digest):
-            if verifier is None or verifier.digest.algorithm != digest.algorithm:
-                verifier = Verifier(digest.algorithm)
-                os.lseek(self._fd, 0, os.SEEK_SET)
-                hash_file(self._fd, verifier, Cancel())
-            try:
-                verifier.verify(digest, self.size, "upload")
-                os.fsync(self._fd)
-            except BaseException:
-                self.discard()
-                raise
-            self._content.adopt(self._path, digest)
-
-    def discard(self) -> None:
-        with storage_errors("delete %s" % self._path), contextlib.suppress(FileNotFoundError):
-            os.unlink(self._path)
+    def restart(self) -> None:
+        """End the session: its bytes are not the digest, or a failing fsync may have lost them."""
+        self.discard()
 
 
 class UploadStore:
@@ -97,9 +64,7 @@ class UploadStore:
             raise RateLimited("%d uploads are under way" % MAX_SESSIONS)
         _need_room(self._content.scratch)
         name = str(uuid.uuid4())
-        path = self._path(repository, name)
-        with storage_errors("write %s" % path):
-            os.close(files.open_regular(path, os.O_RDWR | os.O_CREAT | os.O_EXCL))
+        Upload(self._content, os.path.basename(self._path(repository, name)), Cancel()).close()
         return name
 
     def size(self, repository: str, name: str) -> int:
@@ -110,28 +75,21 @@ class UploadStore:
         raise NotFound("no upload %s in %s" % (name, repository))
 
     @contextlib.contextmanager
-    def owning(
-        self, repository: str, name: str, pause: Callable[[float], object] = time.sleep
-    ) -> Iterator[Upload]:
-        """Own a session; raises NotFound, and files.Locked if somebody else does."""
+    def owning(self, repository: str, name: str, cancel: Optional[Cancel] = None) -> Iterator[Upload]:
+        """Own a session; raises NotFound, and files.Locked while another request writes."""
         path = self._path(repository, name)
-        with contextlib.ExitStack() as stack:
-            with storage_errors("write %s" % path):
-                try:
-                    fd = files.open_regular(path, os.O_RDWR | os.O_APPEND)
-                    stack.callback(os.close, fd)
-                    files.lock(fd, path, True, pause, BUSY)
-                    ours = os.path.samestat(os.fstat(fd), os.lstat(path))
-                except FileNotFoundError:
-                    ours = False
-            if not ours:  # committed or cancelled
-                raise NotFound("no upload %s in %s" % (name, repository))
-            upload = Upload(self._content, path, fd, self._hashed.pop(path, None))
+        self.size(repository, name)
+        try:
+            upload = Upload(self._content, os.path.basename(path), cancel or Cancel(),
+                            hashed=self._hashed.pop(path, None), create=False, patience=BUSY)
+        except StorageError:
+            self.size(repository, name)  # raises NotFound once it is committed or abandoned
+            raise
+        with upload:
             try:
                 yield upload
             finally:
-                if upload.verifier is not None:
-                    self._hashed[path] = upload.verifier
+                self._hashed[path] = upload.verifier
 
     def sweep(self) -> int:
         """Forget sessions that nobody went on with; how many there are."""

@@ -16,8 +16,8 @@ Mirrors containerd's core/content.  Layout: image-spec image-layout.md.
 import contextlib
 import json
 import os
-import tempfile
-from typing import BinaryIO, Callable, List, Optional, Tuple
+import uuid
+from typing import BinaryIO, Callable, Iterator, List, Optional, Tuple, TypeVar, Union
 
 from .. import files
 from ..cancel import Cancel
@@ -27,6 +27,7 @@ from ..image.strictjson import int_at, parse_json, string_at
 from .compression import BUFFER, pieces
 
 SYNC_EVERY = 64 << 20  # bytes of a partial between two fsyncs
+Self = TypeVar("Self", bound="Ingest")
 
 
 class ContentStore:
@@ -70,8 +71,7 @@ class ContentStore:
     def hash(self, digest: Digest, verifier: Verifier, cancel: Cancel) -> None:
         """Show every byte of a blob to ``verifier``; raises StorageError, Cancelled."""
         with storage_errors("read blob %s" % digest), self.open(digest) as file:
-            for _ in pieces(file, cancel, verifier, BUFFER):
-                pass
+            hash_file(file, verifier, cancel)
 
     def put(self, digest: Digest, data: bytes) -> None:
         """Store a small blob that is held in memory, unless it is there."""
@@ -112,7 +112,17 @@ class ContentStore:
         Raises Cancelled, or StorageError if the owner stands still too long.
         """
         self._prepare(digest)
-        return Ingest(self, digest, size, cancel)
+        return Ingest(self, "%s-%s" % (digest.algorithm, digest.encoded), cancel, digest, size)
+
+    @contextlib.contextmanager
+    def arrival(self, cancel: Cancel) -> Iterator["Ingest"]:
+        """Take in a blob whose digest is learned from its bytes; it is forgotten unless it is committed."""
+        files.make_directory(self.scratch)
+        with Ingest(self, "arrival-%s" % uuid.uuid4(), cancel) as ingest:
+            try:
+                yield ingest
+            finally:
+                ingest.discard()
 
     def _prepare(self, digest: Digest) -> None:
         for directory in (self.scratch, os.path.dirname(self.path(digest))):
@@ -122,46 +132,54 @@ class ContentStore:
 class Ingest:
     """One blob on its way in, owned by one thread; a context manager.
 
-    ``complete`` says that the blob is in the store already; else ``offset``
-    bytes of it are held and hashed, and ``write`` goes on from there.
+    Its partial is ``ingest/NAME``; ``offset`` bytes of it are held and hashed, and
+    ``write`` continues there.  A promised blob that the store has is ``complete`` at
+    once.  Without a promised ``digest`` and ``size`` (bytes) the digest is given to
+    ``commit``, or learned from the bytes.
+
+    ``hashed`` is the hash that ran over the partial, if the caller kept it.
+    ``create`` makes a partial where there is none.  Another owner is waited for
+    while its partial grows, or for ``patience`` seconds in all.
     """
 
-    def __init__(self, content: ContentStore, digest: Digest, size: int, cancel: Cancel) -> None:
+    def __init__(self, content: ContentStore, name: str, cancel: Cancel, digest: Optional[Digest] = None,
+                 size: Optional[int] = None, *, hashed: Optional[Verifier] = None, create: bool = True,
+                 patience: Optional[float] = None) -> None:
         self.digest = digest
         self.size = size
         self.complete = False
-        self.resumed = False  # held bytes that another attempt had written
+        self.resumed = False  # holds bytes of another attempt
+        self.verifier = hashed or Verifier(digest.algorithm if digest else "sha256")
         self._content = content
         self._cancel = cancel
-        self._verifier = Verifier(digest.algorithm)
-        self._path = os.path.join(content.scratch, "%s-%s" % (digest.algorithm, digest.encoded))
+        self._path = os.path.join(content.scratch, name)
         self._fd = -1
         self._synced = 0
         with storage_errors("write %s" % self._path):
             try:
-                self._own()
+                self._own(os.O_RDWR | os.O_CREAT if create else os.O_RDWR, patience)
             except BaseException:
                 self.close()
                 raise
 
     @property
     def offset(self) -> int:
-        return self._verifier.size
+        return self.verifier.size
 
-    def __enter__(self) -> "Ingest":
+    def __enter__(self: Self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
     def write(self, data: Buffer) -> None:
-        """Append what arrived; raises ContentMismatch past the promised size."""
-        if self.offset + len(data) > self.size:
+        """Append bytes; raises ContentMismatch past the promised size."""
+        if self.size is not None and self.offset + len(data) > self.size:
             self.restart()
             raise ContentMismatch("blob %s is longer than %d bytes" % (self.digest, self.size))
         with storage_errors("write %s" % self._path):
             files.write_all(self._fd, memoryview(data))
-            self._verifier.update(data)
+            self.verifier.update(data)
             if self.offset - self._synced >= SYNC_EVERY:
                 self._sync()
                 self._note()
@@ -172,48 +190,63 @@ class Ingest:
         with storage_errors("write %s" % self._path):
             os.ftruncate(self._fd, 0)
             os.lseek(self._fd, 0, os.SEEK_SET)
-            self._verifier = Verifier(self.digest.algorithm)
+            self.verifier = Verifier(self.digest.algorithm if self.digest else "sha256")
             if self._synced:
                 self._synced = 0
                 self._note()
 
-    def verify(self, what: str) -> None:
-        """Compare size and hash; on a mismatch nothing is kept to be resumed.
+    def verify(self, source: str) -> None:
+        """Compare size and hash with what was promised; on a mismatch no byte is kept.
 
         The ContentMismatch may be retried only if some of the bytes came from
         an earlier attempt, which may be the one that was wrong.
         """
+        assert self.digest is not None
         try:
-            self._verifier.verify(self.digest, self.size, what)
+            self.verifier.verify(self.digest, self.offset if self.size is None else self.size, source)
         except ContentMismatch as exc:
             exc.retry = self.resumed
             self.restart()
             raise
 
-    def commit(self) -> None:
-        """Verify the bytes and make them durable, then give them their name."""
+    def commit(self, digest: Optional[Digest] = None) -> Digest:
+        """Verify the bytes, make them durable, and give them their name, which is returned.
+
+        ``digest`` is the promise for a blob that came without one; by default its
+        SHA-256.
+        """
+        self.digest = self.digest or digest or self.verifier.digest
         if self.complete:
-            return
-        self.verify("blob %s" % self.digest)
+            return self.digest
         with storage_errors("store blob %s" % self.digest):
+            if self.verifier.digest.algorithm != self.digest.algorithm:
+                self._hash(self.digest.algorithm)
+            self.verify("upload" if self.size is None else "blob %s" % self.digest)
             self._sync()
             self._content.adopt(self._path, self.digest)
             self.complete = True
-            self._forget_note()
+            self._remove(self._path + ".json")
+        return self.digest
+
+    def discard(self) -> None:
+        """Remove the partial of a blob that nobody will continue."""
+        with storage_errors("delete %s" % self._path):
+            self._remove(self._path, self._path + ".json")
 
     def close(self) -> None:
-        """Leave the partial to whoever comes next."""
+        """Leave the partial to its next owner."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             with storage_errors("write %s" % self._path):
                 os.close(fd)
 
-    def _own(self) -> None:
+    def _own(self, flags: int, patience: Optional[float]) -> None:
         while True:
-            self._fd = files.open_regular(self._path, os.O_RDWR | os.O_CREAT)
+            self._fd = files.open_regular(self._path, flags)
             files.lock(
-                self._fd, self._path, True, self._cancel.pause, self._content.timeout,
-                alive=lambda: os.fstat(self._fd).st_size)
+                self._fd, self._path, True, self._cancel.pause,
+                self._content.timeout if patience is None else patience,
+                alive=lambda: os.fstat(self._fd).st_size if patience is None else 0)
             try:
                 same = os.path.samestat(os.fstat(self._fd), os.lstat(self._path))
             except FileNotFoundError:
@@ -221,32 +254,34 @@ class Ingest:
             if same:
                 break
             self.close()
-        if self._content.has(self.digest, self.size):
+        if self.digest is not None and self.size is not None and self._content.has(self.digest, self.size):
+            self._remove(self._path, self._path + ".json")  # the note of an owner that was killed in commit
             self.complete = True
-            os.unlink(self._path)
-            self._forget_note()  # of one who was killed when the blob had its name
             return
-        keep = self._kept()
-        os.ftruncate(self._fd, keep)
-        self._note()
-        hash_file(self._fd, self._verifier, self._cancel)
-        self.resumed = keep > 0
+        held = self._kept()
+        if not held or held != self.offset:  # not the bytes that the caller has hashed
+            os.ftruncate(self._fd, held)
+            self._note()
+            self._hash(self.verifier.digest.algorithm)
+        os.lseek(self._fd, 0, os.SEEK_END)
+        self.resumed = held > 0
 
-    def _forget_note(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._path + ".json")
+    def _hash(self, algorithm: str) -> None:
+        self.verifier = Verifier(algorithm)
+        os.lseek(self._fd, 0, os.SEEK_SET)
+        hash_file(self._fd, self.verifier, self._cancel)
 
     def _kept(self) -> int:
-        """How many bytes of the partial are as they were written."""
-        held, what = os.fstat(self._fd).st_size, self._path + ".json"
+        """Return how many bytes of the partial are as they were written."""
+        held, path = os.fstat(self._fd).st_size, self._path + ".json"
         try:
-            note = parse_json(files.read_bytes(what, 4096) or b"", what)
-            synced, boot = int_at(note, "length", what), string_at(note, "boot", what)
+            note = parse_json(files.read_bytes(path, 4096) or b"", path)
+            synced, boot = int_at(note, "length", path), string_at(note, "boot", path)
         except InvalidDocument:
             return 0
         if not boot or boot != _boot_id():
             held = min(held, synced)
-        if held > self.size:
+        if self.size is not None and held > self.size:
             return 0
         self._synced = min(held, synced)
         return held
@@ -261,48 +296,20 @@ class Ingest:
         self._synced = self.offset
 
     def _note(self) -> None:
+        """Write down how many bytes outlive a power cut."""
         note = json.dumps({"length": self._synced, "boot": _boot_id()}).encode()
         files.write_atomic(self._path + ".json", note, self._content.scratch, durable=False)
 
-
-class Arrival:
-    """A blob on its way in whose digest nobody has told; a context manager for one thread.
-
-    What is not committed when it ends is forgotten.
-    """
-
-    def __init__(self, content: ContentStore) -> None:
-        self.verifier = Verifier()
-        self._content = content
-        files.make_directory(content.scratch)
-        with storage_errors("write %s" % content.scratch):
-            self._fd, self._path = tempfile.mkstemp(prefix="arrival-", dir=content.scratch)
-
-    def __enter__(self) -> "Arrival":
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        os.close(self._fd)
-        with contextlib.suppress(OSError):
-            os.unlink(self._path)
-
-    def write(self, data: Buffer) -> None:
-        with storage_errors("write %s" % self._path):
-            files.write_all(self._fd, memoryview(data))
-        self.verifier.update(data)
-
-    def commit(self) -> Digest:
-        """Make the bytes durable and give them their name, which is returned."""
-        digest = self.verifier.digest
-        with storage_errors("store blob %s" % digest):
-            os.fsync(self._fd)
-            self._content.adopt(self._path, digest)
-        return digest
+    @staticmethod
+    def _remove(*paths: str) -> None:
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
 
 
-def hash_file(fd: int, verifier: Verifier, cancel: Cancel) -> None:
-    """Show what is left of an open file to ``verifier``; an OSError is the caller's to map."""
-    for _ in pieces(fd, cancel, verifier, BUFFER):
+def hash_file(file: Union[int, BinaryIO], verifier: Verifier, cancel: Cancel) -> None:
+    """Show the rest of an open file to ``verifier``; an OSError is the caller's to map."""
+    for _ in pieces(file, cancel, verifier, BUFFER):
         pass
 
 

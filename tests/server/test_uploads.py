@@ -16,6 +16,7 @@ from tests.kit.images import digest_of
 from minipull import files
 from minipull.server import uploads
 from minipull.store.gc import gc
+from minipull.store import content as store_content
 from minipull.store.content import ContentStore
 from minipull.digest import Digest, Verifier
 from minipull.errors import ContentMismatch, NotFound, PolicyError, RateLimited, StorageError
@@ -49,7 +50,7 @@ def append(sessions: UploadStore, name: str, data: bytes) -> int:
     """Append to a session; what it then holds."""
     with sessions.owning(REPOSITORY, name) as upload:
         upload.write(memoryview(data))
-        return upload.size
+        return upload.offset
 
 
 def commit(sessions: UploadStore, name: str, digest: Digest = DIGEST) -> None:
@@ -102,9 +103,9 @@ def test_bytes_that_are_not_the_digest_leave_nothing(
 def test_bytes_are_hashed_as_they_come_and_not_again(
         content: ContentStore, sessions: UploadStore, monkeypatch: pytest.MonkeyPatch) -> None:
     def read(fd: int, verifier: Verifier, cancel: Cancel) -> None:
-        raise AssertionError("read again")
+        assert os.fstat(fd).st_size == 0, "read again"
 
-    monkeypatch.setattr(uploads, "hash_file", read)
+    monkeypatch.setattr(store_content, "hash_file", read)
     name = sessions.start(REPOSITORY)
     for start in range(0, len(DATA), 5000):
         append(sessions, name, DATA[start:start + 5000])
@@ -207,17 +208,18 @@ def test_who_waited_goes_on_unless_the_session_has_ended(
         first = stack.enter_context(sessions.owning(REPOSITORY, name))
         first.write(memoryview(DATA))
 
-        def pause(seconds: float) -> None:
-            if end is not None:
-                end(first)
-            stack.close()
+        class Meanwhile(Cancel):
+            def pause(self, seconds: float) -> None:
+                if end is not None:
+                    end(first)
+                stack.close()
 
         if end is None:
-            with sessions.owning(REPOSITORY, name, pause) as second:
-                assert second.size == len(DATA)
+            with sessions.owning(REPOSITORY, name, Meanwhile()) as second:
+                assert second.offset == len(DATA)
                 second.commit(DIGEST)
         else:
-            with pytest.raises(NotFound), sessions.owning(REPOSITORY, name, pause):
+            with pytest.raises(NotFound), sessions.owning(REPOSITORY, name, Meanwhile()):
                 pass
     assert_gone(sessions, name)
 
@@ -402,8 +404,10 @@ def upload_all(sessions: UploadStore) -> None:
 
 
 def held(content: ContentStore) -> Iterator[str]:
+    """The ids of the sessions, without their notes and what a kill left of these."""
     for name in os.listdir(content.scratch) if os.path.isdir(content.scratch) else []:
-        yield name[len("upload-"):-len("-0123456789abcdef")]
+        if uploads._SESSION.fullmatch(name):
+            yield name[len("upload-"):-len("-0123456789abcdef")]
 
 
 def crash(root: str) -> None:
@@ -424,6 +428,8 @@ def crash(root: str) -> None:
         upload_all(after)
         assert store.content.digests() == [DIGEST] and list(held(store.content)) == [], k
         assert problems(store) == [], k
+        gc(store, 0)
+        assert os.listdir(store.content.scratch) == [], k
     print(k)
 
 
