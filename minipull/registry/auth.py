@@ -115,10 +115,7 @@ class Authorizer:
         self.refresh_token = ""
 
     def send(self, request: Request) -> Response:
-        """Send a request, and again if the answer is a challenge.
-
-        Raises as Transport.send; Unauthorized or RegistryError without a (new) answer to the challenge.
-        """
+        """Send a request, and again after a challenge; also raises Unauthorized, RegistryError."""
         scopes = tuple(filter(None, (self._scope, request.scope)))
         used = self._authorization(scopes, request.cancel)
         response = self._transport.send(request.with_headers(used))

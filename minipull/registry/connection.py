@@ -257,10 +257,7 @@ class Connection(Exchange):
         """Do nothing: http.client closes its socket before the body has been read."""
 
     def receive(self, view: memoryview) -> Optional[int]:
-        """Read what has arrived; returns its size, None behind the end of the answer.
-
-        Raises Cancelled, NetworkError for a stalled peer or an endless head.
-        """
+        """Read what has arrived; returns its size, None after the answer; raises Cancelled, NetworkError."""
         assert self._socket is not None
         if self.response is not None and self.response.remaining == 0:
             return None

@@ -33,10 +33,7 @@ _HUB_NAMES = ("https://index.docker.io/v1/", "docker.io", "index.docker.io", "re
 
 
 class Source(NamedTuple):
-    """A file, or a ``text`` that messages call ``name``.
-
-    ``flat`` is the form of .dockercfg: the entries without the object around them.
-    """
+    """A file, or a ``text`` that messages call ``name``; ``flat`` is the form of .dockercfg: entries alone."""
     name: str
     text: Optional[str] = None
     flat: bool = False
@@ -67,10 +64,7 @@ class Credentials(Keyring):
         self._asked: Dict[Tuple[str, str], Optional[Credential]] = {}
 
     def get(self, host: str, path: str = "") -> Credential:
-        """The credential for a repository (``path``) at a registry (``host[:port]``).
-
-        Raises StorageError or InvalidDocument for a source that can't be read.
-        """
+        """As Keyring.get; raises StorageError or InvalidDocument for a source that can't be read."""
         host = host.lower()
         if host in self._explicit:
             return self._explicit[host]
@@ -184,10 +178,7 @@ def names_of(host: str) -> Sequence[str]:
 
 
 def host_of(key: str) -> str:
-    """The host of a key that may be a URL, or the rest of one (``host/v1/``).
-
-    ``host/ns`` is returned as it is: not a key for the whole host.
-    """
+    """The host of a key, which may be a URL; ``host/ns`` is returned whole: it is no key for the host."""
     bare = re.sub("^https?://", "", key)
     host, slash, path = bare.partition("/")
     return host.lower() + ("" if bare != key or key.endswith("/") else slash + path)

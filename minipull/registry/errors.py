@@ -36,7 +36,7 @@ CODES = {
 
 
 class ErrorDetail(NamedTuple):
-    """One entry of a registry's error body (distribution-spec, "Error Codes")."""
+    """An entry of a registry's error body (distribution-spec, "Error Codes")."""
     code: str
     message: str
 

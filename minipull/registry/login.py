@@ -43,10 +43,7 @@ def registry(text: str) -> Reference:
 
 
 def login(client: Client, name: Reference, credential: Credential, cancel: Cancel) -> Credential:
-    """Log in to the registry of ``name`` with user name and password; returns the credential to store.
-
-    Raises InvalidReference, Unauthorized, RegistryError, NetworkError, PolicyError.
-    """
+    """Log in to the registry of ``name``; returns the credential to store: the password or a token."""
     try:
         username, password = (text.encode("utf-8", "surrogateescape").decode() for text in credential[:2])
     except UnicodeDecodeError:
@@ -72,9 +69,9 @@ def login(client: Client, name: Reference, credential: Credential, cancel: Cance
 
 
 class Logins:
-    """The credentials in the file at ``path`` and at the helpers that it names.
+    """The credentials in a file and at its helpers; methods raise StorageError, InvalidDocument.
 
-    ``timeout`` is in seconds, for the lock.  Methods raise StorageError, InvalidDocument.
+    ``timeout`` is in seconds, for the lock of the file.
     """
 
     def __init__(self, path: str, helper_environ: Mapping[str, str], timeout: float = 60,

@@ -66,10 +66,7 @@ class Response:
         return ", ".join(dict.fromkeys(self.values(name)))
 
     def readinto(self, view: memoryview) -> int:
-        """Read what has arrived into ``view``; returns the size in bytes, 0 at the end.
-
-        Raises NetworkError.
-        """
+        """Read what has arrived into ``view``; returns its size, 0 at the end; raises NetworkError."""
         with self._conn.errors():
             if self.remaining is None and self._chunked and not self._chunk:
                 self._chunk = self._next_chunk()

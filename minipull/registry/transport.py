@@ -78,10 +78,7 @@ class Transport:
             conn.drop()
 
     def send(self, request: Request) -> Response:
-        """Send a request and return the answer, whatever its status.
-
-        Raises NetworkError, TLSError, PolicyError, RateLimited, Cancelled.
-        """
+        """Send a request and return any answer; raises NetworkError, PolicyError, RateLimited, Cancelled."""
         retries, limits = list(RETRY_DELAYS), list(RATE_LIMIT_DELAYS)
         while True:
             request.cancel.check()

@@ -46,7 +46,7 @@ class V1Image(NamedTuple):
 
 
 class Session:
-    """One repository at an index and its registries, shared by threads.
+    """A repository at an index and its registries, shared by threads.
 
     ``warn`` is called when the protocol is used.  Raises as Transport.send;
     RegistryError for a request that is refused, NotFound, InvalidDocument and
@@ -213,10 +213,7 @@ class Session:
             return parse_value(response.read(_MAX_LIST), "answer of %s" % (self._origin,))
 
     def _send(self, request: Request, action: str, missing: str = "", index: bool = False) -> Response:
-        """Send a request and return the successful answer.
-
-        Raises NotFound with the text ``missing``, or RegistryError that says during which ``action``.
-        """
+        """Return the successful answer; raises NotFound (``missing``), RegistryError (``action``)."""
         response = self._authorized(request, index)
         if response.status in (200, 201, 204, 206):
             return response

@@ -74,10 +74,7 @@ class Repository:
         return self._credentials.get(self.endpoint.host, path)
 
     def ping(self, cancel: Cancel) -> None:
-        """Ask, once, whether the endpoint speaks v2; raises NoSupport if it does not.
-
-        Only where v1 is allowed: elsewhere the first request is for the manifest.
-        """
+        """Ask, once, whether the endpoint speaks v2 (only where v1 is allowed too); raises NoSupport."""
         if not self._pinged:
             request = Request("GET", self.endpoint.url + "/v2/", cancel, follow=False)
             with self._transport.send(request) as response:
@@ -116,10 +113,7 @@ class Repository:
             return None  # the GET that follows has an error with a body
 
     def blob(self, digest: Digest, offset: int, cancel: Cancel) -> Response:
-        """Fetch a blob from ``offset`` (bytes) on; the answer is 206, or 200 with all of it.
-
-        Raises RegistryError; ContentMismatch for another range.
-        """
+        """Fetch a blob from ``offset`` (bytes) on, or with 200 all of it; raises RegistryError."""
         # If-Range is not needed: a blob that has changed fails its digest.
         return _ranged(self._ask("GET", "blobs/" + digest, cancel, headers=_range(offset)), offset)
 
@@ -196,20 +190,14 @@ class Repository:
         return None if mount and response.status == 201 else Upload(self, response)
 
     def put_manifest(self, reference: str, raw: bytes, media_type: str, cancel: Cancel) -> bool:
-        """Store a manifest under a tag or its digest; raises RegistryError.
-
-        Returns whether the registry has listed it among the referrers of its subject.
-        """
+        """Store a manifest by tag or digest; returns whether it is listed as a referrer of its subject."""
         response = self._ask("PUT", "manifests/" + reference, cancel,
                              headers={"Content-Type": media_type}, body=Body.of(raw))
         response.discard()
         return bool(response.header("OCI-Subject"))
 
     def send(self, request: Request) -> Response:
-        """Send a request and return the successful answer; credentials go to the endpoint alone.
-
-        Raises RegistryError for any other answer.
-        """
+        """Return the successful answer, or raise RegistryError; credentials go to the endpoint alone."""
         if Origin.of(request.url) == self._origin:
             response = self._authorizer.send(request)
         else:
@@ -238,10 +226,7 @@ class Upload:
         self._move(response)
 
     def append(self, body: Body, cancel: Cancel, chunk: bool = False) -> None:
-        """Send the next bytes, all that are left or a chunk.
-
-        Raises RegistryError, NetworkError; sync() then learns how much has arrived.
-        """
+        """Send the next bytes, all or a chunk; after an error, sync() learns how many have arrived."""
         headers = dict(_BYTES)
         if body.size is not None and (chunk or self.offset):
             headers["Content-Range"] = "%d-%d" % (self.offset, self.offset + body.size - 1)
