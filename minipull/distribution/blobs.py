@@ -42,23 +42,18 @@ T = TypeVar("T")
 class RemoteBlob:
     """A blob at a registry, read from any offset on; a context manager that closes its body.
 
-    ``source`` opens the blob at an offset (bytes).  ``size`` in bytes may be unknown
-    until it is opened.  ``restart`` forgets every byte that was read, after which the
-    pieces begin again at offset 0; that is done where the registry sends the whole
-    blob instead of its rest, and once where it has no such rest.  Without it the
-    bytes before the offset are skipped.
+    ``source`` opens the blob at an offset (bytes); where the registry sends the whole
+    blob instead of its rest, the bytes before the offset are skipped.  ``size`` in
+    bytes may be unknown until the blob is opened.
     """
 
     def __init__(self, digest: str, size: Optional[int], source: Callable[[int], Response], cancel: Cancel,
-                 restart: Optional[Callable[[], None]] = None, max_breaks: Optional[int] = None,
-                 stuck_delays: Sequence[float] = ()) -> None:
-        self.digest = digest
-        self.size = size
-        self.broke_off = False  # the bytes held may be of two bodies
+                 max_breaks: int = 0, stuck_delays: Sequence[float] = ()) -> None:
+        self.broke_off = False  # so the bytes may be of two bodies
+        self._digest = digest
+        self._size = size
         self._source = source
         self._cancel = cancel
-        self._restart = restart
-        self._restarted = False
         self._response: Optional[Response] = None
         self._position = self._opened_at = 0
         self._breaks = (max_breaks or MAX_BREAKS) + ((size or 0) >> 20)
@@ -69,13 +64,7 @@ class RemoteBlob:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the body that is being read, if any."""
-        response, self._response = self._response, None
-        if response is not None:
-            response.close()
+        self._close()
 
     def pieces(self, offset: int, size: Optional[int] = None) -> Iterator[memoryview]:
         """Yield ``size`` bytes from ``offset`` on, or all to the end, each piece as it arrives.
@@ -84,21 +73,17 @@ class RemoteBlob:
         ``source`` raises.  Nothing is verified.
         """
         if offset != self._position:
-            self.close()
+            self._close()
             self._position = offset
-        view = memoryview(bytearray(BUFFER if self.size is None else min(BUFFER, self.size + 1)))
+        view = memoryview(bytearray(BUFFER if self._size is None else min(BUFFER, self._size + 1)))
         while True:
-            end = self.size if size is None else offset + size  # perhaps known since the blob was opened
-            if end is not None and self._position >= end:
+            end = self._size if size is None else offset + size  # perhaps known since the blob was opened
+            if self._position == end:
                 return
             try:
                 count = self._read(view if end is None else view[:end - self._position])
             except NetworkError:
                 if not self._may_continue():
-                    raise
-                continue
-            except (ContentMismatch, RegistryError) as exc:
-                if not self._may_restart(exc):
                     raise
                 continue
             if not count:
@@ -110,25 +95,22 @@ class RemoteBlob:
         """Read what has arrived; 0 only at the end of a blob of unknown size."""
         response = self._response or self._open()
         count = response.readinto(view)
-        if not count and self.size is not None:
+        if not count and self._size is not None:
             raise NetworkError("%s ended the body early" % (response.origin,))
-        if self._position + count == self.size and response.remaining is None:
+        if self._position + count == self._size and response.remaining is None:
             with contextlib.suppress(NetworkError):
                 if response.readinto(memoryview(bytearray(1))):
-                    raise ContentMismatch("blob %s is longer than %d bytes" % (self.digest, self.size))
+                    raise ContentMismatch("blob %s is longer than %d bytes" % (self._digest, self._size))
         return count
 
     def _open(self) -> Response:
-        """Open the blob at our position, or at its start if the registry gives all or nothing."""
         self._opened_at = self._position
         response = self._response = self._source(self._position)
         start = self._position if response.status == 206 else 0
-        if self._position > start and self._restart is not None:
-            self._forget(self._restart)
-        if self.size is None and response.remaining is not None:
-            self.size = start + response.remaining
-        if self.size is not None and response.remaining not in (None, self.size - start):
-            raise ContentMismatch("blob %s: size is not %d as promised" % (self.digest, self.size))
+        if self._size is None and response.remaining is not None:
+            self._size = start + response.remaining
+        if self._size is not None and response.remaining not in (None, self._size - start):
+            raise ContentMismatch("blob %s: size is not %d as promised" % (self._digest, self._size))
         skipped = memoryview(bytearray(min(BUFFER, self._position - start + 1)))
         while start < self._position:
             count = response.readinto(skipped[:self._position - start])
@@ -140,29 +122,20 @@ class RemoteBlob:
     def _may_continue(self) -> bool:
         """Pause as long as is due after a break; False if it was one too many."""
         opened, moved = self._response is not None, self._position > self._opened_at
-        self.close()
+        self._close()
+        self.broke_off = True
         self._breaks -= 1
         self._stuck = 0 if moved else self._stuck + 1
-        # A body that could not even be opened was tried again below, by the transport.
+        # The transport has already tried again to open a body.
         if not self._breaks or self._stuck and not opened or self._stuck > len(self._stuck_delays):
             return False
         self._cancel.pause(self._stuck_delays[self._stuck - 1] if self._stuck else 0)
-        self.broke_off = True
         return True
 
-    def _may_restart(self, error: Union[ContentMismatch, RegistryError]) -> bool:
-        """Forget the bytes held if the registry has no rest that fits them; False unless that may help."""
-        if self._restart is None or isinstance(error, RegistryError) and error.status != 416:
-            return False
-        self.close()
-        helps = self._position > 0 and not self._restarted
-        self._restarted = True
-        self._forget(self._restart)
-        return helps
-
-    def _forget(self, restart: Callable[[], None]) -> None:
-        restart()
-        self._position, self.broke_off = 0, False
+    def _close(self) -> None:
+        response, self._response = self._response, None
+        if response is not None:
+            response.close()
 
 
 def fetch_blob(store: Store, blob: Descriptor, subject: str, cancel: Cancel,
@@ -177,11 +150,20 @@ def fetch_blob(store: Store, blob: Descriptor, subject: str, cancel: Cancel,
         if ingest.complete:
             return
         meter = Meter(output, blob.digest.short, "Downloading", blob.size)
-        with RemoteBlob(blob.digest, blob.size, source, cancel, ingest.restart,
-                        stuck_delays=READ_DELAYS) as remote:
-            for piece in remote.pieces(ingest.offset):
-                ingest.write(piece)
-                meter.move(ingest.offset)
+        with RemoteBlob(blob.digest, blob.size, source, cancel, stuck_delays=READ_DELAYS) as remote:
+            for last in (False, True):
+                try:
+                    for piece in remote.pieces(ingest.offset):
+                        ingest.write(piece)
+                        meter.move(ingest.offset)
+                    break
+                except (ContentMismatch, RegistryError) as exc:
+                    # A rest that does not fit the bytes held, or none: the whole blob then, but once.
+                    misfit = isinstance(exc, ContentMismatch) or exc.status == 416
+                    if last or not misfit or not ingest.offset:
+                        raise
+                    ingest.restart()
+                    remote.broke_off = False
         ingest.resumed = ingest.resumed or remote.broke_off
         output(Progress(id=blob.digest.short, action="Verifying Checksum"))
         ingest.verify(subject)
