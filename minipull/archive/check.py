@@ -5,7 +5,7 @@ from typing import List, Optional
 
 from ..cancel import Cancel
 from ..errors import Error
-from ..store.check import Problem, check
+from ..store.check import Problem, check_images
 from ..store.references import image_of
 from .reader import opened
 
@@ -16,7 +16,7 @@ def check_archive(path: str, cancel: Cancel, zstd: Optional[str] = None) -> List
         with opened(path, cancel, zstd) as archive:
             tops = [top for _, top in map(image_of, archive.references.descriptors())]
             return [problem._replace(path=os.path.join(path, problem.path))
-                    for problem in check(archive, cancel, tops)]
+                    for problem in check_images(archive, tops, cancel)]
     except Error as exc:
         cancel.check()
         return [Problem(path, "archive", str(exc))]

@@ -29,8 +29,9 @@ from ..image.manifest import Manifest, is_runnable
 from ..progress import Meter, Output, Progress, discard, serialized
 from ..reference import Reference
 from ..store.references import Association, image_of
-from ..store.store import MAX_CONFIG, Store
-from .reader import Archive, opened
+from ..store.source import MAX_CONFIG, ImageSource
+from ..store.store import Store
+from .reader import opened
 
 UNNAMED = Reference("localhost", "loaded")  # with its digest, what came without a name
 
@@ -66,7 +67,7 @@ def load(file: Union[str, BinaryIO], store: Store, *, progress: Output = discard
         raise exc.within("load %s" % file if isinstance(file, str) else "load") from exc
 
 
-def _take(archive: "Archive", tops: Sequence[Descriptor], store: Store, output: Output,
+def _take(archive: ImageSource, tops: Sequence[Descriptor], store: Store, output: Output,
           cancel: Cancel) -> None:
     """Have all of some images in a store, every layer what its config says."""
     blobs: Dict[Digest, Descriptor] = {}

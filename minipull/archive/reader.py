@@ -23,10 +23,10 @@ from ..image.tar import BLOCK, FILE, LINK, SYMLINK, Reader
 from ..parts import part
 from ..reference import Reference
 from ..store.compression import BUFFER, decompressed, is_compressed, pieces
-from ..store.content import ContentStore
-from ..store.layer import LayerStore
-from ..store.references import REF_NAME, ReferenceStore, check_name, named
-from ..store.store import MAX_CONFIG, Store, host_platform
+from ..store.content import BlobSource
+from ..store.layer import LayerSource
+from ..store.references import REF_NAME, Names, check_name, named
+from ..store.source import MAX_CONFIG, ImageSource, host_platform
 
 MAX_MEMBERS = 100000
 MAX_HOPS = 8  # links on the way to one member
@@ -64,14 +64,14 @@ def opened(file: Union[str, BinaryIO], cancel: Cancel, zstd: Optional[str] = Non
         yield Archive(path, file, cancel, zstd)
 
 
-class Archive(Store):
+class Archive(ImageSource):
     """The images of a tar; see opened()."""
 
     def __init__(self, path: str, file: BinaryIO, cancel: Cancel, zstd: Optional[str]) -> None:
-        super().__init__(path, zstd=zstd)
+        self.root = os.path.abspath(path)
         self.content = self._members = _Members(self.root, file)
-        self.layers = LayerStore(self.root, self._members, zstd)
-        self.references = self._names = _Names(self.root, self.root)
+        self.layers = LayerSource(self._members, zstd)
+        self.references = self._names = _Names()
         self._cancel = cancel
         self._room = MAX_DOCUMENTS
         self._by_config: Dict[Digest, Descriptor] = {}  # what the layout has
@@ -87,9 +87,6 @@ class Archive(Store):
                 raise InvalidDocument(text)
         if not self._names.entries:
             raise InvalidDocument("there is no image in it: no index.json, manifest.json or repositories")
-
-    def document(self, descriptor: Descriptor) -> manifest.Document:
-        return manifest.parse(self.content.read(descriptor.digest, MAX_MANIFEST), descriptor.media_type)
 
     def _read(self, name: str, limit: int = MAX_MANIFEST) -> bytes:
         data = self._members.part(name, min(limit, self._room)).read()
@@ -205,11 +202,10 @@ class Archive(Store):
         return self._known[name, diff_id]
 
 
-class _Names(ReferenceStore):
+class _Names(Names):
     """The images of an archive, as the entries of an index."""
 
-    def __init__(self, root: str, scratch: str) -> None:
-        super().__init__(root, scratch)
+    def __init__(self) -> None:
         self.entries: Dict[str, Dict[str, Any]] = {}  # by name, or else digest
 
     def add(self, name: Optional[Reference], top: Descriptor, label: str = "") -> None:
@@ -223,11 +219,11 @@ class _Names(ReferenceStore):
         return list(self.entries.values())
 
 
-class _Members(ContentStore):
+class _Members(BlobSource):
     """The members of a tar, and the blobs among them."""
 
     def __init__(self, root: str, file: BinaryIO) -> None:
-        super().__init__(root)
+        self.root = root
         self.called: Dict[Digest, str] = {}  # blobs that are not where a layout has them
         self._made: Dict[Digest, bytes] = {}  # those that are no members
         self._file = file

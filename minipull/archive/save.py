@@ -28,10 +28,10 @@ from ..progress import Meter, Output, Progress, discard, serialized
 from ..reference import Reference
 from ..store.compression import BUFFER, pieces
 from ..store.references import IMAGE_NAME, LAYOUT, REF_NAME, Named
-from ..store.store import Store, host_platform
+from ..store.source import ImageSource, host_platform
 
 
-def save(refs: Sequence[Union[str, Reference]], store: Store, file: Union[str, BinaryIO], *,
+def save(refs: Sequence[Union[str, Reference]], store: ImageSource, file: Union[str, BinaryIO], *,
          platform: Union[str, Platform, None] = None, progress: Output = discard,
          cancel: Optional[Cancel] = None) -> None:
     """Write stored images to an archive; ``file`` is a path or an open file.
@@ -48,7 +48,7 @@ def save(refs: Sequence[Union[str, Reference]], store: Store, file: Union[str, B
             file.write(piece)
 
 
-def saved(refs: Sequence[Union[str, Reference]], store: Store, platform: Union[str, Platform, None],
+def saved(refs: Sequence[Union[str, Reference]], store: ImageSource, platform: Union[str, Platform, None],
           output: Output, cancel: Cancel) -> Iterator[Buffer]:
     """What save() writes, piece by piece."""
     wanted = Platform.parse(platform, host_platform()) if isinstance(platform, str) else platform
@@ -63,7 +63,7 @@ def saved(refs: Sequence[Union[str, Reference]], store: Store, platform: Union[s
         yield from packed(store, images, wanted or host_platform(), output, cancel)
 
 
-def _meant(ref: Union[str, Reference], store: Store) -> List[Named]:
+def _meant(ref: Union[str, Reference], store: ImageSource) -> List[Named]:
     """A name, all tags of one, or without a name what an image ID stands for; raises NotFound."""
     with contextlib.suppress(InvalidReference):
         name = ref if isinstance(ref, Reference) else Reference.parse(ref)
@@ -75,7 +75,7 @@ def _meant(ref: Union[str, Reference], store: Store) -> List[Named]:
     return [(None, store.image(ref).descriptor)]
 
 
-def packed(store: Store, images: Sequence[Named], platform: Platform, output: Output,
+def packed(store: ImageSource, images: Sequence[Named], platform: Platform, output: Output,
            cancel: Cancel) -> Iterator[Buffer]:
     """The archive of some images of a store; docker's part of it has those for ``platform``."""
     blobs: Dict[Digest, int] = {}

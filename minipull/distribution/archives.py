@@ -16,7 +16,7 @@ from ..progress import Output
 from ..reference import Reference
 from ..registry.request import PIECE, Body
 from ..store.references import Named, named
-from ..store.store import host_platform
+from ..store.source import host_platform
 from ..xfer.transfer import Transfer
 from .ends import End, LayoutEnd, Source
 from .places import Place
@@ -27,7 +27,7 @@ class ArchiveEnd(LayoutEnd):
 
     def __init__(self, place: Place, archive: Archive) -> None:
         super().__init__(place, None)
-        self.store = archive
+        self.source = archive
 
     def _label(self, tag: str) -> str:
         exact = not tag or tag in [label for label, _ in self.images()]
@@ -35,7 +35,7 @@ class ArchiveEnd(LayoutEnd):
 
     @contextlib.contextmanager
     def reading(self, blob: Descriptor, cancel: Cancel) -> Iterator[Source]:
-        with self.store.content.open(blob.digest) as file:
+        with self.source.content.open(blob.digest) as file:
 
             def part(offset: int, size: int) -> Iterator[Buffer]:
                 file.seek(offset)

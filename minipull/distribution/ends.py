@@ -23,6 +23,7 @@ from ..registry.response import Response
 from ..registry.url import Origin
 from ..registry.v2 import Received, Repository
 from ..store.references import REF_NAME, named
+from ..store.source import ImageSource
 from ..store.store import Store, damaged
 from ..xfer.transfer import Transfer
 from .blobs import SMALL, RemoteBlob, fetch_blob, persist, send_blob
@@ -179,29 +180,30 @@ class LayoutEnd(End):
         if in_store and store is None:
             raise InvalidReference("no store is given for %s" % (place,))
         self.store = store if in_store and store else Store(place.folder)
+        self.source: ImageSource = self.store  # of every blob and name that is read
         self._base = place.name if in_store else None
         self._referrers: Optional[Dict[Digest, List[Descriptor]]] = None  # by subject
 
     def __str__(self) -> str:
-        return self.store.root
+        return self.source.root
 
     def get(self, reference: str, cancel: Cancel) -> Received:
         digest, media_type = reference, ""
         if not isinstance(digest, Digest):
             descriptor = self._find(reference)
             digest, media_type = descriptor.digest, descriptor.media_type
-        if self.store.content.size(digest) is None:
-            raise NotFound("%s: manifest %s is not there" % (self.store.root, digest))
-        return Received(self.store.content.read(digest, MAX_MANIFEST), media_type, digest)
+        if self.source.content.size(digest) is None:
+            raise NotFound("%s: manifest %s is not there" % (self.source.root, digest))
+        return Received(self.source.content.read(digest, MAX_MANIFEST), media_type, digest)
 
     def _find(self, tag: str) -> Descriptor:
-        entries = self.store.references.descriptors()
+        entries = self.source.references.descriptors()
         label = self._label(tag)
         matching = [entry for entry in entries if named(entry) == label or not label and len(entries) == 1]
         if not matching:
             names = ", ".join(sorted(filter(None, map(named, entries)))[:20])
             raise NotFound("%s: no image %s; there is %s" % (
-                self.store.root, label or "without a name", names or "none with one"))
+                self.source.root, label or "without a name", names or "none with one"))
         with damaged():
             return Descriptor.from_json(matching[0], "index.json")
 
@@ -210,7 +212,7 @@ class LayoutEnd(End):
 
     def images(self) -> List[Tuple[str, Digest]]:
         """List the label, which may be empty, and the digest of every image with an entry."""
-        return [(named(entry), Digest(entry["digest"])) for entry in self.store.references.descriptors()]
+        return [(named(entry), Digest(entry["digest"])) for entry in self.source.references.descriptors()]
 
     def put(self, document: Document, cancel: Cancel) -> bool:
         self.store.content.put(document.digest, document.raw)
@@ -236,26 +238,26 @@ class LayoutEnd(End):
         # Only manifests with an entry of their own, as a push to serve makes them, are found.
         if self._referrers is None:
             self._referrers = {}
-            for entry in self.store.references.descriptors():
+            for entry in self.source.references.descriptors():
                 cancel.check()
                 with contextlib.suppress(Error):
                     item = Descriptor.from_json(entry, "index.json")
-                    document = self.store.document(item)
+                    document = self.source.document(item)
                     if document.subject is not None:
                         self._referrers.setdefault(document.subject.digest, []).append(
                             manifest.listed(document)._replace(digest=item.digest))
         return self._referrers.get(digest)
 
     def has(self, blob: Descriptor, cancel: Cancel) -> bool:
-        return self.store.content.has(blob.digest, blob.size)
+        return self.source.content.has(blob.digest, blob.size)
 
     @contextlib.contextmanager
     def reading(self, blob: Descriptor, cancel: Cancel) -> Iterator[Source]:
-        with self.store.content.open(blob.digest) as file:
+        with self.source.content.open(blob.digest) as file:
             yield lambda offset, size: FileBody(file, offset, size)
 
     def fetch(self, blob: Descriptor, store: Store, transfer: Transfer) -> None:
-        store.content.copy(self.store.content, blob.digest, blob.size, transfer.cancel)
+        store.content.copy(self.source.content, blob.digest, blob.size, transfer.cancel)
 
     def receive(self, blob: Descriptor, source: End, transfer: Transfer) -> str:
         source.fetch(blob, self.store, transfer)

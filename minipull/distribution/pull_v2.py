@@ -44,7 +44,8 @@ from ..registry.v2 import Received, Repository
 from ..store.layer import Diff, Layer
 from ..store.metadata import V2Metadata
 from ..store.references import Association
-from ..store.store import MAX_CONFIG, MAX_DEPTH, Store
+from ..store.source import MAX_CONFIG, MAX_DEPTH
+from ..store.store import Store
 from ..xfer.download import DownloadDescriptor, LayerDownloadManager
 from ..xfer.transfer import Transfer
 from .blobs import fetch_blob, persist

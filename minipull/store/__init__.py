@@ -8,6 +8,7 @@ The modules in reading order:
     layer          one record a ChainID
     references     index.json: names to manifests
     metadata       which blob is which layer, and where it was seen
+    source         what is read alike from a store and from an archive
     store          all of these under one root
     gc             remove what no name needs
     check          is every byte what its name says?

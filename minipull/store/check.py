@@ -14,7 +14,7 @@ import concurrent.futures
 import contextlib
 import json
 import os
-from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from .. import files
 from ..cancel import Cancel
@@ -28,7 +28,8 @@ from .content import listing
 from .layer import parse_layer
 from .metadata import parse_metadata
 from .references import IMAGE_NAME, LAYOUT, REF_NAME, SOURCE_DIGEST, association, parse_index
-from .store import MAX_CONFIG, Store
+from .source import MAX_CONFIG, ImageSource
+from .store import Store
 
 UNVERIFIED = "unverified"  # the one kind that is no damage
 _MAX_FILE = 64 << 20  # bytes; of what is no blob
@@ -45,32 +46,39 @@ class Problem(NamedTuple):
 
 def check(store: Store, cancel: Optional[Cancel] = None,
           names: Sequence[Descriptor] = ()) -> List[Problem]:
-    """Every problem of a store, or of what ``names`` need; raises Cancelled."""
-    checker = _Checker(store, cancel or Cancel())
+    """Return every problem of a store, or of what ``names`` need; raises Cancelled."""
+    if names:
+        return check_images(store, names, cancel or Cancel())
     with store.reading(cancel):
-        checker.run(names)
-    return sorted(set(checker.problems))
+        return _StoreChecker(store, cancel or Cancel()).run()
+
+
+def check_images(source: ImageSource, tops: Sequence[Descriptor], cancel: Cancel) -> List[Problem]:
+    """Return every problem of some images of a store or an archive; raises Cancelled."""
+    with source.reading(cancel):
+        checker = _Checker(source, cancel)
+        needed = checker.needed(tops)
+        return checker.compared(sorted(
+            digest for digest in needed if source.content.size(digest) is not None))
 
 
 class _Checker:
-    def __init__(self, store: Store, cancel: Cancel) -> None:
+    """Checks images: their documents, and that each layer is what its config says."""
+
+    def __init__(self, source: ImageSource, cancel: Cancel) -> None:
         self.problems: List[Problem] = []
-        self._store = store
-        self._content = store.content
+        self._source = source
+        self._content = source.content
         self._cancel = cancel
         # What is said of a blob: that it is this layer, by which kind of file, which.
         self._claims: Dict[Digest, List[Tuple[DiffID, str, str]]] = {}
 
-    def run(self, names: Sequence[Descriptor]) -> None:
-        tops = names or self._index()
-        needed = {digest for top in tops for digest in self._image(top)}
-        if not names:
-            self._layout()
-            self._records()
-            self._metadata()
-            self._strays()
-        digests = self._content.digests() if not names else sorted(
-            digest for digest in needed if self._content.size(digest) is not None)
+    def needed(self, tops: Sequence[Descriptor]) -> Set[Digest]:
+        """Check the documents of some images; return the digest of every blob that they need."""
+        return {digest for top in tops for digest in self._image(top)}
+
+    def compared(self, digests: Sequence[Digest]) -> List[Problem]:
+        """Hash these blobs, compare them with all claims, and return every problem."""
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             found = dict(zip(digests, pool.map(self._blob, digests)))
         for digest, claims in self._claims.items():
@@ -78,9 +86,10 @@ class _Checker:
             for said, kind, path in claims:
                 if diff_id is not None and said != diff_id:
                     self._report(path, kind, "blob %s is layer %s, not %s" % (digest, diff_id, said))
+        return sorted(set(self.problems))
 
     def _report(self, path: str, kind: str, detail: object) -> None:
-        relative = os.path.relpath(path, self._store.root)
+        relative = os.path.relpath(path, self._source.root)
         self.problems.append(Problem(relative, kind, " ".join(str(detail).split())))
 
     @contextlib.contextmanager
@@ -95,6 +104,64 @@ class _Checker:
 
     def _claim(self, blob: Digest, diff_id: DiffID, kind: str, path: str) -> None:
         self._claims.setdefault(blob, []).append((diff_id, kind, path))
+
+    def _image(self, top: Descriptor) -> Iterator[Digest]:
+        """What an image needs; notes what its configs say of its layers."""
+        with self._blaming(self._content.path(top.digest), "image"):
+            for item, document in self._source.walk(top):
+                yield item.digest
+                path, size = self._content.path(item.digest), self._content.size(item.digest)
+                if size is None and is_foreign(item.media_type):
+                    self._report(path, UNVERIFIED, "foreign layer is not stored")
+                elif size is None:
+                    self._report(path, "missing", "needed by %s" % top.digest)
+                elif size != item.size:
+                    self._report(path, "size", "expected %d bytes" % item.size)
+                if isinstance(document, Manifest) and is_runnable(document):
+                    self._config(document)
+
+    def _config(self, document: Manifest) -> None:
+        path = self._content.path(document.config.digest)
+        with self._blaming(path, "config"):
+            config = ImageConfig.parse(self._content.read(document.config.digest, MAX_CONFIG))
+            if len(config.diff_ids) != len(document.layers):
+                raise StorageError("config has %d layers, manifest %s has %d" % (
+                    len(config.diff_ids), document.digest, len(document.layers)))
+            for layer, diff_id in zip(document.layers, config.diff_ids):
+                self._claim(layer.digest, diff_id, "config", path)
+
+    def _blob(self, digest: Digest) -> Optional[DiffID]:
+        """Hash one blob; the DiffID of its tar stream if it is said to be a layer."""
+        path, found = self._content.path(digest), None
+        with self._blaming(path, "blob"):
+            raw, diff_id = Verifier(digest.algorithm), None
+            if digest in self._claims:
+                try:
+                    diff_id = self._source.layers.diff(digest, self._cancel, raw).diff_id
+                except Unsupported as exc:
+                    self._report(path, UNVERIFIED, exc)
+            if diff_id is None:
+                raw = Verifier(digest.algorithm)
+                self._content.hash(digest, raw, self._cancel)
+            raw.verify(digest, raw.size, "blob")
+            found = diff_id
+        return found
+
+
+class _StoreChecker(_Checker):
+    """Checks all of a store: its index, its records and every blob besides."""
+
+    def __init__(self, store: Store, cancel: Cancel) -> None:
+        super().__init__(store, cancel)
+        self._store = store
+
+    def run(self) -> List[Problem]:
+        self.needed(self._index())
+        self._layout()
+        self._records()
+        self._metadata()
+        self._strays()
+        return self.compared(self._store.content.digests())
 
     def _layout(self) -> None:
         path = os.path.join(self._store.root, "oci-layout")
@@ -137,31 +204,6 @@ class _Checker:
             raise StorageError("%s has an unknown mediaType" % top.digest)
         return top
 
-    def _image(self, top: Descriptor) -> Iterator[Digest]:
-        """What an image needs; notes what its configs say of its layers."""
-        with self._blaming(self._content.path(top.digest), "image"):
-            for item, document in self._store.walk(top):
-                yield item.digest
-                path, size = self._content.path(item.digest), self._content.size(item.digest)
-                if size is None and is_foreign(item.media_type):
-                    self._report(path, UNVERIFIED, "foreign layer is not stored")
-                elif size is None:
-                    self._report(path, "missing", "needed by %s" % top.digest)
-                elif size != item.size:
-                    self._report(path, "size", "expected %d bytes" % item.size)
-                if isinstance(document, Manifest) and is_runnable(document):
-                    self._config(document)
-
-    def _config(self, document: Manifest) -> None:
-        path = self._content.path(document.config.digest)
-        with self._blaming(path, "config"):
-            config = ImageConfig.parse(self._content.read(document.config.digest, MAX_CONFIG))
-            if len(config.diff_ids) != len(document.layers):
-                raise StorageError("config has %d layers, manifest %s has %d" % (
-                    len(config.diff_ids), document.digest, len(document.layers)))
-            for layer, diff_id in zip(document.layers, config.diff_ids):
-                self._claim(layer.digest, diff_id, "config", path)
-
     def _records(self) -> None:
         for chain_id, path in listing(self._store.layers.root):
             with self._blaming(path, "record"):
@@ -189,20 +231,3 @@ class _Checker:
         found = {os.path.join(folder, name) for folder, _, names in os.walk(blobs) for name in names}
         for path in found.difference(path for _, path in listing(blobs)):
             self._report(path, "stray", "no digest for a name")
-
-    def _blob(self, digest: Digest) -> Optional[DiffID]:
-        """Hash one blob; the DiffID of its tar stream if it is said to be a layer."""
-        path, found = self._content.path(digest), None
-        with self._blaming(path, "blob"):
-            raw, diff_id = Verifier(digest.algorithm), None
-            if digest in self._claims:
-                try:
-                    diff_id = self._store.layers.diff(digest, self._cancel, raw).diff_id
-                except Unsupported as exc:
-                    self._report(path, UNVERIFIED, exc)
-            if diff_id is None:
-                raw = Verifier(digest.algorithm)
-                self._content.hash(digest, raw, self._cancel)
-            raw.verify(digest, raw.size, "blob")
-            found = diff_id
-        return found

@@ -13,6 +13,7 @@ file with the path, then looks for the blob, and only then changes anything.
 
 Mirrors containerd's core/content.  Layout: image-spec image-layout.md.
 """
+import abc
 import contextlib
 import json
 import os
@@ -30,7 +31,35 @@ SYNC_EVERY = 64 << 20  # bytes of a partial between two fsyncs
 Self = TypeVar("Self", bound="Ingest")
 
 
-class ContentStore:
+class BlobSource(abc.ABC):
+    """Blobs to be read, by digest: those of a store or of an archive."""
+
+    @abc.abstractmethod
+    def path(self, digest: Digest) -> str:
+        """Return the path of a blob, or of its member in the archive, for messages."""
+
+    @abc.abstractmethod
+    def size(self, digest: Digest) -> Optional[int]:
+        """Return the size of a blob in bytes, or None."""
+
+    @abc.abstractmethod
+    def open(self, digest: Digest) -> BinaryIO:
+        """Open a blob without a buffer; nothing is verified.  Raises StorageError, InvalidDocument."""
+
+    @abc.abstractmethod
+    def read(self, digest: Digest, limit: int) -> bytes:
+        """Read and verify a small blob; raises an Error if it is missing, corrupt or past ``limit`` bytes."""
+
+    def has(self, digest: Digest, size: int) -> bool:
+        return self.size(digest) == size
+
+    def hash(self, digest: Digest, verifier: Verifier, cancel: Cancel) -> None:
+        """Show every byte of a blob to ``verifier``; raises StorageError, Cancelled."""
+        with storage_errors("read blob %s" % digest), self.open(digest) as file:
+            hash_file(file, verifier, cancel)
+
+
+class ContentStore(BlobSource):
     """Blobs of one root; creates nothing until written to.
 
     ``timeout`` (seconds) is how long another owner of a partial may stand still.
@@ -51,9 +80,6 @@ class ContentStore:
         except OSError:
             return None
 
-    def has(self, digest: Digest, size: int) -> bool:
-        return self.size(digest) == size
-
     def open(self, digest: Digest) -> BinaryIO:
         """The unbuffered file of a blob, not verified; raises StorageError."""
         with storage_errors("open blob %s" % digest):
@@ -68,11 +94,6 @@ class ContentStore:
             raise corrupt(digest)
         return data
 
-    def hash(self, digest: Digest, verifier: Verifier, cancel: Cancel) -> None:
-        """Show every byte of a blob to ``verifier``; raises StorageError, Cancelled."""
-        with storage_errors("read blob %s" % digest), self.open(digest) as file:
-            hash_file(file, verifier, cancel)
-
     def put(self, digest: Digest, data: bytes) -> None:
         """Store a small blob that is held in memory, unless it is there."""
         if Digest.of(data, digest.algorithm) != digest:
@@ -83,7 +104,7 @@ class ContentStore:
         self._prepare(digest)
         files.write_atomic(self.path(digest), data, self.scratch)
 
-    def copy(self, source: "ContentStore", digest: Digest, size: int, cancel: Cancel,
+    def copy(self, source: BlobSource, digest: Digest, size: int, cancel: Cancel,
              advance: Callable[[int], None] = lambda count: None) -> None:
         """Take a blob of another store, verified; raises ContentMismatch, StorageError, Cancelled."""
         with source.open(digest) as file, self.ingest(digest, size, cancel) as ingest:

@@ -19,7 +19,7 @@ from ..errors import Error, InvalidDocument
 from ..image.descriptor import Descriptor
 from ..image.strictjson import compact, digest_at, int_at, objects_at, parse_json
 from .compression import decompressed
-from .content import ContentStore
+from .content import BlobSource
 
 
 class Diff(NamedTuple):
@@ -40,22 +40,12 @@ class Layer(NamedTuple):
     blobs: Tuple[Tuple[Digest, int], ...]
 
 
-class LayerStore:
-    """Layer records of one root.  ``zstd`` is the path of that program, if any."""
+class LayerSource:
+    """The layers among some blobs.  ``zstd`` is the path of that program, if any."""
 
-    def __init__(self, root: str, content: ContentStore, zstd: Optional[str] = None) -> None:
-        self.root = root
+    def __init__(self, content: BlobSource, zstd: Optional[str] = None) -> None:
         self._content = content
         self.zstd = zstd
-
-    def path(self, chain_id: ChainID) -> str:
-        return os.path.join(self.root, chain_id.algorithm, chain_id.encoded)
-
-    def get(self, chain_id: ChainID) -> Optional[Layer]:
-        """The record of a layer, or None if there is none that is sound."""
-        with contextlib.suppress(Error):
-            return parse_layer(chain_id, files.read_bytes(self.path(chain_id), 1 << 20) or b"")
-        return None
 
     def diff(self, blob: Digest, cancel: Cancel, raw: Optional[Verifier] = None,
              advance: Callable[[int], None] = lambda count: None) -> Diff:
@@ -73,6 +63,24 @@ class LayerStore:
                 advance(file.tell() - position)
                 position = file.tell()
         return Diff(DiffID(verifier.digest))
+
+
+class LayerStore(LayerSource):
+    """Layer records of one root.  ``scratch`` is the directory for unfinished files."""
+
+    def __init__(self, root: str, scratch: str, content: BlobSource, zstd: Optional[str] = None) -> None:
+        super().__init__(content, zstd)
+        self.root = root
+        self._scratch = scratch
+
+    def path(self, chain_id: ChainID) -> str:
+        return os.path.join(self.root, chain_id.algorithm, chain_id.encoded)
+
+    def get(self, chain_id: ChainID) -> Optional[Layer]:
+        """The record of a layer, or None if there is none that is sound."""
+        with contextlib.suppress(Error):
+            return parse_layer(chain_id, files.read_bytes(self.path(chain_id), 1 << 20) or b"")
+        return None
 
     def register(self, parent: Optional[ChainID], diff: Diff, blob: Optional[Descriptor]) -> Layer:
         """Record that ``blob`` carries ``diff`` on top of ``parent``.
@@ -101,7 +109,7 @@ class LayerStore:
             "blobs": [{"digest": digest, "size": size} for digest, size in layer.blobs]}
         # Without blanks, every byte tells something: check sees each one that flips.
         data = compact(record)
-        files.write_atomic(path, data, self._content.scratch, durable=False)
+        files.write_atomic(path, data, self._scratch, durable=False)
 
 
 def parse_layer(chain_id: ChainID, data: bytes) -> Layer:

@@ -8,6 +8,7 @@ wrote is kept.
 
 Mirrors moby's reference/store.go.  Format: image-spec image-layout.md.
 """
+import abc
 import contextlib
 import os
 import time
@@ -42,7 +43,23 @@ class Association(NamedTuple):
         return self.descriptor._replace(platform=None, annotations=notes).to_json()
 
 
-class ReferenceStore:
+class Names(abc.ABC):
+    """The names of some images, to be read."""
+
+    @abc.abstractmethod
+    def descriptors(self) -> List[Dict[str, Any]]:
+        """Return every entry of the index as it stands; raises StorageError."""
+
+    def all(self) -> List[Association]:
+        """Every name, sorted."""
+        found = (association(entry) for entry in self.descriptors())
+        return sorted((item for item in found if item), key=lambda item: str(item.name))
+
+    def get(self, name: Reference) -> Optional[Association]:
+        return next((item for item in self.all() if item.name == name), None)
+
+
+class ReferenceStore(Names):
     """The names of one root; ``timeout`` (seconds) is for the lock."""
 
     def __init__(self, root: str, scratch: str, timeout: float = 60.0) -> None:
@@ -65,14 +82,6 @@ class ReferenceStore:
             if self._read[0] != identity:
                 self._read = (identity, parse_index(self._bytes(), self.path))
             return self._read[1]
-
-    def all(self) -> List[Association]:
-        """Every name, sorted."""
-        found = (association(entry) for entry in self.descriptors())
-        return sorted((item for item in found if item), key=lambda item: str(item.name))
-
-    def get(self, name: Reference) -> Optional[Association]:
-        return next((item for item in self.all() if item.name == name), None)
 
     def set(self, name: Reference, descriptor: Descriptor, source: Digest,
             pause: Callable[[float], object] = time.sleep) -> None:

@@ -21,7 +21,8 @@ from minipull.store.gc import gc
 from minipull.errors import (
     ContentMismatch, InvalidDocument, InvalidReference, NotFound, PolicyError, Unsupported)
 from minipull.progress import Progress
-from minipull.store.store import MAX_DEPTH, Store
+from minipull.store.source import MAX_DEPTH
+from minipull.store.store import Store
 from minipull.xfer.upload import LayerUploadManager
 from tests.kit.servers import ScriptedServer, content, drip, error, head, hold, send
 from tests.kit.copies import (

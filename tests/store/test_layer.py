@@ -30,7 +30,7 @@ def content(tmp_path: Path) -> ContentStore:
 @pytest.fixture
 def layers(tmp_path: Path, content: ContentStore) -> LayerStore:
     content.put(Digest.of(b""), b"")
-    return LayerStore(str(tmp_path / "layers"), content)
+    return LayerStore(str(tmp_path / "layers"), content.scratch, content)
 
 
 # -- records -------------------------------------------------------------------

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A source of images: all that is read alike from a store and from an archive."""
+import contextlib
+import os
+import re
+from typing import Iterator, List, Optional, Set, Tuple, Union
+
+from ..cancel import Cancel
+from ..digest import Digest
+from ..errors import Error, NotFound, PolicyError
+from ..image import manifest
+from ..image.config import Image, ImageConfig
+from ..image.descriptor import INDEX_TYPES, MANIFEST_TYPES, Descriptor, is_foreign, select
+from ..image.manifest import is_runnable
+from ..image.platform import Platform
+from ..reference import Reference
+from .content import BlobSource
+from .layer import LayerSource
+from .references import Association, Names
+
+MAX_CONFIG = 8 << 20  # bytes
+MAX_DEPTH = 8  # of indexes within indexes
+
+_MACHINES = {"armv5tel": "arm/v5", "armv6l": "arm/v6", "armv7l": "arm/v7", "armv8l": "arm/v7",
+             "i586": "386", "i686": "386", "loongarch64": "loong64"}
+
+
+class ImageSource:
+    """Images to be read; ``root`` is the path of the store or archive."""
+    root: str
+    content: BlobSource
+    layers: LayerSource
+    references: Names
+
+    @contextlib.contextmanager
+    def reading(self, cancel: Optional[Cancel] = None) -> Iterator[None]:
+        """Keep every blob in its place for the block; an archive needs no lock for that."""
+        yield
+
+    def image(self, name: Union[str, Reference]) -> Image:
+        """A stored image by name, by image ID or by a prefix of that.
+
+        Raises NotFound, InvalidReference, StorageError.
+        """
+        if isinstance(name, str) and re.fullmatch(r"(sha256:)?[0-9a-f]{6,64}", name):
+            prefix = name.partition(":")[2] or name
+            found = {item.id: item for item in self.images() if item.id.encoded.startswith(prefix)}
+            if len(found) > 1:
+                raise NotFound("image ID prefix %s is ambiguous" % prefix)
+            if found:
+                return found.popitem()[1]
+            if len(prefix) == 64:
+                raise NotFound("No such image: %s" % name)
+        reference = name if isinstance(name, Reference) else Reference.parse(name)
+        reference = reference.docker_ref()
+        known = self.references.get(reference)
+        if known is None:
+            raise NotFound("No such image: %s" % reference.familiar)
+        return self.load(known)
+
+    def images(self) -> List[Image]:
+        """Every named image whose config can be read, by name."""
+        found = []
+        for known in self.references.all():
+            with contextlib.suppress(Error):
+                found.append(self.load(known))
+        return found
+
+    def load(self, known: Association) -> Image:
+        """The image that a name stands for; raises StorageError if it is damaged."""
+        config = None
+        if known.descriptor.media_type in MANIFEST_TYPES:
+            document = self.document(known.descriptor)
+            if isinstance(document, manifest.Manifest) and is_runnable(document):
+                config = ImageConfig.parse(self.content.read(document.config.digest, MAX_CONFIG))
+        return Image(known.name, known.descriptor, known.source, config)
+
+    def document(self, descriptor: Descriptor) -> manifest.Document:
+        """A stored manifest or index, verified; raises StorageError."""
+        return manifest.parse(
+            self.content.read(descriptor.digest, manifest.MAX_MANIFEST), descriptor.media_type)
+
+    def walk(self, top: Descriptor,
+             depth: int = 0) -> Iterator[Tuple[Descriptor, Optional[manifest.Document]]]:
+        """``top``, at ``depth``, and everything below it, each once, parents first.
+
+        A manifest or index comes with its document if it is stored.  Raises
+        StorageError for one that is corrupt, PolicyError for too deep a nest.
+        """
+        seen: Set[Digest] = set()
+        stack = [(top, depth)]
+        while stack:
+            item, depth = stack.pop()
+            if item.digest in seen:
+                continue
+            seen.add(item.digest)
+            document = None
+            known = item.media_type in MANIFEST_TYPES | INDEX_TYPES
+            if known and self.content.size(item.digest) is not None:
+                document = self.document(item)
+            yield item, document
+            if isinstance(document, manifest.Index):
+                if depth == MAX_DEPTH:
+                    raise PolicyError("%s: indexes nested deeper than %d" % (item.digest, MAX_DEPTH))
+                stack.extend((child, depth + 1) for child in reversed(document.manifests))
+            elif document is not None:
+                for leaf in (document.config,) + document.layers:
+                    if leaf.digest not in seen:
+                        seen.add(leaf.digest)
+                        yield leaf, None
+
+    def missing(self, top: Descriptor, foreign: bool = False, depth: int = 0) -> Iterator[Descriptor]:
+        """What ``top`` needs and the store has not; foreign layers may be elsewhere."""
+        for item, _ in self.walk(top, depth):
+            if not self.content.has(item.digest, item.size):
+                if foreign or not is_foreign(item.media_type):
+                    yield item
+
+    def on(self, platform: Platform, top: Descriptor) -> Optional[Descriptor]:
+        """Of what ``top`` is or holds, the best for a platform; None if that is nothing."""
+        while top.media_type in INDEX_TYPES:
+            document = self.document(top)
+            found = select(platform, document.manifests) if isinstance(document, manifest.Index) else []
+            if not found:
+                return None
+            top = found[0]
+        return top
+
+    def size(self, top: Descriptor) -> int:
+        """Bytes that an image takes in the store, shared or not."""
+        return sum(self.content.size(item.digest) or 0 for item, _ in self.walk(top))
+
+
+def host_platform() -> Platform:
+    """What images run on here: Linux, but on Windows, and this machine."""
+    if os.name == "nt":
+        return Platform("windows", "amd64")
+    machine = os.uname().machine
+    return Platform.parse("linux/" + _MACHINES.get(machine, machine))
