@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pull, push and copy: images between registries, the store and files.
 
-The modules in reading order:
+The modules in reading order, with moby's names where moby has them; most end
+their docstring with the points in which they leave the engine:
 
     blobs      one blob in or out, continued where it broke off
-    pull_v2    one reference from one endpoint
-    pull_v1    one tag from one by the v1 protocol
-    pull       pull()
-    mounts     where a layer may be had from without sending it
-    push_v2    one image to one endpoint
-    schema1    an image in the manifest format of old
-    push_v1    images to one by the v1 protocol
-    push       push()
+    pull_v2    an image from one endpoint
+    pull_v1    an image from one endpoint, by the v1 protocol
+    pull       pull(), from the first endpoint that has the image
+    mounts     repositories that a layer may be mounted from
+    push_v2    an image to one endpoint
+    schema1    an image in the manifest format of old, either way
+    push_v1    images to one endpoint, by the v1 protocol
+    push       push(), to the first endpoint that takes the images
     places     how an end of a copy is written
-    ends       the two ends of a copy
-    archives   archives as such ends
+    ends       registries and layouts as ends of a copy
+    archives   archives as ends of a copy
     convert    docker's format to OCI's and back
     copy       copy(): an image from end to end
 """

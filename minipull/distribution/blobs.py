@@ -173,7 +173,7 @@ def fetch_blob(store: Store, blob: Descriptor, subject: str, cancel: Cancel,
         ingest.commit()
 
 
-def persist(repository: Repository, cancel: Cancel, work: Callable[[], T]) -> T:
+def persist(repository: Optional[Repository], cancel: Cancel, work: Callable[[], T]) -> T:
     """Return the result of ``work``, which asks for a small document, after up to five attempts."""
     for delay in DOCUMENT_DELAYS:
         try:
@@ -182,7 +182,7 @@ def persist(repository: Repository, cancel: Cancel, work: Callable[[], T]) -> T:
             # An endpoint that never answered is given up at once, so that the next is asked soon,
             # and a registry that refused would refuse again.
             refused = isinstance(exc, RegistryError) and exc.status < 500
-            if not exc.retry or refused or not repository.answered:
+            if not exc.retry or refused or repository and not repository.answered:
                 raise
         cancel.pause(delay)
     return work()

@@ -13,6 +13,7 @@ Where this leaves the engine:
 - a layer is continued only where the registry has said ``Accept-Ranges``;
 - cookies and the mirrors of an index are left out.
 """
+import functools
 import re
 from typing import List, Optional, Tuple
 
@@ -25,7 +26,7 @@ from ..image.schema1 import Entry, Schema1, converted
 from ..image.strictjson import parse_json, string_at
 from ..progress import Meter, Output, Progress
 from ..reference import Reference
-from ..registry.errors import RegistryError, continue_on_error
+from ..registry.errors import continue_on_error
 from ..registry.response import Response
 from ..registry.v1 import Session, V1Image
 from ..store.layer import Diff
@@ -34,9 +35,8 @@ from ..store.references import Association
 from ..store.store import Store
 from ..xfer.download import DownloadDescriptor, LayerDownloadManager
 from ..xfer.transfer import Transfer
-from .blobs import RemoteBlob
+from .blobs import RemoteBlob, persist
 
-JSON_DELAYS = (0.5, 1.0, 1.5, 2.0)  # seconds between five attempts
 MAX_FAILURES = 5  # of one layer whose body breaks off
 RESUME_DELAYS = (0.5, 1.0, 1.5, 2.0)  # seconds, before a body is opened again that broke off at its first byte
 _RANGE = re.compile("(?:bytes )?([0-9]{1,18})-")  # docker-registry 0.9 leaves the unit out
@@ -87,7 +87,8 @@ class V1Puller:
         parent = ""
         for image_id in reversed(ids):
             self._output(Progress(id=image_id[:12], message="Pulling metadata"))
-            image = self._json(registry, image_id)
+            image = persist(None, self._cancel, functools.partial(
+                self._session.image, registry, image_id, self._cancel))
             v1 = parse_json(image.raw, "image JSON")
             if (string_at(v1, "id", "image JSON"), string_at(v1, "parent", "image JSON")) != (image_id, parent):
                 raise InvalidDocument("image JSON of %s is another's, or has another parent" % image_id)
@@ -106,16 +107,6 @@ class V1Puller:
         store.content.put(document.digest, document.raw)
         store.references.set(reference, document.descriptor, document.digest, self._cancel.pause)
         return association, missing or former != association
-
-    def _json(self, registry: str, v1_id: str) -> V1Image:
-        for delay in JSON_DELAYS:
-            try:
-                return self._session.image(registry, v1_id, self._cancel)
-            except (NetworkError, RegistryError) as exc:
-                if not exc.retry:
-                    raise
-            self._cancel.pause(delay)
-        return self._session.image(registry, v1_id, self._cancel)
 
 
 class V1LayerDescriptor(DownloadDescriptor):
