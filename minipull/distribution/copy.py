@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """copy(): an image from one place to another, without keeping it.
 
-Blobs first, then the manifests, children before their index, the name last;
-what the other end has is not sent.  Everything is copied as it is, unless a
-platform or a format is asked for: then what names the rest is written anew, and
-has another digest.
+Blobs are copied first, then the manifests, children before their index, and the
+name last.  Blobs that the target has are not sent.
 
-Mirrors skopeo's copy more than anything in moby.  Spec: image-spec; for what
-refers to an image, distribution-spec "Listing Referrers" and its tag schema.
+Mirrors skopeo's copy; moby has none.  Spec: image-spec; distribution-spec
+"Listing Referrers" and its fallback tags.
+
+Where this leaves skopeo: an index is copied whole unless platforms are asked for;
+manifests are never converted unless that is asked for; a copy that was interrupted
+is continued within its blobs.
 """
 import contextlib
 import functools
@@ -43,7 +45,7 @@ _COSIGN = (".sig", ".att", ".sbom")
 
 
 class Options(NamedTuple):
-    """What to copy of an image, and how."""
+    """Which parts of an image to copy, and how."""
     platforms: Sequence[Platform] = ()  # of an index; all of it if there are none
     format: str = ""  # "oci" or "docker"; as it is if empty
     referrers: bool = False  # signatures and attestations as well
@@ -51,7 +53,7 @@ class Options(NamedTuple):
 
 
 class Copied(NamedTuple):
-    """What the image is at the other end; ``source`` is what it was."""
+    """The manifest of an image at the target, and its digest at the source."""
     descriptor: Descriptor
     source: Digest
 
@@ -63,10 +65,10 @@ def copy(source: str, target: str, *, store: Optional[Store] = None,
          cancel: Optional[Cancel] = None) -> Copied:
     """Copy from ``docker://REF``, ``store:REF``, ``oci:DIR[:NAME]`` or ``oci-archive:FILE[:REF]`` to another.
 
-    ``platforms`` choose of an index; ``format`` is "oci" or "docker" to convert;
-    ``chunk_size`` (bytes) is the most that one request brings.  Of an archive
-    without REF all images are copied; what is returned is the last.  Raises any
-    minipull.Error; its text is one line that says what failed, on what.
+    ``platforms`` select images of an index; ``format`` is "oci" or "docker" to convert;
+    ``chunk_size`` (bytes) is the most that one request sends.  An archive without REF
+    is copied whole, and its last image returned.  Raises any minipull.Error; its text
+    is one line that names the operation and its subject.
     """
     chosen = [platform if isinstance(platform, Platform) else Platform.parse(platform, host_platform())
               for platform in platforms]
@@ -80,7 +82,7 @@ def copy(source: str, target: str, *, store: Optional[Store] = None,
 def copy_with(source: Place, target: Place, clients: Tuple[Client, Client], store: Optional[Store],
               options: Options, uploads: LayerUploadManager, output: Output,
               cancel: Cancel) -> List[Copied]:
-    """As copy(), with a client for either end; returns what became of each image."""
+    """Copy as copy() does, with a client for either end; return every image of the target."""
     if options.format and options.format not in FORMATS:
         raise InvalidReference("invalid format %s, not oci or docker" % ascii(options.format))
     if options.format and options.referrers:
@@ -115,7 +117,7 @@ def copy_with(source: Place, target: Place, clients: Tuple[Client, Client], stor
 
 def _source_end(source: Place, client: Client, store: Optional[Store], subject: str,
                 stack: contextlib.ExitStack, output: Output, cancel: Cancel) -> End:
-    """The end that is copied from; of the endpoints of a registry, the first that has the image."""
+    """Open the source; of the endpoints of a registry, the first that has the image."""
     if source.kind in ARCHIVES:
         zstd = store.layers.zstd if store else None
         archive: LayoutEnd = stack.enter_context(
@@ -135,7 +137,7 @@ def _source_end(source: Place, client: Client, store: Optional[Store], subject: 
 
 
 def _images(archive: LayoutEnd, source: Place, target: Place) -> List[Tuple[str, Place]]:
-    """Every image of an archive by its digest, with the place that it is copied to."""
+    """List the images of an archive by digest, each with the place that it is copied to."""
     images = archive.images()
     if target.tag and len(images) > 1:
         raise InvalidReference("%s has several images, so name one: %s" % (
@@ -256,10 +258,10 @@ class _Copy:
                 jobs[blob.digest] = CopyDescriptor(self._source, self._target, blob)
         self._uploads.upload(None, list(jobs.values()), self._output, self._cancel)
 
-    # What refers to an image.
+    # Referrers.
 
     def _referrers(self, digests: Sequence[Digest]) -> None:
-        """Take along what is about these manifests, and what is about that in turn."""
+        """Copy the referrers of manifests, and theirs, and signatures under cosign's tags."""
         pending, seen, asked = list(digests), set(digests), 0
         while pending:
             subject = pending.pop()
@@ -276,7 +278,7 @@ class _Copy:
                     raise PolicyError("more than %d referrers" % MAX_REFERRERS)
                 document = self._found(entry.digest)
                 if document is None or document.subject is None or document.subject.digest != subject:
-                    continue  # a list can say anything
+                    continue  # a registry may list manifests that don't refer to the subject
                 self._send_below(document)
                 if not self._target.put(document, self._cancel):
                     unlisted.append(entry._replace(
@@ -305,27 +307,28 @@ class _Copy:
         return None
 
     def _listed(self, subject: Digest) -> Sequence[Descriptor]:
-        found = self._source.referrers(subject, self._cancel)
-        if found is None:
+        """List the referrers of a manifest at the source, from the fallback tag if it has no API for them."""
+        listed = self._source.referrers(subject, self._cancel)
+        if listed is None:
             index = self._found(subject.replace(":", "-"))
             return index.manifests if isinstance(index, Index) else ()
-        return found
+        return listed
 
     def _list(self, subject: Digest, entries: Sequence[Descriptor]) -> None:
-        """Keep the list under its tag, for an end that keeps none itself."""
+        """Add referrers to the fallback tag of a target that does not list them itself."""
         tag = subject.replace(":", "-")
         index = self._found(tag, self._target) if entries else None
-        known = list(index.manifests) if isinstance(index, Index) else []
-        added = [entry for entry in entries if entry.digest not in {item.digest for item in known}]
+        listed = list(index.manifests) if isinstance(index, Index) else []
+        added = [entry for entry in entries if entry.digest not in {item.digest for item in listed}]
         if added:
             members = {"schemaVersion": 2, "mediaType": OCI_INDEX,
-                       "manifests": [item.to_json() for item in known + added]}
+                       "manifests": [item.to_json() for item in listed + added]}
             raw = compact(members)
             self._target.tag(tag, manifest.parse(raw, OCI_INDEX), self._cancel)
 
 
 class CopyDescriptor(UploadDescriptor):
-    """One blob on its way from end to end."""
+    """A blob to be copied from end to end."""
 
     def __init__(self, source: End, target: End, blob: Descriptor) -> None:
         self.blob = blob
