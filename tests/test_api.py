@@ -96,7 +96,7 @@ def test_the_example_of_the_readme_works(
     assert out.count("Pull complete") == len(made["linux/arm64/v8"].layers)
 
 
-def test_the_library_says_nothing_by_itself(
+def test_the_library_prints_nothing(
         server: ScriptedServer, store: minipull.Store, tmp_path: Path,
         capfd: pytest.CaptureFixture[str]) -> None:
     layout, _ = images.single(tmp_path / "layout")
@@ -202,7 +202,7 @@ def test_pulls_that_share_a_manager_fetch_each_blob_once(
     assert len(store.images()) == 2 and check(store) == []
 
 
-def test_of_two_pulls_the_one_that_is_cancelled_goes_alone(
+def test_cancelling_one_of_two_pulls_leaves_the_other_running(
         server: ScriptedServer, store: minipull.Store, tmp_path: Path) -> None:
     held, downloads, cancel = Held(server, tmp_path), LayerDownloadManager(), minipull.Cancel()
     first, gone = held.pull(store, downloads, cancel=cancel)
@@ -220,7 +220,7 @@ def test_of_two_pulls_the_one_that_is_cancelled_goes_alone(
     assert check(store) == []
 
 
-def test_a_cancelled_config_takes_nobody_with_it(
+def test_cancelling_the_pull_that_fetches_a_config_does_not_end_other_pulls(
         server: ScriptedServer, store: minipull.Store, tmp_path: Path) -> None:
     """Also where the config has to be tried again after the pull that began it is gone."""
     held, downloads, cancel = Held(server, tmp_path), LayerDownloadManager(4), minipull.Cancel()

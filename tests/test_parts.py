@@ -16,7 +16,7 @@ from tests.kit.servers import ScriptedServer, reply
 
 #: Left out one at a time, and all together.
 BUILDS: List[Tuple[str, ...]] = [*((part,) for part in PARTS), tuple(PARTS)]
-builds = pytest.mark.parametrize("parts", BUILDS, ids=[" ".join(parts) if len(parts) == 1 else "all" for parts in BUILDS])
+builds = pytest.mark.parametrize("parts", BUILDS, ids=[*PARTS, "all"])
 PYTHONS = [(version, path) for version, path in interpreters()
            if path == sys.executable or re.match(r"3\.(6|13)\.", version)]
 #: The commands that lack each part.
@@ -44,7 +44,8 @@ def package_without(parts: Tuple[str, ...], folder: Path) -> Path:
 @builds
 @pytest.mark.parametrize("python", [path for _, path in PYTHONS], ids=[version for version, _ in PYTHONS])
 def test_push_pull_check_and_copy_work_with_what_is_left(
-        parts: Tuple[str, ...], python: str, run_minipull: Minipull, serve: Callable[..., Serve], tmp_path: Path) -> None:
+        parts: Tuple[str, ...], python: str, run_minipull: Minipull, serve: Callable[..., Serve],
+        tmp_path: Path) -> None:
     env = {"PYTHONPATH": str(package_without(parts, tmp_path / "build"))}
     layout, image = images.single(tmp_path / "layout")
     if "server" in parts:
@@ -62,9 +63,11 @@ def test_push_pull_check_and_copy_work_with_what_is_left(
     assert "1: digest: " + image.digest in call("first", "push", name)
     assert "Digest: " + image.digest in call("second", "pull", name)
     assert call("second", "check").endswith(": ok\n")
-    for source in ("store:" + name, "docker://" + name):
-        assert "Digest: " + image.digest in call("second", "copy", source, "oci:%s:new" % (tmp_path / "copied"))
-    assert "Digest: " + image.digest in call("second", "copy", "store:" + name, "docker://%s/new:2" % registry.host)
+    for source, target in (
+            ("store:" + name, "oci:%s:new" % (tmp_path / "copied")),
+            ("docker://" + name, "oci:%s:new" % (tmp_path / "copied")),
+            ("store:" + name, "docker://%s/new:2" % registry.host)):
+        assert "Digest: " + image.digest in call("second", "copy", source, target)
     assert call("second", "digest", registry.host + "/new:2").strip() == image.digest
     if "rootfs" not in parts:
         call("second", "unpack", name, str(tmp_path / "rootfs"))
@@ -86,10 +89,10 @@ def test_a_command_that_lacks_its_part_says_so_in_one_line(
         for words in LACKING[part]:
             words = [word.replace("FILE", str(tmp_path / "file")) for word in words]
             done = run_minipull(*words, env=env)
-            said = "legacy" if part == "legacy" else part + "/"
+            name = "legacy" if part == "legacy" else part + "/"
             assert (done.code, done.err.count("\n")) == (2, 1), done
             assert words[0] in done.err or words[1] in done.err
-            assert re.search(r"%s.* is not in this build of minipull$" % said, done.err), done
+            assert re.search(r"%s.* is not in this build of minipull$" % name, done.err), done
     assert {words[0] for part in parts for words in LACKING[part]} <= set(
         re.findall("^    ([a-z]+)", run_minipull("--help", env=env).out, re.M))
 
@@ -116,7 +119,8 @@ def test_pyz_leaves_out_the_parts_that_are_named(parts: Tuple[str, ...], home: P
     out, tree = home / "small.pyz", home / "tree"
     assert pyz("--without", ",".join(parts), out).code == 0
     members = [name for name in zipfile.ZipFile(out).namelist() if name.startswith("minipull/")]
-    assert sorted(members) == sorted(str(path.relative_to(tree)) for path in package_without(parts, tree).rglob("*.py"))
+    package = package_without(parts, tree)
+    assert sorted(members) == sorted(str(path.relative_to(tree)) for path in package.rglob("*.py"))
     assert run([sys.executable, "-I", "-S", out, "images"], clean_env(home)).code == 0
 
 

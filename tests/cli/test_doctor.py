@@ -41,7 +41,7 @@ def changed(folder: Path, module: str, old: str, new: str) -> Path:
     return folder
 
 
-def test_it_serves_pushes_pulls_and_checks_and_leaves_nothing(run_minipull: Minipull, home: Path) -> None:
+def test_doctor_serves_pushes_pulls_and_checks_and_leaves_no_file_behind(run_minipull: Minipull, home: Path) -> None:
     done = run_minipull("doctor")
     assert (done.code, done.err) == (0, "")
     assert typed(done) == ["serve", "copy", "push", "pull", "check"]
@@ -52,7 +52,7 @@ def test_it_serves_pushes_pulls_and_checks_and_leaves_nothing(run_minipull: Mini
     assert [path.name for path in home.iterdir()] == []
 
 
-def test_json_is_one_object_with_the_steps_and_the_host(run_minipull: Minipull) -> None:
+def test_doctor_json_is_one_object_with_the_steps_and_the_host(run_minipull: Minipull) -> None:
     done = run_minipull("doctor", "--format", "json")
     shown = json.loads(done.out)
     assert (done.code, shown["ok"], shown["error"]) == (0, True, "")
@@ -63,7 +63,7 @@ def test_json_is_one_object_with_the_steps_and_the_host(run_minipull: Minipull) 
 
 @pytest.mark.parametrize("python", [path for _, path in interpreters()],
                          ids=[version for version, _ in interpreters()])
-def test_it_passes_under_every_interpreter_unprivileged_read_only_and_offline(
+def test_doctor_passes_under_every_interpreter_unprivileged_read_only_and_offline(
     python: str, tmp_path: Path
 ) -> None:
     """Of root only the right to read is left, for interpreters that lie in its home."""
@@ -82,7 +82,7 @@ def test_it_passes_under_every_interpreter_unprivileged_read_only_and_offline(
     assert host(done)["store"].endswith("Permission denied; choose another --root")
 
 
-def test_it_runs_from_one_file_without_site_packages(home: Path) -> None:
+def test_doctor_runs_from_the_pyz_without_site_packages(home: Path) -> None:
     run([sys.executable, ROOT / "scripts" / "pyz", home / "minipull.pyz"], clean_env(home))
     done = run([sys.executable, "-I", "-S", home / "minipull.pyz", "doctor"], clean_env(home), cwd=home)
     assert typed(done)[-1] == "check"
@@ -106,7 +106,7 @@ def test_the_users_settings_and_proxies_have_no_part_in_the_self_test(
     assert not (home / "mine").exists()
 
 
-def test_what_the_host_lacks_is_said_with_the_remedy(run_minipull: Minipull, home: Path) -> None:
+def test_doctor_names_a_remedy_for_each_thing_that_the_host_lacks(run_minipull: Minipull, home: Path) -> None:
     done = run_minipull("doctor", env={
         "PATH": "/nonexistent", "SSL_CERT_FILE": "/nonexistent", "SSL_CERT_DIR": "/nonexistent",
         "REGISTRY_AUTH_FILE": "/nonexistent", "https_proxy": "socks5://user:%s@127.0.0.1:1" % PASSWORD})
@@ -134,7 +134,7 @@ def test_credential_files_are_named_and_not_shown(run_minipull: Minipull, home: 
     ("store/check.py", "checker.run(names)", 'raise StorageError("no")', "check", 7),
     ("store/check.py", "checker.run(names)", "os.kill(os.getpid(), 9)", "check", 1),
 ], ids=["serve", "push", "digest", "check", "killed"])
-def test_what_fails_is_the_last_command_and_the_exit_code(
+def test_doctor_ends_at_the_first_command_that_fails_with_its_exit_code(
     home: Path, module: str, old: str, new: str, last: str, code: int
 ) -> None:
     broken = changed(home / "broken", module, old, new)

@@ -1,85 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a registry has accepted is kept where docker looks for it; nothing else is, or is disturbed."""
-import base64
-import contextlib
+"""login keeps what a registry has accepted where docker looks for it, and disturbs nothing else."""
 import fcntl
 import json
 import os
-import signal
 import stat
-import subprocess
 import sys
-import termios
 import threading
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Union
+from typing import Any, Dict, List, Optional
 
 import pytest
 
-from tests.kit import images
-from tests.kit.processes import (
-    Docker, Finished, Minipull, Tool, end, interpreters, minipull_env, run, wait_until)
-from tests.kit.images import Layout
+from minipull.cancel import Cancel
+from minipull.errors import InvalidReference
 from minipull.registry import login as logins
 from minipull.registry.auth import Credential
-from minipull.errors import InvalidReference
-from minipull.cancel import Cancel
-from tests.kit.servers import (
-    Action, Certificates, Connection, FaultProxy, ScriptedServer, TokenAuth, challenge, error, reply)
+from tests.kit.commands import Login, auth, auths, basic
+from tests.kit.processes import Docker, Finished, Minipull, Tool, minipull_env, run
+from tests.kit.servers import Certificates, FaultProxy, ScriptedServer, challenge, error, reply
 
 HUB = "https://index.docker.io/v1/"
-
-
-def auth(user: str, password: str) -> Dict[str, str]:
-    return {"auth": base64.b64encode(("%s:%s" % (user, password)).encode()).decode()}
-
-
-def basic(user: str, password: str) -> Action:
-    """Let in who proves to be this user."""
-    wanted = "Basic " + auth(user, password)["auth"]
-
-    def act(connection: Connection) -> None:
-        good = connection.request.headers.get("authorization") == wanted
-        (reply(200, {}) if good else challenge('Basic realm="r"'))(connection)
-    return act
-
-
-@pytest.fixture
-def private(server: ScriptedServer) -> ScriptedServer:
-    """A registry for ann alone."""
-    server.on("GET", "/v2/$", basic("ann", "s3cret"))
-    return server
-
-
-@pytest.fixture
-def tokens(tmp_path: Path) -> Iterator[FaultProxy]:
-    """A registry with ``r:latest``, for ann alone and by its token server, which gives identity tokens."""
-    layout = Layout(tmp_path / "layout")
-    layout.image(images.specs(1, 900), "latest")
-    with ScriptedServer() as behind:
-        behind.serve(layout.root, "r")
-        with FaultProxy(behind.host, auth=TokenAuth({"ann": "s3cret"}, anonymous=())) as proxy:
-            yield proxy
-
-
-Login = Callable[..., Finished]
-
-
-@pytest.fixture
-def login(run_minipull: Minipull) -> Login:
-    """As ann, unless told otherwise; no password is ever shown."""
-    def call(host: str, *flags: Union[str, Path], user: str = "ann", password: str = "s3cret",
-             env: Optional[Dict[str, str]] = None, python: str = sys.executable) -> Finished:
-        done = run_minipull("login", "-u", user, "--password-stdin", *flags, host,
-                            stdin=password.encode() + b"\n", env=env, python=python)
-        assert not password.strip() or password not in done.out + done.err
-        return done
-    return call
-
-
-@pytest.fixture
-def file(home: Path) -> Path:
-    return home / ".docker" / "config.json"
 
 
 def wrote(path: Path, document: Any) -> Path:
@@ -87,10 +27,6 @@ def wrote(path: Path, document: Any) -> Path:
     path.write_text(document if isinstance(document, str) else json.dumps(document))
     path.chmod(0o600)
     return path
-
-
-def auths(path: Path) -> Any:
-    return json.loads(path.read_text())["auths"]
 
 
 def mode(path: Path) -> int:
@@ -121,7 +57,7 @@ def test_login_keeps_what_a_registry_has_accepted_as_docker_does(
     assert (done.code, done.out, done.err) == (0, "Not logged in to %s\n" % private.host, "")
 
 
-def test_the_results_are_json_too(private: ScriptedServer, login: Login, run_minipull: Minipull) -> None:
+def test_login_and_logout_print_json(private: ScriptedServer, login: Login, run_minipull: Minipull) -> None:
     found = {"registry": private.host, "username": "ann"}
     assert json.loads(login(private.host, "--format", "json").out) == found
     for removed in (True, False):
@@ -129,7 +65,7 @@ def test_the_results_are_json_too(private: ScriptedServer, login: Login, run_min
         assert found == {"registry": private.host, "removed": removed}
 
 
-def test_both_explain_themselves_with_an_example(run_minipull: Minipull) -> None:
+def test_login_and_logout_help_has_an_example(run_minipull: Minipull) -> None:
     for command in ("login", "logout"):
         done = run_minipull(command, "--help")
         assert done.code == 0 and "example: minipull " + command in done.out
@@ -144,7 +80,7 @@ def test_a_wrong_password_is_not_kept(
     assert list(home.iterdir()) == []
 
 
-def test_what_a_registry_says_no_registry_would_is_told(
+def test_login_at_a_host_that_answers_like_no_registry_tells_its_status(
     server: ScriptedServer, login: Login, home: Path
 ) -> None:
     text = "login to %s: login attempt to %s/v2/ failed with status: %s"
@@ -189,7 +125,7 @@ def test_a_password_with_anything_in_it_is_kept_whole(
     (["-u", "ann", "--password-stdin"], b"s3cret" * 20000, "longer than 65536 bytes"),
     (["-u", "ann", "-p", "s3cret"], b"", "unrecognized arguments: -p"),
     (["-u", "ann", "--creds", "ann:s3cret"], b"", "unrecognized arguments: --creds")])
-def test_without_a_user_and_a_password_nobody_is_asked(
+def test_login_without_user_and_password_sends_no_request(
     private: ScriptedServer, run_minipull: Minipull, args: List[str], stdin: bytes, words: str
 ) -> None:
     done = run_minipull("login", private.host, *args, stdin=stdin)
@@ -218,7 +154,7 @@ def test_a_registry_is_known_by_its_host(text: str, domain: str) -> None:
 @pytest.mark.parametrize("text", [
     "", "/", "https://", "alpine", "a b.c", "r.io:port", "r.io:99999", "-r.io", "ann:s3cret@r.io",
     "https://ann:s3cret@r.io/", "\x1b[31m.io", "r.io?x", "r.io#x", "ftp://r.io", "a" * 2000])
-def test_what_is_no_host_is_no_registry(text: str) -> None:
+def test_login_refuses_a_registry_that_is_no_host(text: str) -> None:
     with pytest.raises(InvalidReference) as caught:
         logins.registry(text)
     assert "is no registry: want HOST[:PORT]" in str(caught.value)
@@ -239,7 +175,7 @@ def test_a_password_goes_to_no_other_host(
     assert list(home.iterdir()) == []
 
 
-def test_plain_http_is_over_once_tls_was_spoken(
+def test_login_uses_no_plain_http_once_tls_was_spoken(
     certificates: Certificates, login: Login, home: Path
 ) -> None:
     with ScriptedServer(tls=certificates.context("self-signed")) as server:
@@ -260,7 +196,7 @@ def test_a_registry_that_is_not_loopback_is_never_asked_by_plain_http(login: Log
 # -- the file -----------------------------------------------------------------------
 
 
-def test_what_else_is_in_the_file_stays_as_it_is(
+def test_login_keeps_the_other_members_of_the_config_file(
     private: ScriptedServer, login: Login, file: Path, run_minipull: Minipull
 ) -> None:
     before: Dict[str, Any] = {
@@ -324,7 +260,7 @@ def test_a_link_to_the_file_stays_one(private: ScriptedServer, login: Login, fil
 @pytest.mark.parametrize("text", [
     "{", "[]", '"s3cret"', '{"auths": []}', '{"auths": {}, "auths": {}}', '{"a": NaN}', '{"a": 1e999}',
     "\ufeff{}", "{}" + " " * (1 << 20)])
-def test_a_file_that_is_something_else_is_left_alone(
+def test_login_does_not_replace_a_malformed_config_file(
     private: ScriptedServer, login: Login, file: Path, text: str
 ) -> None:
     wrote(file, text)
@@ -340,13 +276,13 @@ def test_an_empty_file_is_filled(private: ScriptedServer, login: Login, file: Pa
     assert list(auths(file)) == [private.host]
 
 
-def test_where_no_file_can_be_is_told(private: ScriptedServer, login: Login, tmp_path: Path) -> None:
+def test_login_names_a_path_where_it_can_not_write(private: ScriptedServer, login: Login, tmp_path: Path) -> None:
     path = wrote(tmp_path / "file", "{}") / "auth.json"
     done = login(private.host, "--authfile", path)
     refused(done, 7, "create %s: File exists; --authfile names another file" % path.parent)
 
 
-def test_a_device_is_no_file_to_replace(private: ScriptedServer, login: Login, tmp_path: Path) -> None:
+def test_login_does_not_replace_a_device(private: ScriptedServer, login: Login, tmp_path: Path) -> None:
     device = tmp_path / "null"
     try:
         os.mknod(str(device), stat.S_IFCHR | 0o600, os.stat(os.devnull).st_rdev)
@@ -384,7 +320,7 @@ def test_a_lock_that_is_not_had_says_who_holds_it(
     assert file.read_text() == "{}"
 
 
-def test_where_there_are_no_locks_it_goes_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_login_works_on_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def none(fd: int, how: int) -> None:
         raise OSError(95, "Operation not supported")
 
@@ -444,7 +380,7 @@ def keychain(tmp_path: Path) -> Keychain:
     return Keychain(folder)
 
 
-def test_a_helper_keeps_what_is_its_hosts(
+def test_a_helper_keeps_the_credentials_of_its_host(
     private: ScriptedServer, login: Login, file: Path, keychain: Keychain, run_minipull: Minipull
 ) -> None:
     for config in ({"credsStore": "test"}, {"credHelpers": {private.host: "test"}, "credsStore": "absent"}):
@@ -514,101 +450,10 @@ def test_a_helper_that_fails_is_an_error_and_nothing_is_kept(
     assert file.read_text() == text
 
 
-# -- a terminal ---------------------------------------------------------------------
-
-#: The command line, once it has made its stdin the terminal that getpass asks on.
-ON_TERMINAL = ("import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
-               "from minipull.cli.main import run; run()")
-
-
-class Terminal:
-    """``minipull login ARGS...`` on a terminal; ``shown`` is all that stood there."""
-
-    def __init__(self, home: Path, python: str, *args: str) -> None:
-        self._master, self._slave = os.openpty()
-        self.shown = b""
-        self.process = subprocess.Popen(
-            [python, "-c", ON_TERMINAL, "login", *args], stdin=self._slave, stdout=subprocess.PIPE,
-            stderr=self._slave, env=minipull_env(home, python=python), cwd=str(home), start_new_session=True)
-
-    def expect(self, prompt: bytes, answer: bytes) -> None:
-        os.set_blocking(self._master, False)
-        wait_until(lambda: self._read().endswith(prompt), prompt.decode(), self.process)
-        os.write(self._master, answer)
-
-    def _read(self) -> bytes:
-        with contextlib.suppress(BlockingIOError):
-            self.shown += os.read(self._master, 4096)
-        return self.shown
-
-    def echoes(self) -> bool:
-        return bool(termios.tcgetattr(self._slave)[3] & termios.ECHO)
-
-    def finish(self) -> bytes:
-        out, _ = self.process.communicate(timeout=60)
-        self._read()
-        return out
-
-    def close(self) -> None:
-        end(self.process)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-        os.close(self._master)
-        os.close(self._slave)
-
-
-@pytest.fixture
-def terminal(home: Path) -> Iterator[Callable[..., Terminal]]:
-    with contextlib.ExitStack() as stack:
-        def start(*args: str, python: str = sys.executable) -> Terminal:
-            started = Terminal(home, python, *args)
-            stack.callback(started.close)
-            return started
-        yield start
-
-
-@pytest.mark.parametrize("python", [python for _, python in interpreters()],
-                         ids=[version for version, _ in interpreters()])
-def test_who_has_a_terminal_is_asked(
-    private: ScriptedServer, terminal: Callable[..., Terminal], file: Path, python: str
-) -> None:
-    made = terminal(private.host, python=python)
-    made.expect(b"Username: ", b"ann\n")
-    made.expect(b"Password: ", b"s3cret\n")
-    assert (made.finish(), made.process.returncode) == (b"Login Succeeded\n", 0)
-    assert made.shown.replace(b"\r", b"") == b"Username: ann\nPassword: \n"
-    made = terminal("-u", "ann", private.host, python=python)
-    made.expect(b"Password: ", b"wrong\n")
-    assert (made.finish(), made.process.returncode) == (b"", 4)
-    assert auths(file) == {private.host: auth("ann", "s3cret")}
-
-
-@pytest.mark.parametrize("answers", [[b"\x04"], [b"ann\n", b"\x04"], [b"\n", b"x\n"], [b"ann\n", b"\n"]])
-def test_who_types_nothing_is_told(
-    private: ScriptedServer, terminal: Callable[..., Terminal], answers: List[bytes]
-) -> None:
-    made = terminal(private.host)
-    for prompt, answer in zip((b"Username: ", b"Password: "), answers):
-        made.expect(prompt, answer)
-    assert (made.finish(), made.process.returncode) == (b"", 2)
-    assert b"user name" in made.shown and private.requests == []
-
-
-def test_an_interrupt_leaves_the_terminal_as_it_was(
-    private: ScriptedServer, terminal: Callable[..., Terminal]
-) -> None:
-    made = terminal("-u", "ann", private.host)
-    made.expect(b"Password: ", b"s3c")
-    assert not made.echoes()
-    made.process.send_signal(signal.SIGINT)
-    assert (made.finish(), made.process.returncode) == (b"", 130)
-    assert made.echoes() and b"s3c" not in made.shown
-
-
 # -- others -------------------------------------------------------------------------
 
 
-def test_skopeo_uses_what_we_kept_and_we_what_it_kept(
+def test_skopeo_and_minipull_use_each_others_logins(
     tokens: FaultProxy, private: ScriptedServer, login: Login, skopeo: Tool, run_minipull: Minipull,
     tmp_path: Path
 ) -> None:
@@ -628,7 +473,7 @@ def test_skopeo_uses_what_we_kept_and_we_what_it_kept(
     assert skopeo("login", "--get-login", "--authfile", theirs, private.host).out == "ann\n"
 
 
-def test_docker_uses_what_we_kept_and_we_what_it_kept(
+def test_docker_and_minipull_use_each_others_logins(
     dockerd: Docker, tokens: FaultProxy, login: Login, file: Path, run_minipull: Minipull
 ) -> None:
     name, config = tokens.host + "/r:latest", ("--config", file.parent)

@@ -20,7 +20,8 @@ OFFLINE = [
     ["unpack", NAME, "rootfs"], ["export", NAME], ["cat", NAME, "/etc/motd"]]
 offline = pytest.mark.parametrize("words", OFFLINE, ids=[" ".join(words[:2]) for words in OFFLINE])
 ONLINE = [
-    ["pull", "HOST/x"], ["push", NAME, "HOST/x"], ["copy", "store:" + NAME, "docker://HOST/x"], ["tags", "HOST/x"],
+    ["pull", "HOST/x"], ["push", NAME, "HOST/x"], ["copy", "store:" + NAME, "docker://HOST/x"],
+    ["tags", "HOST/x"],
     ["manifest", "HOST/x"], ["digest", "HOST/x"], ["login", "-u", "ann", "--password-stdin", "HOST"],
     ["logout", "HOST"], ["doctor"], ["unpack", "HOST/x", "rootfs"]]
 #: The main module of a Python that was built without ssl.
@@ -55,7 +56,8 @@ def python(image: Path, tmp_path: Path, home: Path) -> Run:
 
     def call(arguments: List[str], words: List[str]) -> Finished:
         named = [word.replace("ARCHIVE", "archive.tar").replace("HOST", "127.0.0.1:1") for word in words]
-        return run([sys.executable, *arguments, *flags, *named], minipull_env(home), cwd=tmp_path / "work", check=False)
+        return run([sys.executable, *arguments, *flags, *named], minipull_env(home), cwd=tmp_path / "work",
+                   check=False)
 
     return call
 

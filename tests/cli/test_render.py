@@ -156,7 +156,7 @@ def test_no_text_of_a_registry_reaches_the_stream_as_control(mode: str) -> None:
     assert own.isprintable() and "pwned" in own
 
 
-def test_what_a_stream_cannot_spell_is_spelled_out() -> None:
+def test_characters_that_the_stream_cannot_encode_are_escaped() -> None:
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, "ascii")
     choose("plain", stream, {})(Progress(message="漢"))
@@ -319,7 +319,7 @@ def test_finish_leaves_the_cursor_below_and_what_comes_later_too() -> None:
     assert screen.shown() == ["a: Downloading", "a: Pull complete"]
 
 
-def test_what_a_user_typed_is_overwritten() -> None:
+def test_keys_typed_during_a_pull_are_overwritten() -> None:
     renderer, screen, _ = terminal()
     screen.write("^C^C and more than a word")
     renderer(Progress(id="a", action="Waiting"))

@@ -56,7 +56,7 @@ def test_an_image_that_is_not_stored_is_pulled_on_the_way(
     assert json.loads(run_minipull("--root", root, "check", "--format", "json").out) == {"ok": True, "problems": []}
 
 
-def test_what_is_stored_is_asked_of_nobody(
+def test_a_stored_image_is_unpacked_without_a_request(
     run_minipull: Minipull, server: ScriptedServer, name: str, fast: Path, tmp_path: Path
 ) -> None:
     root = tmp_path / "root"
@@ -74,7 +74,7 @@ def test_what_is_stored_is_asked_of_nobody(
     assert len(server.requests) == asked
 
 
-def test_of_an_index_the_wanted_platform_is_taken(
+def test_unpack_takes_the_platform_asked_for_out_of_an_index(
     run_minipull: Minipull, server: ScriptedServer, fast: Path, tmp_path: Path
 ) -> None:
     layout, _, children = images.multi_platform(tmp_path / "many")
@@ -106,7 +106,7 @@ def test_of_an_index_the_wanted_platform_is_taken(
     (["cat", "NAME", "/no"], 3, "/no: no such file in the image"),
     (["export", "NAME:9"], 2, "invalid reference format"),
     (["cat", "127.0.0.1:1/x:1", "/f"], 5, "connection refused")])
-def test_what_fails_is_one_line_and_leaves_nothing(
+def test_a_failed_unpack_export_or_cat_is_one_line_and_leaves_no_file(
     run_minipull: Minipull, name: str, fast: Path, tmp_path: Path, args: "list[str]", code: int, text: str
 ) -> None:
     (fast / "full").write_text("x")

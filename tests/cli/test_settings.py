@@ -45,7 +45,7 @@ def test_a_flag_beats_the_environment_which_beats_the_file(home: Path) -> None:
     assert (downloads.transfers.limit, downloads.attempts) == (9, 2)
 
 
-def test_a_variable_that_is_empty_says_nothing(home: Path) -> None:
+def test_an_empty_variable_counts_as_unset(home: Path) -> None:
     env = {"MINIPULL_JOBS": "", "MINIPULL_TLS_VERIFY": "", "MINIPULL_PLAIN_HTTP": "", "MINIPULL_ROOT": ""}
     assert settings(home, env).downloads().transfers.limit == 6
     assert settings(home, env).service().tls_verify
@@ -56,7 +56,7 @@ def test_a_variable_that_is_empty_says_nothing(home: Path) -> None:
 @pytest.mark.parametrize("text, value", [
     ("1", True), ("TRUE", True), ("yes", True), ("0", False), ("False", False), ("no", False),
     ("", None), ("2", None), ("on ", None)])
-def test_what_is_neither_true_nor_false_is_refused(home: Path, text: str, value: Optional[bool]) -> None:
+def test_a_truth_value_that_is_neither_true_nor_false_is_refused(home: Path, text: str, value: Optional[bool]) -> None:
     made = settings(home, tls_verify=text)
     if value is None:
         with pytest.raises(InvalidReference, match="--tls-verify must be true or false"):
@@ -66,7 +66,7 @@ def test_what_is_neither_true_nor_false_is_refused(home: Path, text: str, value:
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "x", "1.5", "1" * 7, "٣", ""])
-def test_what_is_no_number_is_refused(home: Path, text: str) -> None:
+def test_a_number_below_1_or_no_number_is_refused(home: Path, text: str) -> None:
     with pytest.raises(InvalidReference, match="--timeout must be a number from 1"):
         settings(home, timeout=text).timeout
 
@@ -121,7 +121,7 @@ def test_v1_is_spoken_where_the_file_or_the_flag_says_so(home: Path) -> None:
         settings(home, config=str(written(home, {"legacy-registries": ["http://old.lan"]}, "c.json"))).service()
 
 
-def test_the_engines_keys_and_the_hosts_are_heard(home: Path) -> None:
+def test_the_settings_file_takes_the_engines_keys_and_hosts(home: Path) -> None:
     written(home, {
         "registry-mirrors": ["https://mirror.example"], "insecure-registries": ["10.0.0.0/8", "plain:5000"],
         "hosts": {"docker.io": {"mirrors": ["http://near:5000"], "fallback": False, "ca": "/ca.pem"}}})
@@ -196,7 +196,7 @@ def headers(home: Path, env: Optional[Mapping[str, str]] = None, **flags: Any) -
     return dict(settings(home, env, **flags).service()._headers or {})
 
 
-def test_headers_are_the_users(home: Path) -> None:
+def test_headers_come_from_the_flag_or_the_environment(home: Path) -> None:
     assert headers(home) == {}
     assert headers(home, header=["X-One: 1 ", "x-two:a:b"]) == {"X-One": "1", "X-Two": "a:b"}
     assert headers(home, {"MINIPULL_HEADER": "X-One: 1\nuser-agent: me"}) == {"User-Agent": "me", "X-One": "1"}
@@ -210,7 +210,7 @@ def test_a_header_that_could_do_harm_is_refused(home: Path, line: str) -> None:
         settings(home, header=[line]).service()
 
 
-def test_uploads_are_asked_for_as_downloads_are(home: Path) -> None:
+def test_jobs_and_attempts_apply_to_uploads_too(home: Path) -> None:
     assert settings(home).uploads().transfers.limit == 5
     written(home, {"max-concurrent-uploads": 9, "max-download-attempts": 2})
     made = settings(home).uploads()
@@ -222,7 +222,7 @@ def test_uploads_are_asked_for_as_downloads_are(home: Path) -> None:
 @pytest.mark.parametrize("text, size", [
     ("0", 0), ("4096", 4096), ("512k", 512 << 10), ("10M", 10 << 20), ("2G", 2 << 30), ("", 0),
     ("-1", None), ("1.5M", None), ("10m", None), ("M", None), ("1MB", None), ("٣", None), ("9" * 13, None)])
-def test_a_size_is_bytes_or_what_they_are_counted_by(home: Path, text: str, size: Optional[int]) -> None:
+def test_a_size_is_a_number_of_bytes_with_an_optional_unit(home: Path, text: str, size: Optional[int]) -> None:
     made = settings(home, {"MINIPULL_CHUNK_SIZE": text})
     if size is None:
         with pytest.raises(InvalidReference, match="--chunk-size must be a size such as 512k or 10M"):
@@ -277,7 +277,7 @@ def test_an_authfile_ends_the_search(home: Path) -> None:
         settings(home, authfile=str(home / "none")).credentials([])
 
 
-def test_a_helper_is_told_no_secret_of_ours(home: Path) -> None:
+def test_a_helper_does_not_get_minipulls_own_secrets(home: Path) -> None:
     helper = written(home, "#!/bin/sh\nenv >%s\necho '{\"Username\":\"u\",\"Secret\":\"s\"}'\n" % (home / "seen"),
                      "bin/docker-credential-test")
     helper.chmod(helper.stat().st_mode | stat.S_IXUSR)
@@ -290,7 +290,7 @@ def test_a_helper_is_told_no_secret_of_ours(home: Path) -> None:
     assert "MINIPULL_" not in seen and "DOCKER_AUTH_CONFIG" not in seen
 
 
-def test_warnings_go_where_they_are_wanted(home: Path) -> None:
+def test_warnings_go_to_the_callers_function(home: Path) -> None:
     written(home, {"credsStore": "absent"}, ".docker/config.json")
     warnings: List[str] = []
     made = Settings({"HOME": str(home), "PATH": "/nonexistent"}, {}, warnings.append)
