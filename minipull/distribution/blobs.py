@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One blob in or out, continued where it broke off.
+"""Blobs in or out, each continued where it broke off.
 
 A body that broke off is no failed attempt: it goes on at once, as long as it
 moves.  :class:`RemoteBlob` reads a blob, for the store, for another registry or

@@ -157,7 +157,7 @@ def _within(subject: str) -> Iterator[None]:
 
 
 class _Copy:
-    """One image to be copied, all its manifests in memory."""
+    """An image to be copied, all its manifests in memory."""
 
     def __init__(self, source: End, reference: str, options: Options, uploads: LayerUploadManager,
                  output: Output, cancel: Cancel) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One tag from one endpoint, by the v1 protocol.
+"""A tag from one endpoint, by the v1 protocol.
 
 Mirrors moby's distribution/pull_v1.go.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One reference from one endpoint, by the v2 protocol.
+"""An image from one endpoint, by the v2 protocol.
 
 A tag is resolved once; everything after that goes by digest.  Manifests that are
 stored are not asked for again, so an image that is up to date costs one HEAD.

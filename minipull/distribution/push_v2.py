@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One image to one repository, by the v2 protocol.
+"""An image to one repository, by the v2 protocol.
 
 Manifest, config and layers are sent as they are stored, byte for byte, so that a
 pulled image keeps its digest.  A layer is looked for in the repository first, then
