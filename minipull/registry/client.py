@@ -7,7 +7,7 @@ import enum
 import functools
 import re
 import threading
-from typing import TYPE_CHECKING, Callable, Dict, NamedTuple, Set, Tuple, TypeVar
+from typing import TYPE_CHECKING, Callable, Dict, NamedTuple, Tuple, TypeVar
 
 from ..cancel import Cancel
 from ..errors import Error, NetworkError, NoSupport, NotFound
@@ -34,8 +34,9 @@ class Client:
         self.service = service
         self.credentials = credentials
         self.transport = service.transport()
+        #: By mirror: its first failure before another endpoint answered, of which the user is warned.
+        self.failures: Dict[Endpoint, "_Failure"] = {}
         self._lock = threading.Lock()
-        self._failed_mirrors: Set[Endpoint] = set()
         self._repositories: Dict[Tuple[Endpoint, str, bool], Repository] = {}
 
     def __enter__(self) -> "Client":
@@ -60,13 +61,6 @@ class Client:
             endpoint, reference, self.transport,
             functools.partial(self.credentials.get, endpoint.host, reference.path), self.service.warn)
         return session
-
-    def is_first_failure_of(self, mirror: Endpoint) -> bool:
-        """Whether the user has not been warned of this mirror yet."""
-        with self._lock:
-            first = mirror not in self._failed_mirrors
-            self._failed_mirrors.add(mirror)
-            return first
 
     def spoke_tls(self, endpoint: Endpoint) -> bool:
         """Whether the host of an endpoint has spoken TLS, so that plain http is no longer tried."""
@@ -128,7 +122,7 @@ def over_endpoints(client: Client, reference: Reference, subject: str, work: Cal
                 client.repository(endpoint, reference, push).ping(cancel)
             result = work(endpoint)
             for failure in failures.values():
-                if failure.mirror and client.is_first_failure_of(failure.endpoint):
+                if failure.mirror and client.failures.setdefault(failure.endpoint, failure) is failure:
                     output(Progress(message="warning: %s; %s answered" % (failure, endpoint)))
             return result
         except Error as exc:

@@ -29,7 +29,7 @@ from ..errors import Cancelled, Error, NetworkError, PolicyError, StorageError, 
 from ..sendfile import send
 from .proxy import Proxy
 from .request import PIECE, Body, FileBody, Request
-from .response import READ_AHEAD, Exchange, Response
+from .response import READ_AHEAD, Response
 from .tls import client_context, issuer
 from .url import Origin, is_public
 
@@ -39,7 +39,7 @@ MAX_HEAD = 1 << 20  # bytes; http.client would read "100 Continue" without end
 _UNKNOWN_CA = frozenset((2, 18, 19, 20, 21))  # OpenSSL's X509_V_ERR_* of a chain that ends in no authority
 
 
-class Connection(Exchange):
+class Connection:
     """A connection to one origin, used by one thread at a time.
 
     ``context`` makes the TLS context for https; ``keep`` is called with the
@@ -54,7 +54,7 @@ class Connection(Exchange):
         self.secure = False  # whether the TLS handshake has been completed
         self.used = False  # for an earlier request
         self.received = 0  # bytes of the current answer
-        self.response = None
+        self.response: Optional[Response] = None  # the one that is being read
         self._all_sent = True  # of the current request
         self._timeout = timeout
         self._context = context
@@ -89,9 +89,9 @@ class Connection(Exchange):
                 answer = self._http.getresponse()
                 if self._relay is not None and answer.status == 407:
                     raise self._relay.refusal(answer.status, answer.reason)
-                self.response = Response(answer, self, request.url)
+                self.response = Response(answer, request.url, self.origin, self.errors, self.done)
         except BaseException:
-            self.done(reusable=False)
+            self.done(False)
             raise
         return self.response
 
@@ -138,6 +138,7 @@ class Connection(Exchange):
                 yield len(part)
 
     def done(self, reusable: bool) -> None:
+        """End the exchange; only a connection with nothing left on it is kept."""
         self.response = None
         self._scope.close()
         if reusable and self._all_sent and not self._cancel.cancelled:
@@ -159,6 +160,7 @@ class Connection(Exchange):
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
+        """Map every foreign error to one of ours that names the peer, or to Cancelled if we are."""
         self._cancel.check()
         try:
             yield

@@ -3,11 +3,10 @@
 
 RFC 9110 and 9112.
 """
-import abc
 import contextlib
 import http.client
 import re
-from typing import ContextManager, List, Optional
+from typing import Callable, ContextManager, List, Optional
 
 from ..errors import NetworkError, PolicyError
 from .url import Origin
@@ -21,30 +20,23 @@ _MAX_TRAILERS = 100
 _CHUNK = re.compile(br"([0-9A-Fa-f]{1,15})[ \t]*(?:;.*)?\r\n")
 
 
-class Exchange(abc.ABC):
-    """A connection as its response sees it, until the body has been read."""
-    origin: Origin
-    response: Optional["Response"]  # the one that is being read
-
-    @abc.abstractmethod
-    def errors(self) -> ContextManager[None]:
-        """Map foreign errors to ours, with the peer in the text, or to Cancelled if we are."""
-
-    @abc.abstractmethod
-    def done(self, reusable: bool) -> None:
-        """End the exchange; the connection is kept if it is ``reusable``."""
-
-
 class Response:
-    """An HTTP response; close() it, or use it in a ``with``."""
+    """An HTTP response; close() it, or use it in a ``with``.
 
-    def __init__(self, raw: http.client.HTTPResponse, conn: Exchange, url: str) -> None:
+    ``errors`` maps foreign errors while the body is read; ``done`` ends the
+    exchange and is told whether the connection can be used again.
+    """
+
+    def __init__(self, raw: http.client.HTTPResponse, url: str, origin: Origin,
+                 errors: Callable[[], ContextManager[None]], done: Callable[[bool], None]) -> None:
         self.status = raw.status
         self.reason = raw.reason
         self.url = url
-        self.origin = conn.origin
+        self.origin = origin
         self._raw = raw
-        self._conn = conn
+        self._errors = errors
+        self._done = done
+        self._closed = False
         self._chunked = bool(self.header("Transfer-Encoding"))
         self._chunk: Optional[int] = None  # bytes left of the current chunk
         self._ahead = True  # the buffer may hold bytes of the body, read along with the head or a chunk size
@@ -67,7 +59,7 @@ class Response:
 
     def readinto(self, view: memoryview) -> int:
         """Read what has arrived into ``view``; returns its size, 0 at the end; raises NetworkError."""
-        with self._conn.errors():
+        with self._errors():
             if self.remaining is None and self._chunked and not self._chunk:
                 self._chunk = self._next_chunk()
                 self._ahead = True
@@ -106,12 +98,13 @@ class Response:
 
     def close(self) -> None:
         """End the exchange; the connection is kept if the body was read to its end."""
-        if self._conn.response is self:
+        if not self._closed:
             reusable = self.remaining == 0 and not self._raw.will_close
             # Bytes behind the body would be taken for the next answer.
             reusable = reusable and not self._raw.fp.peek(1)
+            self._closed = True
             self._raw.close()
-            self._conn.done(reusable)
+            self._done(reusable)
 
     def _length(self) -> Optional[int]:
         text = self.header("Content-Length")

@@ -150,14 +150,14 @@ class Transport:
         while True:
             with self._lock:
                 idle = self._idle.get(origin)
-                conn = idle.pop() if idle else None
-            if conn is None:
-                return Connection(
-                    origin, self.timeout, lambda: self._context(origin), self._checkin,
-                    self._proxy(origin))
+                if not idle:
+                    break
+                conn = idle.pop()
             if conn.quiet():
                 return conn
             conn.drop()
+        return Connection(
+            origin, self.timeout, lambda: self._context(origin), self._checkin, self._proxy(origin))
 
     def _checkin(self, conn: Connection) -> None:
         with self._lock:

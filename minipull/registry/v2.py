@@ -139,43 +139,39 @@ class Repository:
 
     def tags(self, cancel: Cancel) -> List[str]:
         """All tags in the registry's order; raises RegistryError, NetworkError."""
-        tags: List[str] = []
-        for page in self._pages("tags/list", "list of tags", cancel):
-            tags += map(checked_tag, list_at(page, "tags", "list of tags"))
-            self.confirmed = True
-            if len(tags) > MAX_TAGS:
-                raise PolicyError("%s: more than %d tags" % (self.endpoint, MAX_TAGS))
-        return tags
+        return [checked_tag(tag) for tag in self._listed("tags/list", "tags", "tags", MAX_TAGS, cancel)]
 
     def referrers(self, digest: Digest, cancel: Cancel) -> Optional[List[Descriptor]]:
         """The manifests whose subject is a manifest; None if the registry has no referrers API."""
-        referrers: List[Descriptor] = []
+        items = self._listed("referrers/" + digest, "manifests", "referrers", MAX_REFERRERS, cancel)
         try:
-            for page in self._pages("referrers/" + digest, "list of referrers", cancel):
-                referrers += [Descriptor.from_json(item, "list of referrers")
-                              for item in list_at(page, "manifests", "list of referrers")]
-                if len(referrers) > MAX_REFERRERS:
-                    raise PolicyError("%s: more than %d referrers" % (self.endpoint, MAX_REFERRERS))
+            return [Descriptor.from_json(item, "list of referrers") for item in items]
         except (InvalidDocument, RegistryError) as exc:
             if isinstance(exc, RegistryError) and exc.status not in (400, 404, 405):
                 raise
             return None
-        return referrers
 
-    def _pages(self, path: str, subject: str, cancel: Cancel) -> Iterator[Dict[str, Any]]:
-        """The pages of a list; the link to the next one must stay within the origin."""
-        url = self._base + path + self._query
+    def _listed(self, path: str, key: str, subject: str, limit: int, cancel: Cancel) -> Iterator[Any]:
+        """The items of a list in pages; the link to the next page must stay within the origin."""
+        url, count = self._base + path + self._query, 0
         seen: Set[str] = set()
         while url:
             if url in seen or len(seen) > _MAX_PAGES:
-                raise NetworkError("%s: %s goes in circles" % (self.endpoint, subject))
+                raise NetworkError("%s: list of %s goes in circles" % (self.endpoint, subject))
             seen.add(url)
             with self.send(Request("GET", url, cancel)) as response:
-                yield parse_json(response.read(_MAX_PAGE), subject)
+                page = parse_json(response.read(_MAX_PAGE), "list of " + subject)
+            items = list_at(page, key, "list of " + subject)
+            count += len(items)
+            if count > limit:
+                raise PolicyError("%s: more than %d %s" % (self.endpoint, limit, subject))
+            yield from items
+            self.confirmed = True
             link = _LINK.search(response.header("Link"))
             url = joined(url, link.group(1)) if link else ""
             if url and Origin.of(url) != self._origin:
-                raise PolicyError("%s: next page of %s is elsewhere, refused" % (self.endpoint, subject))
+                raise PolicyError(
+                    "%s: next page of list of %s is elsewhere, refused" % (self.endpoint, subject))
 
     # Writing.
 
