@@ -29,7 +29,7 @@ from minipull.cancel import Cancel
 from minipull.xfer.upload import LayerUploadManager
 from tests.kit.servers import (
     Connection, FaultProxy, ScriptedServer, TokenAuth, Uploads, close, error, redirect, reply, reset)
-from tests.xfer.test_download import Log
+from tests.kit.work import Log
 from tests.kit.stores import keep
 from tests.kit.pushes import asked, entries, kept, loaded, push, results
 

@@ -26,7 +26,7 @@ from minipull.progress import Progress
 from minipull.cancel import Cancel
 from minipull.xfer.upload import LayerUploadManager
 from tests.kit.servers import Connection, FaultProxy, ScriptedServer, Uploads, error, hold, reset
-from tests.xfer.test_download import Log, background
+from tests.kit.work import Log, background
 from tests.kit.stores import keep
 from tests.kit.pushes import asked, entries, kept, loaded, push, results
 

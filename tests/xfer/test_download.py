@@ -7,11 +7,12 @@ times over, as upstream's are; everything below it is real.
 import functools
 import threading
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, List, Optional, Tuple
 
 import pytest
 
 from tests.kit.processes import wait_until
+from tests.kit.work import Counter, Log, background
 from minipull.store.check import check
 from minipull.image.descriptor import Descriptor
 from minipull.digest import DiffID, Digest, chain_id
@@ -32,24 +33,6 @@ DIFF_IDS = {
     "id5": "0a5f25fa1acbc647f6112a6276735d0fa01e4ee2aa7ec33015e337350e1ea23d",
 }
 BESIDE: Tuple[str, Callable[[Transfer], Any]] = ("config", lambda transfer: "the config")
-
-
-class Counter:
-    """How many are inside at once, and how often anybody was."""
-
-    def __init__(self) -> None:
-        self.now = self.most = self.total = 0
-        self.lock = threading.Lock()
-
-    def __enter__(self) -> None:
-        with self.lock:
-            self.now += 1
-            self.total += 1
-            self.most = max(self.most, self.now)
-
-    def __exit__(self, *exc_info: object) -> None:
-        with self.lock:
-            self.now -= 1
 
 
 class Layer(DownloadDescriptor):
@@ -95,25 +78,6 @@ class Layer(DownloadDescriptor):
         self._store.metadata.add(diff.diff_id, V2Metadata(self.blob.digest, "test"))
 
 
-class Log:
-    """An output that remembers."""
-
-    def __init__(self) -> None:
-        self.events: List[Progress] = []
-
-    def __call__(self, event: Progress) -> None:
-        self.events.append(event)
-
-    def actions(self, id: str) -> List[str]:
-        """The different actions of an id, in order."""
-        found = [event.action for event in list(self.events) if event.id == id]
-        return [action for n, action in enumerate(found) if n == 0 or found[n - 1] != action]
-
-    @property
-    def last(self) -> Dict[str, str]:
-        return {event.id: event.action for event in self.events}
-
-
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(str(tmp_path / "store"))
@@ -121,21 +85,6 @@ def store(tmp_path: Path) -> Store:
 
 def manager(**options: Any) -> LayerDownloadManager:
     return LayerDownloadManager(tick=options.pop("tick", 0.001), **options)
-
-
-def background(work: Callable[[], Any]) -> Tuple[threading.Thread, List[Any]]:
-    """Run ``work`` in a thread; its result or error arrives in the list."""
-    results: List[Any] = []
-
-    def run() -> None:
-        try:
-            results.append(work())
-        except Exception as exc:
-            results.append(exc)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    return thread, results
 
 
 def diff_ids(done: Downloaded) -> List[str]:
