@@ -4,6 +4,7 @@
 The modules in reading order:
 
     save      save(): images in one tar
+    members   the members of a tar, found in one pass
     reader    a tar as a read-only source of images
     load      load(): the images of a tar
     check     is an archive what it says?

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""check of an archive."""
+"""check: is every byte of an archive what its name says?"""
 import os
 from typing import List, Optional
 
@@ -11,7 +11,7 @@ from .reader import opened
 
 
 def check_archive(path: str, cancel: Cancel, zstd: Optional[str] = None) -> List[Problem]:
-    """Every problem of the images in an archive; raises Cancelled."""
+    """Return every problem of the images in an archive; raises Cancelled."""
     try:
         with opened(path, cancel, zstd) as archive:
             tops = [top for _, top in map(image_of, archive.references.descriptors())]

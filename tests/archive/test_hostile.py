@@ -178,7 +178,7 @@ def test_a_member_that_claims_too_much_is_not_read(
     path.write_bytes(pack(docker))
     with pytest.raises(PolicyError, match="larger than"):
         load(str(path), store)
-    monkeypatch.setattr(reader, "MAX_MEMBERS", 4)
+    monkeypatch.setattr("minipull.archive.members.MAX_MEMBERS", 4)
     with pytest.raises(PolicyError, match="more than 4 members"):
         load(str(path), store)
     assert names(store) == []

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The members of a tar, found in one pass and read where they lie.
+
+A member is found by its name within the archive, links included; nothing is ever
+opened on disk because of what a name or a link says.
+"""
+import io
+import os
+from typing import Any, BinaryIO, Dict, Iterator, Optional, Set, Tuple, cast
+
+from ..digest import Digest
+from ..errors import ContentMismatch, InvalidDocument, PolicyError, shown, storage_errors
+from ..image.descriptor import Descriptor
+from ..image.tar import BLOCK, FILE, LINK, SYMLINK, Reader
+from ..store.content import BlobSource
+
+MAX_MEMBERS = 100000
+MAX_HOPS = 8  # links on the way to one member
+
+
+class Members(BlobSource):
+    """The members of a tar, and the blobs among them; ``root`` is its path."""
+
+    def __init__(self, root: str, file: BinaryIO) -> None:
+        self.root = root
+        self.named: Dict[Digest, str] = {}  # member of a blob that does not lie where a layout has it
+        self._made: Dict[Digest, bytes] = {}  # documents that are no members
+        self._file = file
+        self._files: Dict[str, Tuple[int, int]] = {}  # offset of the data and size, in bytes
+        self._links: Dict[str, str] = {}
+        self._repeated: Set[str] = set()
+        position, end = 0, os.fstat(file.fileno()).st_size
+
+        def blocks() -> Iterator[bytes]:
+            nonlocal position
+            while position < end:
+                block = os.pread(file.fileno(), BLOCK, position)
+                position += len(block)
+                yield block
+
+        with storage_errors("read the archive"):
+            reader = Reader(blocks())
+            for count, entry in enumerate(reader):
+                name = inside(entry.name.decode("utf-8", "surrogateescape"))
+                if count == MAX_MEMBERS:
+                    raise PolicyError("more than %d members" % MAX_MEMBERS)
+                if entry.kind in (FILE, LINK, SYMLINK) and (name in self._files or name in self._links):
+                    self._repeated.add(name)
+                if entry.kind == FILE:
+                    self._files[name] = position, entry.size
+                elif entry.kind in (LINK, SYMLINK):
+                    folder = name.rpartition("/")[0] if entry.kind == SYMLINK else ""
+                    self._links[name] = inside(entry.linkname.decode("utf-8", "surrogateescape"), folder)
+                position += reader.skip()
+                if position > end:
+                    raise InvalidDocument("tar: the stream is cut short")
+
+    def find(self, name: str) -> Optional[Tuple[int, int]]:
+        """Return offset and size of a member's data, or None; raises InvalidDocument for an ambiguous name."""
+        for _ in range(MAX_HOPS + 1):
+            if name in self._repeated:
+                raise InvalidDocument("%s is in it twice" % shown(name, 200))
+            if name not in self._links:
+                return self._files.get(name)
+            name = self._links[name]
+        raise InvalidDocument("%s lies behind more than %d links" % (shown(name, 200), MAX_HOPS))
+
+    def member(self, name: str, limit: int = 1 << 62) -> BinaryIO:
+        """Open a member; raises InvalidDocument, and PolicyError past ``limit`` bytes."""
+        extent = self.find(name)
+        if extent is None:
+            raise InvalidDocument("%s is missing" % shown(name, 200))
+        if extent[1] > limit:
+            raise PolicyError("%s is larger than %d bytes" % (shown(name, 200), limit))
+        return cast(BinaryIO, _Extent(self._file, *extent))
+
+    def make(self, data: bytes, media_type: str) -> Descriptor:
+        """Add a document that the archive lacks."""
+        descriptor = Descriptor.of(data, media_type)
+        self._made[descriptor.digest] = data
+        return descriptor
+
+    def path(self, digest: Digest) -> str:
+        return os.path.join(self.root, self._name(digest))
+
+    def size(self, digest: Digest) -> Optional[int]:
+        if digest in self._made:
+            return len(self._made[digest])
+        extent = self.find(self._name(digest))
+        return extent[1] if extent else None
+
+    def open(self, digest: Digest) -> BinaryIO:
+        return io.BytesIO(self._made[digest]) if digest in self._made else self.member(self._name(digest))
+
+    def read(self, digest: Digest, limit: int) -> bytes:
+        data = self._made.get(digest) or self.member(self._name(digest), limit).read()
+        if Digest.of(data, digest.algorithm) != digest:
+            raise ContentMismatch("blob %s is something else" % digest)
+        return data
+
+    def _name(self, digest: Digest) -> str:
+        return self.named.get(digest) or "blobs/%s/%s" % (digest.algorithm, digest.encoded)
+
+
+class _Extent(io.RawIOBase):
+    """A part of a file, read as a file of its own; many may be read at once."""
+
+    def __init__(self, file: BinaryIO, start: int, size: int) -> None:
+        self._fd = file.fileno()
+        self._start = self._position = start
+        self._end = start + size
+
+    def readinto(self, buffer: Any) -> int:
+        with storage_errors("read the archive"):
+            data = os.pread(self._fd, min(len(buffer), self._end - self._position), self._position)
+        buffer[:len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._position = offset + (self._position if whence else self._start)
+        return self._position - self._start
+
+
+def inside(name: str, folder: str = "") -> str:
+    """Normalize a member's name or a link's target; empty if it leads out of the archive."""
+    parts = folder.split("/") if folder and not name.startswith("/") else []
+    for part in name.split("/"):
+        if part == "..":
+            if not parts:
+                return ""
+            parts.pop()
+        elif part not in ("", "."):
+            parts.append(part)
+    return "/".join(parts)
