@@ -77,6 +77,7 @@ class Weight(enum.IntEnum):
 
 
 class _Failure(NamedTuple):
+    """The error of an endpoint, and how it is shown."""
     endpoint: Endpoint
     error: Error
     mirror: bool  # whether a mirror is to blame: not for trouble of our own while we read from it

@@ -12,6 +12,7 @@ The first two speak TLS when given a context from :class:`Certificates`.  A serv
 context manager; another loopback address (127.0.0.2) is another origin.
 """
 import base64
+import contextlib
 import hashlib
 import http.client
 import json
@@ -219,6 +220,7 @@ class _Server:
                 connection.close()
         except ssl.SSLError as error:
             self.tls_errors.append(str(error))
+            _drain(sock)
         except (OSError, ValueError, http.client.HTTPException, _Gone):
             pass
         finally:
@@ -229,6 +231,15 @@ class _Server:
     def handle(self, connection: Connection) -> None:
         """Answer one request; raise _Gone to end the connection."""
         raise NotImplementedError
+
+
+def _drain(sock: socket.socket) -> None:
+    """Read what the client still sends: to close before would reset the connection and lose the alert."""
+    with contextlib.suppress(OSError):
+        sock.settimeout(2)
+        socket.socket.shutdown(sock, socket.SHUT_WR)
+        while socket.socket.recv(sock, CHUNK):
+            pass
 
 
 def _shutdown(sock: socket.socket) -> None:
