@@ -59,36 +59,36 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-#: Where each public name lives.
-_HOME = dict.fromkeys(
-    "Cancelled ContentMismatch Error InvalidDocument InvalidReference NetworkError NotFound"
-    " PolicyError RateLimited StorageError Unauthorized Unsupported".split(), "errors")
-_HOME.update(
-    load="archive.load",
-    save="archive.save",
-    Cancel="cancel",
-    Digest="digest",
-    copy="distribution.copy",
-    pull="distribution.pull",
-    push="distribution.push",
-    Image="image.config",
-    Descriptor="image.descriptor",
-    Platform="image.platform",
-    Progress="progress",
-    Reference="reference",
-    Credentials="registry.credentials",
-    RegistryService="registry.endpoints",
-    RegistryError="registry.errors",
-    unpack="rootfs.unpack",
-    serve="server.registry",
-    Store="store.store")
+#: The public names of each module.
+_NAMES = {
+    "archive.load": "load",
+    "archive.save": "save",
+    "cancel": "Cancel",
+    "digest": "Digest",
+    "distribution.copy": "copy",
+    "distribution.pull": "pull",
+    "distribution.push": "push",
+    "errors": "Cancelled ContentMismatch Error InvalidDocument InvalidReference NetworkError NotFound"
+              " PolicyError RateLimited StorageError Unauthorized Unsupported",
+    "image.config": "Image",
+    "image.descriptor": "Descriptor",
+    "image.platform": "Platform",
+    "progress": "Progress",
+    "reference": "Reference",
+    "registry.credentials": "Credentials",
+    "registry.endpoints": "RegistryService",
+    "registry.errors": "RegistryError",
+    "rootfs.unpack": "unpack",
+    "server.registry": "serve",
+    "store.store": "Store"}
+_HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 __all__ = sorted(_HOME) + ["__version__"]
 
 
 class _Package(types.ModuleType):
-    """Loads a public name when it is first used: start-up needs no ssl.
+    """Loads a public name when it is first used, so that importing the package is cheap.
 
-    A module's own ``__getattr__`` would do, were it not for Python 3.6.
+    A module's own ``__getattr__`` (PEP 562) needs Python 3.7.
     """
 
     def __getattr__(self, name: str) -> object:

@@ -66,7 +66,13 @@ class Context:
         from ..registry.client import Client
 
         settings = self.settings.end(side) if side else self.settings
+        if settings.truth("legacy_v1"):
+            self.require("registry.v1")
         return Client(settings.service(domains), settings.credentials(domains))
+
+    def require(self, module: str) -> None:
+        """Fail before any request where a build lacks a module that a flag asks for."""
+        importlib.import_module(".." + module, __package__)
 
     def warn(self, text: str) -> None:
         self.renderer(Progress(message="warning: " + text))

@@ -13,7 +13,6 @@ import gzip
 import hashlib
 import importlib.util
 import io
-import json
 import os
 import re
 import shutil
@@ -29,9 +28,9 @@ from typing import Callable, Dict, Iterator, List
 
 from .. import files
 from ..digest import Digest
-from ..errors import ContentMismatch, Error, NotInBuild
+from ..errors import ContentMismatch, Error
 from ..image.descriptor import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Descriptor
-from ..parts import part
+from ..image.strictjson import compact
 from ..store.references import REF_NAME
 from ..store.store import Store
 from .context import Command, Context
@@ -47,10 +46,7 @@ _USERS = re.compile("MINIPULL_|DOCKER_|REGISTRY_|XDG_|SSL_|.*_PROXY$", re.I)
 
 def _doctor(context: Context, flags: argparse.Namespace) -> int:
     """Show the self-test and the host; returns an exit code."""
-    try:
-        part("server.registry")
-    except NotInBuild as exc:
-        raise exc.within("doctor") from exc
+    context.require("server.registry")
     test, error, code = _SelfTest(context), "", 0
     try:
         with tempfile.TemporaryDirectory(prefix="minipull-") as folder:
@@ -137,21 +133,22 @@ def _make_image(folder: str) -> Digest:
         member = tarfile.TarInfo("hello")
         member.size = len(text)
         archive.addfile(member, io.BytesIO(text))
-    layer, diff_id = gzip.compress(tar.getvalue()), Digest.of(tar.getvalue())
-    config = json.dumps({
+    store = Store(folder)
+
+    def put(data: bytes, media_type: str) -> Descriptor:
+        descriptor = Descriptor.of(data, media_type)
+        store.content.put(descriptor.digest, data)
+        return descriptor
+
+    layer = put(gzip.compress(tar.getvalue()), OCI_LAYER + "+gzip")
+    config = put(compact({
         "architecture": "amd64", "os": "linux", "config": {"Cmd": ["cat", "/hello"]},
-        "rootfs": {"type": "layers", "diff_ids": [diff_id]}}).encode()
-    store, parts = Store(folder), []
-    for kind, data in ((OCI_CONFIG, config), (OCI_LAYER + "+gzip", layer)):
-        parts.append(Descriptor.of(data, kind).to_json())
-        store.content.put(Digest.of(data), data)
-    manifest = json.dumps({
-        "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": parts[0], "layers": parts[1:]}).encode()
-    digest = Digest.of(manifest)
-    store.content.put(digest, manifest)
-    entry = Descriptor(OCI_MANIFEST, digest, len(manifest), annotations={REF_NAME: "hello"})
-    store.references.put("hello", entry.to_json())
-    return digest
+        "rootfs": {"type": "layers", "diff_ids": [Digest.of(tar.getvalue())]}}), OCI_CONFIG)
+    manifest = put(compact({
+        "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config.to_json(),
+        "layers": [layer.to_json()]}), OCI_MANIFEST)
+    store.references.put("hello", manifest._replace(annotations={REF_NAME: "hello"}).to_json())
+    return manifest.digest
 
 
 def _host(context: Context) -> Dict[str, str]:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every flag of the command line, by the modules that hold the commands."""
 import argparse
-from typing import Any, NoReturn, Sequence
+import functools
+from typing import Any, Callable, NoReturn, Sequence
 
 from .. import __version__
 
@@ -15,22 +16,20 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-class _Commands:
-    """Adds the commands that are in ``module`` of this wing."""
+_Add = Callable[..., Parser]
 
-    def __init__(self, subparsers: Any, module: str) -> None:
-        self._subparsers, self._module = subparsers, module
 
-    def __call__(self, name: str, help: str, example: str, *operands: str, parents: Sequence[Parser] = (),
-                 formats: Sequence[str] = ("text", "json")) -> Parser:
-        parser: Parser = self._subparsers.add_parser(
-            name, help=help, description=help, allow_abbrev=False, epilog="example: minipull " + example,
-            parents=parents)
-        parser.set_defaults(module=self._module)
-        parser.add_argument("--format", choices=formats)
-        for operand in operands:
-            parser.add_argument(operand, metavar=operand.upper())
-        return parser
+def _add_command(subparsers: Any, module: str, name: str, help: str, example: str, *operands: str,
+                 parents: Sequence[Parser] = (), formats: Sequence[str] = ("text", "json")) -> Parser:
+    """Add a command, which is in ``module`` of this wing."""
+    parser: Parser = subparsers.add_parser(
+        name, help=help, description=help, allow_abbrev=False, epilog="example: minipull " + example,
+        parents=parents)
+    parser.set_defaults(module=module)
+    parser.add_argument("--format", choices=formats)
+    for operand in operands:
+        parser.add_argument(operand, metavar=operand.upper())
+    return parser
 
 
 def command_line() -> Parser:
@@ -44,28 +43,26 @@ def command_line() -> Parser:
     parser.add_argument("-v", "--verbose", action="store_true", help="tracebacks for errors")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     subparsers.required = True
-    network = _network_flags()
-    remote = [_credential_flags(), network]
-    _registry_commands(_Commands(subparsers, "registry"), remote)
-    _login_commands(_Commands(subparsers, "login"), network)
-    _rootfs_commands(_Commands(subparsers, "rootfs"), remote)
-    _store_commands(_Commands(subparsers, "store"))
-    _Commands(subparsers, "doctor")("doctor", "test this program and this host", "doctor")
-    _serve_command(_Commands(subparsers, "serve"))
-    return parser
-
-
-def _credential_flags() -> Parser:
-    parser = Parser(add_help=False, allow_abbrev=False)
-    group = parser.add_argument_group("network")
+    progress = Parser(add_help=False, allow_abbrev=False)
+    _add_progress(progress)
+    credentials = Parser(add_help=False, allow_abbrev=False)
+    group = credentials.add_argument_group("network")
     group.add_argument("--creds", metavar="USER[:PASS]", help="for the reference's own registry")
     group.add_argument("--registry-token", metavar="TOKEN", help="sent as it is")
+    network = Parser(add_help=False, allow_abbrev=False)
+    _add_network(network.add_argument_group("network"))
+    commands = {module: functools.partial(_add_command, subparsers, module)
+                for module in ("registry", "login", "rootfs", "store", "doctor", "serve")}
+    _registry_commands(commands["registry"], [credentials, network])
+    _login_commands(commands["login"], network)
+    _rootfs_commands(commands["rootfs"], [credentials, network])
+    _store_commands(commands["store"], progress)
+    commands["doctor"]("doctor", "test this program and this host", "doctor")
+    _serve_command(commands["serve"])
     return parser
 
 
-def _network_flags() -> Parser:
-    parser = Parser(add_help=False, allow_abbrev=False)
-    group = parser.add_argument_group("network")
+def _add_network(group: Any) -> None:
     group.add_argument("--authfile", metavar="FILE", help="the only file of credentials")
     group.add_argument("--tls-verify", metavar="BOOL", help="false: trust any certificate")
     group.add_argument("--plain-http", action="store_true", default=None, help="no TLS at all")
@@ -76,7 +73,6 @@ def _network_flags() -> Parser:
     group.add_argument("--header", metavar="K:V", action="append", help="sent with every request")
     group.add_argument("--timeout", metavar="SECONDS", help="without progress (60)")
     _add_progress(group)
-    return parser
 
 
 def _add_progress(group: Any) -> None:
@@ -84,7 +80,7 @@ def _add_progress(group: Any) -> None:
     group.add_argument("--progress", metavar="MODE", help="auto, tty, plain, json or none")
 
 
-def _registry_commands(add: _Commands, remote: Sequence[Parser]) -> None:
+def _registry_commands(add: _Add, remote: Sequence[Parser]) -> None:
     pull = add("pull", "store images from a registry", "pull alpine:3.20", parents=remote)
     pull.add_argument("refs", metavar="REF", nargs="+")
     pull.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help="instead of this host's")
@@ -122,7 +118,7 @@ def _registry_commands(add: _Commands, remote: Sequence[Parser]) -> None:
     add("digest", "print what a tag points to", "digest alpine:3.20", "ref", parents=remote)
 
 
-def _login_commands(add: _Commands, network: Parser) -> None:
+def _login_commands(add: _Add, network: Parser) -> None:
     login = add("login", "keep a user and password for a registry, once it has accepted them",
                 "login -u ann registry.example.com", parents=[network])
     login.add_argument("registry", metavar="HOST[:PORT]", nargs="?", default="docker.io", help="docker.io")
@@ -133,7 +129,7 @@ def _login_commands(add: _Commands, network: Parser) -> None:
     logout.add_argument("--authfile", metavar="FILE", help="the only file of credentials")
 
 
-def _rootfs_commands(add: _Commands, remote: Sequence[Parser]) -> None:
+def _rootfs_commands(add: _Add, remote: Sequence[Parser]) -> None:
     unpack = add("unpack", "make an image's root file system in a new or empty directory",
                  "unpack alpine:3.20 rootfs", "ref", "dir", parents=remote)
     export = add("export", "write an image's root file system as one tar", "export alpine:3.20 >alpine.tar",
@@ -148,9 +144,7 @@ def _rootfs_commands(add: _Commands, remote: Sequence[Parser]) -> None:
     unpack.add_argument("--max-unpacked", metavar="SIZE", help="the most data it may hold (64G)")
 
 
-def _store_commands(add: _Commands) -> None:
-    progress = Parser(add_help=False, allow_abbrev=False)
-    _add_progress(progress)
+def _store_commands(add: _Add, progress: Parser) -> None:
     add("images", "list the stored images", "images --format json")
     add("inspect", "show a stored image", "inspect alpine:3.20", "ref")
     add("tag", "name a stored image", "tag alpine:3.20 localhost:5000/alpine:3.20", "src", "dst")
@@ -169,7 +163,7 @@ def _store_commands(add: _Commands) -> None:
     load.add_argument("-i", "--input", metavar="FILE", help="instead of stdin")
 
 
-def _serve_command(add: _Commands) -> None:
+def _serve_command(add: _Add) -> None:
     serve = add("serve", "be a registry over the store", "serve --listen 0.0.0.0:5000")
     serve.add_argument("--listen", metavar="HOST:PORT", help="127.0.0.1:5000; port 0 picks one")
     serve.add_argument("--writable", action="store_true", default=None, help="take pushes, deletes")

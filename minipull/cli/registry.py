@@ -88,13 +88,15 @@ def _show_pulled(context: Context, flags: argparse.Namespace, results: Mapping[R
 
 def _push(context: Context, flags: argparse.Namespace) -> None:
     name, settings, store = reference(flags.ref), context.settings, context.store
+    if settings.truth("legacy_schema1"):
+        context.require("distribution.schema1")
     _show_default_tag(context, flags, name)
     dest = reference(flags.dest) if flags.dest else None
     images = pushed_images(stripped(flags.ref), store, dest, flags.all_tags)
     with context.client([images[0][1].domain]) as client:
         results = push_with(
             client, images, store, settings.uploads(), context.renderer, context.cancel,
-            settings.size("chunk_size"), settings.legacy("legacy_schema1", "distribution.schema1"))
+            settings.size("chunk_size"), settings.truth("legacy_schema1"))
     context.renderer.finish()
     shown = []
     for pushed in results:

@@ -11,10 +11,9 @@ import re
 import shutil
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Sequence
 
-from ..errors import InvalidReference, NotInBuild
+from ..errors import InvalidReference
 from ..files import read_file
 from ..image.strictjson import object_at, parse_json, string_at, strings_at
-from ..parts import part
 from ..store.store import Store
 from ..xfer.download import MAX_ATTEMPTS, LayerDownloadManager
 from ..xfer.upload import CONCURRENT_UPLOADS, LayerUploadManager
@@ -62,13 +61,13 @@ class Settings:
     def truth(self, name: str, default: bool = False) -> bool:
         text = self.text(name, str(default))
         if text.lower() not in _TRUTH:
-            raise InvalidReference("%s must be true or false" % _flag(name))
+            raise InvalidReference("--%s must be true or false" % name.replace("_", "-"))
         return _TRUTH[text.lower()]
 
     def number(self, name: str, default: int, key: str = "") -> int:
         text = self.text(name, str(default), key)
         if not re.fullmatch("[0-9]{1,6}", text) or int(text) < 1:
-            raise InvalidReference("%s must be a number from 1" % _flag(name))
+            raise InvalidReference("--%s must be a number from 1" % name.replace("_", "-"))
         return int(text)
 
     def size(self, name: str) -> int:
@@ -76,18 +75,8 @@ class Settings:
         text = self.text(name, "0")
         match = re.fullmatch("([0-9]{1,12})([kMG]?)", text)
         if match is None:
-            raise InvalidReference("%s must be a size such as 512k or 10M" % _flag(name))
+            raise InvalidReference("--%s must be a size such as 512k or 10M" % name.replace("_", "-"))
         return int(match.group(1)) << {"": 0, "k": 10, "M": 20, "G": 30}[match.group(2)]
-
-    def legacy(self, name: str, module: str) -> bool:
-        """The truth of a flag that needs a legacy ``module``; raises NotInBuild if that was left out."""
-        if not self.truth(name):
-            return False
-        try:
-            part(module)
-        except NotInBuild as exc:
-            raise exc.within(_flag(name)) from exc
-        return True
 
     def end(self, side: str) -> "Settings":
         """The settings for one end of a copy, where --src-... or --dest-... wins."""
@@ -151,7 +140,7 @@ class Settings:
                    for folder in (self._config, "/etc") for name in ("containers", "docker")],
             cert_dirs=dict.fromkeys(domains, self.text("cert_dir")), warn=self._warn,
             legacy=strings_at(self._file, "legacy-registries", "settings"),
-            legacy_v1=self.legacy("legacy_v1", "registry.v1"))
+            legacy_v1=self.truth("legacy_v1"))
 
     def credentials(self, domains: List[str]) -> "Credentials":
         """The credentials of --creds for ``domains``, and those that docker and podman have stored."""
@@ -214,24 +203,16 @@ class Settings:
         return headers
 
     def _read(self, path: Optional[str]) -> Dict[str, Any]:
+        """The settings in the file at ``path``, else in the user's, else in the system's."""
         path = path or self.environ.get("MINIPULL_CONFIG")
+        own = os.path.join(self._config, "minipull", "config.json")
+        for name in [path] if path else [own, "/etc/minipull/config.json"]:
+            data = read_file(name, MAX_FILE)
+            if data is not None:
+                return parse_json(data, name)
         if path:
-            settings = _load(path)
-            if settings is None:
-                raise InvalidReference("settings file %s does not exist" % ascii(path))
-            return settings
-        settings = _load(os.path.join(self._config, "minipull", "config.json"))
-        return settings if settings is not None else _load("/etc/minipull/config.json") or {}
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _load(path: str) -> Optional[Dict[str, Any]]:
-    """The settings in a file, or None if there is no file."""
-    data = read_file(path, MAX_FILE)
-    return None if data is None else parse_json(data, path)
+            raise InvalidReference("settings file %s does not exist" % ascii(path))
+        return {}
 
 
 def find_zstd(path: str = os.defpath) -> Optional[str]:

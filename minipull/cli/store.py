@@ -63,7 +63,8 @@ def _rm(context: Context, flags: argparse.Namespace) -> None:
     store = context.store
     removed = []
     for text in flags.refs:
-        name = store.image(stripped(text)).name if _is_id(text) else reference(text).docker_ref()
+        is_id = re.fullmatch(r"sha256:[0-9a-f]{6,64}|[0-9a-f]{12,64}", text)
+        name = store.image(stripped(text)).name if is_id else reference(text).docker_ref()
         store.remove(name, context.cancel)
         removed.append({"name": str(name)})
         if not context.json:
@@ -135,10 +136,6 @@ def _load(context: Context, flags: argparse.Namespace) -> None:
     context.answer([described(context.store, image) for image in images], [
         "Loaded image ID: %s" % image.id if image.name.name == UNNAMED.name else
         "Loaded image: %s" % image.name.familiar for image in images])
-
-
-def _is_id(text: str) -> bool:
-    return re.fullmatch(r"sha256:[0-9a-f]{6,64}|[0-9a-f]{12,64}", text) is not None
 
 
 COMMANDS: Dict[str, Command] = {

@@ -131,8 +131,8 @@ def test_credential_files_are_named_and_not_shown(run_minipull: Minipull, home: 
      "serve", 2),
     ("server/blobs.py", "upload.commit(digest)", "raise Refusal(403, 'DENIED', 'no')", "push", 4),
     ("cli/registry.py", '"Digest: %s" % image.source)', "\"\")", "pull", 6),
-    ("store/check.py", "checker.run(names)", 'raise StorageError("no")', "check", 7),
-    ("store/check.py", "checker.run(names)", "os.kill(os.getpid(), 9)", "check", 1),
+    ("cli/store.py", "    archives = [", '    raise StorageError("no")\n    archives = [', "check", 7),
+    ("cli/store.py", "    archives = [", "    os.kill(os.getpid(), 9)\n    archives = [", "check", 1),
 ], ids=["serve", "push", "digest", "check", "killed"])
 def test_doctor_ends_at_the_first_command_that_fails_with_its_exit_code(
     home: Path, module: str, old: str, new: str, last: str, code: int
