@@ -15,7 +15,8 @@ from minipull.errors import Error, NetworkError, StorageError
 from minipull.registry.errors import RegistryError
 from minipull.progress import Progress
 from tests.kit.servers import Connection, ScriptedServer, close, content, drip, error, head, reply, reset
-from tests.kit.pulls import Log, blobs, on_blob, pull, refused, serve, stored_layers
+from tests.kit.pulls import blobs, on_blob, pull, refused, serve, stored_layers
+from tests.kit.work import Log
 
 
 
@@ -75,7 +76,7 @@ def test_a_cut_connection_is_continued_at_once(
     log = Log()
     pull(server, store, attempts=1, progress=log)
     assert ranges(server, one.digest) == [None, "bytes=30000-", "bytes=60000-"]
-    assert not log.said("Retrying")
+    assert not log.tells("Retrying")
     assert check(store) == []
 
 
@@ -168,15 +169,16 @@ def test_gc_waits_for_the_worker_of_a_pull_that_was_cancelled(
     assert blobs(store) == []
 
 
+@pytest.mark.parametrize("by_range", [True, False])
 def test_a_partial_that_went_bad_is_fetched_again(
-        server: ScriptedServer, store: minipull.Store, one: One) -> None:
+        server: ScriptedServer, store: minipull.Store, one: One, by_range: bool) -> None:
     path = one.partial(store)
     path.write_bytes(b"?" * 50000)
-    on_blob(server, one.digest, content(one.data))
+    on_blob(server, one.digest, content(one.data, ranges=by_range))
     log = Log()
     pull(server, store, attempts=2, progress=log)
     assert ranges(server, one.digest) == ["bytes=50000-", None]
-    assert log.said("Retrying in 5 seconds")
+    assert log.tells("Retrying in 5 seconds")
     assert check(store) == []
 
 
@@ -204,7 +206,7 @@ def test_a_layer_is_tried_again_where_it_may_help(
     log = Log()
     refused(RegistryError, server, store, attempts=3, progress=log)
     assert len(ranges(server, one.digest)) == tries
-    assert log.said("Retrying in 5 seconds") == (tries > 1)
+    assert log.tells("Retrying in 5 seconds") == (tries > 1)
 
 
 @pytest.mark.parametrize("answers, text, gets", [

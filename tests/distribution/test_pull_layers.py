@@ -14,7 +14,8 @@ from minipull.digest import Digest
 from minipull.errors import ContentMismatch, PolicyError
 from minipull.registry.errors import RegistryError
 from tests.kit.servers import Certificates, ScriptedServer, content, error
-from tests.kit.pulls import Log, asked, manifest_of, on_blob, pull, refused, rewrite, serve, stored_layers
+from tests.kit.pulls import asked, manifest_of, on_blob, pull, refused, rewrite, serve, stored_layers
+from tests.kit.work import Log
 
 
 FOREIGN = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
@@ -52,7 +53,7 @@ def test_a_foreign_layer_that_the_registry_lacks_is_skipped_and_reported(
     log = Log()
     image = pull(server, store, progress=log)
     assert image.config is not None and len(image.config.diff_ids) == 2
-    assert log.said("Skipped foreign layer")
+    assert log.tells("Skipped foreign layer")
     assert {problem.kind for problem in check(store)} == {UNVERIFIED}
     asked(server)
     pull(server, store)
@@ -117,7 +118,7 @@ def test_without_a_decoder_a_zstd_layer_has_the_diff_id_of_the_config(
     monkeypatch.setitem(__import__("sys").modules, "compression.zstd", None)
     log = Log()
     pull(server, store, progress=log)
-    assert log.said("Not verified: layer is compressed with zstd")
+    assert log.tells("Not verified: layer is compressed with zstd")
     assert store.metadata.get_diff_id(Digest(stored_layers(zstd)[0])) is None
     assert [problem.kind for problem in check(store)] == [UNVERIFIED]
 

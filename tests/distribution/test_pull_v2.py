@@ -21,7 +21,8 @@ from minipull.registry.errors import RegistryError
 from minipull.progress import Progress
 from minipull.reference import Reference
 from tests.kit.servers import Connection, ScriptedServer, content, error, reply
-from tests.kit.pulls import Log, asked, blobs, on_blob, pull, refused, rewrite, serve, stored_layers
+from tests.kit.pulls import asked, blobs, on_blob, pull, refused, rewrite, serve, stored_layers
+from tests.kit.work import Log
 
 
 
@@ -191,7 +192,7 @@ def test_more_layers_than_docker_loads_are_warned_of(
     serve(server, layout)
     log = Log()
     pull(server, store, progress=log)
-    assert log.said("image has 126 layers, docker will not load more than 125")
+    assert log.tells("image has 126 layers, docker will not load more than 125")
 
 
 def test_a_manifest_that_went_bad_in_the_store_is_replaced(
@@ -334,7 +335,7 @@ def test_a_config_of_another_platform_is_told(
         NotFound, server, store, platform="linux/amd64")
     log = Log()
     pull(server, store, progress=log)
-    assert log.said("WARNING: image is for linux/s390x, not for ")
+    assert log.tells("WARNING: image is for linux/s390x, not for ")
 
 
 def test_a_config_that_says_no_platform_fits_all(

@@ -23,7 +23,8 @@ from minipull.errors import ContentMismatch, Error, InvalidDocument, NotFound, P
 from minipull.registry.errors import RegistryError
 from minipull.image.config import History, ImageConfig
 from tests.kit.servers import Connection, ScriptedServer, Uploads, content, error, reply
-from tests.kit.pulls import Log, asked, pull, refused
+from tests.kit.pulls import asked, pull, refused
+from tests.kit.work import Log
 from tests.kit.pushes import kept, loaded, push
 
 pytestmark = pytest.mark.usefixtures("no_waiting")
@@ -258,7 +259,7 @@ def test_a_schema_1_image_is_stored_as_schema_2(
     payload, layers = offer(server, layout, images.specs(2), kind, by_digest=False)
     log = Log()
     pulled = pull(server, store, progress=log)
-    assert log.said("outdated schema 1 format, signed with key 3L6E:DDVQ:") and log.said("may be anybody's")
+    assert log.tells("outdated schema 1 format, signed with key 3L6E:DDVQ:") and log.tells("may be anybody's")
     assert pulled.source == images.digest_of(payload) != pulled.descriptor.digest
     document = json.loads(store.content.read(pulled.descriptor.digest, 1 << 20))
     assert document["layers"] == [dict(layer.descriptor, mediaType=images.DOCKER_LAYER + ".gzip") for layer in layers]
@@ -341,7 +342,7 @@ def test_the_platform_is_that_of_the_top(server: ScriptedServer, store: minipull
     assert "image is for linux/s390x" in refused(NotFound, server, store, platform="linux/amd64")
     log = Log()
     assert pull(server, store, progress=log).architecture == "s390x"
-    assert log.said("WARNING: image is for linux/s390x")
+    assert log.tells("WARNING: image is for linux/s390x")
 
 
 def test_a_malformed_config_is_refused(server: ScriptedServer, store: minipull.Store, layout: Layout) -> None:
@@ -393,7 +394,7 @@ def test_an_old_registry_gets_schema_1_if_asked_to(
     found = schema1.parse(registry.manifests["latest"])
     assert (pushed.descriptor.digest, pushed.descriptor.size) == (found.digest, len(found.raw))
     assert pushed.descriptor.media_type == SCHEMA1_SIGNED
-    assert log.said("WARNING:") and log.said("the digest is now %s" % found.digest)
+    assert log.tells("WARNING:") and log.tells("the digest is now %s" % found.digest)
     assert list(found.layers) == [layer.descriptor["digest"] for layer in made.layers]
     assert images.digest_of(EMPTY_LAYER) in registry.blobs
     server.on("GET", "/manifests/", content(registry.manifests["latest"], SCHEMA1_SIGNED, headers={

@@ -10,19 +10,7 @@ import minipull
 from tests.kit.images import Layout
 from minipull.xfer.download import LayerDownloadManager
 from minipull.errors import Error
-from minipull.progress import Progress
 from tests.kit.servers import ScriptedServer
-
-
-class Log:
-    def __init__(self) -> None:
-        self.events: List[Progress] = []
-
-    def __call__(self, event: Progress) -> None:
-        self.events.append(event)
-
-    def said(self, text: str) -> bool:
-        return any(text in str(event) for event in self.events)
 
 
 def pull(server: ScriptedServer, store: minipull.Store, name: str = "r", attempts: int = 5,

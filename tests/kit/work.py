@@ -38,6 +38,10 @@ class Log:
         found = [event.action for event in list(self.events) if event.id == id]
         return [action for n, action in enumerate(found) if n == 0 or found[n - 1] != action]
 
+    def tells(self, text: str) -> bool:
+        """Whether an event has a text."""
+        return any(text in str(event) for event in self.events)
+
     @property
     def last(self) -> Dict[str, str]:
         return {event.id: event.action for event in self.events}
