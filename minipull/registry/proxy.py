@@ -53,7 +53,15 @@ class Proxies:
 
     def find(self, origin: Origin) -> Optional[Proxy]:
         """The proxy for an origin, if any; raises as get()."""
-        return None if _direct(origin, self.no_proxy) else self.get(origin.scheme)
+        host = origin.host.strip("[]")
+        address: Any = None
+        with contextlib.suppress(ValueError):
+            address = ipaddress.ip_address(host)
+            address = getattr(address, "ipv4_mapped", None) or address
+        direct = host == "localhost" or address is not None and address.is_loopback
+        direct = direct or any(_matches(entry.strip(), host, origin.port, address)
+                               for entry in self.no_proxy.lower().split(","))
+        return None if direct else self.get(origin.scheme)
 
     def get(self, scheme: str) -> Optional[Proxy]:
         """The proxy for a scheme, if any; raises InvalidReference for one that can't be used."""
@@ -75,17 +83,6 @@ class Proxies:
         pair = unquote_to_bytes(userinfo.encode("utf-8", "surrogateescape"))
         pair += b"" if ":" in userinfo else b":"
         return Proxy(address.host, address.port, "Basic " + base64.b64encode(pair).decode())
-
-
-def _direct(origin: Origin, no_proxy: str) -> bool:
-    host = origin.host.strip("[]")
-    address: Any = None
-    with contextlib.suppress(ValueError):
-        address = ipaddress.ip_address(host)
-        address = getattr(address, "ipv4_mapped", None) or address
-    if host == "localhost" or address is not None and address.is_loopback:
-        return True
-    return any(_matches(entry.strip(), host, origin.port, address) for entry in no_proxy.lower().split(","))
 
 
 def _matches(entry: str, host: str, port: int, address: Any) -> bool:

@@ -85,11 +85,7 @@ class Repository:
             raise NoSupport("%s does not speak the v2 protocol" % (self.endpoint,))
 
     def manifest(self, reference: str, cancel: Cancel) -> Received:
-        """Fetch a manifest or index by tag or digest, and verify its digest.
-
-        Raises RegistryError, ContentMismatch, PolicyError above 8 MiB,
-        InvalidDocument for schema 1 without a signature.
-        """
+        """Fetch a manifest or index by tag or digest; raises RegistryError, ContentMismatch, PolicyError."""
         with self._ask("GET", "manifests/" + reference, cancel, headers=_ACCEPT) as response:
             raw = response.read(MAX_MANIFEST)
         claimed = reference if ":" in reference else response.header("Docker-Content-Digest")
