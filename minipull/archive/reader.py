@@ -66,7 +66,7 @@ def opened(file: Union[str, BinaryIO], cancel: Cancel, zstd: Optional[str] = Non
         if not regular:
             file = spooled(pieces(file, cancel))
         if is_compressed(os.pread(file.fileno(), 6, 0)):
-            file = spooled(decompressed(file, cancel, zstd, what="archive"))
+            file = spooled(decompressed(file, cancel, zstd, source="archive"))
         yield Archive(path, file, cancel, zstd)
 
 

@@ -37,7 +37,8 @@ def save(refs: Sequence[Union[str, Reference]], store: ImageSource, file: Union[
     """Write stored images to an archive; ``file`` is a path or an open file.
 
     A name without a tag means all its tags.  An index is saved as a whole, or its
-    image for ``platform``.  A file at the path is replaced in one step.  Raises NotFound, InvalidReference, StorageError, Cancelled.
+    image for ``platform``.  A file at the path is replaced in one step.  Raises
+    NotFound, InvalidReference, StorageError, Cancelled.
     """
     data = saved(refs, store, platform, serialized(progress), cancel or Cancel())
     if isinstance(file, str):
@@ -134,8 +135,8 @@ class _Contents:
         ours = self._store.on(self._platform, top)
         document = self._store.document(ours) if ours else None
         if not isinstance(document, Manifest) or not is_runnable(document):
-            self._output(Progress(message="warning: %s has nothing for %s, so docker before 25 won't find it" % (
-                label, str(self._platform))))
+            text = "warning: %s has nothing for %s, so docker before 25 won't find it"
+            self._output(Progress(message=text % (label, str(self._platform))))
             return
         item = self._docker.setdefault(document.digest, {
             "Config": _member(document.config.digest), "RepoTags": None,

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The entries of a layer, verified on the way."""
 import contextlib
+import queue
+import threading
 from typing import Iterator, List, Optional, Sequence, Tuple
 
 from ..cancel import Cancel
@@ -12,7 +14,7 @@ from ..image.manifest import Manifest
 from ..image.platform import Platform
 from ..image.tar import Reader
 from ..progress import Meter, Output
-from ..store.compression import ahead, decompressed
+from ..store.compression import decompressed
 from ..store.layer import Diff
 from ..store.metadata import V2Metadata
 from ..store.references import Association
@@ -82,3 +84,45 @@ def reading(store: Store, blob: Descriptor, diff_id: DiffID, output: Output,
     if verifier.digest != diff_id:
         raise ContentMismatch("layer %s is %s, not %s as its config says" % (
             blob.digest, verifier.digest, diff_id))
+
+
+@contextlib.contextmanager
+def ahead(pieces: Iterator[Buffer], depth: int = 4) -> Iterator[Iterator[Buffer]]:
+    """Make pieces by a thread that is up to ``depth`` of them ahead of the reader.
+
+    Pieces must not change once they are made.  The thread ends with the block.
+    """
+    made: "queue.Queue[Optional[Buffer]]" = queue.Queue(depth)
+    left = threading.Event()
+    errors: List[BaseException] = []
+
+    def make() -> None:
+        try:
+            for piece in pieces:
+                made.put(piece)
+                if left.is_set():
+                    break
+        except BaseException as exc:
+            errors.append(exc)
+        finally:
+            made.put(None)
+
+    def take() -> Iterator[Buffer]:
+        while True:
+            piece = made.get()
+            if piece is None:
+                break
+            yield piece
+        if errors:
+            raise errors[0]
+
+    thread = threading.Thread(target=make, name="ahead", daemon=True)
+    thread.start()
+    try:
+        yield take()
+    finally:
+        left.set()
+        while thread.is_alive():
+            with contextlib.suppress(queue.Empty):
+                made.get(timeout=0.01)
+        thread.join()

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Content: blobs under their digests, and the only way in.
 
-Bytes come in through :class:`Ingest`: written and hashed once, compared with
-the digest and size that were promised, synced, and only then renamed to where
-a reader looks.  Until that moment they lie in ``ingest/``, where the next
-process goes on with them after kill -9, and after a power cut with as much of
-them as was synced.
+Bytes come in through :class:`Ingest`: written and hashed once, compared with the
+promised digest and size, synced, and only then renamed to where a reader looks.
+Until then they are a partial in ``ingest/``, which the next process continues:
+all of it after kill -9, as much as was synced after a power cut.
 
-The file of a partial carries its own lock.  The former owner may just have
-renamed that very file into place, so who gets the lock first compares the open
-file with the path, then looks for the blob, and only then changes anything.
+The file of a partial carries its own lock.  Its former owner may just have
+renamed that very file into place; so a new owner compares the open file with the
+path, then looks for the blob, and only then changes anything.
 
 Mirrors containerd's core/content.  Layout: image-spec image-layout.md.
 """
@@ -74,19 +73,16 @@ class ContentStore(BlobSource):
         return os.path.join(self.root, "blobs", digest.algorithm, digest.encoded)
 
     def size(self, digest: Digest) -> Optional[int]:
-        """Size of a stored blob in bytes, or None."""
         try:
             return os.lstat(self.path(digest)).st_size
         except OSError:
             return None
 
     def open(self, digest: Digest) -> BinaryIO:
-        """The unbuffered file of a blob, not verified; raises StorageError."""
         with storage_errors("open blob %s" % digest):
             return open(files.open_regular(self.path(digest)), "rb", buffering=0)
 
     def read(self, digest: Digest, limit: int) -> bytes:
-        """A small blob, verified; raises StorageError if it is missing or corrupt."""
         data = files.read_bytes(self.path(digest), limit)
         if data is None:
             raise StorageError("blob %s is missing from the store; pull the image again" % digest)
@@ -95,18 +91,19 @@ class ContentStore(BlobSource):
         return data
 
     def put(self, digest: Digest, data: bytes) -> None:
-        """Store a small blob that is held in memory, unless it is there."""
+        """Store a small blob that is held in memory, unless it is stored and sound."""
         if Digest.of(data, digest.algorithm) != digest:
             raise ContentMismatch("blob %s: content is something else" % digest)
         with storage_errors("read blob %s" % digest):
             if self.size(digest) == len(data) and files.read_bytes(self.path(digest), len(data)) == data:
                 return
-        self._prepare(digest)
+        for directory in (self.scratch, os.path.dirname(self.path(digest))):
+            files.make_directory(directory)
         files.write_atomic(self.path(digest), data, self.scratch)
 
     def copy(self, source: BlobSource, digest: Digest, size: int, cancel: Cancel,
              advance: Callable[[int], None] = lambda count: None) -> None:
-        """Take a blob of another store, verified; raises ContentMismatch, StorageError, Cancelled."""
+        """Copy and verify a blob of another source; raises ContentMismatch, StorageError, Cancelled."""
         with source.open(digest) as file, self.ingest(digest, size, cancel) as ingest:
             if not ingest.complete:
                 ingest.restart()
@@ -117,37 +114,28 @@ class ContentStore(BlobSource):
                 ingest.commit()
 
     def adopt(self, path: str, digest: Digest) -> None:
-        """Give a synced file the name of the blob that it is; an OSError is the caller's to map."""
+        """Rename a verified and synced file to its blob; an OSError is the caller's to map."""
         final = self.path(digest)
         files.make_directory(os.path.dirname(final))
         os.rename(path, final)
         files.sync_directory(os.path.dirname(final))
 
     def digests(self) -> List[Digest]:
-        """Every stored blob."""
+        """List every stored blob."""
         return [digest for digest, _ in listing(os.path.join(self.root, "blobs"))]
 
     def ingest(self, digest: Digest, size: int, cancel: Cancel) -> "Ingest":
-        """Own the partial of a blob, waiting for its present owner.
-
-        Raises Cancelled, or StorageError if the owner stands still too long.
-        """
-        self._prepare(digest)
+        """Own the partial of a blob; raises Cancelled, and StorageError if its owner stands still too long."""
         return Ingest(self, "%s-%s" % (digest.algorithm, digest.encoded), cancel, digest, size)
 
     @contextlib.contextmanager
     def arrival(self, cancel: Cancel) -> Iterator["Ingest"]:
-        """Take in a blob whose digest is learned from its bytes; it is forgotten unless it is committed."""
-        files.make_directory(self.scratch)
+        """Take a blob whose digest is learned from its bytes; its partial goes unless it is committed."""
         with Ingest(self, "arrival-%s" % uuid.uuid4(), cancel) as ingest:
             try:
                 yield ingest
             finally:
                 ingest.discard()
-
-    def _prepare(self, digest: Digest) -> None:
-        for directory in (self.scratch, os.path.dirname(self.path(digest))):
-            files.make_directory(directory)
 
 
 class Ingest:
@@ -176,6 +164,7 @@ class Ingest:
         self._path = os.path.join(content.scratch, name)
         self._fd = -1
         self._synced = 0
+        files.make_directory(content.scratch)
         with storage_errors("write %s" % self._path):
             try:
                 self._own(os.O_RDWR | os.O_CREAT if create else os.O_RDWR, patience)
@@ -335,20 +324,20 @@ def hash_file(file: Union[int, BinaryIO], verifier: Verifier, cancel: Cancel) ->
 
 
 def listing(folder: str) -> List[Tuple[Digest, str]]:
-    """The files below ``folder`` that are named ``algorithm/hex``, with their paths."""
-    found = []
+    """List the files below ``folder`` that are named ``algorithm/hex``, with their paths."""
+    entries = []
     with storage_errors("list %s" % folder):
         for algorithm in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
             inner = os.path.join(folder, algorithm)
             for name in sorted(os.listdir(inner)) if os.path.isdir(inner) else []:
                 with contextlib.suppress(InvalidDocument):
                     digest = Digest.parse("%s:%s" % (algorithm, name))
-                    found.append((digest, os.path.join(inner, name)))
-    return found
+                    entries.append((digest, os.path.join(inner, name)))
+    return entries
 
 
 def _boot_id() -> str:
-    """Changes with every boot; empty where the system does not say."""
+    """Return an id that changes with every boot; empty where the system has none."""
     try:
         with open("/proc/sys/kernel/random/boot_id") as file:
             return file.read().strip()

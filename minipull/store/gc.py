@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""gc: remove what no name needs.
+"""gc: remove the blobs that no name needs.
 
-It holds the store's lock alone, so nobody is at work; what is young is kept
-all the same, for the pull that was killed a moment ago and will be run again.
-What the names need is told by their manifests, and if one of those can't be
-read nothing is removed.
+The store's lock is held alone, so no operation is under way.  Young blobs are kept
+all the same, for a pull that was killed a moment ago and will be run again.  If
+the manifest of any name can't be read, nothing is removed.
 
 Mirrors what docker/distribution's garbage collector learned the hard way.
 """
@@ -22,15 +21,15 @@ from .store import Store, damaged
 
 
 class Collected(NamedTuple):
-    """What gc removed; ``size`` in bytes."""
+    """The blobs that gc removed; ``size`` in bytes."""
     blobs: List[Digest]
     size: int
 
 
 def gc(store: Store, keep: float = 24 * 3600.0, cancel: Optional[Cancel] = None) -> Collected:
-    """Remove what no name needs and is older than ``keep`` seconds.
+    """Remove blobs and partials that no name needs and that are older than ``keep`` seconds.
 
-    Raises StorageError if what the names need can't be told.
+    Raises StorageError if the manifest of a name can't be read.
     """
     if not os.path.isdir(store.root):
         return Collected([], 0)
@@ -40,7 +39,7 @@ def gc(store: Store, keep: float = 24 * 3600.0, cancel: Optional[Cancel] = None)
         doomed = [
             digest for digest in content.digests()
             if digest not in needed and _mtime(content.path(digest)) < horizon]
-        # Records first: a crash in between then leaves none that lies.
+        # Records first: after a crash in between, no record names a missing blob.
         _forget(store, set(doomed))
         size = sum(content.size(digest) or 0 for digest in doomed)
         stale = [path for path in _unowned(content.scratch) if _mtime(path) < horizon]
@@ -50,10 +49,7 @@ def gc(store: Store, keep: float = 24 * 3600.0, cancel: Optional[Cancel] = None)
 
 
 def delete(store: Store, digest: Digest, cancel: Optional[Cancel] = None) -> bool:
-    """Remove one blob; False if there is none.
-
-    Raises PolicyError if a name needs it, StorageError.
-    """
+    """Remove one blob; False if it is not stored.  Raises PolicyError if a name needs it, StorageError."""
     with store.alone(cancel):
         if store.content.size(digest) is None:
             return False
@@ -81,7 +77,7 @@ def _needed(store: Store) -> Set[Digest]:
 
 
 def _unowned(scratch: str) -> List[str]:
-    """Partials and temporary files: whoever had them had the lock as well."""
+    """List partials and temporary files: their owners held the store's lock, so they have ended."""
     with storage_errors("list %s" % scratch):
         names = sorted(os.listdir(scratch)) if os.path.isdir(scratch) else []
     paths = [os.path.join(scratch, name) for name in names]
@@ -89,7 +85,7 @@ def _unowned(scratch: str) -> List[str]:
 
 
 def _forget(store: Store, doomed: Set[Digest]) -> None:
-    """Take blobs out of the caches, with whatever else there names none."""
+    """Remove blobs from the caches, and records that are unsound or name no stored blob."""
 
     def gone(digest: Digest) -> bool:
         return digest in doomed or store.content.size(digest) is None

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers: a blob, what its tar stream is called, and what it lies on.
+"""Layers: the DiffID of a blob's tar stream, and the parents below it.
 
 A layer is kept as the blob that it arrived as; its tar stream is that blob
-decompressed, bit for bit.  What is recorded beside it, one JSON file a
-ChainID, is a cache: validated when read, rebuilt by whoever needs it.
+decompressed, bit for bit.  The record of a layer, one JSON file for each ChainID,
+is a cache: validated when it is read, and rebuilt where it is missing.
 
 Mirrors moby's layer/ without mounts, tar-split and reference counts: the
-store's shared lock is what keeps a layer.
+store's shared lock keeps every layer in its place.
 """
 import contextlib
 import os
@@ -23,17 +23,13 @@ from .content import BlobSource
 
 
 class Diff(NamedTuple):
-    """The name of a layer's tar stream.
-
-    ``verified`` is False where nobody could decompress the blob and the
-    image's config was taken at its word.
-    """
+    """The name of a layer's tar stream; not ``verified`` if the config claims it and no decoder was there."""
     diff_id: DiffID
     verified: bool = True
 
 
 class Layer(NamedTuple):
-    """One layer on top of its parents, and every blob known to carry it."""
+    """One layer on top of its parents, and every known blob of it: digest and size in bytes."""
     chain_id: ChainID
     parent: Optional[ChainID]
     diff: Diff
@@ -49,9 +45,9 @@ class LayerSource:
 
     def diff(self, blob: Digest, cancel: Cancel, raw: Optional[Verifier] = None,
              advance: Callable[[int], None] = lambda count: None) -> Diff:
-        """Decompress a stored blob to find its DiffID.
+        """Decompress a blob to find its DiffID.
 
-        ``raw`` sees the stored bytes, ``advance`` is told how many were read.
+        ``raw`` hashes the stored bytes, ``advance`` is given the number of bytes read.
         Raises InvalidDocument for a damaged layer, Unsupported for zstd without
         a decoder, StorageError, Cancelled.
         """
@@ -77,25 +73,21 @@ class LayerStore(LayerSource):
         return os.path.join(self.root, chain_id.algorithm, chain_id.encoded)
 
     def get(self, chain_id: ChainID) -> Optional[Layer]:
-        """The record of a layer, or None if there is none that is sound."""
+        """Return the record of a layer, or None if it is missing or unsound."""
         with contextlib.suppress(Error):
             return parse_layer(chain_id, files.read_bytes(self.path(chain_id), 1 << 20) or b"")
         return None
 
     def register(self, parent: Optional[ChainID], diff: Diff, blob: Optional[Descriptor]) -> Layer:
-        """Record that ``blob`` carries ``diff`` on top of ``parent``.
-
-        Without a blob (it is a foreign layer's, say) only what is known by now
-        is said.
-        """
+        """Record that ``blob`` carries ``diff`` on top of ``parent``; nothing is written without a blob."""
         chain = ChainID(diff.diff_id) if parent is None else next_chain_id(parent, diff.diff_id)
-        known = self.get(chain)
-        blobs = set(known.blobs) if known else set()
+        before = self.get(chain)
+        blobs = set(before.blobs) if before else set()
         if blob is not None:
             blobs.add((blob.digest, blob.size))
-        verified = diff.verified or known is not None and known.diff.verified
+        verified = diff.verified or before is not None and before.diff.verified
         layer = Layer(chain, parent, Diff(diff.diff_id, verified), tuple(sorted(blobs)))
-        if blob is not None and layer != known:
+        if blob is not None and layer != before:
             self.write(layer)
         return layer
 
@@ -107,22 +99,22 @@ class LayerStore(LayerSource):
             "parent": layer.parent,
             "verified": layer.diff.verified,
             "blobs": [{"digest": digest, "size": size} for digest, size in layer.blobs]}
-        # Without blanks, every byte tells something: check sees each one that flips.
+        # Without blanks every byte has a meaning, so that check finds each one that flips.
         data = compact(record)
         files.write_atomic(path, data, self._scratch, durable=False)
 
 
 def parse_layer(chain_id: ChainID, data: bytes) -> Layer:
-    """Validate a record against the name that it lies under; raises InvalidDocument."""
-    what = "layer record"
-    record = parse_json(data, what)
+    """Parse a record and compare it with the ChainID in its path; raises InvalidDocument."""
+    source = "layer record"
+    record = parse_json(data, source)
     verified = record.get("verified")
     if set(record) != {"diff_id", "parent", "verified", "blobs"} or not isinstance(verified, bool):
         raise InvalidDocument("not a layer record")
-    diff = Diff(DiffID(digest_at(record, "diff_id", what)), verified)
-    parent = None if record["parent"] is None else ChainID(digest_at(record, "parent", what))
-    items = objects_at(record, "blobs", what)
-    blobs = tuple((digest_at(item, "digest", what), int_at(item, "size", what)) for item in items)
+    diff = Diff(DiffID(digest_at(record, "diff_id", source)), verified)
+    parent = None if record["parent"] is None else ChainID(digest_at(record, "parent", source))
+    items = objects_at(record, "blobs", source)
+    blobs = tuple((digest_at(item, "digest", source), int_at(item, "size", source)) for item in items)
     if chain_id != (next_chain_id(parent, diff.diff_id) if parent else diff.diff_id):
         raise InvalidDocument("layer record belongs to another ChainID")
     return Layer(chain_id, parent, diff, blobs)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A source of images: all that is read alike from a store and from an archive."""
+"""A source of images: all that is read alike from a store and from an archive.
+
+Neither the interface nor its users write: a command that only reads runs over both.
+"""
 import contextlib
 import os
 import re
@@ -38,45 +41,41 @@ class ImageSource:
         yield
 
     def image(self, name: Union[str, Reference]) -> Image:
-        """A stored image by name, by image ID or by a prefix of that.
-
-        Raises NotFound, InvalidReference, StorageError.
-        """
+        """Find an image by name, image ID or a prefix of that; raises NotFound, InvalidReference."""
         if isinstance(name, str) and re.fullmatch(r"(sha256:)?[0-9a-f]{6,64}", name):
             prefix = name.partition(":")[2] or name
-            found = {item.id: item for item in self.images() if item.id.encoded.startswith(prefix)}
-            if len(found) > 1:
+            images = {image.id: image for image in self.images() if image.id.encoded.startswith(prefix)}
+            if len(images) > 1:
                 raise NotFound("image ID prefix %s is ambiguous" % prefix)
-            if found:
-                return found.popitem()[1]
+            if images:
+                return images.popitem()[1]
             if len(prefix) == 64:
                 raise NotFound("No such image: %s" % name)
-        reference = name if isinstance(name, Reference) else Reference.parse(name)
-        reference = reference.docker_ref()
-        known = self.references.get(reference)
-        if known is None:
+        reference = (name if isinstance(name, Reference) else Reference.parse(name)).docker_ref()
+        association = self.references.get(reference)
+        if association is None:
             raise NotFound("No such image: %s" % reference.familiar)
-        return self.load(known)
+        return self.load(association)
 
     def images(self) -> List[Image]:
-        """Every named image whose config can be read, by name."""
-        found = []
-        for known in self.references.all():
+        """List every named image whose config can be read, by name."""
+        images = []
+        for association in self.references.all():
             with contextlib.suppress(Error):
-                found.append(self.load(known))
-        return found
+                images.append(self.load(association))
+        return images
 
-    def load(self, known: Association) -> Image:
-        """The image that a name stands for; raises StorageError if it is damaged."""
+    def load(self, association: Association) -> Image:
+        """Return the image of a name; raises an Error if its documents are damaged."""
         config = None
-        if known.descriptor.media_type in MANIFEST_TYPES:
-            document = self.document(known.descriptor)
+        if association.descriptor.media_type in MANIFEST_TYPES:
+            document = self.document(association.descriptor)
             if isinstance(document, manifest.Manifest) and is_runnable(document):
                 config = ImageConfig.parse(self.content.read(document.config.digest, MAX_CONFIG))
-        return Image(known.name, known.descriptor, known.source, config)
+        return Image(association.name, association.descriptor, association.source, config)
 
     def document(self, descriptor: Descriptor) -> manifest.Document:
-        """A stored manifest or index, verified; raises StorageError."""
+        """Read and verify a manifest or index; raises an Error if it is damaged."""
         return manifest.parse(
             self.content.read(descriptor.digest, manifest.MAX_MANIFEST), descriptor.media_type)
 
@@ -110,29 +109,29 @@ class ImageSource:
                         yield leaf, None
 
     def missing(self, top: Descriptor, foreign: bool = False, depth: int = 0) -> Iterator[Descriptor]:
-        """What ``top`` needs and the store has not; foreign layers may be elsewhere."""
+        """Yield the blobs that ``top`` needs and that are missing; foreign layers only if ``foreign``."""
         for item, _ in self.walk(top, depth):
             if not self.content.has(item.digest, item.size):
                 if foreign or not is_foreign(item.media_type):
                     yield item
 
     def on(self, platform: Platform, top: Descriptor) -> Optional[Descriptor]:
-        """Of what ``top`` is or holds, the best for a platform; None if that is nothing."""
+        """Return the best manifest for a platform: ``top``, or one of its index; None if none fits."""
         while top.media_type in INDEX_TYPES:
             document = self.document(top)
-            found = select(platform, document.manifests) if isinstance(document, manifest.Index) else []
-            if not found:
+            matches = select(platform, document.manifests) if isinstance(document, manifest.Index) else []
+            if not matches:
                 return None
-            top = found[0]
+            top = matches[0]
         return top
 
     def size(self, top: Descriptor) -> int:
-        """Bytes that an image takes in the store, shared or not."""
+        """Return the bytes that an image takes, shared or not."""
         return sum(self.content.size(item.digest) or 0 for item, _ in self.walk(top))
 
 
 def host_platform() -> Platform:
-    """What images run on here: Linux, but on Windows, and this machine."""
+    """Return the platform of images that run on this machine: Windows there, Linux elsewhere."""
     if os.name == "nt":
         return Platform("windows", "amd64")
     machine = os.uname().machine

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The store: content, layers, names and metadata under one root.
 
-The root is an OCI image layout that others may read.  Whoever uses it holds a
-shared lock and ``gc`` an exclusive one, so nothing that an operation relies on
-disappears under it.  Layer records and metadata are caches; blobs and
-``index.json`` are the truth, and the index is written last.
+The root is an OCI image layout that other tools may read.  Every user holds a
+shared lock and ``gc`` an exclusive one, so no blob that an operation relies on
+disappears.  Layer records and metadata are caches; blobs and ``index.json`` are
+the truth, and the index is written last.
 
 Mirrors moby's daemon wiring of its layer, image and reference stores.
 """
@@ -27,10 +27,10 @@ from .source import ImageSource
 
 
 class Store(ImageSource):
-    """Everything under ``root``; touches nothing until written to.
+    """A store under ``root``; creates nothing until written to.
 
-    ``timeout`` (seconds) is how long a lock is waited for; ``zstd`` is the path
-    of that program for layers that need it.
+    ``timeout`` (seconds) bounds the wait for a lock; ``zstd`` is the path of that
+    program, for layers that need it.
     """
     content: ContentStore
     layers: LayerStore
@@ -83,27 +83,27 @@ class Store(ImageSource):
         finally:
             os.close(fd)
 
-    def load(self, known: Association) -> Image:
+    def load(self, association: Association) -> Image:
         with damaged():
-            return super().load(known)
+            return super().load(association)
 
     def document(self, descriptor: Descriptor) -> manifest.Document:
         with damaged():
             return super().document(descriptor)
 
-    def tag(self, name: Union[str, Reference], what: Image, cancel: Optional[Cancel] = None) -> None:
-        """Give an image one more name; raises StorageError, InvalidReference."""
+    def tag(self, name: Union[str, Reference], image: Image, cancel: Optional[Cancel] = None) -> None:
+        """Give an image another name; raises StorageError, InvalidReference."""
         reference = name if isinstance(name, Reference) else Reference.parse(name)
         if reference.digest is not None:
             raise InvalidReference("refusing to create a tag with a digest reference")
         pause = (cancel or Cancel()).pause
         with self.writing(cancel):
-            for lost in self.missing(what.descriptor):
-                raise StorageError("%s lacks blob %s; pull it again" % (what, lost.digest))
-            self.references.set(reference.with_default_tag(), what.descriptor, what.source, pause)
+            for blob in self.missing(image.descriptor):
+                raise StorageError("%s lacks blob %s; pull it again" % (image, blob.digest))
+            self.references.set(reference.with_default_tag(), image.descriptor, image.source, pause)
 
     def remove(self, name: Reference, cancel: Optional[Cancel] = None) -> None:
-        """Forget a name; the blobs stay until gc.  Raises NotFound."""
+        """Remove a name; the blobs stay until gc.  Raises NotFound."""
         if self.references.get(name) is not None:
             with self.writing(cancel):
                 if self.references.delete(name, (cancel or Cancel()).pause):
@@ -113,7 +113,7 @@ class Store(ImageSource):
 
 @contextlib.contextmanager
 def damaged() -> Iterator[None]:
-    """A document of the store was checked when it came; now it is the disk's fault."""
+    """Map InvalidDocument to StorageError: a stored document was valid when it came, so the disk spoiled it."""
     try:
         yield
     except InvalidDocument as exc:

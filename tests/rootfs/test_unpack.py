@@ -29,7 +29,7 @@ from minipull.reference import Reference
 from minipull.store.store import Store
 from minipull.cancel import Cancel
 from minipull.digest import Buffer
-from minipull.store.compression import ahead
+from minipull.rootfs.layers import ahead
 from minipull.rootfs.layers import for_platform, layers_of, remember
 from minipull.rootfs.unpack import unpack
 
