@@ -13,7 +13,8 @@ is continued within its blobs.
 """
 import contextlib
 import functools
-from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
+import sys
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from ..cancel import Cancel
 from ..digest import Digest
@@ -22,6 +23,7 @@ from ..image import manifest
 from ..image.descriptor import INDEX_TYPES, MANIFEST_TYPES, OCI_INDEX, Descriptor, is_foreign, select
 from ..image.manifest import Document, Index, Manifest
 from ..image.platform import Platform
+from ..image.walk import Bounds, Seen, walk
 from ..image.strictjson import compact
 from ..parts import part
 from ..progress import Output, Progress, discard, serialized
@@ -37,9 +39,7 @@ from ..xfer.upload import LayerUploadManager, UploadDescriptor
 from .convert import FORMATS, converted, rewritten
 from .ends import End, LayoutEnd, RegistryEnd
 from .places import ARCHIVES, Place
-from .pull_v2 import check_depth, check_entry
 
-MAX_DOCUMENTS = 64 << 20  # bytes of all manifests
 _ATTESTED = "vnd.docker.reference.digest"
 _COSIGN = (".sig", ".att", ".sbom")
 
@@ -166,11 +166,9 @@ class _Copy:
         self._uploads = uploads
         self._output = output
         self._cancel = cancel
-        self._seen: Set[Digest] = set()
-        self._room = MAX_DOCUMENTS
         top = self._get(reference)
         self._top = top.digest
-        self._documents = list(self._below(self._filtered(top)))
+        self._documents = self._below(self._filtered(top), set(), Bounds())
         if options.format:
             self._documents = converted(self._documents, options.format, output)
 
@@ -199,32 +197,27 @@ class _Copy:
 
     def _get(self, reference: str) -> Document:
         received = self._source.get(reference, self._cancel)
-        self._room -= len(received.raw)
-        if self._room < 0:
-            raise PolicyError("more than %d bytes of manifests" % MAX_DOCUMENTS)
         document = manifest.parse(received.raw, received.content_type)
         return document._replace(digest=received.digest)
 
-    def _below(self, top: Document, depth: int = 0) -> Iterator[Document]:
-        """Every manifest below ``top``, each once, and then itself."""
-        if isinstance(top, Index):
-            check_depth(depth)
-            for child in top.manifests:
-                if child.digest not in self._seen:
-                    if child.media_type not in MANIFEST_TYPES | INDEX_TYPES:
-                        raise Unsupported("an index of %s can't be copied" % ascii(child.media_type)[:100])
-                    self._seen.add(child.digest)
-                    document = self._get(child.digest)
-                    check_entry(child, document.media_type, document.raw)
-                    yield from self._below(document, depth + 1)
-        yield top
+    def _below(self, top: Document, seen: Seen, bounds: Bounds) -> List[Document]:
+        """Every manifest below ``top`` that has not been seen, each once, and then itself."""
+
+        def get(entry: Descriptor) -> Document:
+            if entry.digest == top.digest:
+                return top
+            if entry.media_type not in MANIFEST_TYPES | INDEX_TYPES:
+                raise Unsupported("an index of %s can't be copied" % ascii(entry.media_type)[:100])
+            return self._get(entry.digest)
+
+        return [document for _, document in walk(top.descriptor, get, seen=seen, bounds=bounds) if document]
 
     def _filtered(self, top: Document) -> Document:
         """The one image of an index that is wanted, or the index without the others."""
         wanted = self._options.platforms
         if not wanted or isinstance(top, Manifest):
             return top
-        children = list(self._leaves(top))
+        children = self._leaves(top)
         offered = [child for child in children
                    if child.platform and child.platform.os != "unknown"]  # no attestation
         chosen = []
@@ -242,19 +235,26 @@ class _Copy:
             len(kept), len(children))))
         return rewritten(top, top.media_type, manifests=kept)
 
-    def _leaves(self, top: Document, depth: int = 0) -> Iterator[Descriptor]:
-        """What is in an index, and in the indexes within."""
-        check_depth(depth)
-        for child in top.manifests if isinstance(top, Index) else ():
-            if child.media_type in INDEX_TYPES:
-                yield from self._leaves(self._get(child.digest), depth + 1)
-            else:
-                yield child
+    def _leaves(self, top: Index) -> List[Descriptor]:
+        """The entries of an index that are no indexes, and those of the indexes within, in order."""
+        leaves: List[Descriptor] = []
+
+        def indexes(index: Index) -> Iterator[Descriptor]:
+            for entry in index.manifests:
+                if entry.media_type in INDEX_TYPES:
+                    yield entry  # its own leaves are added before we go on
+                else:
+                    leaves.append(entry)
+
+        for _ in walk(top.descriptor, lambda entry: (
+                top if entry.digest == top.digest else self._get(entry.digest)), indexes):
+            pass
+        return leaves
 
     def _blobs(self, documents: Sequence[Document]) -> None:
         jobs: Dict[Digest, CopyDescriptor] = {}
         for document in documents:
-            for blob in (document.config, *document.layers) if isinstance(document, Manifest) else ():
+            for blob in document.blobs:
                 jobs[blob.digest] = CopyDescriptor(self._source, self._target, blob)
         self._uploads.upload(None, list(jobs.values()), self._output, self._cancel)
 
@@ -263,13 +263,15 @@ class _Copy:
     def _referrers(self, digests: Sequence[Digest]) -> None:
         """Copy the referrers of manifests, and theirs, and signatures under cosign's tags."""
         pending, seen, asked = list(digests), set(digests), 0
+        sent: Seen = {document.descriptor[:3] for document in self._documents}
+        bounds = Bounds(sys.maxsize)  # of referrers there may be many; their bytes have one bound
         while pending:
             subject = pending.pop()
             for suffix in _COSIGN:
                 tag = subject.replace(":", "-") + suffix
                 document = self._found(tag)
                 if document is not None:
-                    self._send_below(document)
+                    self._send_below(document, sent, bounds)
                     self._target.tag(tag, document, self._cancel)
             unlisted = []
             for entry in self._listed(subject):
@@ -279,7 +281,7 @@ class _Copy:
                 document = self._found(entry.digest)
                 if document is None or document.subject is None or document.subject.digest != subject:
                     continue  # a registry may list manifests that don't refer to the subject
-                self._send_below(document)
+                self._send_below(document, sent, bounds)
                 if not self._target.put(document, self._cancel):
                     unlisted.append(entry._replace(
                         media_type=document.media_type, size=len(document.raw)))
@@ -288,9 +290,9 @@ class _Copy:
                     pending.append(entry.digest)
             self._list(subject, unlisted)
 
-    def _send_below(self, document: Document) -> None:
+    def _send_below(self, document: Document, sent: Seen, bounds: Bounds) -> None:
         """Copy every blob and manifest that a manifest needs."""
-        documents = list(self._below(document))
+        documents = self._below(document, sent, bounds)
         self._blobs(documents)
         for child in documents[:-1]:
             self._target.put(child, self._cancel)

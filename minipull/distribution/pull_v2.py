@@ -23,7 +23,7 @@ Where this leaves the engine:
 import contextlib
 import functools
 import os
-from typing import Callable, Iterator, List, NamedTuple, Optional, Set, Tuple
+from typing import Callable, Iterator, List, NamedTuple, Optional, Tuple
 
 from ..cancel import Cancel
 from ..digest import DiffID, Digest
@@ -35,6 +35,7 @@ from ..image.config import Image, ImageConfig
 from ..image.descriptor import INDEX_TYPES, MANIFEST_TYPES, Descriptor, is_foreign, select
 from ..image.manifest import MAX_MANIFEST, Document, Index, Manifest, is_runnable
 from ..image.platform import Platform, preference
+from ..image.walk import walk
 from ..parts import part
 from ..progress import Meter, Output, Progress
 from ..reference import Reference
@@ -44,7 +45,7 @@ from ..registry.v2 import Received, Repository
 from ..store.layer import Diff, Layer
 from ..store.metadata import V2Metadata
 from ..store.references import Association
-from ..store.source import MAX_CONFIG, MAX_DEPTH
+from ..store.source import MAX_CONFIG
 from ..store.store import Store
 from ..xfer.download import DownloadDescriptor, LayerDownloadManager
 from ..xfer.transfer import Transfer
@@ -74,10 +75,6 @@ class Pulled(NamedTuple):
     updated: bool
 
 
-class NoMatch(NotFound):
-    """No manifest of an index is for the platform."""
-
-
 class V2Puller:
     """A pull from one repository at one endpoint into one store."""
 
@@ -103,18 +100,18 @@ class V2Puller:
             return pulled
         top = _document(received)
         self._output(pulling)
-        if self._options.all_platforms and isinstance(top, Index):
-            documents = list(self._everything(top))
-            chosen: Document = top
-        else:
-            documents = self._chosen(top, set())
-            chosen = documents[-1]
+        documents = [top] if self._options.all_platforms and isinstance(top, Index) else self._chosen(top)
+        chosen = documents[0]
         association = Association(reference, chosen.descriptor, top.digest)
         updated = former != association or not self._complete(chosen)
         if updated:
-            for document in documents:
-                if isinstance(document, Manifest):
-                    self._pull_manifest(document, document is chosen)
+            if isinstance(chosen, Manifest):
+                self._pull_manifest(chosen, True)
+            else:
+                for descriptor in self._everything(chosen):
+                    child = self._store.document(descriptor)
+                    if isinstance(child, Manifest):
+                        self._pull_manifest(child, False)
             for document in documents:
                 self._store.content.put(document.digest, document.raw)
             self._store.references.set(reference, chosen.descriptor, top.digest, self._cancel.pause)
@@ -152,48 +149,58 @@ class V2Puller:
             document = self._store.document(descriptor)
         if document is None:
             document = _document(self._received(str(descriptor.digest)))
-        check_entry(descriptor, document.media_type, document.raw)
-        return document._replace(digest=descriptor.digest)
+        return document
 
-    def _chosen(self, top: Document, seen: Set[Digest], depth: int = 0) -> List[Document]:
-        """Return the indexes on the way down from ``top`` to the image for our platform, and its manifest."""
-        if isinstance(top, Manifest):
-            if is_runnable(top):
-                return [top]
-            kind = ascii(top.artifact_type or top.config.media_type)
-            raise Unsupported("not an image to run but %s; minipull copy takes it as it is" % kind)
-        check_depth(depth)
-        offered = [d for d in top.manifests if d.media_type in MANIFEST_TYPES | INDEX_TYPES]
-        for candidate in select(self._options.platform, offered):
-            if candidate.digest not in seen:
-                seen.add(candidate.digest)
-                with contextlib.suppress(NoMatch):
-                    return [top] + self._chosen(self._child(candidate), seen, depth + 1)
-        platforms = sorted({str(d.platform) for d in offered if d.platform and d.platform.os != "unknown"})
-        raise NoMatch(
-            "no matching manifest for %s in the manifest list entries%s"
-            % (str(self._options.platform), "; there is " + ", ".join(platforms) if platforms else ""))
+    def _chosen(self, top: Document) -> List[Document]:
+        """Return the manifest of the image for our platform, and the indexes above it up to ``top``."""
+        path: List[Document] = []
 
-    def _everything(self, top: Index) -> Iterator[Document]:
-        """``top`` and every manifest below it, each once."""
-        seen: Set[Digest] = set()
-        stack: List[Tuple[Document, int]] = [(top, 0)]
-        while stack:
-            document, depth = stack.pop()
-            yield document
-            if isinstance(document, Index):
-                check_depth(depth)
-                for child in document.manifests:
-                    if child.digest in seen:
-                        continue
-                    seen.add(child.digest)
-                    if child.media_type in MANIFEST_TYPES | INDEX_TYPES:
-                        stack.append((self._child(child), depth + 1))
-                    elif not self._store.content.has(child.digest, child.size):
-                        # Of a kind that we know nothing of: kept as it is.
-                        received = self._received(str(child.digest))
-                        check_entry(child, child.media_type, received.raw)
-                        self._store.content.put(child.digest, received.raw)
+        def candidates(index: Index) -> Iterator[Descriptor]:
+            for candidate in select(self._options.platform, _offered(index)):
+                if path:
+                    break
+                yield candidate
+
+        for _, document in walk(top.descriptor, lambda entry: (
+                top if entry.digest == top.digest else self._child(entry)), candidates):
+            if isinstance(document, Manifest) and not is_runnable(document):
+                kind = ascii(document.artifact_type or document.config.media_type)
+                raise Unsupported("not an image to run but %s; minipull copy takes it as it is" % kind)
+            if document is not None and (path or isinstance(document, Manifest)):
+                path.append(document)
+        if isinstance(top, Index) and not path:
+            platforms = sorted({str(entry.platform) for entry in _offered(top)
+                                if entry.platform and entry.platform.os != "unknown"})
+            raise NotFound(
+                "no matching manifest for %s in the manifest list entries%s"
+                % (str(self._options.platform), "; there is " + ", ".join(platforms) if platforms else ""))
+        return path
+
+    def _everything(self, top: Index) -> List[Descriptor]:
+        """Store every document below an index; return the descriptors of the manifests and indexes.
+
+        Documents are read again from the store when their turn comes: there may be 64 MiB of them.
+        """
+
+        def get(item: Descriptor) -> Optional[Document]:
+            if item.digest == top.digest:
+                return top
+            if item.media_type in MANIFEST_TYPES | INDEX_TYPES:
+                return self._child(item)
+            if not self._store.content.has(item.digest, item.size):
+                # An entry of an unknown kind is kept as it is.
+                received = self._received(str(item.digest))
+                if len(received.raw) != item.size:
+                    raise InvalidDocument("manifest %s is not as its index says" % item.digest)
+                self._store.content.put(item.digest, received.raw)
+            return None
+
+        descriptors = []
+        for item, document in walk(top.descriptor, get):
+            if document is not None:
+                self._store.content.put(item.digest, document.raw)
+                descriptors.append(item)
+        return descriptors
 
     def _complete(self, top: Document) -> bool:
         """Whether every blob is stored, except foreign layers that nobody asked for."""
@@ -206,7 +213,7 @@ class V2Puller:
     def _pull_manifest(self, document: Manifest, chosen: bool) -> None:
         """Download every blob of a manifest; ``chosen`` if it is the image that gets the name."""
         if not is_runnable(document):
-            for blob in (document.config,) + document.layers:
+            for blob in document.blobs:
                 self._plain_blob(blob, self._cancel)
             return
         if len(document.layers) > ENGINE_MAX_LAYERS:
@@ -351,13 +358,5 @@ def _document(received: Received) -> Document:
     return document._replace(digest=received.digest)
 
 
-def check_entry(entry: Descriptor, media_type: str, raw: bytes) -> None:
-    """Raise InvalidDocument unless a manifest is what an index says of it."""
-    if (media_type, len(raw)) != (entry.media_type, entry.size):
-        raise InvalidDocument("manifest %s is not as its index says" % entry.digest)
-
-
-def check_depth(depth: int) -> None:
-    """Raise PolicyError for an index that lies this deep in others."""
-    if depth == MAX_DEPTH:  # as Store.walk has it
-        raise PolicyError("indexes nested deeper than %d" % MAX_DEPTH)
+def _offered(index: Index) -> List[Descriptor]:
+    return [entry for entry in index.manifests if entry.media_type in MANIFEST_TYPES | INDEX_TYPES]

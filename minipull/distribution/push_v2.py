@@ -33,6 +33,7 @@ from ..image.config import Image, ImageConfig
 from ..image.descriptor import DOCKER_LAYER, DOCKER_TAR, OCI_LAYER, Descriptor, is_foreign
 from ..image.manifest import Document, Index, Manifest, is_runnable
 from ..image.strictjson import compact, parse_json
+from ..image.walk import walk
 from ..parts import part
 from ..progress import Meter, Output, Progress, discard
 from ..reference import Reference
@@ -122,23 +123,14 @@ class V2Pusher:
         return Pushed(self.target.with_tag(tag), top.descriptor, layers)
 
     def _documents(self, image: Image) -> List[Document]:
-        """Return the manifests of an image, children before their index; raises NotFound if one is lost."""
-        found = {item.digest: document._replace(digest=item.digest)
-                 for item, document in self.store.walk(image.descriptor) if document is not None}
-        ordered: Dict[Digest, Document] = {}
-
-        def visit(item: Descriptor) -> None:
-            if item.digest not in found:
+        """The manifests of an image, children first; raises NotFound for one that is not stored."""
+        documents = []
+        for item, document in walk(image.descriptor, self.store.stored):
+            if document is None:
                 raise NotFound("%s lacks %s of its index; pull it with --all-platforms" % (
                     image.name.familiar, item.platform or item.digest))
-            if item.digest not in ordered:
-                document = found[item.digest]
-                for child in document.manifests if isinstance(document, Index) else ():
-                    visit(child)
-                ordered[item.digest] = document
-
-        visit(image.descriptor)
-        return list(ordered.values())
+            documents.append(document)
+        return documents
 
     def _blobs(self, documents: Sequence[Document]) -> List[PushedLayer]:
         """Bring the blobs of manifests to the registry, and return the layers, bottom first."""

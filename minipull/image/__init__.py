@@ -8,6 +8,7 @@ The modules in reading order:
     descriptor    content by type, digest and size
     manifest      manifests and indexes, raw bytes kept
     config        image configs, and the image that pull() returns
+    walk          the walk down an index: each document once, children first, bounded
     es256         ECDSA signatures, for schema 1 alone
     schema1       the signed manifests of old
     tar           tar streams, read strictly, written the same each time

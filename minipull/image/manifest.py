@@ -45,6 +45,10 @@ class Manifest(NamedTuple):
     def descriptor(self) -> Descriptor:
         return Descriptor(self.media_type, self.digest, len(self.raw))
 
+    @property
+    def blobs(self) -> Tuple[Descriptor, ...]:
+        return (self.config, *self.layers)
+
 
 class Index(NamedTuple):
     """Manifests, or further indexes, of which a platform selects one."""
@@ -57,6 +61,10 @@ class Index(NamedTuple):
     @property
     def descriptor(self) -> Descriptor:
         return Descriptor(self.media_type, self.digest, len(self.raw))
+
+    @property
+    def blobs(self) -> Tuple[Descriptor, ...]:
+        return ()  # those of its manifests are theirs
 
 
 Document = Union[Manifest, Index]

@@ -39,7 +39,6 @@ from .message import Headers, Refusal, Request, Response, json_response
 MAX_PAGE = 10000  # names
 MAX_TAGS = 20  # given to one manifest by one request
 MAX_REFERRERS = 1 << 20  # bytes of a page
-MAX_BELOW = 64 << 20  # bytes of the manifests below one that is pushed
 SMALL = 256 << 10  # bytes of a manifest; of larger ones LARGE come in, and one is parsed, at a time
 LARGE = 2
 
@@ -199,8 +198,9 @@ class Registry:
             with self._memory(self._parsing, None):  # what is below it may be large
                 document = manifest.parse(raw, content_type)
                 subject, _ = _referral(document, document.digest)
-                for item in self._needs(document):
-                    if not self._content.has(item.digest, item.size) and not is_foreign(item.media_type):
+                for item, _ in self._store.walk(document.descriptor, document):
+                    if item.digest != document.digest and not self._content.has(
+                            item.digest, item.size) and not is_foreign(item.media_type):
                         raise Refusal(
                             404, "MANIFEST_BLOB_UNKNOWN", "blob %s is unknown" % item.digest)
         except _OTHER as exc:
@@ -210,19 +210,6 @@ class Registry:
                 raise Refusal(400, "MANIFEST_INVALID", "a manifest below it is malformed") from exc
             raise
         return document.media_type, subject
-
-    def _needs(self, document: manifest.Document) -> Iterator[Descriptor]:
-        """All that is below a manifest; raises PolicyError if that is too much to read."""
-        if isinstance(document, manifest.Manifest):
-            yield from (document.config, *document.layers)
-            return
-        room = MAX_BELOW
-        for child in {child[:3]: child for child in document.manifests}.values():
-            for item, below in self._store.walk(child, depth=1):
-                yield item
-                room -= len(below.raw) if below else 0
-                if room < 0:
-                    raise PolicyError("more than %d bytes of manifests below it" % MAX_BELOW)
 
     # Lists.
 

@@ -67,12 +67,12 @@ def _needed(store: Store) -> Set[Digest]:
             top = Descriptor.from_json(entry, "index.json")
             source = (top.annotations or {}).get(SOURCE_DIGEST)
             needed.update([] if source is None else [Digest.parse(source)])
-        tops = list(store.walk(top))
-        if tops[0][1] is None:
+        items = list(store.walk(top))
+        if items[-1][1] is None:
             raise StorageError(
                 "manifest %s is missing or unknown, so what it needs can't be told;"
                 " pull or remove its image" % top.digest)
-        needed.update(item.digest for item, _ in tops)
+        needed.update(item.digest for item, _ in items)
     return needed
 
 

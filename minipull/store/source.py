@@ -10,19 +10,19 @@ from typing import Iterator, List, Optional, Set, Tuple, Union
 
 from ..cancel import Cancel
 from ..digest import Digest
-from ..errors import Error, NotFound, PolicyError
+from ..errors import Error, NotFound
 from ..image import manifest
 from ..image.config import Image, ImageConfig
 from ..image.descriptor import INDEX_TYPES, MANIFEST_TYPES, Descriptor, is_foreign, select
 from ..image.manifest import is_runnable
 from ..image.platform import Platform
+from ..image.walk import walk
 from ..reference import Reference
 from .content import BlobSource
 from .layer import LayerSource
 from .references import Association, Names
 
 MAX_CONFIG = 8 << 20  # bytes
-MAX_DEPTH = 8  # of indexes within indexes
 
 _MACHINES = {"armv5tel": "arm/v5", "armv6l": "arm/v6", "armv7l": "arm/v7", "armv8l": "arm/v7",
              "i586": "386", "i686": "386", "loongarch64": "loong64"}
@@ -79,38 +79,31 @@ class ImageSource:
         return manifest.parse(
             self.content.read(descriptor.digest, manifest.MAX_MANIFEST), descriptor.media_type)
 
-    def walk(self, top: Descriptor,
-             depth: int = 0) -> Iterator[Tuple[Descriptor, Optional[manifest.Document]]]:
-        """``top``, at ``depth``, and everything below it, each once, parents first.
+    def stored(self, descriptor: Descriptor) -> Optional[manifest.Document]:
+        """A manifest or index, or None if it is not there or of another kind; raises as document()."""
+        known = descriptor.media_type in MANIFEST_TYPES | INDEX_TYPES
+        if known and self.content.size(descriptor.digest) is not None:
+            return self.document(descriptor)
+        return None
 
-        A manifest or index comes with its document if it is stored.  Raises
-        StorageError for one that is corrupt, PolicyError for too deep a nest.
+    def walk(self, top: Descriptor, document: Optional[manifest.Document] = None
+             ) -> Iterator[Tuple[Descriptor, Optional[manifest.Document]]]:
+        """Every blob and document that ``top`` needs, children first; a document comes after its blobs.
+
+        ``document`` is that of a ``top`` that may not be stored yet.  Raises as image.walk and document().
         """
-        seen: Set[Digest] = set()
-        stack = [(top, depth)]
-        while stack:
-            item, depth = stack.pop()
-            if item.digest in seen:
-                continue
-            seen.add(item.digest)
-            document = None
-            known = item.media_type in MANIFEST_TYPES | INDEX_TYPES
-            if known and self.content.size(item.digest) is not None:
-                document = self.document(item)
-            yield item, document
-            if isinstance(document, manifest.Index):
-                if depth == MAX_DEPTH:
-                    raise PolicyError("%s: indexes nested deeper than %d" % (item.digest, MAX_DEPTH))
-                stack.extend((child, depth + 1) for child in reversed(document.manifests))
-            elif document is not None:
-                for leaf in (document.config,) + document.layers:
-                    if leaf.digest not in seen:
-                        seen.add(leaf.digest)
-                        yield leaf, None
+        blobs: Set[Digest] = set()
+        for item, found in walk(top, lambda item: (
+                document if document and item.digest == top.digest else self.stored(item))):
+            for blob in found.blobs if found else ():
+                if blob.digest not in blobs:
+                    blobs.add(blob.digest)
+                    yield blob, None
+            yield item, found
 
-    def missing(self, top: Descriptor, foreign: bool = False, depth: int = 0) -> Iterator[Descriptor]:
+    def missing(self, top: Descriptor, foreign: bool = False) -> Iterator[Descriptor]:
         """Yield the blobs that ``top`` needs and that are missing; foreign layers only if ``foreign``."""
-        for item, _ in self.walk(top, depth):
+        for item, _ in self.walk(top):
             if not self.content.has(item.digest, item.size):
                 if foreign or not is_foreign(item.media_type):
                     yield item
@@ -127,7 +120,8 @@ class ImageSource:
 
     def size(self, top: Descriptor) -> int:
         """Return the bytes that an image takes, shared or not."""
-        return sum(self.content.size(item.digest) or 0 for item, _ in self.walk(top))
+        digests = {item.digest for item, _ in self.walk(top)}
+        return sum(self.content.size(digest) or 0 for digest in digests)
 
 
 def host_platform() -> Platform:

@@ -21,7 +21,8 @@ from minipull.store.gc import gc
 from minipull.errors import (
     ContentMismatch, InvalidDocument, InvalidReference, NotFound, PolicyError, Unsupported)
 from minipull.progress import Progress
-from minipull.store.source import MAX_DEPTH
+from minipull.image import walk
+from minipull.image.walk import MAX_DEPTH
 from minipull.store.store import Store
 from minipull.xfer.upload import LayerUploadManager
 from tests.kit.servers import ScriptedServer, content, drip, error, head, hold, send
@@ -251,11 +252,12 @@ def test_manifests_have_a_limit_together(tmp_path: Path, monkeypatch: pytest.Mon
     layout, index, made = images.multi_platform(tmp_path / "layout")
     size = sum(len(layout.read(digest)) for digest in {
         index.digest, *(child["digest"] for child in json.loads(index.raw)["manifests"])})
-    monkeypatch.setattr(module, "MAX_DOCUMENTS", size)
+    monkeypatch.setattr(walk, "MAX_BYTES", size)
     copied("oci:%s" % layout.root, "oci:%s" % (tmp_path / "new"))
-    monkeypatch.setattr(module, "MAX_DOCUMENTS", size - 1)
-    with pytest.raises(PolicyError, match="more than %d bytes of manifests" % (size - 1)):
+    monkeypatch.setattr(walk, "MAX_BYTES", size - 1)
+    with pytest.raises(PolicyError, match="more than %d bytes of manifests" % (size - 1)) as caught:
         copied("oci:%s" % layout.root, "oci:%s" % (tmp_path / "new"))
+    assert caught.value.exit_code == 9
 
 
 @pytest.mark.parametrize("options, text", [

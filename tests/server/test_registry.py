@@ -26,6 +26,7 @@ from tests.kit.processes import Serve, ask, free_port, run, short_folder, wait_u
 from tests.kit.images import (
     DOCKER_LIST, DOCKER_MANIFEST, OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, Descriptor, digest_of,
     multi_platform, push_layout_http, single, to_json)
+from minipull.image import walk
 from minipull.server import blobs
 from minipull import files
 from minipull.server import http as httpd
@@ -386,7 +387,7 @@ REFUSED: Mapping[str, Tuple[Callable[[Site], bytes], Tuple[int, str]]] = {
                     (404, "MANIFEST_BLOB_UNKNOWN")),
     "lost child": (lambda site: index_of(described(b"lost")), (404, "MANIFEST_BLOB_UNKNOWN")),
     "child of another size": (lambda site: index_of(described(site.push("child")), {
-        **described(site.push("child")), "size": 1}), (404, "MANIFEST_BLOB_UNKNOWN")),
+        **described(site.push("child")), "size": 1}), (400, "MANIFEST_INVALID")),
     "lost grandchild": (lambda site: _children(site, OCI_INDEX, index_of(described(b"lost"))),
                         (404, "MANIFEST_BLOB_UNKNOWN")),
     "lost under two types": (lambda site: index_of(*(
@@ -456,7 +457,7 @@ def test_a_child_that_has_rotted_is_no_fault_of_the_client(site: Site) -> None:
     assert digest_of(child) in site.trouble()[0] and site.names() == ["localhost/app:1"]
 
 
-def test_all_that_is_below_a_manifest_has_a_bound(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_whose_tree_is_over_the_bound_is_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     large = index_of(annotations={"x": "y" * 1000})
     parents = []
     site.blob(large)
@@ -465,9 +466,12 @@ def test_all_that_is_below_a_manifest_has_a_bound(site: Site, monkeypatch: pytes
         site.blob(parent)
         parents.append(described(parent, OCI_INDEX))
     raw = index_of(*parents)
-    monkeypatch.setattr(module, "MAX_BELOW", 4000)
+    monkeypatch.setattr(walk, "MAX_BYTES", 4000)
     assert site.put(raw).outcome == (400, "MANIFEST_INVALID")
     monkeypatch.undo()
+    monkeypatch.setattr(walk, "MAX_DOCUMENTS", 6)
+    assert site.put(raw).outcome == (400, "MANIFEST_INVALID")
+    monkeypatch.setattr(walk, "MAX_DOCUMENTS", 7)
     assert site.put(raw).status == 201
 
 

@@ -102,13 +102,13 @@ def test_a_document_that_became_unreadable_is_the_disks_fault(store: Store) -> N
         store.document(Descriptor(images.OCI_MANIFEST, digest, len(raw)))
 
 
-def test_walk_meets_everything_once_parents_first(store: Store, tmp_path: Path) -> None:
+def test_walk_meets_everything_once_children_first(store: Store, tmp_path: Path) -> None:
     layout, top, made = multi(tmp_path / "multi", nested=True)
     keep_index(store, layout, top)
     met = [item.digest for item, _ in store.walk(descriptor(top.descriptor))]
     assert len(met) == len(set(met)) and sorted(met) == blobs(store)
     for image in made.values():
-        places = [met.index(Digest(d)) for d in (image.digest, image.config["digest"])]
+        places = [met.index(Digest(d)) for d in (image.config["digest"], image.digest, top.digest)]
         assert places == sorted(places)
     assert store.size(descriptor(top.descriptor)) == sum(
         path.stat().st_size for path in (layout.root / "blobs" / "sha256").iterdir())
@@ -119,7 +119,7 @@ def test_walk_meets_a_child_that_is_listed_twice_once(store: Store, layout: Layo
     top = layout.index([made.descriptor, made.descriptor])
     keep_index(store, layout, top)
     met = [item.digest for item, _ in store.walk(descriptor(top.descriptor))]
-    assert met == [top.digest, made.digest, made.config["digest"]]
+    assert met == [made.config["digest"], made.digest, top.digest]
 
 
 def test_a_nest_of_indexes_has_a_bottom(store: Store, layout: Layout) -> None:

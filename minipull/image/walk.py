@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The walk down an index: every document below it once, children first, within one bound.
+
+An index names manifests and further indexes, each by its digest, so a tree may
+be deep, may name a child many times, and may be far larger than its top.  Pull,
+push, copy, load, save, check, gc and serve all go down it here.
+
+Mirrors containerd's images.Walk.  Spec: image-spec, image-index.md.
+"""
+from typing import Callable, Iterable, Iterator, Optional, Set, Tuple
+
+from ..digest import Digest
+from ..errors import InvalidDocument, PolicyError
+from .descriptor import Descriptor
+from .manifest import Document, Index
+
+MAX_DEPTH = 8  # indexes above a manifest
+MAX_DOCUMENTS = 1000  # in one tree
+MAX_BYTES = 64 << 20  # of all manifests and indexes of one tree
+
+#: What a walk has met.  An index may say two things of one digest, so those are part of the key.
+Seen = Set[Tuple[str, Digest, int]]
+
+
+class Bounds:
+    """Documents, and bytes of them, that a walk may still meet; several walks may share them."""
+
+    def __init__(self, documents: Optional[int] = None) -> None:
+        self.documents = MAX_DOCUMENTS if documents is None else documents
+        self.size = MAX_BYTES
+
+    def count(self, documents: int, size: int, top: Digest) -> None:
+        """Take off what has been met; raises PolicyError, which names the top of the tree."""
+        self.documents -= documents
+        self.size -= size
+        if self.documents < 0:
+            raise PolicyError("%s: more than %d manifests in all" % (top, MAX_DOCUMENTS))
+        if self.size < 0:
+            raise PolicyError("%s: more than %d bytes of manifests" % (top, MAX_BYTES))
+
+
+def _entries(index: Index) -> Iterable[Descriptor]:
+    return index.manifests
+
+
+def walk(top: Descriptor, get: Callable[[Descriptor], Optional[Document]],
+         below: Callable[[Index], Iterable[Descriptor]] = _entries,
+         seen: Optional[Seen] = None, bounds: Optional[Bounds] = None
+         ) -> Iterator[Tuple[Descriptor, Optional[Document]]]:
+    """Go through everything at and below ``top``, each entry once, children before their index.
+
+    ``get`` returns the document of a descriptor, or None for one that is not there
+    or of no kind that we know.  ``below`` chooses the entries to follow, lazily.
+    What is in ``seen`` is left out, and it is added to.  One document is held for
+    each level.  Raises PolicyError past MAX_DEPTH, MAX_DOCUMENTS or MAX_BYTES,
+    InvalidDocument for a document that is not as its index says, and what ``get`` raises.
+    """
+    met: Seen = set() if seen is None else seen
+    room = bounds or Bounds()
+
+    def visit(item: Descriptor, depth: int) -> Iterator[Tuple[Descriptor, Optional[Document]]]:
+        met.add(item[:3])
+        room.count(1, 0, top.digest)
+        document = get(item)
+        if document is not None:
+            document = document._replace(digest=item.digest)
+            room.count(0, len(document.raw), top.digest)
+            if depth and (document.media_type, len(document.raw)) != (item.media_type, item.size):
+                raise InvalidDocument("manifest %s is not as its index says" % item.digest)
+        if isinstance(document, Index):
+            if depth == MAX_DEPTH:
+                raise PolicyError("%s: indexes nested deeper than %d" % (top.digest, MAX_DEPTH))
+            for child in below(document):
+                if child[:3] not in met:
+                    yield from visit(child, depth + 1)
+        yield item, document
+
+    if top[:3] not in met:
+        yield from visit(top, 0)
