@@ -15,6 +15,7 @@ from ..files import make_directory
 from ..image.config import Image, ImageConfig
 from ..image.descriptor import Descriptor
 from ..image.manifest import Manifest, is_runnable
+from ..image.walk import Seen
 from ..progress import Meter, Output, Progress, discard, serialized
 from ..reference import Reference
 from ..store.references import Association, image_of
@@ -61,8 +62,9 @@ def _take(archive: ImageSource, tops: Sequence[Descriptor], store: Store, output
     """Copy all that some images need, and compare every layer with the DiffID in its config."""
     blobs: Dict[Digest, Descriptor] = {}
     claims: Dict[Digest, Set[DiffID]] = {}
+    seen: Seen = set()
     for top in tops:
-        for item, document in archive.walk(top):
+        for item, document in archive.walk(top, seen=seen):
             blobs[item.digest] = item
             if isinstance(document, Manifest) and is_runnable(document):
                 config = ImageConfig.parse(archive.content.read(document.config.digest, MAX_CONFIG))

@@ -23,9 +23,10 @@ from ..files import write_all
 from ..image import manifest
 from ..image.config import ImageConfig
 from ..image.descriptor import (
-    DOCKER_CONFIG, DOCKER_MANIFEST, DOCKER_TAR, INDEX_TYPES, MANIFEST_TYPES, Descriptor, select)
+    DOCKER_CONFIG, DOCKER_MANIFEST, DOCKER_TAR, INDEX_TYPES, MANIFEST_TYPES, Descriptor, is_foreign, select)
 from ..image.manifest import MAX_LAYERS, MAX_MANIFEST, Index, Manifest, is_runnable
 from ..image.strictjson import as_object, compact, object_at, parse_json, parse_value, string_at, strings_at
+from ..image.walk import Bounds, Seen, walk
 from ..parts import part
 from ..reference import Reference
 from ..store.compression import decompressed, is_compressed, pieces
@@ -106,32 +107,54 @@ class Archive(ImageSource):
         if version != "1.0.0" or not isinstance(index, Index):
             raise InvalidDocument("it is no image layout 1.0.0 with an index")
         lacking = {}
+        seen: Seen = set()
+        bounds = Bounds()
+        lost: Dict[Digest, Optional[Digest]] = {}  # what each document lacks; None if nothing
+        whole: Dict[Digest, Dict[Digest, Descriptor]] = {}  # the documents below each that lack nothing
         for entry in index.manifests:
             if entry.media_type not in MANIFEST_TYPES | INDEX_TYPES:
                 continue
-            sound = []
-            for item, document in self.walk(entry):
-                if document is not None and self._sound(item, document):
-                    sound.append(item)
-                    if isinstance(document, Manifest):
+            for item, document in walk(entry, self.stored, seen=seen, bounds=bounds):
+                if document is not None:
+                    lost[item.digest] = self._lost(document, lost)
+                    below = whole[item.digest] = {}
+                    for child in document.manifests if isinstance(document, Index) else ():
+                        if lost.get(child.digest, child.digest) is None:
+                            below.setdefault(child.digest, child)
+                        for digest, descriptor in whole.get(child.digest, {}).items():
+                            below.setdefault(digest, descriptor)
+                    if isinstance(document, Manifest) and lost[item.digest] is None:
                         self._by_config[document.config.digest] = item
+            label, missing = named(entry.to_json()), lost.get(entry.digest, entry.digest)
             # Docker saves what it has of an index, which may be one platform.
-            images = [item for item in sound if not item.platform or item.platform.os != "unknown"]
-            best = [entry] if entry in sound else select(host_platform(), images) or images
-            label = named(entry.to_json())
+            images = [item for item in whole.get(entry.digest, {}).values()
+                      if not item.platform or item.platform.os != "unknown"]
+            best = [entry] if missing is None else select(host_platform(), images) or images
             if best:
                 self._names.add(_name(label, best[0]), best[0], label)
             else:
-                lost = next(self.missing(entry), entry)
-                lacking[label] = "%s lacks %s" % (shown(label or entry.digest, 200), lost.digest)
+                lacking[label] = "%s lacks %s" % (shown(label or entry.digest, 200), missing)
         return lacking
 
-    def _sound(self, top: Descriptor, document: manifest.Document) -> bool:
-        """Whether all of it is there; docker 25.0.0 left the layers out of its manifests."""
-        if next(self.missing(top), None) is not None:
-            return False
-        return isinstance(document, Index) or bool(document.layers) or not is_runnable(document) or not (
-            ImageConfig.parse(self.content.read(document.config.digest, MAX_CONFIG)).diff_ids)
+    def _lost(self, document: manifest.Document, lost: Dict[Digest, Optional[Digest]]) -> Optional[Digest]:
+        """The digest of the first thing that a document needs and the archive has not.
+
+        ``lost`` tells it of the documents below.  Docker 25.0.0 left the layers out of
+        its manifests: such a one lacks itself.
+        """
+        needed, manifests = list(document.blobs), document.manifests if isinstance(document, Index) else ()
+        for child in manifests:
+            if child.media_type not in MANIFEST_TYPES | INDEX_TYPES:
+                needed.append(child)
+            elif lost.get(child.digest, child.digest) is not None:
+                return lost.get(child.digest, child.digest)
+        for item in needed:
+            if not self.content.has(item.digest, item.size) and not is_foreign(item.media_type):
+                return item.digest
+        if isinstance(document, Manifest) and not document.layers and is_runnable(document) and (
+                ImageConfig.parse(self.content.read(document.config.digest, MAX_CONFIG)).diff_ids):
+            return document.digest
+        return None
 
     def _docker(self) -> None:
         """Take the images that manifest.json has besides."""

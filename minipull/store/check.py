@@ -24,6 +24,7 @@ from ..image.config import ImageConfig
 from ..image.descriptor import INDEX_TYPES, MANIFEST_TYPES, OCI_INDEX, Descriptor, is_foreign
 from ..image.manifest import Manifest, is_runnable
 from ..image.strictjson import parse_json
+from ..image.walk import Seen
 from .content import listing
 from .layer import parse_layer
 from .metadata import parse_metadata
@@ -75,7 +76,8 @@ class _Checker:
 
     def needed(self, tops: Sequence[Descriptor]) -> Set[Digest]:
         """Check the documents of some images; return the digest of every blob that they need."""
-        return {digest for top in tops for digest in self._image(top)}
+        seen: Seen = set()  # so that a document of many images is read once
+        return {digest for top in tops for digest in self._image(top, seen)}
 
     def compared(self, digests: Sequence[Digest]) -> List[Problem]:
         """Hash these blobs, compare them with all claims, and return every problem."""
@@ -105,10 +107,10 @@ class _Checker:
     def _claim(self, blob: Digest, diff_id: DiffID, kind: str, path: str) -> None:
         self._claims.setdefault(blob, []).append((diff_id, kind, path))
 
-    def _image(self, top: Descriptor) -> Iterator[Digest]:
+    def _image(self, top: Descriptor, seen: Seen) -> Iterator[Digest]:
         """What an image needs; notes what its configs say of its layers."""
         with self._blaming(self._content.path(top.digest), "image"):
-            for item, document in self._source.walk(top):
+            for item, document in self._source.walk(top, seen=seen):
                 yield item.digest
                 path, size = self._content.path(item.digest), self._content.size(item.digest)
                 if size is None and is_foreign(item.media_type):

@@ -16,7 +16,7 @@ from ..image.config import Image, ImageConfig
 from ..image.descriptor import INDEX_TYPES, MANIFEST_TYPES, Descriptor, is_foreign, select
 from ..image.manifest import is_runnable
 from ..image.platform import Platform
-from ..image.walk import walk
+from ..image.walk import Seen, walk
 from ..reference import Reference
 from .content import BlobSource
 from .layer import LayerSource
@@ -86,15 +86,16 @@ class ImageSource:
             return self.document(descriptor)
         return None
 
-    def walk(self, top: Descriptor, document: Optional[manifest.Document] = None
-             ) -> Iterator[Tuple[Descriptor, Optional[manifest.Document]]]:
+    def walk(self, top: Descriptor, document: Optional[manifest.Document] = None,
+             seen: Optional[Seen] = None) -> Iterator[Tuple[Descriptor, Optional[manifest.Document]]]:
         """Every blob and document that ``top`` needs, children first; a document comes after its blobs.
 
-        ``document`` is that of a ``top`` that may not be stored yet.  Raises as image.walk and document().
+        ``document`` is that of a ``top`` that may not be stored yet.  Documents in ``seen``
+        are left out.  Raises as image.walk and document().
         """
         blobs: Set[Digest] = set()
         for item, found in walk(top, lambda item: (
-                document if document and item.digest == top.digest else self.stored(item))):
+                document if document and item.digest == top.digest else self.stored(item)), seen=seen):
             for blob in found.blobs if found else ():
                 if blob.digest not in blobs:
                     blobs.add(blob.digest)

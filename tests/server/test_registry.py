@@ -459,14 +459,11 @@ def test_a_child_that_has_rotted_is_no_fault_of_the_client(site: Site) -> None:
 
 def test_an_index_whose_tree_is_over_the_bound_is_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     large = index_of(annotations={"x": "y" * 1000})
-    parents = []
-    site.blob(large)
-    for n in range(5):
-        parent = index_of(described(large, OCI_INDEX), annotations={"n": str(n)})
-        site.blob(parent)
-        parents.append(described(parent, OCI_INDEX))
-    raw = index_of(*parents)
-    monkeypatch.setattr(walk, "MAX_BYTES", 4000)
+    parents = [index_of(described(large, OCI_INDEX), annotations={"n": str(n)}) for n in range(5)]
+    for document in (large, *parents):
+        site.blob(document)
+    raw = index_of(*(described(parent, OCI_INDEX) for parent in parents))
+    monkeypatch.setattr(walk, "MAX_BYTES", sum(map(len, (large, raw, *parents))) - 1)
     assert site.put(raw).outcome == (400, "MANIFEST_INVALID")
     monkeypatch.undo()
     monkeypatch.setattr(walk, "MAX_DOCUMENTS", 6)
