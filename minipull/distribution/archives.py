@@ -3,22 +3,21 @@
 import contextlib
 import os
 import tempfile
-import threading
 from typing import Iterator, List, Optional
 
 from ..archive.reader import Archive, opened
 from ..archive.save import packed, write_file
 from ..cancel import Cancel
 from ..digest import Buffer
-from ..errors import Cancelled, storage_errors
+from ..errors import storage_errors
 from ..image.descriptor import Descriptor
 from ..progress import Output
 from ..reference import Reference
 from ..registry.request import PIECE, Body
 from ..store.references import Named, named
 from ..store.source import host_platform
-from ..xfer.transfer import Transfer
-from .ends import End, LayoutEnd, Source
+from ..xfer.transfer import TransferManager
+from .ends import LayoutEnd, Source
 from .places import Place
 
 
@@ -45,34 +44,6 @@ class ArchiveEnd(LayoutEnd):
             yield lambda offset, size: Body(lambda: part(offset, size), size)
 
 
-class _Temporary(LayoutEnd):
-    """A layout that goes when it is closed, though transfers may outlive the copy that they work for."""
-
-    def __init__(self, place: Place) -> None:
-        super().__init__(place, None)
-        self._changed = threading.Condition()
-        self._busy = 0
-        self._closed = False
-
-    def receive(self, blob: Descriptor, source: End, transfer: Transfer) -> str:
-        with self._changed:
-            if self._closed:
-                raise Cancelled()
-            self._busy += 1
-        try:
-            return super().receive(blob, source, transfer)
-        finally:
-            with self._changed:
-                self._busy -= 1
-                self._changed.notify_all()
-
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            while self._busy:
-                self._changed.wait()
-
-
 @contextlib.contextmanager
 def opened_end(place: Place, cancel: Cancel, zstd: Optional[str]) -> Iterator[ArchiveEnd]:
     """Open an archive to copy from; ``zstd`` is the path of that program, if any."""
@@ -81,14 +52,19 @@ def opened_end(place: Place, cancel: Cancel, zstd: Optional[str]) -> Iterator[Ar
 
 
 @contextlib.contextmanager
-def archive_end(place: Place, output: Output, cancel: Cancel) -> Iterator[LayoutEnd]:
-    """Make a layout beside an archive to be written, and write it when the block has ended well."""
+def archive_end(place: Place, transfers: TransferManager, output: Output,
+                cancel: Cancel) -> Iterator[LayoutEnd]:
+    """Make a layout beside an archive to be written, and write it when the block has ended well.
+
+    The layout goes when no transfer writes to it any longer, even one that outlives the copy.
+    """
     path = os.path.realpath(place.folder)
     with contextlib.ExitStack() as stack:
         with storage_errors("write %s" % place.folder):
             folder = stack.enter_context(
                 tempfile.TemporaryDirectory(prefix=".minipull-", dir=os.path.dirname(path)))
-        end = stack.enter_context(contextlib.closing(_Temporary(place._replace(folder=folder))))
+        stack.callback(transfers.settle, folder)
+        end = LayoutEnd(place._replace(folder=folder), None)
         yield end
         images: List[Named] = []
         for entry in end.store.references.descriptors():

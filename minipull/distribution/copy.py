@@ -98,7 +98,8 @@ def copy_with(source: Place, target: Place, clients: Tuple[Client, Client], stor
             raise InvalidReference("a target that ends in a slash is for all images of an archive")
         layout: Optional[LayoutEnd] = None
         if target.kind in ARCHIVES:
-            layout = stack.enter_context(part("distribution.archives").archive_end(target, output, cancel))
+            layout = stack.enter_context(part("distribution.archives").archive_end(
+                target, uploads.transfers, output, cancel))
         elif target.kind != "docker":
             layout = LayoutEnd(target, store)
             hold = layout.store.writing if target.kind == "store" else layout.store.reading
@@ -256,7 +257,7 @@ class _Copy:
         for document in documents:
             for blob in document.blobs:
                 jobs[blob.digest] = CopyDescriptor(self._source, self._target, blob)
-        self._uploads.upload(None, list(jobs.values()), self._output, self._cancel)
+        self._uploads.upload(list(jobs.values()), self._output, self._cancel)
 
     # Referrers.
 

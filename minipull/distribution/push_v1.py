@@ -37,7 +37,7 @@ from ..registry.v1 import Session
 from ..store.compression import decompressed
 from ..store.metadata import V1IDService
 from ..store.store import Store
-from ..xfer.download import MAX_ATTEMPTS
+from ..xfer.download import MAX_ATTEMPTS, attempts
 from ..xfer.transfer import Run, Transfer, TransferManager
 
 LOOK_UPS = 5  # at once
@@ -125,7 +125,8 @@ class V1Pusher:
         with contextlib.ExitStack() as stack:
             watchers = []
             for number, (run, output) in enumerate(jobs):
-                watchers.append(self._transfers.transfer("v1push:%d" % number, run, output, None, self._cancel))
+                watchers.append(self._transfers.transfer(
+                    "v1push:%d" % number, run, output, None, self._cancel, self._store.reading))
                 stack.callback(self._transfers.release, watchers[-1])
             return self._transfers.wait(watchers, self._cancel)
 
@@ -136,9 +137,8 @@ class V1Pusher:
         return False  # so the layer is sent, and the answer tells
 
     def _send(self, registry: str, layer: V1Layer, transfer: Transfer) -> str:
-        with self._store.reading(transfer.cancel):  # this may outlive the push
-            result: str = transfer.attempt(
-                lambda: self._put(registry, layer, transfer), layer.id[:12], self._attempts, self._tick)
+        result: str = attempts(
+            transfer, lambda: self._put(registry, layer, transfer), layer.id[:12], self._attempts, self._tick)
         return result
 
     def _put(self, registry: str, layer: V1Layer, transfer: Transfer) -> str:

@@ -147,7 +147,7 @@ class V2Pusher:
                           for blob, diff_id in zip(document.layers, diff_ids)]
                 jobs += layers[::-1] + [V2PushDescriptor(self, document.config, show=False)]
         results: List[PushedLayer] = self._uploads.upload(
-            self.store, jobs, self.output, self.cancel)
+            jobs, self.output, self.cancel, self.store.reading)
         return [result for job, result in zip(jobs, results) if job.id][::-1]
 
     def _rebuilt(self, top: Document, layers: Sequence[PushedLayer]) -> Document:

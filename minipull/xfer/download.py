@@ -1,26 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """Downloads: layers side by side, registered as a chain.
 
-Every layer is a transfer.  Its key stands for the layer and all below it, so
-images that share their bottom layers share those transfers.  A layer needs its
-slot only while bytes come in; finding its DiffID waits for a processor, and
-only the very last step, the record on top of the parent's, waits for the
-parent.
+Each layer is a transfer.  Its key stands for the layer and all layers below it,
+so images that share their bottom layers share those transfers.  A layer needs
+its slot only while it is downloaded.  Its DiffID is then found when a processor
+is free, and only the last step, the record on top of its parent's, waits for
+the parent.
 
-Mirrors moby's distribution/xfer/download.go; a layer counts as present only if
-the blob that was asked for is.
+Mirrors moby's distribution/xfer/download.go.
+
+Where this leaves the engine:
+
+- A layer is present if the blob is that its descriptor names, not if any layer
+  with that chain of DiffIDs is.
+- Keys are hashes of the chain, not all keys strung together, and say which store.
+- Layers are decompressed in parallel, to learn their DiffIDs, not to unpack them.
+- The config is one more transfer, which starts first and fails all layers.
 """
 import abc
 import contextlib
-import functools
 import hashlib
 import itertools
 import os
 import threading
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from ..cancel import Cancel
 from ..digest import ChainID
+from ..errors import Error
 from ..image.descriptor import Descriptor
 from ..progress import Output, Progress
 from ..store.layer import Diff, Layer
@@ -32,40 +39,40 @@ CONCURRENT_DOWNLOADS = 3
 
 
 class DownloadDescriptor(abc.ABC):
-    """A layer to be had, and the protocol's way to have it."""
-    key: str  # what the bytes are, for sharing
-    id: str  # for the reader
+    """A layer to download, and how its protocol does it."""
+    key: str  # equal for equal bytes
+    id: str  # of its progress
 
     @abc.abstractmethod
     def present(self) -> Optional[Tuple[Descriptor, Diff]]:
-        """The blob and its DiffID, if both are in the store."""
+        """Return the blob and its DiffID if both are in the store."""
 
     @abc.abstractmethod
     def download(self, transfer: Transfer) -> Optional[Descriptor]:
-        """Put the blob into the store; None if it may stay elsewhere.
+        """Put the blob into the store and return it, or None if it may stay elsewhere (foreign layers).
 
-        Calls ``transfer.inactive()`` once the network is not needed any longer.
+        Calls ``transfer.inactive()`` once it needs the network no longer.
         """
 
     @abc.abstractmethod
     def diff(self, transfer: Transfer, blob: Optional[Descriptor]) -> Diff:
-        """Find the DiffID, from the stored blob or else from the config."""
+        """Find the DiffID, in the stored blob or else in the config."""
 
     def registered(self, diff: Diff) -> None:
-        """Called when the layer has its record."""
+        """Note that the layer has its record."""
 
 
 class Downloaded(NamedTuple):
-    """The layers, bottom first, and what the work beside them came to."""
+    """The layers, bottom first, and the result of the transfer beside them."""
     layers: List[Layer]
     beside: Any
 
 
 class LayerDownloadManager:
-    """Shared by the pulls that are to share transfers, slots and processors.
+    """Downloads of layers; pulls with the same manager share transfers, slots and processors.
 
-    ``attempts`` counts all tries of one layer, ``tick`` is the second of the
-    countdown between them.
+    ``attempts`` counts all attempts at one layer; ``tick`` (seconds) is the step of
+    the countdown between them.
     """
 
     def __init__(self, concurrency: int = CONCURRENT_DOWNLOADS, attempts: int = MAX_ATTEMPTS,
@@ -77,70 +84,71 @@ class LayerDownloadManager:
 
     def download(self, store: Store, layers: Sequence[DownloadDescriptor], output: Output,
                  cancel: Cancel, beside: Tuple[str, Run]) -> Downloaded:
-        """Have all ``layers``, bottom first, and the result of ``beside``.
+        """Download ``layers``, bottom first, and run ``beside``.
 
         ``beside`` is the key and the work of one more transfer, which starts
-        first.  The first error ends it all; transfers that others need go on.
+        first.  Raises the first error of all; a transfer that another pull shares
+        goes on.
         """
         manager = self.transfers
         with contextlib.ExitStack() as stack:
 
             def start(key: str, run: Run, id: str) -> Watcher:
                 waiting = Progress(id=id, action="Waiting") if id else None
-                work = functools.partial(locked, store, run)
-                watcher = manager.transfer(store.root + key, work, output, waiting, cancel)
+                watcher = manager.transfer(
+                    "%s %s" % (store.root, key), run, output, waiting, cancel, store.writing)
                 stack.callback(manager.release, watcher)
                 return watcher
 
             first = start(beside[0], beside[1], "")
-            found: List[Layer] = []
+            present: List[Layer] = []
             watchers: List[Watcher] = []
             by_key: Dict[str, Transfer] = {}
             chain_key = hashlib.sha256()
             for descriptor in layers:
                 chain_key.update(descriptor.key.encode() + b"\0")
-                present = None if watchers else descriptor.present()
-                if present is not None:
-                    blob, diff = present
-                    parent = found[-1].chain_id if found else None
-                    found.append(store.layers.register(parent, diff, blob))
+                stored = None if watchers else descriptor.present()
+                if stored is not None:
+                    blob, diff = stored
+                    parent = present[-1].chain_id if present else None
+                    present.append(store.layers.register(parent, diff, blob))
                     output(Progress(id=descriptor.id, action="Already exists"))
                     descriptor.registered(diff)
                     continue
-                job = _Job(
-                    self, store, descriptor, found[-1] if found else None,
+                work = _LayerDownload(
+                    self, store, descriptor, present[-1] if present else None,
                     watchers[-1].transfer if watchers else None, by_key.get(descriptor.key))
-                if job.same is None:
+                if work.duplicate is None:
                     output(Progress(id=descriptor.id, action="Pulling fs layer"))
-                id = "" if job.same else descriptor.id
-                watchers.append(start(chain_key.hexdigest(), job.run, id))
+                id = "" if work.duplicate else descriptor.id
+                watchers.append(start(chain_key.hexdigest(), work.run, id))
                 by_key.setdefault(descriptor.key, watchers[-1].transfer)
             results = manager.wait([first] + watchers, cancel)
-            return Downloaded(found + results[1:], results[0])
+            return Downloaded(present + results[1:], results[0])
 
 
-class _Job(NamedTuple):
-    """The work of one layer's transfer, by whichever pull comes first."""
+class _LayerDownload(NamedTuple):
+    """The work of one layer's transfer, described by the pull that started it."""
     manager: LayerDownloadManager
     store: Store
     descriptor: DownloadDescriptor
-    below: Optional[Layer]  # the present layer that this one lies on, or
-    parent: Optional[Transfer]  # the transfer that brings it
-    same: Optional[Transfer]  # which brings the same blob, lower in the image
+    below: Optional[Layer]  # the top layer that is present
+    parent: Optional[Transfer]  # of the layer below, if that is not present
+    duplicate: Optional[Transfer]  # of the same blob, lower in the image
 
     def run(self, transfer: Transfer) -> Layer:
         if self.parent is not None and self.parent.error is not None:
             raise self.parent.error
-        blob, diff = self._copy(transfer) if self.same else self._fetch(transfer)
+        blob, diff = self._copy(transfer) if self.duplicate else self._fetch(transfer)
         layer = self.store.layers.register(self._chain(transfer), diff, blob)
-        if self.same is None:
+        if self.duplicate is None:
             transfer.progress(Progress(id=self.descriptor.id, action="Pull complete"))
         self.descriptor.registered(diff)
         return layer
 
     def _fetch(self, transfer: Transfer) -> Tuple[Optional[Descriptor], Diff]:
-        blob: Optional[Descriptor] = transfer.attempt(
-            lambda: self.descriptor.download(transfer), self.descriptor.id,
+        blob: Optional[Descriptor] = attempts(
+            transfer, lambda: self.descriptor.download(transfer), self.descriptor.id,
             self.manager.attempts, self.manager.tick)
         transfer.inactive()
         with self.manager.processors.turn(blob.size if blob else 0, transfer.cancel):
@@ -148,8 +156,8 @@ class _Job(NamedTuple):
 
     def _copy(self, transfer: Transfer) -> Tuple[Optional[Descriptor], Diff]:
         transfer.inactive()
-        assert self.same is not None
-        source: Layer = self.manager.transfers.result(self.same, transfer.cancel)
+        assert self.duplicate is not None
+        source: Layer = self.manager.transfers.result(self.duplicate, transfer.cancel)
         return self.descriptor.present() or (None, source.diff)
 
     def _chain(self, transfer: Transfer) -> Optional[ChainID]:
@@ -159,41 +167,57 @@ class _Job(NamedTuple):
         return self.below.chain_id if self.below else None
 
 
-def locked(store: Store, run: Run, transfer: Transfer) -> Any:
-    """Run with a lock of its own: a worker may outlive the pull that it works for."""
-    with store.writing(transfer.cancel):
-        return run(transfer)
+def attempts(transfer: Transfer, work: Callable[[], Any], id: str, count: int, tick: float) -> Any:
+    """Make up to ``count`` attempts at ``work``, with the engine's countdown (5, 10, ... ticks) between them.
+
+    ``tick`` is in seconds.  Raises the error of the last attempt, an error without
+    ``retry`` at once, and Cancelled.
+    """
+    for attempt in range(1, count + 1):
+        try:
+            return work()
+        except Error as exc:
+            transfer.cancel.check()
+            if not exc.retry or attempt == count:
+                raise
+        for left in range(attempt * 5, 0, -1):
+            text = "Retrying in %d second%s" % (left, "" if left == 1 else "s")
+            transfer.progress(Progress(id=id, action=text))
+            transfer.cancel.pause(tick)
 
 
 class Turnstile:
-    """Lets at most ``limit`` threads in, those with the largest work first."""
+    """A lock that ``limit`` threads may hold at once; of those that wait, the largest work is first."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._inside = 0
+        self._holders = 0
         self._queue: List[Tuple[int, int]] = []
         self._arrivals = itertools.count()
         self._changed = threading.Condition()
 
+    def __repr__(self) -> str:
+        return "<Turnstile: %d of %d in use, %d waiting>" % (self._holders, self._limit, len(self._queue))
+
     @contextlib.contextmanager
     def turn(self, size: int, cancel: Cancel) -> Iterator[None]:
-        """Be inside within the block; raises Cancelled while waiting."""
+        """Hold the lock within the block, for work on ``size`` bytes; raises Cancelled while waiting."""
         with cancel.calling(self._wake), self._changed:
-            place = (-size, next(self._arrivals))
-            self._queue.append(place)
+            entry = (-size, next(self._arrivals))
+            self._queue.append(entry)
             try:
-                while self._inside >= self._limit or min(self._queue) != place:
+                while self._holders >= self._limit or min(self._queue) != entry:
                     cancel.check()
                     self._changed.wait()
-                self._inside += 1
+                self._holders += 1
             finally:
-                self._queue.remove(place)
+                self._queue.remove(entry)
                 self._changed.notify_all()
         try:
             yield
         finally:
             with self._changed:
-                self._inside -= 1
+                self._holders -= 1
                 self._changed.notify_all()
 
     def _wake(self) -> None:

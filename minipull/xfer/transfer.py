@@ -1,29 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
 """Transfers: work that several users share, within a number of slots.
 
-A transfer is one function run once for all who ask for its key.  Each user
-holds a watcher: a place where progress goes, and a vote to keep the work
-alive.  The rules:
+A transfer runs one function once for all users of its key.  Each user has a
+watcher: an output for progress, and a vote to keep the work alive.  The rules:
 
-- a transfer is cancelled when its last watcher leaves before the manager has
-  closed it, and by nothing else; a user who gives up only leaves;
-- it holds its slot until it ends or says :meth:`Transfer.inactive`; slots are
-  given in the order of asking, and a limit set meanwhile holds for the next;
-- who joins sees the newest progress at once; who leaves has seen the newest,
-  and after :meth:`TransferManager.release` the output is never called again;
-- who asks for the key of a cancelled transfer waits until that is gone and
-  gets a new one.
-
-The engine runs a goroutine for each role.  Here a transfer has one thread from
-when it gets its slot, and all state lies under one Condition; progress is
-delivered by whoever emits it, who waits while the output is busy elsewhere and
-skips what has been overtaken by then.
+- A transfer is cancelled when its last watcher is released before its end, and
+  by nothing else: a user that gives up only releases its own watcher.
+- A transfer holds its slot until its end or :meth:`Transfer.inactive`.  Slots
+  are given in the order of asking; a changed limit holds for the next slot.
+- A new watcher gets the newest progress at once.  A released one has got it,
+  and after :meth:`TransferManager.release` its output is never called again.
+- A user of the key of a cancelled transfer waits for the end of that transfer
+  and gets a new one.
+- The work may outlive all its users, since cancelling takes time.  A lock that
+  it needs is taken for each run (``holding``), not borrowed from a user.
 
 Mirrors moby's distribution/xfer/transfer.go.  Knows no images.
+
+Where this leaves the engine:
+
+- One thread for each transfer that has a slot and callbacks under one
+  Condition, not a goroutine for each role.  Progress is delivered by the thread
+  that emits it, which waits while the output is busy and skips what is outdated.
+- A transfer that is cancelled while it waits for a slot ends at once.
+- A finished transfer leaves the manager at once; its result stays with the
+  watchers, so there is no separate ``released``.
+- A lower limit holds at once, where the engine hands a slot over regardless.
 """
 import collections
+import contextlib
 import threading
-from typing import Any, Callable, Deque, Dict, List, Optional, Sequence
+from typing import Any, Callable, ContextManager, Deque, Dict, List, Optional, Sequence
 
 from ..cancel import Cancel
 from ..errors import Cancelled, Error
@@ -36,28 +43,27 @@ class Watcher:
     def __init__(self, transfer: "Transfer", output: Output) -> None:
         self.transfer = transfer
         self.output = output
-        self.seen = 0  # number of the progress that was delivered last
-        self.busy: Optional[threading.Thread] = None  # who is in the output
-        self.error: Optional[BaseException] = None  # what the output raised
+        self.seen = 0  # number of the newest progress delivered
+        self.busy: Optional[threading.Thread] = None  # the thread that calls the output
+        self.error: Optional[BaseException] = None  # raised by the output
 
 
 class Transfer:
     """Work in progress; made by :meth:`TransferManager.transfer` only.
 
-    ``result`` or ``error`` is valid once ``done``.  ``released`` says that no
-    user needs the result any longer and the manager has dropped it.
+    ``result`` or ``error`` is valid once ``done``.
     """
 
-    def __init__(self, manager: "TransferManager", key: str, run: "Run") -> None:
+    def __init__(self, manager: "TransferManager", key: str, run: "Run", holding: "Holding") -> None:
         self.key = key
         self.cancel = Cancel()
         self.started = False
         self.done = False
-        self.released = False
         self.result: Any = None
         self.error: Optional[BaseException] = None
         self._manager = manager
         self._run = run
+        self._holding = holding
         self._active = False  # holds a slot
         self._watchers: List[Watcher] = []
         self._last: Optional[Progress] = None
@@ -68,7 +74,7 @@ class Transfer:
         return "<Transfer %s: %s, %d watchers>" % (self.key, state, len(self._watchers))
 
     def progress(self, progress: Progress) -> None:
-        """Tell every watcher; called by the work."""
+        """Deliver progress to every watcher; called by the work."""
         with self._manager.changed:
             self._last = progress
             self._count += 1
@@ -76,31 +82,23 @@ class Transfer:
         for watcher in watchers:
             self._manager.deliver(watcher)
 
-    def attempt(self, work: Callable[[], Any], id: str, attempts: int, tick: float) -> Any:
-        """The engine's attempts at ``work``, with its countdown in between; ``tick`` is its second."""
-        for attempt in range(1, attempts + 1):
-            try:
-                return work()
-            except Error as exc:
-                self.cancel.check()
-                if not exc.retry or attempt == attempts:
-                    raise
-            for left in range(attempt * 5, 0, -1):
-                text = "Retrying in %d second%s" % (left, "" if left == 1 else "s")
-                self.progress(Progress(id=id, action=text))
-                self.cancel.pause(tick)
-
     def inactive(self) -> None:
-        """Give the slot back although there is work left, such as waiting."""
+        """Give the slot back while there is work left that needs none, such as waiting."""
         with self._manager.changed:
             self._manager.free_slot(self)
 
 
 Run = Callable[[Transfer], Any]
+Holding = Callable[[Cancel], ContextManager[Any]]
+
+
+def nothing(cancel: Cancel) -> ContextManager[Any]:
+    """Hold nothing: the ``holding`` of work that needs no lock."""
+    return contextlib.ExitStack()
 
 
 class TransferManager:
-    """At most ``limit`` transfers hold a slot at once; 0 is no limit."""
+    """Transfers by key, at most ``limit`` of which hold a slot at once; 0 is no limit."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -109,19 +107,20 @@ class TransferManager:
         #: Guards every field here and in the transfers; notified on each change.
         self.changed = threading.Condition()
         self._transfers: Dict[str, Transfer] = {}
-        self._queued = 0  # threads that wait for an output
+        self._queued = 0  # threads that wait for a busy output
 
     def __repr__(self) -> str:
         return "<TransferManager: %d of %d active, %d waiting>" % (
             self.active, self.limit, len(self.waiting))
 
     def transfer(self, key: str, run: Run, output: Output, waiting: Optional[Progress] = None,
-                 cancel: Optional[Cancel] = None) -> Watcher:
-        """Join the transfer of ``key`` or start it as ``run(transfer)``.
+                 cancel: Optional[Cancel] = None, holding: Holding = nothing) -> Watcher:
+        """Join the transfer of ``key``, or start it; the caller must release the watcher.
 
-        ``waiting`` is what is shown until the transfer gets its slot.  The
-        watcher is to be released, whatever happens.  ``cancel`` raises Cancelled
-        where a cancelled transfer has to go first.
+        ``run`` is called with the transfer, within the block of ``holding``, which
+        is called with the transfer's Cancel.  ``waiting`` is the progress until
+        there is a slot.  Raises Cancelled once ``cancel`` is set while a cancelled
+        transfer of this key has not ended.
         """
         cancel = cancel or Cancel()
         with cancel.calling(self._wake), self.changed:
@@ -131,30 +130,24 @@ class TransferManager:
                     break
                 cancel.check()
                 self.changed.wait()
-            if transfer is not None:
-                watcher = self._add(transfer, output)
-            else:
-                transfer = self._transfers[key] = Transfer(self, key, run)
-                watcher = self._add(transfer, output)
+            new = transfer is None
+            if transfer is None:
+                transfer = self._transfers[key] = Transfer(self, key, run, holding)
                 self.waiting.append(transfer)
+            watcher = Watcher(transfer, output)
+            transfer._watchers.append(watcher)
+            if new:
                 self._fill()
                 if not transfer.started and waiting is not None:
                     transfer._last, transfer._count = waiting, 1
         self.deliver(watcher)
         return watcher
 
-    def watch(self, transfer: Transfer, output: Output) -> Watcher:
-        """One more watcher of a transfer; nothing is replayed after its end."""
-        with self.changed:
-            watcher = self._add(transfer, output)
-        self.deliver(watcher)
-        return watcher
-
     def wait(self, watchers: Sequence[Watcher], cancel: Cancel) -> List[Any]:
-        """The results of all the watched transfers, in their order.
+        """Return the results of the watched transfers, in their order.
 
-        Raises the first error there is, without waiting for the rest; also what
-        a watcher's own output raised; and Cancelled when ``cancel`` is set.
+        Raises the first error of a transfer or of a watcher's own output, without
+        waiting for the rest, and Cancelled when ``cancel`` is set.
         """
         with cancel.calling(self._wake), self.changed:
             while True:
@@ -168,21 +161,18 @@ class TransferManager:
                 self.changed.wait()
 
     def result(self, transfer: Transfer, cancel: Cancel) -> Any:
-        """As wait(), for work that needs another transfer but holds no watcher."""
+        """Return the result of a transfer that the caller needs but does not watch, as wait() does."""
         return self.wait([Watcher(transfer, discard)], cancel)[0]
 
     def release(self, watcher: Watcher) -> None:
-        """End a subscription; the newest progress is delivered before it returns."""
+        """End a subscription, after the newest progress is delivered."""
         transfer = watcher.transfer
         with self.changed:
             if watcher not in transfer._watchers:
                 return
             transfer._watchers.remove(watcher)
-            last = not transfer._watchers
-            if last and transfer.done:
-                transfer.released = True
-            elif last:
-                transfer.cancel.cancel()  # under the lock: nobody may join in between
+            if not transfer._watchers and not transfer.done:
+                transfer.cancel.cancel()  # under the lock, so that nobody joins in between
                 if not transfer.started:
                     self.waiting.remove(transfer)
                     self._finish(transfer, None, Cancelled())
@@ -191,13 +181,18 @@ class TransferManager:
         with self.changed:
             while watcher.busy not in (None, threading.current_thread()):
                 self._wait_for_output()
-            watcher.error = watcher.error or Cancelled()  # mutes it for good
+            watcher.error = watcher.error or Cancelled()  # no more calls of its output
+
+    def settle(self, text: str) -> None:
+        """Wait for the end of all transfers with ``text`` in their key, such as a folder about to go."""
+        with self.changed:
+            while any(text in key for key in self._transfers):
+                self.changed.wait()
 
     def deliver(self, watcher: Watcher) -> None:
-        """Show the output the newest progress, unless somebody else does.
+        """Call the output with the newest progress, unless another thread has done so.
 
-        It is called once at most: what comes in meanwhile keeps nobody here but
-        who brought it.
+        Calls it once at most: newer progress is delivered by the thread that emits it.
         """
         transfer, current = watcher.transfer, threading.current_thread()
         with self.changed:
@@ -212,16 +207,15 @@ class TransferManager:
             try:
                 watcher.output(progress)
             except BaseException as exc:
-                # An output's error is its owner's: see wait().
-                watcher.error = exc
+                watcher.error = exc  # raised by wait(), to the watcher's owner alone
             finally:
                 self.changed.acquire()
                 watcher.busy = None
-                # Waking everybody for every event would cost more than the work.
+                # Waking all threads for each event would cost more than the work.
                 if self._queued or watcher.error is not None:
                     self.changed.notify_all()
 
-    # The rest is called with the lock held.
+    # Called with the lock held, except _work.
 
     def free_slot(self, transfer: Transfer) -> None:
         if transfer._active:
@@ -234,13 +228,13 @@ class TransferManager:
             thread = threading.Thread(target=self._work, args=(transfer,), daemon=True)
             try:
                 thread.start()
-            except RuntimeError as exc:  # the system has no more threads
+            except RuntimeError as exc:  # no thread left in the system
                 transfer._active = False
                 self.active -= 1
                 self._finish(transfer, None, Error("transfer %s: %s" % (transfer.key, exc)))
 
     def _next(self) -> Optional[Transfer]:
-        """Who gets a slot now, if there is one."""
+        """Give a slot to the transfer that has waited longest, if there are both."""
         if not self.waiting or self.limit and self.active >= self.limit:
             return None
         transfer = self.waiting.popleft()
@@ -255,21 +249,15 @@ class TransferManager:
         finally:
             self._queued -= 1
 
-    def _add(self, transfer: Transfer, output: Output) -> Watcher:
-        watcher = Watcher(transfer, output)
-        if transfer.done:
-            watcher.seen = transfer._count
-        transfer._watchers.append(watcher)
-        return watcher
-
     def _work(self, first: Transfer) -> None:
         transfer: Optional[Transfer] = first
-        while transfer is not None:  # for whoever waits, no other thread need be made
+        while transfer is not None:  # one thread serves the next in the queue as well
             threading.current_thread().name = "transfer " + transfer.key
             result, error = None, None
             try:
                 transfer.cancel.check()
-                result = transfer._run(transfer)
+                with transfer._holding(transfer.cancel):
+                    result = transfer._run(transfer)
             except BaseException as exc:
                 error = exc
             with self.changed:
@@ -283,7 +271,6 @@ class TransferManager:
 
     def _finish(self, transfer: Transfer, result: Any, error: Optional[BaseException]) -> None:
         transfer.result, transfer.error, transfer.done = result, error, True
-        transfer.released = not transfer._watchers
         del self._transfers[transfer.key]
         self.free_slot(transfer)
         self.changed.notify_all()

@@ -1,40 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
 """Uploads: blobs side by side, each continued from where the registry has it.
 
-Every blob is a transfer, so two tags of one repository share it.  It holds its
-slot until its end; what the registry answers is the transfer's result.
+Each blob is a transfer, so pushes of two tags of one repository share it.  It
+holds its slot until its end; its result is made from the registry's answer.
 
 Mirrors moby's distribution/xfer/upload.go.
+
+Where this leaves the engine: configs are uploaded here too, not only layers, and
+an error ends the upload as soon as it occurs, not in the order of the layers.
 """
 import abc
 import contextlib
-import functools
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Sequence
 
 from ..cancel import Cancel
 from ..progress import Output, Progress
-from ..store.store import Store
-from .download import MAX_ATTEMPTS
-from .transfer import Transfer, TransferManager, Watcher
+from .download import MAX_ATTEMPTS, attempts
+from .transfer import Holding, Run, Transfer, TransferManager, Watcher, nothing
 
 CONCURRENT_UPLOADS = 5
 
 
 class UploadDescriptor(abc.ABC):
-    """A blob to be sent, and the protocol's way to send it."""
-    key: str  # what goes where, for sharing
-    id: str  # for the reader
+    """A blob to upload, and how its protocol does it."""
+    key: str  # equal for the same blob and target
+    id: str  # of its progress; "" for none
 
     @abc.abstractmethod
     def upload(self, transfer: Transfer) -> Any:
-        """Have the blob at its target; what this returns is given to every user."""
+        """Bring the blob to its target; the result is given to every user."""
 
 
 class LayerUploadManager:
-    """Shared by the pushes that are to share transfers and slots.
+    """Uploads of blobs; pushes with the same manager share transfers and slots.
 
-    ``attempts`` counts all tries of one blob, ``tick`` is the second of the
-    countdown between them.
+    ``attempts`` counts all attempts at one blob; ``tick`` (seconds) is the step of
+    the countdown between them.
     """
 
     def __init__(self, concurrency: int = CONCURRENT_UPLOADS, attempts: int = MAX_ATTEMPTS,
@@ -43,11 +44,11 @@ class LayerUploadManager:
         self.attempts = attempts
         self.tick = tick
 
-    def upload(self, store: Optional[Store], blobs: Sequence[UploadDescriptor], output: Output,
-               cancel: Cancel) -> List[Any]:
-        """Send all ``blobs``, of ``store`` if of any; the results in their order.
+    def upload(self, blobs: Sequence[UploadDescriptor], output: Output, cancel: Cancel,
+               holding: Holding = nothing) -> List[Any]:
+        """Upload ``blobs``, each within ``holding``, and return their results in order.
 
-        The first error ends it all; transfers that others need go on.
+        Raises the first error of all; a transfer that another push shares goes on.
         """
         with contextlib.ExitStack() as stack:
             watchers: Dict[str, Watcher] = {}
@@ -57,14 +58,11 @@ class LayerUploadManager:
                 if blob.key not in watchers:
                     waiting = Progress(id=blob.id, action="Waiting") if blob.id else None
                     watchers[blob.key] = self.transfers.transfer(
-                        blob.key, functools.partial(self._work, store, blob), output, waiting, cancel)
+                        blob.key, self._run(blob), output, waiting, cancel, holding)
                     stack.callback(self.transfers.release, watchers[blob.key])
             self.transfers.wait(list(watchers.values()), cancel)
             return [watchers[blob.key].transfer.result for blob in blobs]
 
-    def _work(self, store: Optional[Store], blob: UploadDescriptor, transfer: Transfer) -> Any:
-        with contextlib.ExitStack() as stack:
-            if store is not None:  # this may outlive the push that it works for
-                stack.enter_context(store.reading(transfer.cancel))
-            return transfer.attempt(
-                lambda: blob.upload(transfer), blob.id, self.attempts, self.tick)
+    def _run(self, blob: UploadDescriptor) -> Run:
+        return lambda transfer: attempts(
+            transfer, lambda: blob.upload(transfer), blob.id, self.attempts, self.tick)

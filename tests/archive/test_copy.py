@@ -11,19 +11,21 @@ import pytest
 import minipull
 from minipull.archive.check import check_archive
 from minipull.cancel import Cancel
+from minipull.digest import Digest
 from minipull.distribution.archives import archive_end
 from minipull.distribution.places import Place
 from minipull.errors import Cancelled, Error
 from minipull.progress import discard
 from minipull.store.check import check
 from minipull.store.store import Store
-from minipull.xfer.transfer import TransferManager
+from minipull.xfer.transfer import Transfer, TransferManager, Watcher
 from tests.kit import images
 from tests.kit.archives import Three, document, layout_members, pack
 from tests.kit.images import Layout
-from tests.kit.processes import Minipull
+from tests.kit.processes import Minipull, wait_until
 from tests.kit.servers import ScriptedServer, Uploads, error, head, hold, send
-from tests.kit.stores import descriptor, text_layer
+from tests.kit.stores import text_layer
+from tests.kit.work import background
 
 
 def test_check_validates_an_archive(saved: Path, tmp_path: Path, run_minipull: Minipull) -> None:
@@ -139,16 +141,31 @@ def test_nothing_is_left_of_an_archive_that_failed(
     go.set()
 
 
-def test_a_transfer_that_starts_late_makes_nothing(layout: Layout, path: Path) -> None:
-    blob = descriptor(layout.image([text_layer("one")]).config)
-    manager = TransferManager(1)
-    with archive_end(Place.parse("oci-archive:%s" % path), discard, Cancel()) as made:
-        pass
-    watcher = manager.transfer("late", lambda transfer: made.receive(blob, made, transfer), discard)
-    with pytest.raises(Cancelled):
-        manager.wait([watcher], Cancel())
-    manager.release(watcher)
-    assert sorted(os.listdir(str(path.parent))) == ["archive.tar", "layout"]
+def test_the_folder_beside_an_archive_stays_until_its_transfers_have_ended(path: Path) -> None:
+    manager, begun, go = TransferManager(1), threading.Event(), threading.Event()
+    folder = ""
+
+    def work(transfer: Transfer) -> bool:
+        begun.set()
+        go.wait(30)
+        return os.path.isdir(folder)
+
+    def write() -> Watcher:
+        nonlocal folder
+        with archive_end(Place.parse("oci-archive:%s" % path), manager, discard, Cancel()) as end:
+            folder = end.store.root
+            end.store.content.put(Digest.of(b"{}"), b"{}")
+            watcher = manager.transfer("copy to %s" % folder, work, discard)
+            begun.wait(30)
+            manager.release(watcher)
+        return watcher
+
+    thread, results = background(write)
+    wait_until(lambda: path.exists() and repr(manager.changed).endswith(", 1)>"), "the writer, which waits")
+    go.set()
+    thread.join(30)
+    assert results[0].transfer.result is True
+    assert not os.path.exists(folder) and folder
 
 
 def test_a_damaged_archive_is_not_copied(

@@ -159,7 +159,7 @@ def test_the_countdown_has_the_engines_words(store: Store) -> None:
         "Retrying in %d seconds" % n for n in range(10, 1, -1)] + ["Retrying in 1 second"]
 
 
-def test_what_will_not_get_better_is_not_tried_again(store: Store) -> None:
+def test_a_permanent_error_is_not_tried_again(store: Store) -> None:
     layer = Layer(store, "id1", failures=1, retry=False)
     with pytest.raises(StorageError):
         manager().download(store, [layer], discard, Cancel(), BESIDE)
@@ -180,7 +180,7 @@ def test_the_countdown_can_be_cancelled(store: Store) -> None:
 # -- slots and order -----------------------------------------------------------
 
 
-def test_who_waits_for_a_slot_says_so(store: Store) -> None:
+def test_a_layer_that_waits_for_a_slot_is_shown_as_waiting(store: Store) -> None:
     gate, log = threading.Event(), Log()
     layers = [Layer(store, "id1", gate=gate), Layer(store, "id2")]
     downloads = manager(concurrency=1)
@@ -255,7 +255,7 @@ def shared(store: Store, gate: threading.Event, counter: Counter) -> List[Layer]
     return [Layer(store, name, counter=counter, gate=gate) for name in ("id1", "id2")]
 
 
-def test_who_shares_the_manager_shares_the_transfers(store: Store) -> None:
+def test_pulls_with_one_manager_share_transfers(store: Store) -> None:
     downloads, gate, counter = manager(), threading.Event(), Counter()
     logs = [Log(), Log()]
     pulls = [background(functools.partial(
@@ -269,7 +269,7 @@ def test_who_shares_the_manager_shares_the_transfers(store: Store) -> None:
     assert [log.last for log in logs] == [{"id1": "Pull complete", "id2": "Pull complete"}] * 2
 
 
-def test_one_who_gives_up_takes_nothing_from_the_other(store: Store) -> None:
+def test_a_cancelled_pull_leaves_the_shared_transfers_to_the_other(store: Store) -> None:
     downloads, gate, counter, cancel = manager(), threading.Event(), Counter(), Cancel()
     logs = [Log(), Log()]
     first, gone = background(
@@ -317,7 +317,7 @@ def test_stores_share_no_transfers(store: Store, tmp_path: Path) -> None:
 # -- the turnstile -------------------------------------------------------------
 
 
-def test_the_largest_goes_first() -> None:
+def test_the_turnstile_lets_the_largest_work_in_first() -> None:
     turnstile, entered, threads = Turnstile(1), [], []
 
     def enter(size: int) -> None:
@@ -327,13 +327,13 @@ def test_the_largest_goes_first() -> None:
     with turnstile.turn(0, Cancel()):
         for n, size in enumerate((10, 30, 20, 30)):
             threads.append(background(functools.partial(enter, size))[0])
-            wait_until(lambda: len(turnstile._queue) == n + 1, "the queue")
+            wait_until(lambda: repr(turnstile) == "<Turnstile: 1 of 1 in use, %d waiting>" % (n + 1), "the queue")
     for thread in threads:
         thread.join(10)
     assert entered == [30, 30, 20, 10]
 
 
-def test_who_is_cancelled_leaves_the_queue() -> None:
+def test_cancelled_work_leaves_the_queue_of_the_turnstile() -> None:
     turnstile, cancel = Turnstile(1), Cancel()
 
     def enter() -> None:
@@ -342,7 +342,7 @@ def test_who_is_cancelled_leaves_the_queue() -> None:
 
     with turnstile.turn(0, Cancel()):
         thread, results = background(enter)
-        wait_until(lambda: len(turnstile._queue) == 1, "the queue")
+        wait_until(lambda: repr(turnstile) == "<Turnstile: 1 of 1 in use, 1 waiting>", "the queue")
         cancel.cancel()
         thread.join(10)
     assert isinstance(results[0], Cancelled)
@@ -350,7 +350,7 @@ def test_who_is_cancelled_leaves_the_queue() -> None:
         pass
 
 
-def test_an_error_inside_makes_room() -> None:
+def test_an_error_gives_the_turnstile_back() -> None:
     turnstile = Turnstile(1)
     with pytest.raises(Error), turnstile.turn(1, Cancel()):
         raise Error("inside")

@@ -1,112 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The behaviours of moby's transfer_test.go, and those that only threads have."""
+"""Transfers shared and within slots: the behaviours of moby's transfer_test.go, and those of threads."""
 import contextlib
 import functools
 import queue
 import random
 import threading
-import time
-from typing import Any, Callable, Dict, List, Sequence
+from typing import Dict, Iterator, List
 
 import pytest
 
-from minipull.errors import Cancelled, Error, NetworkError, StorageError
-from minipull.progress import Progress, discard
 from minipull.cancel import Cancel
-from minipull.xfer.transfer import Transfer, TransferManager, Watcher
-
-TIMEOUT = 30.0  # seconds; only a failing test waits that long
-TOTAL = 10
-NEVER = Cancel()
-
-
-class Recorder:
-    """An output that remembers, and can be waited for."""
-
-    def __init__(self) -> None:
-        self.seen: List[int] = []
-        self.inside = False
-        self._changed = threading.Condition()
-
-    def __call__(self, progress: Progress) -> None:
-        with self._changed:
-            assert not self.inside, "called by two threads at once"
-            self.inside = True
-        with self._changed:
-            self.inside = False
-            self.seen.append(progress.current)
-            self._changed.notify_all()
-
-    def wait(self, count: int = 1) -> None:
-        with self._changed:
-            assert self._changed.wait_for(lambda: len(self.seen) >= count, TIMEOUT)
-
-    def check(self) -> None:
-        """Strictly in order, and the newest was not lost."""
-        assert self.seen == sorted(set(self.seen)) and self.seen[-1] == TOTAL
-
-
-def count_up(transfer: Transfer) -> None:
-    for current in range(TOTAL + 1):
-        transfer.progress(Progress("", "", "testing", current, TOTAL))
-
-
-def until_cancelled(transfer: Transfer) -> None:
-    """Emit until nobody listens."""
-    current = 0
-    while True:
-        current += 1
-        transfer.progress(Progress("", "", "testing", current))
-        transfer.cancel.pause(0.001)
-
-
-def wait_for(manager: TransferManager, ready: Callable[[], bool]) -> None:
-    end = time.monotonic() + TIMEOUT
-    with manager.changed:
-        while not ready():
-            assert time.monotonic() < end
-            manager.changed.wait(0.01)  # not every change is notified
-
-
-def spawn(target: Callable[[], Any]) -> threading.Thread:
-    thread = threading.Thread(target=target, daemon=True)
-    thread.start()
-    return thread
-
-
-def join(thread: threading.Thread) -> None:
-    thread.join(TIMEOUT)
-    assert not thread.is_alive()
-
-
-def at_rest(manager: TransferManager) -> bool:
-    return (manager.active, len(manager.waiting)) == (0, 0) and not manager._transfers
-
-
-class Gate:
-    """Work that says when it has begun, and ends when it is told to."""
-
-    def __init__(self, inactive: bool = False) -> None:
-        self.begun: "queue.Queue[str]" = queue.Queue()
-        self.gates: Dict[str, threading.Event] = {}
-        self._inactive = inactive
-
-    def run(self, transfer: Transfer) -> str:
-        gate = self.gates.setdefault(transfer.key, threading.Event())
-        self.begun.put(transfer.key)
-        assert gate.wait(TIMEOUT)
-        count_up(transfer)
-        if self._inactive:
-            transfer.inactive()
-            transfer.inactive()
-            assert self.gates.setdefault("end", threading.Event()).wait(TIMEOUT)
-        return transfer.key.upper()
-
-    def next(self) -> str:
-        return self.begun.get(timeout=TIMEOUT)
-
-    def open(self, key: str) -> None:
-        self.gates.setdefault(key, threading.Event()).set()
+from minipull.errors import Cancelled, Error
+from minipull.progress import Progress, discard
+from minipull.xfer.transfer import Transfer, TransferManager
+from tests.kit.transfers import (
+    NEVER, TIMEOUT, TOTAL, Gate, Recorder, at_rest, count_up, join, spawn, until_cancelled, wait_for)
 
 
 # -- moby's tests ----------------------------------------------------------------
@@ -126,7 +34,7 @@ def test_transfer() -> None:
     for watcher in watchers:
         assert watcher.transfer.done
         manager.release(watcher)
-        assert watcher.transfer.released
+        assert repr(watcher.transfer).endswith(": done, 0 watchers>")
     for output in outputs.values():
         output.check()
     assert at_rest(manager)
@@ -180,32 +88,29 @@ def test_watch_release() -> None:
     outputs = [Recorder() for _ in range(5)]
     watchers = [manager.transfer("id1", run, outputs[0])]
     transfer = watchers[0].transfer
-    watchers += [manager.watch(transfer, output) for output in outputs[1:]]
+    watchers += [manager.transfer("id1", run, output) for output in outputs[1:]]
     ready.set()
     for output in outputs:
         output.wait()
     for watcher in watchers:
-        assert not transfer.cancel.cancelled and not transfer.released
+        assert not transfer.cancel.cancelled
         manager.release(watcher)
     wait_for(manager, lambda: transfer.done)
-    assert transfer.released and transfer.cancel.cancelled
+    assert transfer.cancel.cancelled
     assert isinstance(transfer.error, Cancelled)
     assert at_rest(manager)
 
 
 def test_watch_finished_transfer() -> None:
-    manager = TransferManager(5)
-    seen = Recorder()
-    watchers = [manager.transfer("id1", count_up, discard)]
+    manager, gate, seen = TransferManager(5), Gate(), Recorder()
+    watchers = [manager.transfer("id1", gate.run, output) for output in (discard, discard, seen)]
     transfer = watchers[0].transfer
-    watchers.append(manager.watch(transfer, discard))
+    gate.open("id1")
     wait_for(manager, lambda: transfer.done)
-    watchers.append(manager.watch(transfer, seen))
     for watcher in watchers:
-        assert not transfer.released
         manager.release(watcher)
-    assert transfer.released and not transfer.cancel.cancelled
-    assert seen.seen == []
+    assert repr(transfer) == "<Transfer id1: done, 0 watchers>" and not transfer.cancel.cancelled
+    seen.check()
 
 
 def test_duplicate_transfer() -> None:
@@ -231,7 +136,7 @@ def test_duplicate_transfer() -> None:
 # -- joining and leaving ---------------------------------------------------------
 
 
-def test_who_joins_late_sees_the_newest_at_once() -> None:
+def test_a_late_watcher_gets_the_newest_progress_at_once() -> None:
     manager = TransferManager(5)
     told, end = threading.Event(), threading.Event()
 
@@ -253,7 +158,7 @@ def test_who_joins_late_sees_the_newest_at_once() -> None:
     assert late.seen == [TOTAL], "the end adds nothing to what was seen"
 
 
-def test_who_waits_for_a_slot_is_told_so_and_so_is_who_joins() -> None:
+def test_every_watcher_of_a_waiting_transfer_sees_that_it_waits() -> None:
     manager, gate = TransferManager(1), Gate()
     waiting = Progress(action="Waiting", current=-1)
     outputs = [Recorder() for _ in range(3)]
@@ -273,7 +178,7 @@ def test_who_waits_for_a_slot_is_told_so_and_so_is_who_joins() -> None:
         manager.release(watcher)
 
 
-def test_who_leaves_before_the_slot_comes_never_runs() -> None:
+def test_a_transfer_released_before_its_slot_never_runs() -> None:
     manager, gate = TransferManager(1), Gate()
     first = manager.transfer("a", gate.run, discard)
     second = manager.transfer("b", gate.run, discard)
@@ -281,7 +186,7 @@ def test_who_leaves_before_the_slot_comes_never_runs() -> None:
     dependent = spawn(lambda: pytest.raises(Cancelled, manager.result, second.transfer, NEVER))
     manager.release(second)
     state = second.transfer
-    assert (state.done, state.released, state.started) == (True, True, False)
+    assert (state.done, state.started) == (True, False)
     join(dependent)
     assert gate.next() == "a"
     gate.open("a")
@@ -294,7 +199,7 @@ def test_who_leaves_before_the_slot_comes_never_runs() -> None:
     assert gate.next() == "b" and manager.wait([again], NEVER) == ["B"]
 
 
-def test_who_joins_what_was_cancelled_gets_a_new_one_after_its_end() -> None:
+def test_a_user_of_a_cancelled_transfer_gets_a_new_one_after_its_end() -> None:
     manager = TransferManager(5)
     events: "queue.Queue[str]" = queue.Queue()
     noticed, leave = threading.Event(), threading.Event()
@@ -329,19 +234,61 @@ def test_who_joins_what_was_cancelled_gets_a_new_one_after_its_end() -> None:
     leave.set()
     assert [results.get(timeout=TIMEOUT) for _ in joiners] == ["new"] * 3
     assert events.get(timeout=TIMEOUT) == "end" and events.get(timeout=TIMEOUT) == "new"
-    assert first.transfer.result == "old" and first.transfer.released
+    assert first.transfer.result == "old"
 
 
-def test_a_finished_transfer_is_kept_by_who_watches_and_by_nobody_else() -> None:
+def test_a_finished_transfer_is_not_joined_and_keeps_its_result() -> None:
     manager = TransferManager(5)
     watcher = manager.transfer("id1", lambda transfer: "first", discard)
     assert manager.wait([watcher], NEVER) == ["first"]
     other = manager.transfer("id1", lambda transfer: "second", discard)
     assert manager.wait([other], NEVER) == ["second"]
-    assert (watcher.transfer.released, other.transfer.released) == (False, False)
+    for _ in range(2):
+        manager.release(watcher)
+    assert repr(watcher.transfer) == "<Transfer id1: done, 0 watchers>"
+    assert repr(other.transfer) == "<Transfer id1: done, 1 watchers>"
+    assert watcher.transfer.result == "first"
+
+
+# -- work that outlives its users --------------------------------------------------
+
+
+def test_a_run_holds_its_lock_until_its_own_end_and_not_its_users() -> None:
+    manager, events, leave = TransferManager(5), [], threading.Event()
+    begun = threading.Event()
+
+    @contextlib.contextmanager
+    def holding(cancel: Cancel) -> Iterator[None]:
+        events.append("held")
+        yield
+        events.append("released" if cancel.cancelled else "released early")
+
+    def run(transfer: Transfer) -> None:
+        begun.set()
+        assert leave.wait(TIMEOUT)
+        events.append("end")
+
+    watcher = manager.transfer("id1", run, discard, holding=holding)
+    assert begun.wait(TIMEOUT)
     manager.release(watcher)
-    manager.release(watcher)
-    assert (watcher.transfer.released, other.transfer.released) == (True, False)
+    assert events == ["held"] and not watcher.transfer.done
+    leave.set()
+    manager.settle("id")
+    assert events == ["held", "end", "released"] and watcher.transfer.done
+
+
+def test_settle_waits_for_the_transfers_with_a_text_in_their_key_alone() -> None:
+    manager, gate = TransferManager(5), Gate()
+    first, other = [manager.transfer(key, gate.run, discard) for key in ("copy to /a", "copy to /b")]
+    settled = spawn(lambda: manager.settle("/a"))
+    manager.settle("/c")
+    assert settled.is_alive() or first.transfer.done
+    gate.open("copy to /a")
+    join(settled)
+    assert first.transfer.done and not other.transfer.done
+    gate.open("copy to /b")
+    manager.settle("")
+    assert at_rest(manager)
 
 
 # -- waiting for results -----------------------------------------------------------
@@ -364,7 +311,7 @@ def test_the_first_error_is_raised_without_waiting_for_the_rest() -> None:
     assert manager.wait([], NEVER) == []
 
 
-def test_who_gives_up_waiting_cancels_nothing() -> None:
+def test_a_cancelled_wait_cancels_no_transfer() -> None:
     manager, gate = TransferManager(5), Gate()
     watcher = manager.transfer("a", gate.run, discard)
     assert gate.next() == "a"
@@ -378,159 +325,6 @@ def test_who_gives_up_waiting_cancels_nothing() -> None:
     gate.open("a")
     assert manager.wait([watcher], NEVER) == ["A"]
     assert manager.wait([watcher], cancel) == ["A"], "what is there is given"
-
-
-# -- outputs that misbehave ----------------------------------------------------------
-
-
-def test_an_output_that_raises_fails_its_owner_alone() -> None:
-    manager, gate = TransferManager(5), Gate()
-
-    def broken(progress: Progress) -> None:
-        raise BrokenPipeError("simulated")
-
-    good = Recorder()
-    watchers = [manager.transfer("a", gate.run, broken), manager.transfer("a", gate.run, good)]
-    gate.open("a")
-    with pytest.raises(BrokenPipeError):
-        manager.wait(watchers, NEVER)
-    assert manager.wait(watchers[1:], NEVER) == ["A"]
-    for watcher in watchers:
-        manager.release(watcher)
-    good.check()
-
-
-def test_an_output_may_release_itself_and_is_not_called_again() -> None:
-    manager = TransferManager(5)
-    watchers: "queue.Queue[Watcher]" = queue.Queue()
-    seen: List[int] = []
-    ready = threading.Event()
-
-    def output(progress: Progress) -> None:
-        seen.append(progress.current)
-        manager.release(watchers.get(timeout=TIMEOUT))
-
-    def run(transfer: Transfer) -> None:
-        assert ready.wait(TIMEOUT)
-        count_up(transfer)
-
-    watcher = manager.transfer("id1", run, output)
-    other = manager.transfer("id1", run, discard)
-    watchers.put(watcher)
-    ready.set()
-    manager.wait([other], NEVER)
-    manager.release(other)
-    assert seen == [0]
-    with pytest.raises(Cancelled):
-        manager.wait([watcher], NEVER)
-
-
-def test_who_joins_is_not_kept_by_progress_that_keeps_coming() -> None:
-    manager = TransferManager(5)
-    transfers: "queue.Queue[Transfer]" = queue.Queue()
-    joined = threading.Event()
-
-    def run(transfer: Transfer) -> None:
-        transfers.put(transfer)
-        current = 0
-        while not joined.is_set():
-            current += 1
-            transfer.progress(Progress("", "", "testing", current))
-
-    watchers = [manager.transfer("id1", run, discard)]
-    transfer = transfers.get(timeout=TIMEOUT)
-    wait_for(manager, lambda: transfer._count > 0)
-
-    def joins() -> None:
-        joiner = threading.current_thread()
-
-        def slow(progress: Progress) -> None:
-            if threading.current_thread() is joiner:
-                wait_for(manager, lambda: transfer._count > progress.current)
-
-        watchers.append(manager.transfer("id1", run, slow))
-
-    join(spawn(joins))
-    joined.set()
-    manager.wait(watchers, NEVER)
-
-
-def test_release_returns_when_the_output_is_quiet_and_has_the_newest() -> None:
-    manager = TransferManager(5)
-    begin, told, entered, leave, quiet = [threading.Event() for _ in range(5)]
-    seen: List[int] = []
-
-    def output(progress: Progress) -> None:
-        assert not quiet.is_set(), "called after release"
-        if progress.current == 1:
-            entered.set()
-            assert leave.wait(TIMEOUT)
-        seen.append(progress.current)
-
-    def run(transfer: Transfer) -> None:
-        assert begin.wait(TIMEOUT)
-        emitters = [
-            spawn(functools.partial(transfer.progress, Progress("", "", "testing", number)))
-            for number in (1, 2) if number == 1 or entered.wait(TIMEOUT)
-        ]
-        told.set()
-        for emitter in emitters:
-            join(emitter)
-        with contextlib.suppress(Cancelled):
-            transfer.cancel.pause(TIMEOUT)
-        transfer.progress(Progress("", "", "testing", 3))
-
-    watcher = manager.transfer("id1", run, output)
-    begin.set()
-    assert told.wait(TIMEOUT)
-    wait_for(manager, lambda: watcher.transfer._count == 2)
-
-    def let_go() -> None:
-        with watcher.transfer.cancel.calling(leave.set):
-            wait_for(manager, lambda: watcher.transfer.done)
-
-    helper = spawn(let_go)
-    manager.release(watcher)
-    quiet.set()
-    join(helper)
-    assert seen[:2] == [1, 2] and seen[2:] in ([], [3])
-    manager.deliver(watcher)  # as an emitter that comes late would
-
-
-def test_many_emitters_and_leavers_never_call_an_output_twice_at_once_or_afterwards() -> None:
-    manager = TransferManager(5)
-    lock = threading.Lock()
-    current = [0]
-
-    def emit(transfer: Transfer) -> None:
-        while not transfer.cancel.cancelled:
-            with lock:  # keeps the numbers in the order of their events
-                current[0] += 1
-                with manager.changed:
-                    transfer._last = Progress("", "", "testing", current[0])
-                    transfer._count += 1
-            for watcher in list(transfer._watchers):
-                manager.deliver(watcher)
-
-    def run(transfer: Transfer) -> None:
-        helpers = [spawn(lambda: emit(transfer)) for _ in range(2)]
-        emit(transfer)
-        for helper in helpers:
-            join(helper)
-
-    keeper = manager.transfer("id1", run, discard)
-    for _ in range(50):
-        output = Recorder()
-        watcher = manager.transfer("id1", run, output)
-        output.wait()
-        newest = current[0]
-        manager.release(watcher)
-        seen = list(output.seen)
-        assert seen == sorted(set(seen)) and seen[-1] >= newest - 3
-        manager.deliver(watcher)
-        assert output.seen == seen
-    manager.release(keeper)
-    wait_for(manager, lambda: keeper.transfer.done)
 
 
 # -- slots -------------------------------------------------------------------------
@@ -554,7 +348,7 @@ def test_a_new_limit_ends_nothing_and_holds_for_the_next() -> None:
     assert at_rest(manager)
 
 
-def test_who_waits_is_served_by_a_thread_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_waiting_transfer_is_served_by_a_thread_that_exists(monkeypatch: pytest.MonkeyPatch) -> None:
     manager, gate = TransferManager(1), Gate()
     watchers = [manager.transfer(key, gate.run, discard) for key in "abc"]
     monkeypatch.setattr(threading.Thread, "start", lambda thread: pytest.fail("one more thread"))
@@ -582,7 +376,6 @@ def test_a_system_without_threads_fails_the_transfers_and_leaks_no_slot(
         with pytest.raises(Error, match="transfer .*: can't start new thread"):
             manager.wait([watcher], NEVER)
         manager.release(watcher)
-        assert watcher.transfer.released
     gate.open("a")
     assert manager.wait([first], NEVER) == ["A"]
     assert at_rest(manager)
@@ -628,56 +421,3 @@ def test_every_slot_comes_back_whatever_happens(seed: int) -> None:
         join(user)
     wait_for(manager, lambda: at_rest(manager))
     assert errors == []
-
-
-# -- attempts --------------------------------------------------------------------
-
-
-def attempted(errors: Sequence[Error], attempts: int = 5, tick: float = 0.0001) -> List[str]:
-    """What is said of work that raises these errors first; "ok" at the end."""
-    manager, said, left = TransferManager(1), [], list(errors)
-
-    def work() -> str:
-        if left:
-            raise left.pop(0)
-        return "ok"
-
-    watcher = manager.transfer("key", lambda transfer: transfer.attempt(work, "id", attempts, tick),
-                               lambda event: said.append("%s %s" % (event.id, event.action)))
-    try:
-        return said + manager.wait([watcher], NEVER)
-    finally:
-        manager.release(watcher)
-
-
-def counted(seconds: int) -> List[str]:
-    return ["id Retrying in %d seconds" % n for n in range(seconds, 1, -1)] + ["id Retrying in 1 second"]
-
-
-def test_work_is_tried_again_after_a_countdown_that_grows() -> None:
-    assert attempted([]) == ["ok"]
-    assert attempted([NetworkError("x")] * 4) == counted(5) + counted(10) + counted(15) + counted(20) + ["ok"]
-
-
-def test_work_is_not_tried_more_often_than_said_or_where_it_would_not_help() -> None:
-    for error, count, attempts in ((NetworkError("x"), 5, 5), (NetworkError("x"), 1, 1), (StorageError("x"), 1, 5)):
-        with pytest.raises(type(error)):
-            attempted([error] * count, attempts)
-    manager = TransferManager(1)
-    with pytest.raises(ZeroDivisionError):
-        manager.wait([manager.transfer(
-            "key", lambda transfer: transfer.attempt(lambda: 1 // 0, "id", 5, 0), discard)], NEVER)
-
-
-def test_a_countdown_ends_with_its_last_watcher() -> None:
-    manager, seen = TransferManager(1), threading.Event()
-
-    def fail() -> None:
-        raise NetworkError("x")
-
-    watcher = manager.transfer(
-        "key", lambda transfer: transfer.attempt(fail, "id", 5, 60.0), lambda event: seen.set())
-    assert seen.wait(TIMEOUT)
-    manager.release(watcher)
-    wait_for(manager, lambda: watcher.transfer.done)
-    assert isinstance(watcher.transfer.error, Cancelled) and at_rest(manager)

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine's attempts, and the countdown between them."""
+import threading
+from typing import List, Sequence
+
+import pytest
+
+from minipull.cancel import Cancel
+from minipull.errors import Cancelled, Error, NetworkError, StorageError
+from minipull.progress import discard
+from minipull.xfer.download import attempts
+from minipull.xfer.transfer import TransferManager
+
+TIMEOUT = 30.0  # seconds; only a failing test waits that long
+
+
+def attempted(errors: Sequence[Error], count: int = 5, tick: float = 0.0001) -> List[str]:
+    """Return the progress of work that raises these errors first, and "ok" at the end."""
+    manager, shown, left = TransferManager(1), [], list(errors)
+
+    def work() -> str:
+        if left:
+            raise left.pop(0)
+        return "ok"
+
+    watcher = manager.transfer("key", lambda transfer: attempts(transfer, work, "id", count, tick),
+                               lambda event: shown.append("%s %s" % (event.id, event.action)))
+    try:
+        return shown + manager.wait([watcher], Cancel())
+    finally:
+        manager.release(watcher)
+
+
+def counted(seconds: int) -> List[str]:
+    return ["id Retrying in %d seconds" % n for n in range(seconds, 1, -1)] + ["id Retrying in 1 second"]
+
+
+def test_work_is_tried_again_after_a_countdown_that_grows() -> None:
+    assert attempted([]) == ["ok"]
+    assert attempted([NetworkError("x")] * 4) == counted(5) + counted(10) + counted(15) + counted(20) + ["ok"]
+
+
+def test_attempts_end_at_their_number_or_at_a_permanent_error() -> None:
+    for error, failures, count in ((NetworkError("x"), 5, 5), (NetworkError("x"), 1, 1), (StorageError("x"), 1, 5)):
+        with pytest.raises(type(error)):
+            attempted([error] * failures, count)
+    manager = TransferManager(1)
+    with pytest.raises(ZeroDivisionError):
+        manager.wait([manager.transfer(
+            "key", lambda transfer: attempts(transfer, lambda: 1 // 0, "id", 5, 0), discard)], Cancel())
+
+
+def test_a_countdown_ends_with_its_last_watcher() -> None:
+    manager, seen = TransferManager(1), threading.Event()
+
+    def fail() -> None:
+        raise NetworkError("x")
+
+    watcher = manager.transfer(
+        "key", lambda transfer: attempts(transfer, fail, "id", 5, 60.0), lambda event: seen.set())
+    assert seen.wait(TIMEOUT)
+    manager.release(watcher)
+    manager.settle("key")
+    assert isinstance(watcher.transfer.error, Cancelled)
