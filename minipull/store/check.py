@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """check: is every byte of a store what its name says?
 
-Hashes every blob, finds the DiffID of every layer again, and compares them with
-all that is written down: the index, manifests and configs, layer records,
-metadata.  Changes nothing.
+Hashes every blob, finds the DiffID of every layer again, and compares both with
+the index, manifests, configs, layer records and metadata.  Changes nothing.
 
-Every file is blamed for what it says itself: a claim of one file about another
-is noted first and compared when the bytes have been seen, in one pass.
+Every file is blamed for its own claims: a claim of one file about another is
+noted first, and compared when the bytes have been hashed, in one pass.
 
 Mirrors `git fsck` more than anything in moby.
 """
@@ -33,13 +32,13 @@ from .source import MAX_CONFIG, ImageSource
 from .store import Store
 
 UNVERIFIED = "unverified"  # the one kind that is no damage
-_MAX_FILE = 64 << 20  # bytes; of what is no blob
+_MAX_FILE = 64 << 20  # bytes; of a file that is no blob
 _INDEX_MEMBERS = {
     "schemaVersion", "mediaType", "artifactType", "manifests", "subject", "annotations"}
 
 
 class Problem(NamedTuple):
-    """What is wrong with the file ``path``, relative to the root."""
+    """A problem of one file; ``path`` is relative to the root."""
     path: str
     kind: str
     detail: str
@@ -71,7 +70,7 @@ class _Checker:
         self._source = source
         self._content = source.content
         self._cancel = cancel
-        # What is said of a blob: that it is this layer, by which kind of file, which.
+        # For a blob: its DiffID, by which kind of file, and that file's path.
         self._claims: Dict[Digest, List[Tuple[DiffID, str, str]]] = {}
 
     def needed(self, tops: Sequence[Descriptor]) -> Set[Digest]:
@@ -82,12 +81,12 @@ class _Checker:
     def compared(self, digests: Sequence[Digest]) -> List[Problem]:
         """Hash these blobs, compare them with all claims, and return every problem."""
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            found = dict(zip(digests, pool.map(self._blob, digests)))
+            diff_ids = dict(zip(digests, pool.map(self._blob, digests)))
         for digest, claims in self._claims.items():
-            diff_id = found.get(digest)
-            for said, kind, path in claims:
-                if diff_id is not None and said != diff_id:
-                    self._report(path, kind, "blob %s is layer %s, not %s" % (digest, diff_id, said))
+            diff_id = diff_ids.get(digest)
+            for claim, kind, path in claims:
+                if diff_id is not None and claim != diff_id:
+                    self._report(path, kind, "blob %s is layer %s, not %s" % (digest, diff_id, claim))
         return sorted(set(self.problems))
 
     def _report(self, path: str, kind: str, detail: object) -> None:
@@ -108,7 +107,7 @@ class _Checker:
         self._claims.setdefault(blob, []).append((diff_id, kind, path))
 
     def _image(self, top: Descriptor, seen: Seen) -> Iterator[Digest]:
-        """What an image needs; notes what its configs say of its layers."""
+        """Yield the digests of all that an image needs; notes the claims of its configs."""
         with self._blaming(self._content.path(top.digest), "image"):
             for item, document in self._source.walk(top, seen=seen):
                 yield item.digest
@@ -133,8 +132,8 @@ class _Checker:
                 self._claim(layer.digest, diff_id, "config", path)
 
     def _blob(self, digest: Digest) -> Optional[DiffID]:
-        """Hash one blob; the DiffID of its tar stream if it is said to be a layer."""
-        path, found = self._content.path(digest), None
+        """Hash one blob; return its DiffID if it is sound and some file claims that it is a layer."""
+        path, sound = self._content.path(digest), None
         with self._blaming(path, "blob"):
             raw, diff_id = Verifier(digest.algorithm), None
             if digest in self._claims:
@@ -146,8 +145,8 @@ class _Checker:
                 raw = Verifier(digest.algorithm)
                 self._content.hash(digest, raw, self._cancel)
             raw.verify(digest, raw.size, "blob")
-            found = diff_id
-        return found
+            sound = diff_id
+        return sound
 
 
 class _StoreChecker(_Checker):
@@ -175,17 +174,17 @@ class _StoreChecker(_Checker):
                 raise StorageError("not the layout file of an image layout 1.0.0")
 
     def _index(self) -> List[Descriptor]:
-        """What index.json names."""
+        """List the images of index.json, read anew."""
         path, tops = self._store.references.path, []
         with self._blaming(path, "index"):
-            data = files.read_bytes(path, _MAX_FILE)  # never what the store remembers of it
+            data = files.read_bytes(path, _MAX_FILE)
             if data is None:
                 return []
             for entry in parse_index(data, "index.json"):
                 with self._blaming(path, "name"):
                     tops.append(self._entry(entry))
             index = parse_json(data, "index.json")
-            # Others may leave the type out, or add members, but a flipped byte does both.
+            # Other tools may omit mediaType or add members; a flipped byte in its key does both at once.
             unclear = "mediaType" in index or not set(index) <= _INDEX_MEMBERS
             if unclear and index.get("mediaType") != OCI_INDEX:
                 raise StorageError("index.json: not an image index by its mediaType")
@@ -194,14 +193,14 @@ class _StoreChecker(_Checker):
     def _entry(self, entry: Dict[str, object]) -> Descriptor:
         top = Descriptor.from_json(entry, "entry")
         notes = top.annotations or {}
-        # Ours is what holds our annotation somewhere, or both names; a flipped byte
-        # spoils one of these only.
+        # An entry is ours if it has our annotation anywhere, or both names; a flipped
+        # byte spoils only one of these.
         if SOURCE_DIGEST in json.dumps(entry) or notes.get(REF_NAME, "") == notes.get(IMAGE_NAME):
-            known = association(entry)
-            if known is None or known.to_json() != entry:
+            ours = association(entry)
+            if ours is None or ours.to_json() != entry:
                 raise StorageError("the names of %s do not agree" % top.digest)
-            if self._content.size(known.source) is None:
-                raise StorageError("source %s is not stored" % known.source)
+            if self._content.size(ours.source) is None:
+                raise StorageError("source %s is not stored" % ours.source)
         if top.media_type not in MANIFEST_TYPES | INDEX_TYPES:
             raise StorageError("%s has an unknown mediaType" % top.digest)
         return top
@@ -218,18 +217,18 @@ class _StoreChecker(_Checker):
     def _metadata(self) -> None:
         service = self._store.metadata
         for blob, path in listing(service.store.path(service.BY_DIGEST, "")):
-            diff_id = service.get_diff_id(blob)
-            if diff_id is None:
+            claim = service.get_diff_id(blob)
+            if claim is None:
                 self._report(path, "metadata", "not a digest")
             else:
-                self._claim(blob, diff_id, "metadata", path)
-        for named, path in listing(service.store.path(service.BY_DIFF_ID, "")):
+                self._claim(blob, claim, "metadata", path)
+        for diff_id, path in listing(service.store.path(service.BY_DIFF_ID, "")):
             with self._blaming(path, "metadata"):
                 for entry in parse_metadata(files.read_bytes(path, _MAX_FILE) or b""):
-                    self._claim(entry.digest, DiffID(named), "metadata", path)
+                    self._claim(entry.digest, DiffID(diff_id), "metadata", path)
 
     def _strays(self) -> None:
         blobs = os.path.join(self._store.root, "blobs")
-        found = {os.path.join(folder, name) for folder, _, names in os.walk(blobs) for name in names}
-        for path in found.difference(path for _, path in listing(blobs)):
+        paths = {os.path.join(folder, name) for folder, _, names in os.walk(blobs) for name in names}
+        for path in paths.difference(path for _, path in listing(blobs)):
             self._report(path, "stray", "no digest for a name")

@@ -139,7 +139,7 @@ class ContentStore(BlobSource):
 
 
 class Ingest:
-    """One blob on its way in, owned by one thread; a context manager.
+    """A blob on its way in, owned by one thread; a context manager.
 
     Its partial is ``ingest/NAME``; ``offset`` bytes of it are held and hashed, and
     ``write`` continues there.  A promised blob that the store has is ``complete`` at

@@ -29,7 +29,7 @@ class Diff(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """One layer on top of its parents, and every known blob of it: digest and size in bytes."""
+    """A layer on top of its parents, and every known blob of it: digest and size in bytes."""
     chain_id: ChainID
     parent: Optional[ChainID]
     diff: Diff

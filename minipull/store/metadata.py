@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Distribution metadata: which blob is which layer, and where it was seen.
+"""Distribution metadata: the layer of each blob, and the repositories that have it.
 
-A cache in JSON files, laid out as the engine lays out its own.  It may be
-torn, stale or gone: what is read is validated, and None means "find out
+A cache in JSON files, laid out like the engine's.  Any of them may be torn, stale
+or missing: values are validated when they are read, and None means "find out
 again".  Writes are atomic but not synced.
 
 Mirrors moby's distribution/metadata.
@@ -36,7 +36,7 @@ class MetadataStore:
         return os.path.join(self.root, namespace, *key.split("/"))
 
     def get(self, namespace: str, key: str) -> Optional[bytes]:
-        """The value, or None; raises StorageError if it can't be read."""
+        """Return a value, or None; raises StorageError if it can't be read."""
         return files.read_bytes(self.path(namespace, key), _MAX_FILE)
 
     def set(self, namespace: str, key: str, value: bytes) -> None:
@@ -52,29 +52,30 @@ class MetadataStore:
 
 
 class V2Metadata(NamedTuple):
-    """A blob that carries a layer, and a repository that has the blob."""
+    """A blob of a layer, and a repository that has it."""
     digest: Digest
     source_repository: str
-    hmac: str = ""  # of the credentials that proved it
+    hmac: str = ""  # by the credentials that proved it
 
     @property
     def checksum(self) -> str:
-        """Lets `check` see a flipped byte; the engine ignores the member."""
+        """A checksum by which `check` finds a flipped byte; the engine ignores the member."""
         return hashlib.sha256("\0".join(self).encode()).hexdigest()[:16]
 
 
 def hmac_key(credential: Optional[Mapping[str, str]]) -> bytes:
-    """What stands for credentials, whose members are named as docker names them; empty for none."""
+    """Return the key that stands for credentials, with members as in docker's config.json; empty for none."""
     if credential is None:
         return b""
-    known = {name: credential[name] for name in _CREDENTIAL if credential.get(name)}
-    text = json.dumps(known, separators=(",", ":"), ensure_ascii=False)
-    text = re.sub("[<>&\u2028\u2029]", lambda found: "\\u%04x" % ord(found.group()), text)  # as Go
+    members = {name: credential[name] for name in _CREDENTIAL if credential.get(name)}
+    text = json.dumps(members, separators=(",", ":"), ensure_ascii=False)
+    # Go's encoder escapes these.
+    text = re.sub("[<>&\u2028\u2029]", lambda match: "\\u%04x" % ord(match.group()), text)
     return Digest.of(text.encode("utf-8", "surrogateescape")).encode()
 
 
 def compute_hmac(key: bytes, entry: V2Metadata) -> str:
-    """The mark of the credentials behind ``key``; nobody's is empty."""
+    """Sign an association with the credentials behind ``key``; empty without any."""
     text = (entry.digest + entry.source_repository).encode()
     return hmac.new(key, text, "sha256").hexdigest() if key else ""
 
@@ -85,14 +86,14 @@ def check_hmac(key: bytes, entry: V2Metadata) -> bool:
 
 
 class V1IDService:
-    """The DiffIDs of layers that a registry calls by v1 ids; ``registry`` is its domain."""
+    """The DiffIDs of layers by their v1 ids at a registry, which is given by its domain."""
     NAMESPACE = "v1id-mappings"
 
     def __init__(self, store: MetadataStore) -> None:
         self.store = store
 
     def get(self, v1_id: str, registry: str) -> Optional[DiffID]:
-        """The DiffID of what has come from, or gone to, that registry under this id, or None."""
+        """Return the DiffID of a layer pulled from, or pushed to, that registry under this id, or None."""
         key = _v1_key(v1_id, registry)
         with contextlib.suppress(Error):
             value = self.store.get(self.NAMESPACE, key) or b""
@@ -100,7 +101,7 @@ class V1IDService:
         return None
 
     def set(self, v1_id: str, registry: str, diff_id: DiffID) -> None:
-        """Remember it; raises StorageError, and InvalidDocument for an id that is none."""
+        """Record the DiffID of a layer; raises StorageError, and InvalidDocument for an invalid id."""
         self.store.set(self.NAMESPACE, _v1_key(v1_id, registry), diff_id.encode())
 
 
@@ -122,40 +123,40 @@ class V2MetadataService:
         return []
 
     def get_diff_id(self, digest: Digest) -> Optional[DiffID]:
-        """The DiffID of a blob whose content was seen, or None."""
+        """Return the DiffID of a blob that was once decompressed, or None."""
         with contextlib.suppress(Error):
             value = self.store.get(self.BY_DIGEST, _key(digest)) or b""
             return DiffID(Digest.parse(value.decode("ascii", "replace")))
         return None
 
     def add(self, diff_id: DiffID, entry: V2Metadata) -> None:
-        """Remember an association as the newest; raises StorageError."""
+        """Record an association as the newest; raises StorageError."""
         old = self.get_metadata(diff_id)
-        entries = ([known for known in old if known != entry] + [entry])[-LIMIT:]
+        entries = ([other for other in old if other != entry] + [entry])[-LIMIT:]
         if entries != old:
             self._set(diff_id, entries)
         if self.get_diff_id(entry.digest) != diff_id:
             self.store.set(self.BY_DIGEST, _key(entry.digest), diff_id.encode())
 
     def forget(self, digest: Digest) -> None:
-        """Let the DiffID of a blob be found out again."""
+        """Remove the DiffID of a blob, so that it is found out again."""
         self.store.delete(self.BY_DIGEST, _key(digest))
 
     def tag_and_add(self, diff_id: DiffID, key: bytes, entry: V2Metadata) -> None:
-        """Remember an association that the credentials behind ``key`` have proved."""
+        """Record an association that the credentials behind ``key`` have proved."""
         self.add(diff_id, entry._replace(hmac=compute_hmac(key, entry)))
 
     def remove(self, entry: V2Metadata) -> None:
-        """Forget one association; raises StorageError."""
+        """Remove one association; raises StorageError."""
         diff_id = self.get_diff_id(entry.digest)
         old = self.get_metadata(diff_id) if diff_id else []
         if diff_id and entry in old:
-            self._set(diff_id, [known for known in old if known != entry])
+            self._set(diff_id, [other for other in old if other != entry])
 
-    def retain(self, diff_id: Digest, wanted: Callable[[Digest], bool]) -> None:
-        """Keep only the associations of blobs that are ``wanted``."""
+    def retain(self, diff_id: Digest, keep: Callable[[Digest], bool]) -> None:
+        """Keep only the associations of some blobs; ``keep`` is asked for each of their digests."""
         old = self.get_metadata(DiffID(diff_id))
-        entries = [known for known in old if wanted(known.digest)]
+        entries = [entry for entry in old if keep(entry.digest)]
         if entries != old or not old:
             self._set(diff_id, entries)
 
@@ -164,15 +165,15 @@ class V2MetadataService:
             self.store.delete(self.BY_DIFF_ID, _key(diff_id))
             return
         value = [
-            {"Digest": known.digest, "SourceRepository": known.source_repository,
-             "HMAC": known.hmac, "Sum": known.checksum}
-            for known in entries]
+            {"Digest": entry.digest, "SourceRepository": entry.source_repository,
+             "HMAC": entry.hmac, "Sum": entry.checksum}
+            for entry in entries]
         data = compact(value)
         self.store.set(self.BY_DIFF_ID, _key(diff_id), data)
 
 
 def parse_metadata(data: bytes) -> List[V2Metadata]:
-    """Validate a list of associations; raises InvalidDocument."""
+    """Parse a list of associations; raises InvalidDocument."""
     entries = []
     try:
         for item in json.loads(data.decode()):

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """References: ``index.json``, which maps names to manifests.
 
-One descriptor a name, annotated with the full normalised reference where
-skopeo and podman look for it and where containerd does, and with what the name
-resolved to at the registry.  Everybody writes under one lock, and what others
-wrote is kept.
+Each name has one descriptor, annotated with the full normalised reference (one
+annotation for skopeo and podman, another for containerd) and with the digest that
+the name resolved to at the registry.  Every change is made under one lock, and
+the entries of other tools are kept.
 
 Mirrors moby's reference/store.go.  Format: image-spec image-layout.md.
 """
@@ -32,13 +32,13 @@ Named = Tuple[Optional[Reference], Descriptor]  # an image and its name, if it h
 
 
 class Association(NamedTuple):
-    """A name, the manifest or index it points to, and what its tag resolved to."""
+    """A name, its manifest or index, and the digest that its tag resolved to."""
     name: Reference
     descriptor: Descriptor
     source: Digest
 
     def to_json(self) -> Dict[str, Any]:
-        """The entry of index.json."""
+        """Return the entry of index.json."""
         notes = {REF_NAME: str(self.name), IMAGE_NAME: str(self.name), SOURCE_DIGEST: self.source}
         return self.descriptor._replace(platform=None, annotations=notes).to_json()
 
@@ -51,9 +51,9 @@ class Names(abc.ABC):
         """Return every entry of the index as it stands; raises StorageError."""
 
     def all(self) -> List[Association]:
-        """Every name, sorted."""
-        found = (association(entry) for entry in self.descriptors())
-        return sorted((item for item in found if item), key=lambda item: str(item.name))
+        """List every name, sorted."""
+        associations = filter(None, map(association, self.descriptors()))
+        return sorted(associations, key=lambda item: str(item.name))
 
     def get(self, name: Reference) -> Optional[Association]:
         return next((item for item in self.all() if item.name == name), None)
@@ -72,7 +72,6 @@ class ReferenceStore(Names):
         self._read: Tuple[Any, List[Dict[str, Any]]] = (None, [])
 
     def descriptors(self) -> List[Dict[str, Any]]:
-        """Every entry as it stands, whoever wrote it; raises StorageError."""
         with storage_errors("read %s" % self.path):
             try:
                 status = os.stat(self.path)
@@ -94,7 +93,7 @@ class ReferenceStore(Names):
 
     def set_all(self, items: Sequence[Association],
                 pause: Callable[[float], object] = time.sleep) -> None:
-        """Point many names, which set() would take and none of them twice, in one step."""
+        """Point many names, all different and valid for set(), in one step."""
         with self._changing(pause) as entries:
             labels = {str(item.name) for item in items}
             kept = [old for old in entries if named(old) not in labels]
@@ -102,22 +101,21 @@ class ReferenceStore(Names):
 
     def put(self, label: str, entry: Dict[str, Any],
             pause: Callable[[float], object] = time.sleep) -> None:
-        """Let ``entry`` be what is called ``label``; without one it only has to be there."""
+        """Let ``label`` name ``entry`` alone; with an empty label only make sure that it is listed."""
         with self._changing(pause) as entries:
             if entry not in entries or label and [named(old) for old in entries].count(label) > 1:
                 entries[:] = [old for old in entries if named(old) != label or not label] + [entry]
 
     def delete(self, name: Reference, pause: Callable[[float], object] = time.sleep) -> bool:
-        """Forget ``name``; False if it was not there."""
+        """Remove ``name``; False if it is not listed."""
         with self._changing(pause) as entries:
-            kept = [old for old in entries if named(old) != str(name)]
-            found = len(kept) < len(entries)
-            entries[:] = kept
-        return found
+            before = len(entries)
+            entries[:] = [old for old in entries if named(old) != str(name)]
+            return len(entries) < before
 
     @contextlib.contextmanager
     def _changing(self, pause: Callable[[float], object]) -> Iterator[List[Dict[str, Any]]]:
-        """The entries as they are under the lock; written if the block changes them."""
+        """Hold the lock; the block may change the entries in place, and is followed by a durable write."""
         for directory in (os.path.dirname(self.path), self._scratch):
             files.make_directory(directory)
         with storage_errors("write %s" % self.path):
@@ -132,8 +130,7 @@ class ReferenceStore(Names):
                     if not os.path.exists(self._layout):
                         files.write_atomic(self._layout, LAYOUT, self._scratch)
                     index = dict(parse_json(data, self.path), mediaType=OCI_INDEX, manifests=entries)
-                    data = compact(index)
-                    files.write_atomic(self.path, data, self._scratch)
+                    files.write_atomic(self.path, compact(index), self._scratch)
             finally:
                 os.close(fd)
 
@@ -146,26 +143,26 @@ class ReferenceStore(Names):
 
 
 def check_name(name: Reference) -> None:
-    """Raise InvalidReference for what no image may be called."""
+    """Raise InvalidReference for a name that no image may have."""
     if name.tag == "" and name.digest is None:
         raise InvalidReference("%s has neither tag nor digest" % (name,))
     if name.familiar_name in ("sha256", "sha384", "sha512"):
         raise InvalidReference("refusing to create an ambiguous tag using digest algorithm as name")
 
 
-def parse_index(data: bytes, what: str) -> List[Dict[str, Any]]:
-    """The entries of an index.json; raises StorageError: it is our own file."""
+def parse_index(data: bytes, source: str) -> List[Dict[str, Any]]:
+    """List the entries of our own index.json; raises StorageError."""
     try:
-        index = parse_json(data, what)
+        index = parse_json(data, source)
         if index.get("schemaVersion") != 2 or "manifests" not in index:
-            raise InvalidDocument("%s: not an image index" % what)
-        return list(objects_at(index, "manifests", what))
+            raise InvalidDocument("%s: not an image index" % source)
+        return list(objects_at(index, "manifests", source))
     except InvalidDocument as exc:
         raise StorageError("%s; move it away and pull or load the images again" % exc) from exc
 
 
 def association(entry: Dict[str, Any]) -> Optional[Association]:
-    """What an entry says if it is one of ours, else None."""
+    """Parse an entry that has a full reference as its name, or return None."""
     with contextlib.suppress(Error):
         descriptor = Descriptor.from_json(entry, "index.json")
         notes = descriptor.annotations or {}
@@ -177,13 +174,13 @@ def association(entry: Dict[str, Any]) -> Optional[Association]:
 
 
 def named(entry: Dict[str, Any]) -> str:
-    """What an entry is called, by whoever wrote it; empty if it has no name."""
+    """Return the name of an entry, whichever tool wrote it; empty if it has none."""
     notes = entry.get("annotations")
     name = (notes.get(IMAGE_NAME) or notes.get(REF_NAME)) if isinstance(notes, dict) else ""
     return name if isinstance(name, str) else ""
 
 
 def image_of(entry: Dict[str, Any]) -> Named:
-    """The image that an entry of an index.json is."""
-    known = association(entry)
-    return known.name if known else None, Descriptor.from_json(entry, "index.json")._replace(annotations=None)
+    """Return the name, if it is a full reference, and the descriptor of an entry."""
+    ours = association(entry)
+    return ours.name if ours else None, Descriptor.from_json(entry, "index.json")._replace(annotations=None)
