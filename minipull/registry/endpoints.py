@@ -56,7 +56,8 @@ class Host(NamedTuple):
     ca: str = ""  # path of a file with more authorities to trust
 
 
-def _lookup(host: str) -> List[str]:
+def addresses_of(host: str) -> List[str]:
+    """The IP addresses of a host, as text; none if its name can't be resolved."""
     try:
         return [str(address[0]) for *_, address in socket.getaddrinfo(host, None)]
     except (OSError, UnicodeError):  # the latter from the IDNA codec
@@ -76,7 +77,7 @@ class RegistryService:
                  hosts: Optional[Mapping[str, Host]] = None, plain_http: bool = False,
                  tls_verify: bool = True, ca_file: str = "", timeout: float = 60.0,
                  headers: Optional[Mapping[str, str]] = None,
-                 lookup: Callable[[str], Sequence[str]] = _lookup,
+                 lookup: Callable[[str], Sequence[str]] = addresses_of,
                  proxies: Optional[Proxies] = None, certs: Sequence[str] = (),
                  cert_dirs: Optional[Mapping[str, str]] = None,
                  legacy: Sequence[str] = (), legacy_v1: bool = False,

@@ -11,7 +11,7 @@ from tests.kit import DATA
 import minipull
 from minipull.registry.request import Request
 from minipull.registry.url import Origin
-from minipull.registry.endpoints import Endpoint, Host, RegistryService, _lookup, validate_mirror
+from minipull.registry.endpoints import Endpoint, Host, RegistryService, addresses_of, validate_mirror
 from minipull.errors import Error, InvalidReference, NetworkError, StorageError
 from minipull.registry.errors import RegistryError
 from minipull.reference import Reference
@@ -49,9 +49,9 @@ def test_names_are_resolved_for_networks_only() -> None:
 
 
 def test_a_name_that_can_not_be_resolved_has_no_addresses() -> None:
-    assert "127.0.0.1" in _lookup("localhost")
-    assert _lookup("::1::1") == []
-    assert _lookup("a" * 70 + ".invalid") == []
+    assert "127.0.0.1" in addresses_of("localhost")
+    assert addresses_of("::1::1") == []
+    assert addresses_of("a" * 70 + ".invalid") == []
 
 
 @pytest.mark.parametrize("case", TABLES["insecure_invalid"], ids=lambda case: ascii(case["input"]))
