@@ -167,7 +167,7 @@ class _Copy:
         self._uploads = uploads
         self._output = output
         self._cancel = cancel
-        top = self._get(reference)
+        top = source.document(reference, cancel)
         self._top = top.digest
         self._documents = self._below(self._filtered(top), set(), Bounds())
         if options.format:
@@ -196,48 +196,43 @@ class _Copy:
         target.tag(tag, top, self._cancel)
         return Copied(top.descriptor._replace(digest=top.digest), self._top)
 
-    def _get(self, reference: str) -> Document:
-        received = self._source.get(reference, self._cancel)
-        document = manifest.parse(received.raw, received.content_type)
-        return document._replace(digest=received.digest)
+    def _get(self, entry: Descriptor) -> Document:
+        return self._source.document(entry.digest, self._cancel)
 
     def _below(self, top: Document, seen: Seen, bounds: Bounds) -> List[Document]:
-        """Every manifest below ``top`` that has not been seen, each once, and then itself."""
+        """List the manifests below ``top`` that have not been seen, children first, and ``top`` itself."""
 
         def get(entry: Descriptor) -> Document:
-            if entry.digest == top.digest:
-                return top
             if entry.media_type not in MANIFEST_TYPES | INDEX_TYPES:
                 raise Unsupported("an index of %s can't be copied" % ascii(entry.media_type)[:100])
-            return self._get(entry.digest)
+            return self._get(entry)
 
-        return [document for _, document in walk(top.descriptor, get, seen=seen, bounds=bounds) if document]
+        return [document for _, document in walk(top, get, seen=seen, bounds=bounds) if document]
 
     def _filtered(self, top: Document) -> Document:
-        """The one image of an index that is wanted, or the index without the others."""
-        wanted = self._options.platforms
-        if not wanted or isinstance(top, Manifest):
+        """Return the one image of an index that was asked for, or the index without the others."""
+        if not self._options.platforms or isinstance(top, Manifest):
             return top
-        children = self._leaves(top)
-        offered = [child for child in children
-                   if child.platform and child.platform.os != "unknown"]  # no attestation
-        chosen = []
-        for platform in wanted:
-            found = select(platform, offered)
-            if not found:
-                there = ", ".join(sorted({str(child.platform) for child in offered}))
-                raise NotFound("no %s in the index; there is %s" % (str(platform), there or "none"))
-            chosen.append(found[0].digest)
+        entries = self._leaves(top)
+        images = [entry for entry in entries if entry.platform and entry.platform.os != "unknown"]
+        chosen: List[Descriptor] = []
+        for platform in self._options.platforms:
+            fitting = select(platform, images)
+            if not fitting:
+                offered = ", ".join(sorted({str(entry.platform) for entry in images}))
+                raise NotFound("no %s in the index; there is %s" % (str(platform), offered or "none"))
+            chosen.append(fitting[0])
         if len(chosen) == 1:
             return self._get(chosen[0])
-        kept = [child for child in children
-                if child.digest in chosen or (child.annotations or {}).get(_ATTESTED) in chosen]
+        digests = {entry.digest for entry in chosen}
+        kept = [entry for entry in entries
+                if entry.digest in digests or (entry.annotations or {}).get(_ATTESTED) in digests]
         self._output(Progress(message="the index is rewritten, with %d of its %d manifests" % (
-            len(kept), len(children))))
+            len(kept), len(entries))))
         return rewritten(top, top.media_type, manifests=kept)
 
     def _leaves(self, top: Index) -> List[Descriptor]:
-        """The entries of an index that are no indexes, and those of the indexes within, in order."""
+        """List the entries of an index and of the indexes within, in order, without these indexes."""
         leaves: List[Descriptor] = []
 
         def indexes(index: Index) -> Iterator[Descriptor]:
@@ -247,8 +242,7 @@ class _Copy:
                 else:
                     leaves.append(entry)
 
-        for _ in walk(top.descriptor, lambda entry: (
-                top if entry.digest == top.digest else self._get(entry.digest)), indexes):
+        for _ in walk(top, self._get, indexes):
             pass
         return leaves
 
@@ -301,9 +295,7 @@ class _Copy:
     def _found(self, reference: str, end: Optional[End] = None) -> Optional[Document]:
         with contextlib.suppress(NotFound):
             try:
-                received = (end or self._source).get(reference, self._cancel)
-                document = manifest.parse(received.raw, received.content_type)
-                return document._replace(digest=received.digest)
+                return (end or self._source).document(reference, self._cancel)
             except RegistryError as exc:
                 if exc.status != 404:
                     raise

@@ -43,6 +43,11 @@ class End(abc.ABC):
     def get(self, reference: str, cancel: Cancel) -> Received:
         """Return a manifest by tag or :class:`Digest`, verified; raises NotFound, RegistryError."""
 
+    def document(self, reference: str, cancel: Cancel) -> Document:
+        """Return a manifest as get() does, parsed; raises InvalidDocument too."""
+        received = self.get(reference, cancel)
+        return manifest.parse(received.raw, received.content_type)._replace(digest=received.digest)
+
     @abc.abstractmethod
     def put(self, document: Document, cancel: Cancel) -> bool:
         """Take a manifest by its digest; True if this end lists it as a referrer of its subject."""

@@ -139,17 +139,13 @@ class V2Puller:
 
     def _received(self, reference: str) -> Received:
         return persist(
-            self._repository, self._cancel,
-            lambda: self._repository.manifest(reference, self._cancel))
+            self._repository, self._cancel, lambda: self._repository.manifest(reference, self._cancel))
 
     def _child(self, descriptor: Descriptor) -> Document:
         """Return a manifest of an index, from the store or the registry."""
-        document = None
         with contextlib.suppress(Error):
-            document = self._store.document(descriptor)
-        if document is None:
-            document = _document(self._received(str(descriptor.digest)))
-        return document
+            return self._store.document(descriptor)
+        return _document(self._received(str(descriptor.digest)))
 
     def _chosen(self, top: Document) -> List[Document]:
         """Return the manifest of the image for our platform, and the indexes above it up to ``top``."""
@@ -161,8 +157,7 @@ class V2Puller:
                     break
                 yield candidate
 
-        for _, document in walk(top.descriptor, lambda entry: (
-                top if entry.digest == top.digest else self._child(entry)), candidates):
+        for _, document in walk(top, self._child, candidates):
             if isinstance(document, Manifest) and not is_runnable(document):
                 kind = ascii(document.artifact_type or document.config.media_type)
                 raise Unsupported("not an image to run but %s; minipull copy takes it as it is" % kind)
@@ -183,8 +178,6 @@ class V2Puller:
         """
 
         def get(item: Descriptor) -> Optional[Document]:
-            if item.digest == top.digest:
-                return top
             if item.media_type in MANIFEST_TYPES | INDEX_TYPES:
                 return self._child(item)
             if not self._store.content.has(item.digest, item.size):
@@ -196,7 +189,7 @@ class V2Puller:
             return None
 
         descriptors = []
-        for item, document in walk(top.descriptor, get):
+        for item, document in walk(top, get):
             if document is not None:
                 self._store.content.put(item.digest, document.raw)
                 descriptors.append(item)
@@ -219,24 +212,20 @@ class V2Puller:
         if len(document.layers) > ENGINE_MAX_LAYERS:
             text = "image has %d layers, docker will not load more than %d"
             self._output(Progress(message=text % (len(document.layers), ENGINE_MAX_LAYERS)))
-        layers = [
-            V2LayerDescriptor(
-                self._repository, self._store, layer, self._options,
-                functools.partial(self._claimed_diff_id, document, position))
-            for position, layer in enumerate(document.layers)]
-        key = "config:" + document.config.digest
-        if chosen and self._options.exact:
-            key += ":%s" % (self._options.platform,)
+        layers = [V2LayerDescriptor(self._repository, self._store, layer, self._options,
+                                    functools.partial(self._claimed_diff_id, document, position))
+                  for position, layer in enumerate(document.layers)]
+        exact = chosen and self._options.exact
+        key = "config:%s %s" % (document.config.digest, self._options.platform if exact else "")
 
         def fetch(transfer: Transfer) -> ImageConfig:
             config = self._config(document, transfer.cancel)
-            if chosen and self._options.exact:
+            if exact:
                 self._check_platform(config)
             return config
 
         for last in (False, True):
-            downloaded = self._downloads.download(
-                self._store, layers, self._output, self._cancel, (key, fetch))
+            downloaded = self._downloads.download(self._store, layers, self._output, self._cancel, (key, fetch))
             config: ImageConfig = downloaded.beside
             if tuple(layer.diff.diff_id for layer in downloaded.layers) == config.diff_ids:
                 break
@@ -346,11 +335,9 @@ class V2LayerDescriptor(DownloadDescriptor):
             return Diff(self._claimed(transfer.cancel), verified=False)
 
     def registered(self, diff: Diff) -> None:
-        # Metadata is a cache; a failure to write it fails no pull.
-        with contextlib.suppress(StorageError):
-            if diff.verified:
-                entry = V2Metadata(self.blob.digest, self._repository.name)
-                self._store.metadata.add(diff.diff_id, entry)
+        if diff.verified:
+            with contextlib.suppress(StorageError):  # metadata is a cache
+                self._store.metadata.add(diff.diff_id, V2Metadata(self.blob.digest, self._repository.name))
 
 
 def _document(received: Received) -> Document:

@@ -7,7 +7,7 @@ push, copy, load, save, check, gc and serve all go down it here.
 
 Mirrors containerd's images.Walk.  Spec: image-spec, image-index.md.
 """
-from typing import Callable, Iterable, Iterator, Optional, Set, Tuple
+from typing import Callable, Iterable, Iterator, Optional, Set, Tuple, Union
 
 from ..digest import Digest
 from ..errors import InvalidDocument, PolicyError
@@ -43,25 +43,26 @@ def _entries(index: Index) -> Iterable[Descriptor]:
     return index.manifests
 
 
-def walk(top: Descriptor, get: Callable[[Descriptor], Optional[Document]],
+def walk(top: Union[Descriptor, Document], get: Callable[[Descriptor], Optional[Document]],
          below: Callable[[Index], Iterable[Descriptor]] = _entries,
          seen: Optional[Seen] = None, bounds: Optional[Bounds] = None
          ) -> Iterator[Tuple[Descriptor, Optional[Document]]]:
     """Go through everything at and below ``top``, each entry once, children before their index.
 
-    ``get`` returns the document of a descriptor, or None for one that is not there
+    ``top`` is a descriptor, or a document that is at hand.  ``get`` returns the document of a descriptor, or None for one that is not there
     or of no kind that we know.  ``below`` chooses the entries to follow, lazily.
     What is in ``seen`` is left out, and it is added to.  One document is held for
     each level.  Raises PolicyError past MAX_DEPTH, MAX_DOCUMENTS or MAX_BYTES,
     InvalidDocument for a document that is not as its index says, and what ``get`` raises.
     """
+    held, top = (None, top) if isinstance(top, Descriptor) else (top, top.descriptor)
     met: Seen = set() if seen is None else seen
     room = bounds or Bounds()
 
     def visit(item: Descriptor, depth: int) -> Iterator[Tuple[Descriptor, Optional[Document]]]:
         met.add(item[:3])
         room.count(1, 0, top.digest)
-        document = get(item)
+        document = get(item) if depth or held is None else held
         if document is not None:
             document = document._replace(digest=item.digest)
             room.count(0, len(document.raw), top.digest)
