@@ -4,8 +4,8 @@
 The self-test serves a registry on loopback, pushes a small image to it, pulls the
 image into a fresh store and checks it there, by the commands that a user would
 type, in processes of their own, with none of the user's settings.  The report
-lists what speed and trust depend on.  Needs no network but loopback and leaves
-nothing behind.
+lists the parts of the host that speed and trust depend on.  The command needs no
+network but loopback and leaves no file behind.
 """
 import argparse
 import contextlib

@@ -25,7 +25,7 @@ def _pull(context: Context, flags: argparse.Namespace) -> int:
     """Pull all names at once; the code is that of the first name that failed."""
     names = [reference(text) for text in flags.refs]
     platform = flags.platform if flags.all_platforms else context.settings.platform
-    wanted = pull_options(platform, flags.all_platforms, context.settings.truth("foreign"))
+    options = pull_options(platform, flags.all_platforms, context.settings.truth("foreign"))
     for name in names:
         if flags.all_tags and (name.tag or name.digest):
             raise InvalidReference("tag can't be used with --all-tags/-a")
@@ -40,7 +40,7 @@ def _pull(context: Context, flags: argparse.Namespace) -> int:
             try:
                 for tagged in _all_tags(context, client, name) if flags.all_tags else [name]:
                     results[name].append(
-                        pull_with(client, tagged, store, downloads, wanted, output, context.cancel))
+                        pull_with(client, tagged, store, downloads, options, output, context.cancel))
             except BaseException as exc:
                 errors[name] = exc
 
@@ -119,10 +119,10 @@ def _copy(context: Context, flags: argparse.Namespace) -> None:
         raise exc.within("copy %s %s" % (shown(flags.src), shown(flags.dst))) from exc
     if settings.text("creds") or settings.text("registry_token"):
         settings.credentials(source.domains + target.domains)  # for one registry, not for two
-    wanted = Options([Platform.parse(text, host_platform()) for text in flags.platform or ()],
-                     flags.format or "", flags.referrers, settings.size("chunk_size"))
+    options = Options([Platform.parse(text, host_platform()) for text in flags.platform or ()],
+                      flags.format or "", flags.referrers, settings.size("chunk_size"))
     with context.client(source.domains, "src") as reader, context.client(target.domains, "dest") as writer:
-        copies = copy_with(source, target, (reader, writer), context.store, wanted, settings.uploads(),
+        copies = copy_with(source, target, (reader, writer), context.store, options, settings.uploads(),
                            context.renderer, context.cancel)
     context.renderer.finish()
     for copied in copies:

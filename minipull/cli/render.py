@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drawing progress on a text stream: bars, plain lines or JSON.
+"""Progress drawn on a text stream: bars, plain lines or JSON.
 
-- The words are the caller's; what is added is an id, a bar and byte counts.
-- Nothing that a registry says reaches a terminal as a control character.
-- A renderer may be called from any thread, for several operations at once,
-  and never raises because of its stream: one that fails is left alone.
+- The caller chooses the words; a renderer adds ids, bars and byte counts.
+- No text from a registry reaches a terminal as a control character.
+- A renderer may be called from any thread, for several operations at once.
+  Once its stream has failed it draws nothing more, and it never raises.
 
 Mirrors moby's pkg/streamformatter and pkg/jsonmessage.
 """
@@ -18,14 +18,14 @@ from typing import IO, Any, Callable, Dict, Mapping, NamedTuple, Optional, Tuple
 from ..errors import InvalidReference
 from ..progress import Progress
 
-# C0, DEL, C1; what turns the direction of text or ends a line; halves of a character.
+# C0, DEL, C1; marks that turn the direction of text or end a line; surrogates.
 _CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB", "ZB", "YB")
 
 
 def escape(text: str) -> str:
-    r"""Make what could steer a terminal visible: ESC becomes ``\x1b``."""
-    return _CONTROL.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
+    r"""Make characters that steer a terminal visible: ESC becomes ``\x1b``."""
+    return _CONTROL.sub(lambda match: match.group().encode("unicode_escape").decode(), text)
 
 
 def human_size(size: float) -> str:
@@ -49,7 +49,7 @@ def bar(current: int, total: int, width: int = 200) -> str:
 
 
 class Renderer:
-    """An Output that draws nothing; the base of those that do."""
+    """An Output that draws nothing; the base of the other renderers."""
 
     def __init__(self, stream: Optional[IO[str]],
                  clock: Callable[[], float] = time.monotonic) -> None:
@@ -61,7 +61,7 @@ class Renderer:
         with self._lock:
             text = self._draw(event)
             if text and self._stream is not None:
-                # Not every stream can spell everything.
+                # The encoding of the stream may lack characters (LC_ALL=C).
                 encoding = getattr(self._stream, "encoding", None) or "utf-8"
                 text = text.encode(encoding, "backslashreplace").decode(encoding)
                 try:
@@ -71,7 +71,7 @@ class Renderer:
                     self._stream = None
 
     def finish(self) -> None:
-        """End the picture; what comes later is drawn below it."""
+        """Leave the lines drawn so far as they are; later events are drawn below them."""
 
     def _draw(self, event: Progress) -> str:
         return ""
@@ -92,14 +92,14 @@ class JSON(Renderer):
                 "id": event.id,
                 "aux": event.aux and dict(event.aux)}
         kept = {key: value for key, value in members.items() if value or key == "progressDetail"}
-        # ASCII throughout, and so harmless even on a terminal; dumps leaves only DEL.
+        # json.dumps writes ASCII and escapes every control character but DEL.
         return json.dumps(kept, separators=(",", ":")).replace("\x7f", "\\u007f") + "\n"
 
 
 class Plain(Renderer):
     """A line for each change of state, and byte counts every few seconds."""
     interval = 5.0
-    _most = 4096  # ids that are remembered
+    _most = 4096  # ids remembered
 
     def __init__(self, stream: IO[str], clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(stream, clock)
@@ -128,10 +128,10 @@ class _Line(NamedTuple):
 
 
 class Terminal(Renderer):
-    """A line for each id, redrawn in place while it can still be reached.
+    """A line for each id, redrawn in place while it is still on the screen.
 
     The cursor always rests at the start of the empty line below.  ``size``
-    says how many columns and rows there are, and is asked before each drawing.
+    returns columns and rows, and is called before each drawing.
     """
     interval = 0.1
 
@@ -157,13 +157,13 @@ class Terminal(Renderer):
             return ""
         size = columns, rows = self._size()
         if size != self._last_size:
-            # Nobody knows where a terminal puts its lines when its size changes: start anew.
+            # Terminals differ in where lines go when the size changes: start anew below.
             self._lines.clear()
             self._last_size, line = size, None
         number = len(self._lines) if line is None else line.number
         self._lines[event.id] = _Line(number, event.action, now)
         text = _label(event, "%s %s" % (event.action, bar(event.current, event.total, columns)))
-        # One column a character, and none in the last, so that no line ever wraps.
+        # ASCII takes one column a character; the last column stays free, so that no line wraps.
         text = text.rstrip().encode("ascii", "backslashreplace").decode()[: columns - 1]
         up = len(self._lines) - number
         if line is None:
@@ -174,7 +174,7 @@ class Terminal(Renderer):
 def choose(mode: str, stream: Optional[IO[str]], environ: Mapping[str, str]) -> Renderer:
     """The renderer for ``--progress``: auto, tty, plain, json or none.
 
-    A stream of None (Python's stderr when it is closed) is drawn on by nobody.
+    Nothing is drawn on a stream of None, which is sys.stderr when it is closed.
     Raises InvalidReference for any other mode.
     """
     if mode not in ("auto", "tty", "plain", "json", "none"):
@@ -196,4 +196,4 @@ def _terminal_size(stream: IO[str]) -> Tuple[int, int]:
         columns, rows = os.get_terminal_size(stream.fileno())
     except (OSError, ValueError):
         columns = rows = 0
-    return columns or 80, rows or 24  # a terminal that does not know its size says 0
+    return columns or 80, rows or 24  # a serial console reports 0

@@ -47,9 +47,9 @@ def _pulled(context: Context, text: str, foreign: bool) -> Image:
     from ..distribution.pull import pull_options, pull_with
 
     name, settings = reference(text), context.settings
-    wanted = pull_options(settings.platform, False, foreign)._replace(defer_diff_ids=True)
+    options = pull_options(settings.platform, False, foreign)._replace(defer_diff_ids=True)
     with context.client([name.domain]) as client:
-        return pull_with(client, name, context.store, settings.downloads(), wanted, context.renderer,
+        return pull_with(client, name, context.store, settings.downloads(), options, context.renderer,
                          context.cancel).image
 
 

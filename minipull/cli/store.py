@@ -89,12 +89,12 @@ def _check(context: Context, flags: argparse.Namespace) -> int:
     problems: List[Problem] = []
     lines: List[str] = []
 
-    def report(subject: str, found: Sequence[Problem], damage: str, failed: int) -> None:
+    def report(subject: str, new: Sequence[Problem], damage: str, failed: int) -> None:
         nonlocal code
-        ok = all(problem.kind == UNVERIFIED for problem in found)
+        ok = all(problem.kind == UNVERIFIED for problem in new)
         code = code if ok else failed
-        problems.extend(found)
-        lines.extend("%s: %s: %s" % problem for problem in found)
+        problems.extend(new)
+        lines.extend("%s: %s: %s" % problem for problem in new)
         lines.append("%s: %s" % (subject, "ok" if ok else damage))
 
     archives = [name for name in flags.refs if os.path.isfile(name)]
