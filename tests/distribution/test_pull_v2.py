@@ -11,6 +11,7 @@ import pytest
 from tests.kit import images
 import minipull
 from tests.kit.images import Layout, Spec
+from minipull.image import walk
 from minipull.registry.auth import Credential
 from minipull.store.check import check
 from minipull.digest import Digest
@@ -309,6 +310,17 @@ def test_all_platforms_are_all_that_is_in_the_index(
     assert pull(server, store, all_platforms=True).source == index.digest
     assert asked(server) == ["HEAD manifests/latest"]
     assert check(store) == []
+
+
+def test_a_tree_over_the_bound_gets_no_name(
+        server: ScriptedServer, store: minipull.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout, *_ = images.multi_platform(tmp_path / "layout")
+    serve(server, layout)
+    monkeypatch.setattr(walk, "MAX_DOCUMENTS", 5)
+    text = refused(PolicyError, server, store, all_platforms=True)
+    assert "more than 5 manifests in all" in text and "\n" not in text
+    monkeypatch.setattr(walk, "MAX_DOCUMENTS", 6)
+    pull(server, store, all_platforms=True)
 
 
 def test_an_entry_of_an_unknown_kind_is_kept_with_all_platforms(
