@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A registry over a store; shares no code with the client.
+"""A registry over a store; shares no code with the client, so that they share no fault.
 
 The modules in reading order:
 

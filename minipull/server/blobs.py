@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The blobs of a registry: given out whole or in part, taken in by sessions.
+"""Blobs of a registry: sent whole or in part, received in upload sessions.
 
-A blob leaves as it lies, unverified: the receiver hashes it anyway.  It
-comes in at once, in chunks that must follow each other, or in one stream.
+A blob is sent unverified, since its receiver hashes it anyway.  It is received
+in one request, in chunks that must be contiguous, or in one stream.
 
 distribution-spec "Pulling blobs", "Pushing blobs"; RFC 9110 section 14.
 """
@@ -23,7 +23,7 @@ _CONTENT_RANGE = re.compile(r"(?:bytes )?([0-9]{1,18})-([0-9]{1,18})(?:/.*)?")
 
 
 class Blobs:
-    """The handlers; ``name`` is a checked repository, in which every blob is visible."""
+    """Handlers of requests; ``name`` is a checked repository, in which every blob is visible."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -57,7 +57,7 @@ class Blobs:
         return Response(202)
 
     def start(self, request: Request, name: str) -> Response:
-        """Open a session; or mount a blob that is here, or take all of it at once."""
+        """Open a session, mount a blob of the store, or receive a whole blob."""
         query = request.head.parameter
         if query("digest-algorithm") not in ("", "sha256", "sha384", "sha512"):
             raise Refusal(400, "DIGEST_INVALID", "unsupported digest algorithm")
@@ -72,7 +72,7 @@ class Blobs:
             try:
                 return self._finish(request, name, session, upload, digest)
             except BaseException:
-                upload.discard()  # nobody was told of the session
+                upload.discard()  # the client does not know of this session
                 raise
 
     def status(self, request: Request, name: str, session: str) -> Response:
@@ -88,9 +88,8 @@ class Blobs:
         with self._owning(name, session) as upload:
             return self._finish(request, name, session, upload, digest)
 
-    def _finish(
-        self, request: Request, name: str, session: str, upload: Upload, digest: Digest
-    ) -> Response:
+    def _finish(self, request: Request, name: str, session: str, upload: Upload,
+                digest: Digest) -> Response:
         _receive(request, name, session, upload)
         upload.commit(digest)
         return Response(201, created("/v2/%s/blobs/%s" % (name, digest), digest))
@@ -105,13 +104,14 @@ class Blobs:
         with contextlib.ExitStack() as stack:
             try:
                 upload = stack.enter_context(self._uploads.owning(name, session))
-            except Locked as exc:  # two at once: the second has no place to go on from
+            except Locked as exc:  # a second request can't know its offset
                 state = _progress(name, session, self._uploads.size(name, session))
                 raise Refusal(416, "BLOB_UPLOAD_INVALID", "another request writes", state) from exc
             yield upload
 
 
 def asked_digest(text: str) -> Digest:
+    """Parse the digest of a request; raises Refusal."""
     try:
         return Digest.parse(text)
     except InvalidDocument as exc:
@@ -119,6 +119,7 @@ def asked_digest(text: str) -> Digest:
 
 
 def created(path: str, digest: Digest) -> List[Tuple[str, str]]:
+    """Return the headers of an answer to a finished push."""
     return [("Location", path), ("Docker-Content-Digest", digest)]
 
 
@@ -129,7 +130,7 @@ def _progress(name: str, session: str, size: int) -> Headers:
 
 
 def _receive(request: Request, name: str, session: str, upload: Upload) -> None:
-    """Append the body to a session, if it belongs there."""
+    """Append the body to a session; raises Refusal where its Content-Range does not continue it."""
     text, length = request.head.headers.get("content-range"), request.body.length
     end = None if length is None else upload.offset + length
     if text is not None:
@@ -149,7 +150,7 @@ def _receive(request: Request, name: str, session: str, upload: Upload) -> None:
 
 
 def _range(text: str, size: int) -> Optional[Tuple[int, int]]:
-    """Offset and length of the one range that is asked for; None: send it all."""
+    """Return offset and length of a Range header in bytes, or None to send the whole blob."""
     match = _RANGE.fullmatch(text)
     if match is None or match.groups() == ("", ""):
         return None

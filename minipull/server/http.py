@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small HTTP/1.1 server for clients that nobody vouches for.
+"""A small HTTP/1.1 server for untrusted clients.
 
-One thread a connection, within a number of them; every wait has a deadline; a
-body that was not read to its end costs the connection.  What a request means is
-told by the application, a function from :class:`Request` to :class:`Response`
-that may raise :class:`Refusal`.
+Each connection has a thread, up to MAX_CONNECTIONS; every wait has a deadline; a
+connection is closed where a body was not read to its end.  Requests are answered
+by the application, a function from :class:`Request` to :class:`Response` that
+may raise :class:`Refusal`.
 """
 import contextlib
 import email.utils
@@ -24,42 +24,40 @@ from .message import Body, Head, Refusal, Request, Response, parse_head
 
 MAX_CONNECTIONS = 256
 MAX_HEAD = 64 << 10  # bytes of request line and headers
-BUFFER = 64 << 10  # bytes; one a connection
+BUFFER = 64 << 10  # bytes, for each connection
 STALLED = 1024  # bytes that must arrive within a timeout
 HEAD_SECONDS = 20.0  # from the first byte of a head to its last
 IDLE_SECONDS = 60.0  # between two requests
-TICK = 0.2  # seconds; how soon a stop is noticed
+TICK = 0.2  # seconds until a stop is noticed
 GRACE = 1.2  # seconds for answers under way after a stop
 _GONE = (ConnectionError, TimeoutError, socket.timeout)
 
 
 class Disconnected(ConnectionError):
-    """The client has gone, or stands still."""
+    """The client has closed the connection, or sends nothing."""
 
 
 class Server:
-    """Listens from the start; :meth:`run` serves.
+    """A server that listens from the start; :meth:`run` serves.
 
-    ``timeout`` (seconds) is how long a client may stand still within a request;
-    ``log`` is told of each answer, and of trouble as one with a status from 500
-    up.  Raises NetworkError if the address can't be had.
+    ``timeout`` (seconds) limits how long a client may send nothing within a
+    request.  ``log`` is called with the status and a line for each answer, and with
+    a status from 500 up for other failures.  Raises NetworkError if it can't listen.
     """
 
-    def __init__(
-        self, host: str, port: int, application: Callable[[Request], Response],
-        timeout: float = 60.0, log: Callable[[int, str], None] = lambda status, text: None
-    ) -> None:
+    def __init__(self, host: str, port: int, application: Callable[[Request], Response],
+                 timeout: float = 60.0,
+                 log: Callable[[int, str], None] = lambda status, text: None) -> None:
         self.application = application
         self.timeout = timeout
         self.log = log
-        self.leaving = False  # who waits for another request is to go
+        self.leaving = False  # idle connections are to close
         self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self._connections: Set["_Connection"] = set()
         try:
-            found = socket.getaddrinfo(
-                host or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-            address = found[0][4]
-            self._socket = _listen(found[0][0], (address[0], port, *address[2:]))
+            family, _, _, _, address = socket.getaddrinfo(
+                host or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+            self._socket = _listen(family, (address[0], port, *address[2:]))
         except (OSError, UnicodeError, OverflowError) as exc:
             text = getattr(exc, "strerror", None) or exc
             raise NetworkError("listen on %s:%d: %s" % (host, port, text)) from exc
@@ -67,7 +65,7 @@ class Server:
         self.address = "%s:%d" % ("[%s]" % name if ":" in name else name, number)
 
     def run(self, cancel: Cancel) -> None:
-        """Serve until cancelled; answers under way then have a moment to end."""
+        """Serve until cancelled; answers under way then have GRACE seconds to end."""
         try:
             with self._socket:
                 self._socket.settimeout(TICK)
@@ -83,7 +81,7 @@ class Server:
             self._settle(TICK)
 
     def _accept(self) -> None:
-        """Wait a moment for a client; it gets a thread, and our slot."""
+        """Wait up to TICK seconds for a client, which gets a thread and the slot that the caller holds."""
         held = contextlib.ExitStack()
         held.callback(self._slots.release)
         try:
@@ -95,7 +93,7 @@ class Server:
             return
         except socket.timeout:
             pass
-        except (MemoryError, OSError, RuntimeError) as exc:  # or out of descriptors, threads
+        except (MemoryError, OSError, RuntimeError) as exc:  # no memory, descriptor or thread left
             if getattr(exc, "errno", None) != errno.ECONNABORTED:
                 self.log(503, "accept: %s" % exc)
                 time.sleep(TICK)
@@ -105,7 +103,7 @@ class Server:
         with held:
             try:
                 connection.run()
-            except _GONE:  # nobody is left to be told
+            except _GONE:  # no client is left to answer
                 pass
             except Exception as exc:
                 self.log(500, "internal error: %s: %s" % (type(exc).__name__, exc))
@@ -119,7 +117,7 @@ class Server:
 def _listen(family: int, address: Any) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
-        if os.name == "posix":  # elsewhere it would let others take the port
+        if os.name == "posix":  # on Windows it would let other programs take the port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(128)
@@ -130,17 +128,17 @@ def _listen(family: int, address: Any) -> socket.socket:
 
 
 class _Connection:
-    """One client, whose requests are answered one after the other."""
+    """A connection, whose requests are answered one after the other."""
 
     def __init__(self, client: socket.socket, server: Server) -> None:
         self._socket = client
         self._server = server
         self._buffer = memoryview(bytearray(BUFFER))
-        self._start = self._end = 0  # of what is in the buffer and was not taken yet
-        self._waited, self._moved = 0.0, 0  # seconds for that many bytes of a body
+        self._start = self._end = 0  # of the bytes in the buffer that are not consumed
+        self._waited, self._moved = 0.0, 0  # seconds of waiting for that many bytes of a body
 
     def run(self) -> None:
-        with contextlib.suppress(OSError):  # gone already
+        with contextlib.suppress(OSError):  # the client has closed it
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         while self._exchange():
             pass
@@ -150,7 +148,7 @@ class _Connection:
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def _exchange(self) -> bool:
-        """One request and its answer; whether there may be another."""
+        """Answer one request; return whether another may follow."""
         head, body, keep, note = None, None, False, ""
         try:
             data = self._receive_head()
@@ -181,7 +179,7 @@ class _Connection:
         return keep
 
     def _receive_head(self) -> Optional[bytes]:
-        """The head of the next request, or None if there will be none."""
+        """Return the head of the next request, or None at the end of the connection."""
         head, since = bytearray(), time.monotonic()
         while True:
             if self._start < self._end:
@@ -189,7 +187,7 @@ class _Connection:
                     since = time.monotonic()
                 seen = max(0, len(head) - 3)
                 head += self._buffer[self._start:self._end]
-                if not head[:1].isalpha():  # most likely TLS, whose client waits for our word
+                if not head[:1].isalpha():  # most likely TLS, whose client waits for an answer
                     raise Refusal(400, "UNSUPPORTED", "malformed request line")
                 end = head.find(b"\r\n\r\n", seen)
                 if max(end, len(head) if end < 0 else 0) > MAX_HEAD:
@@ -205,13 +203,13 @@ class _Connection:
                 self._end = self._socket.recv_into(self._buffer)
                 if not self._end:
                     return None
-            except socket.timeout:  # now, so that nothing that was sent is lost
+            except socket.timeout:  # closed only here, where no request has arrived
                 idle = time.monotonic() - since > IDLE_SECONDS
                 if not head and (idle or self._server.leaving):
                     return None
 
     def _receive(self, limit: int) -> memoryview:
-        """Some bytes of a body, at most ``limit``; alive until the next call."""
+        """Return up to ``limit`` bytes of a body, valid until the next call."""
         if self._start == self._end:
             self._socket.settimeout(self._server.timeout)
             before = time.monotonic()
@@ -251,16 +249,16 @@ class _Connection:
                 raise ValueError("header %s: %s" % (name, ascii(value)))
             lines.append("%s: %s" % (name, value))
         data = "\r\n".join(lines + ["", ""]).encode("ascii")
-        asked = head is None or head.method != "HEAD"
-        what = "%s %s" % (head.method, shown(head.path)) if head else "malformed request"
-        self._server.log(status, "%s %d%s" % (what, status, note))
-        self._send(data + response.body if asked else data)
-        if response.file is not None and asked and size:  # which sendfile takes no 0 for
+        with_body = head is None or head.method != "HEAD"
+        line = "%s %s" % (head.method, shown(head.path)) if head else "malformed request"
+        self._server.log(status, "%s %d%s" % (line, status, note))
+        self._send(data + response.body if with_body else data)
+        if response.file is not None and with_body and size:  # sendfile(2) refuses a count of 0
             if sum(send(self._socket, response.file, response.offset, size)) != size:
                 raise Disconnected("the file is shorter than it was")
 
     def _linger(self) -> None:
-        """Let the client read our answer; what it still sends would reset the connection."""
+        """Discard what the client still sends: closing now would reset the connection and lose the answer."""
         end = time.monotonic() + GRACE
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)

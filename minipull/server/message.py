@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTTP messages as a server meets them: what was asked, and where it ends.
+"""HTTP messages of a server: requests parsed, and answers.
 
-The standard library's http.server takes a request with two lengths, and reads
-the body that nobody read as the next request.  Here a head is parsed strictly
-or refused, and a body knows whether its end was reached.
+A head is parsed strictly or refused, and a body knows whether its end was
+reached: the standard library's http.server accepts a request with two lengths,
+and reads the rest of an unread body as the next request.
 
 RFC 9112 (messages, chunks), RFC 9110 (fields).
 """
@@ -17,7 +17,7 @@ from ..image.strictjson import compact
 
 MAX_FIELDS = 100  # headers, trailers, and parameters of a query
 MAX_LINE = 1024  # bytes of a line within a chunked body
-MAX_DRAINED = 64 << 10  # bytes of an unread body that are worth a connection
+MAX_DRAINED = 64 << 10  # bytes of an unread body that are read to keep a connection
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 #   request-line ::= method SP target SP version
@@ -26,9 +26,9 @@ _REQUEST_LINE = re.compile(rb"(%s) ([!-~]+) HTTP/([0-9])\.([0-9])" % _TOKEN)
 _FIELD = re.compile(rb"(%s):([^\x00-\x08\x0a-\x1f\x7f]*)" % _TOKEN)
 #   chunk-line   ::= hex+ [ ";" extension ]
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t -~]*)?")
-#   line         ::= no control characters, CR LF      (a lone one may end it elsewhere)
+#   line         ::= no control characters, CR LF      (some parsers end a line at a lone one)
 _LINE = re.compile(rb"([^\x00-\x08\x0a-\x1f\x7f]*)\r\n")
-#: Of these a second one would be a second opinion.
+#: Headers that may not be repeated: two parsers could choose different ones.
 _ONCE = frozenset(("content-length", "transfer-encoding", "host", "content-range", "content-type"))
 
 Headers = Sequence[Tuple[str, str]]
@@ -44,15 +44,14 @@ class Response(NamedTuple):
     length: int = 0
 
 
-def json_response(
-    status: int, value: object, headers: Headers = (), content_type: str = "application/json"
-) -> Response:
-    body = compact(value)
-    return Response(status, [("Content-Type", content_type), *headers], body)
+def json_response(status: int, value: object, headers: Headers = (),
+                  content_type: str = "application/json") -> Response:
+    """Return an answer whose body is JSON."""
+    return Response(status, [("Content-Type", content_type), *headers], compact(value))
 
 
 class Refusal(Error):
-    """An answer that says no; ``code`` is one of distribution-spec's."""
+    """An answer that refuses a request, with an error ``code`` of distribution-spec."""
 
     def __init__(self, status: int, code: str, text: str, headers: Headers = ()) -> None:
         super().__init__(text)
@@ -65,17 +64,15 @@ class Refusal(Error):
 
 
 class Body:
-    """The body of a request: pieces, each alive until the next.
+    """The body of a request: pieces, each valid until the next.
 
-    ``length`` in bytes is None where it comes in chunks.  ``receive`` returns
-    some bytes, at most as many as it is asked for; ``proceed`` tells a client
-    that waits for it to send.  Iterating raises Refusal for a broken chunk.
+    ``length`` (bytes) is None for a chunked body.  ``receive(limit)`` returns up to
+    that many bytes; ``proceed`` sends ``100 Continue`` to a client that waits for
+    it.  Iterating raises Refusal for a malformed chunk.
     """
 
-    def __init__(
-        self, length: Optional[int], receive: Callable[[int], memoryview],
-        proceed: Optional[Callable[[], None]] = None
-    ) -> None:
+    def __init__(self, length: Optional[int], receive: Callable[[int], memoryview],
+                 proceed: Optional[Callable[[], None]] = None) -> None:
         self.length = length
         self.finished = length == 0
         self._receive = receive
@@ -86,7 +83,7 @@ class Body:
         return self._pieces
 
     def read(self, limit: int) -> bytes:
-        """All of a small body; raises Refusal past ``limit`` bytes."""
+        """Read a whole body; raises Refusal past ``limit`` bytes."""
         data = bytearray()
         pieces = self._pieces if (self.length or 0) <= limit else iter(())
         for piece in pieces:
@@ -98,7 +95,7 @@ class Body:
         return bytes(data)
 
     def drain(self) -> bool:
-        """Read what nobody read if that is little; whether the end was reached."""
+        """Read the rest of a body if it is small; return whether the end was reached."""
         if self._proceed is None:
             with contextlib.suppress(Refusal):
                 self.read(MAX_DRAINED)
@@ -149,28 +146,28 @@ class Body:
 
 
 class Head(NamedTuple):
-    """The head of a request, understood: path decoded once, names in lower case."""
+    """The parsed head of a request: the path decoded once, header names in lower case."""
     method: str
     path: str
     query: Dict[str, List[str]]
     headers: Dict[str, str]
-    length: Optional[int]  # bytes of the body; None: in chunks
-    waits: bool  # the client sends its body when told to
-    last: bool  # it will send no other request
+    length: Optional[int]  # bytes of the body; None if it is chunked
+    waits: bool  # the client sends its body after 100 Continue
+    last: bool  # no request follows on this connection
 
     def parameter(self, name: str) -> str:
-        """The first value of a parameter, or nothing."""
+        """Return the first value of a query parameter, or an empty text."""
         return self.query.get(name, [""])[0]
 
 
 class Request(NamedTuple):
-    """What an application gets."""
+    """A request as the application gets it."""
     head: Head
     body: Body
 
 
 def parse_head(data: bytes) -> Head:
-    """The head of a request, without the empty line at its end; raises Refusal."""
+    """Parse the head of a request, given without the empty line at its end; raises Refusal."""
     first, *lines = data.split(b"\r\n")
     match = _REQUEST_LINE.fullmatch(first)
     if match is None:
@@ -210,7 +207,7 @@ def _headers(lines: Sequence[bytes]) -> Dict[str, str]:
 
 
 def _length(headers: Dict[str, str], modern: bool) -> Optional[int]:
-    """Bytes of the body, or None for chunks; whatever could be read in two ways is refused."""
+    """Return the bytes of the body, or None if it is chunked; raises Refusal for an ambiguous length."""
     length, coding = headers.get("content-length"), headers.get("transfer-encoding")
     if coding is not None:
         if length is not None or not modern:

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A registry over a store, as distribution-spec 1.1 has it.
+"""A registry over a store, by distribution-spec 1.1.
 
 One store is one trust domain: a blob is visible in every repository, and so is
-a manifest by its digest.  Manifests are kept byte for byte and not judged; they
-must only be of the kinds that gc understands, with what they need in the store.
-One gate before all routing refuses writers unless they are wanted, and what no
-pattern knows is not found: nothing of a URL ever reaches the file system but
-checked digests and ids.
+a manifest by its digest.  Manifests are kept byte for byte; they must be of the
+kinds that gc understands, and their blobs and manifests must be in the store.
+Requests that write are refused before routing unless the registry is writable.
+No part of a URL reaches the file system but checked digests and session ids.
 
 Mirrors docker/distribution's registry/handlers.
 """
@@ -39,19 +38,19 @@ from .message import Headers, Refusal, Request, Response, json_response
 MAX_PAGE = 10000  # names
 MAX_TAGS = 20  # given to one manifest by one request
 MAX_REFERRERS = 1 << 20  # bytes of a page
-SMALL = 256 << 10  # bytes of a manifest; of larger ones LARGE come in, and one is parsed, at a time
+SMALL = 256 << 10  # bytes of a manifest; of larger ones LARGE are received and one is parsed at a time
 LARGE = 2
 
 _STATUS = {RateLimited: (429, "TOOMANYREQUESTS"), PolicyError: (413, "SIZE_INVALID"),
            ContentMismatch: (400, "DIGEST_INVALID"), InvalidReference: (400, "NAME_INVALID"),
            NotFound: (404, "BLOB_UPLOAD_UNKNOWN")}
-_OTHER = (InvalidDocument, PolicyError, Unsupported)  # content that is no manifest of ours
+_NO_MANIFEST = (InvalidDocument, PolicyError, Unsupported)
 
 
 class Registry:
-    """The application; ``domain`` is what pushes are recorded under.
+    """The application of a Server; pushed images are named under ``domain``.
 
-    Raises InvalidReference for a domain that is none.
+    Raises InvalidReference for a malformed domain.
     """
 
     def __init__(self, store: Store, writable: bool = False, domain: str = "localhost") -> None:
@@ -59,7 +58,7 @@ class Registry:
         self._content = store.content
         self._writable = writable
         self._catalog = Catalog(store.references, domain)
-        self._incoming = threading.BoundedSemaphore(LARGE)  # as slow as its client
+        self._incoming = threading.BoundedSemaphore(LARGE)  # held as long as a client takes to send
         self._parsing = threading.BoundedSemaphore()
         self._subject = functools.lru_cache(10000)(self._read_subject)
         blobs = Blobs(store)
@@ -95,7 +94,7 @@ class Registry:
             allowed = ", ".join([*handlers, *(["HEAD"] if "GET" in handlers else [])])
             raise Refusal(405, "UNSUPPORTED", "not possible here", [("Allow", allowed)])
         with _refusing(), contextlib.ExitStack() as stack:
-            if method != "DELETE":  # which may need the store alone
+            if method != "DELETE":  # gc.delete() takes the exclusive lock itself
                 stack.enter_context(self._store.writing() if writing else self._store.reading())
             return handler(request, *match.groups())
 
@@ -116,62 +115,62 @@ class Registry:
     def _put(self, request: Request, name: str, text: str) -> Response:
         target = self._catalog.target(name, request.head.parameter("ns"))
         tags = request.head.query.get("tag", [])
-        wanted = [asked_digest(text)] if ":" in text else []
-        if len(tags) > MAX_TAGS or not all(map(is_tag, tags if wanted else [*tags, text])):
+        expected = asked_digest(text) if ":" in text else None
+        if len(tags) > MAX_TAGS or not all(map(is_tag, tags if expected else [*tags, text])):
             raise Refusal(400, "MANIFEST_INVALID", "malformed tag, or more than %d" % MAX_TAGS)
         with self._memory(self._incoming, request.body.length):
             raw = request.body.read(manifest.MAX_MANIFEST)
-            digest = Digest.of(raw, wanted[0].algorithm if wanted else "sha256")
-            if wanted and digest != wanted[0]:
+            digest = Digest.of(raw, expected.algorithm if expected else "sha256")
+            if expected not in (None, digest):
                 raise Refusal(400, "DIGEST_INVALID", "the manifest is %s" % digest)
             content_type = request.head.headers.get("content-type", "")
             media_type, subject = self._acceptable(raw, content_type)
             self._content.put(digest, raw)
-        names = [target.with_digest(digest) if wanted else target.with_tag(text)]
-        for each in names + [target.with_tag(tag) for tag in tags]:
-            self._store.references.set(each, Descriptor(media_type, digest, len(raw)), digest)
+        names = [target.with_digest(digest) if expected else target.with_tag(text)]
+        for reference in names + [target.with_tag(tag) for tag in tags]:
+            self._store.references.set(reference, Descriptor(media_type, digest, len(raw)), digest)
         headers = created("/v2/%s/manifests/%s" % (name, digest), digest)
         headers += [("OCI-Tag", tag) for tag in tags]
         return Response(201, headers + ([("OCI-Subject", subject)] if subject else []))
 
     def _delete(self, request: Request, name: str, text: str) -> Response:
-        """Forget a tag; or every name of a digest, and the manifest unless others need it."""
+        """Remove a tag, or every name of a digest, and the manifest unless another needs it."""
         if ":" not in text:
-            with contextlib.suppress(NotFound):  # somebody else was quicker
+            with contextlib.suppress(NotFound):  # another request was quicker
                 self._store.remove(self._named(request, name, text).name)
             return Response(202)
         digest, _ = self._manifest(request, name, text)
-        named = [
-            known.name for there in self._places(request, name) for known in there.values()
-            if digest in (known.descriptor.digest, known.source)]
-        for each in named:
+        names = [
+            image.name for repository in self._repositories_of(request, name)
+            for image in repository.values() if digest in (image.descriptor.digest, image.source)]
+        for reference in names:
             with contextlib.suppress(NotFound):
-                self._store.remove(each)
+                self._store.remove(reference)
         try:
             delete(self._store, digest)
         except PolicyError as exc:
-            if not named:
+            if not names:
                 raise Refusal(405, "UNSUPPORTED", str(exc)) from exc
         return Response(202)
 
     def _manifest(self, request: Request, name: str, text: str) -> Tuple[Digest, str]:
-        """Digest and media type of a manifest; its bytes are verified."""
+        """Return digest and media type of a manifest, whose bytes are verified; raises Refusal."""
         if ":" in text:
             digest = asked_digest(text)
         else:
             digest = self._named(request, name, text).descriptor.digest
         if self._content.size(digest) is not None:
-            with contextlib.suppress(*_OTHER), self._reading(digest) as document:
+            with contextlib.suppress(*_NO_MANIFEST), self._reading(digest) as document:
                 return digest, document.media_type
         raise Refusal(404, "MANIFEST_UNKNOWN", "manifest unknown")
 
     def _named(self, request: Request, name: str, tag: str) -> Association:
-        for there in self._places(request, name):
-            if tag in there:
-                return there[tag]
+        for repository in self._repositories_of(request, name):
+            if tag in repository:
+                return repository[tag]
         raise Refusal(404, "MANIFEST_UNKNOWN", "manifest unknown")
 
-    def _places(self, request: Request, name: str) -> Iterator[Dict[str, Association]]:
+    def _repositories_of(self, request: Request, name: str) -> Iterator[Dict[str, Association]]:
         return self._catalog.find(name, request.head.parameter("ns"))
 
     @contextlib.contextmanager
@@ -181,7 +180,7 @@ class Registry:
 
     @contextlib.contextmanager
     def _memory(self, slots: threading.Semaphore, size: Optional[int]) -> Iterator[None]:
-        """Only few may hold a large document at a time; ``size`` in bytes."""
+        """Limit how many large documents are in memory; ``size`` is in bytes, None if unknown."""
         if size is not None and size <= SMALL:
             yield
         elif not slots.acquire(timeout=self._store.timeout):
@@ -193,9 +192,9 @@ class Registry:
                 slots.release()
 
     def _acceptable(self, raw: bytes, content_type: str) -> Tuple[str, Optional[Digest]]:
-        """Media type and subject of a manifest that the store can keep; raises Refusal."""
+        """Return media type and subject of a manifest that the store can keep; raises Refusal."""
         try:
-            with self._memory(self._parsing, None):  # what is below it may be large
+            with self._memory(self._parsing, None):  # the manifests below it may be large
                 document = manifest.parse(raw, content_type)
                 subject, _ = _referral(document, document.digest)
                 for item, _ in self._store.walk(document.descriptor, document):
@@ -203,10 +202,10 @@ class Registry:
                             item.digest, item.size) and not is_foreign(item.media_type):
                         raise Refusal(
                             404, "MANIFEST_BLOB_UNKNOWN", "blob %s is unknown" % item.digest)
-        except _OTHER as exc:
+        except _NO_MANIFEST as exc:
             raise Refusal(400, "MANIFEST_INVALID", str(exc)) from exc
         except StorageError as exc:
-            if isinstance(exc.__cause__, InvalidDocument):  # what it is said to be, it is not
+            if isinstance(exc.__cause__, InvalidDocument):  # not of the type in its descriptor
                 raise Refusal(400, "MANIFEST_INVALID", "a manifest below it is malformed") from exc
             raise
         return document.media_type, subject
@@ -214,8 +213,8 @@ class Registry:
     # Lists.
 
     def _tags(self, request: Request, name: str) -> Response:
-        for there in self._places(request, name):
-            tags = [known.name.tag for known in there.values() if known.name.tag]
+        for repository in self._repositories_of(request, name):
+            tags = [image.name.tag for image in repository.values() if image.name.tag]
             page, headers = _page(request, tags)
             return json_response(200, {"name": name, "tags": page}, headers)
         raise Refusal(404, "NAME_UNKNOWN", "repository name not known to registry")
@@ -225,15 +224,15 @@ class Registry:
         return json_response(200, {"repositories": page}, headers)
 
     def _referrers(self, request: Request, name: str, text: str) -> Response:
-        """What has ``text`` for its subject, in pages of a bounded size."""
+        """List the manifests whose subject is ``text``, in pages of MAX_REFERRERS bytes."""
         subject, last = asked_digest(text), request.head.parameter("last")
         kind = request.head.parameter("artifactType")
         headers = [("OCI-Filters-Applied", "artifactType")] if kind else []
-        found = {known.descriptor.digest for there in self._places(request, name)
-                 for known in there.values() if self._content.size(known.descriptor.digest)}
+        digests = {image.descriptor.digest for repository in self._repositories_of(request, name)
+                   for image in repository.values() if self._content.size(image.descriptor.digest)}
         entries: List[Dict[str, Any]] = []
         room = MAX_REFERRERS
-        for digest in sorted(found):
+        for digest in sorted(digests):
             if digest > last and self._subject(digest) == subject:
                 with self._reading(digest) as document:
                     _, entry = _referral(document, digest)
@@ -247,21 +246,20 @@ class Registry:
         return json_response(200, index, headers, OCI_INDEX)
 
     def _read_subject(self, digest: Digest) -> Optional[Digest]:
-        with contextlib.suppress(*_OTHER), self._reading(digest) as document:
+        with contextlib.suppress(*_NO_MANIFEST), self._reading(digest) as document:
             return _referral(document, digest)[0]
         return None
 
 
-def serve(
-    store: Store, host: str = "127.0.0.1", port: int = 5000, writable: bool = False,
-    domain: str = "localhost", cancel: Optional[Cancel] = None,
-    ready: Callable[[str], None] = lambda url: None,
-    log: Callable[[int, str], None] = lambda status, text: None
-) -> None:
-    """Serve a store as a registry until cancelled; ``ready`` is told the URL.
+def serve(store: Store, host: str = "127.0.0.1", port: int = 5000, writable: bool = False,
+          domain: str = "localhost", cancel: Optional[Cancel] = None,
+          ready: Callable[[str], None] = lambda url: None,
+          log: Callable[[int, str], None] = lambda status, text: None) -> None:
+    """Serve a store as a registry until cancelled.
 
-    ``log`` is told the status and a line of every answer.  Raises NetworkError
-    if the address can't be had, InvalidReference for a ``domain`` that is none.
+    ``ready`` is called with the URL, ``log`` with the status and a line for each
+    answer.  Raises NetworkError if it can't listen, InvalidReference for a
+    malformed ``domain``.
     """
     server = Server(host, port, Registry(store, writable, domain), store.timeout, log)
     ready("http://" + server.address)
@@ -270,7 +268,7 @@ def serve(
 
 @contextlib.contextmanager
 def _refusing() -> Iterator[None]:
-    """Our errors as answers; where things are on our disk is for the log only."""
+    """Turn errors into answers; paths on this machine are for the log only."""
     try:
         yield
     except Refusal:
@@ -290,7 +288,7 @@ def _refusing() -> Iterator[None]:
 
 
 def _referral(document: manifest.Document, digest: Digest) -> Tuple[Optional[Digest], Dict[str, Any]]:
-    """The subject of a manifest, and how it is listed among what refers to that."""
+    """Return the subject of a manifest, and the manifest's entry in the list of referrers."""
     entry = manifest.listed(document)._replace(digest=digest).to_json()
     if len(json.dumps(entry)) > SMALL:
         entry = document.descriptor._replace(digest=digest).to_json()
@@ -298,11 +296,11 @@ def _referral(document: manifest.Document, digest: Digest) -> Tuple[Optional[Dig
 
 
 def _page(request: Request, items: Sequence[str]) -> Tuple[List[str], Headers]:
-    """A page of names, and the link to the next one."""
-    wanted, last = request.head.parameter("n"), request.head.parameter("last")
-    if "n" in request.head.query and not re.fullmatch("[0-9]{1,18}", wanted):
+    """Return a page of names, and the headers that link to the next page."""
+    count, last = request.head.parameter("n"), request.head.parameter("last")
+    if "n" in request.head.query and not re.fullmatch("[0-9]{1,18}", count):
         raise Refusal(400, "UNSUPPORTED", "n must be a number from 0")
-    limit = min(int(wanted or MAX_PAGE), MAX_PAGE)
+    limit = min(int(count or MAX_PAGE), MAX_PAGE)
     left = sorted(item for item in items if item > last)
     page = left[:limit]
     if not page or len(left) == len(page):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Upload sessions: blobs on their way in whose digest is told last.
+"""Upload sessions: blobs that arrive in several requests, the last of which names the digest.
 
-A session is one file in ``ingest/``, named after its id and its repository, and
-its length is what has arrived; so a session outlives the server, and another
-server on the same store may go on with it.  Who writes holds the file's lock.
+A session is one file in ``ingest/``, named after its id and its repository.  Its
+length is its offset, so a session outlives the server, and another server on the
+same store may continue it.  A request that writes holds the file's lock.
 
 Mirrors docker/distribution's registry/storage/blobwriter.go.
 """
@@ -26,14 +26,14 @@ MAX_SESSIONS = 1000
 MAX_BLOB = 64 << 30  # bytes
 RESERVE = 64 << 20  # bytes of the disk that no upload may take
 EXPIRE = 24 * 3600.0  # seconds after the last byte
-BUSY = 5.0  # seconds to wait for the one who writes
-_CHECK_EVERY = 1 << 20  # bytes between two looks at the free space
+BUSY = 5.0  # seconds to wait for another request that writes
+_CHECK_EVERY = 1 << 20  # bytes between two checks of the free space
 _ID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _SESSION = re.compile("upload-%s-[0-9a-f]{16}" % _ID)
 
 
 class Upload(Ingest):
-    """One session: a blob that comes by several requests, the last of which names its digest."""
+    """An upload session that a request writes to."""
 
     def write(self, data: Buffer) -> None:
         """Append bytes; raises StorageError, PolicyError past MAX_BLOB."""
@@ -50,15 +50,15 @@ class Upload(Ingest):
 
 
 class UploadStore:
-    """The sessions of one store; whoever calls holds the store's shared lock."""
+    """The sessions of one store; the caller holds the store's shared lock."""
 
     def __init__(self, content: ContentStore) -> None:
         self._content = content
-        # What was hashed so far of sessions that nobody owns just now, by path.
+        # Hashes so far of the sessions that no request writes to, by path.
         self._hashed: Dict[str, Verifier] = {}
 
     def start(self, repository: str) -> str:
-        """The id of a new session; raises RateLimited if there are too many."""
+        """Start a session and return its id; raises RateLimited if there are too many."""
         files.make_directory(self._content.scratch)
         if self.sweep() >= MAX_SESSIONS:
             raise RateLimited("%d uploads are under way" % MAX_SESSIONS)
@@ -68,7 +68,7 @@ class UploadStore:
         return name
 
     def size(self, repository: str, name: str) -> int:
-        """Bytes that a session holds; raises NotFound."""
+        """Return the bytes that a session holds; raises NotFound."""
         path = self._path(repository, name)
         with storage_errors("examine %s" % path), contextlib.suppress(FileNotFoundError):
             return os.lstat(path).st_size
@@ -92,7 +92,7 @@ class UploadStore:
                 self._hashed[path] = upload.verifier
 
     def sweep(self) -> int:
-        """Forget sessions that nobody went on with; how many there are."""
+        """Remove expired sessions; return how many are left."""
         with storage_errors("list %s" % self._content.scratch):
             entries = [e for e in os.scandir(self._content.scratch) if _SESSION.fullmatch(e.name)]
         alive = {entry.path for entry in entries if not _expired(entry)}
@@ -108,11 +108,11 @@ class UploadStore:
 
 
 def _expired(entry: "os.DirEntry[str]") -> bool:
-    """Remove a session that is old and not owned; whether it is gone."""
+    """Remove a session that is old and not in use; return whether it is gone."""
     with storage_errors("examine %s" % entry.path), contextlib.suppress(FileNotFoundError):
         if time.time() - entry.stat(follow_symlinks=False).st_mtime < EXPIRE:
             return False
-        fd = files.open_regular(entry.path, os.O_RDWR)  # as an exclusive lock needs on NFS
+        fd = files.open_regular(entry.path, os.O_RDWR)  # NFS needs a writable file for an exclusive lock
         try:
             files.lock(fd, entry.path, True, timeout=0)
             os.unlink(entry.path)
