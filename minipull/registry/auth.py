@@ -56,7 +56,8 @@ class Credential(NamedTuple):
         return not any(self)
 
     def __repr__(self) -> str:
-        return "Credential(%s)" % ", ".join("%s=..." % k for k, v in zip(self._fields, self) if v)
+        return "Credential(%s)" % ", ".join(
+            "%s=..." % name for name, value in zip(self._fields, self) if value)
 
 
 class Keyring:
@@ -235,6 +236,6 @@ def answer_error(response: Response) -> RegistryError:
     with response, contextlib.suppress(NetworkError, PolicyError):
         body = response.read(_MAX_ANSWER)
     challenges = parse_challenges(response.values("WWW-Authenticate"))
-    bearer = [c.parameters.get("error", "") for c in challenges if c.scheme == "bearer"]
-    kind = response.header("Content-Type")
-    return decode_answer(response.status, response.reason, kind, body, "".join(bearer[:1]))
+    bearer = [challenge.parameters for challenge in challenges if challenge.scheme == "bearer"]
+    return decode_answer(response.status, response.reason, response.header("Content-Type"), body,
+                         bearer[0].get("error", "") if bearer else "")
