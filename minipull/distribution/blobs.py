@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 
 class RemoteBlob:
-    """A blob at a registry, read from any offset on; a context manager that closes its body.
+    """A blob at a registry, read from any offset on; close() it, since its body may be open.
 
     ``source`` opens the blob at an offset (bytes); where the registry sends the whole
     blob instead of its rest, the bytes before the offset are skipped.  ``size`` in
@@ -60,12 +60,6 @@ class RemoteBlob:
         self._stuck = 0
         self._stuck_delays = stuck_delays
 
-    def __enter__(self) -> "RemoteBlob":
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._close()
-
     def pieces(self, offset: int, size: Optional[int] = None) -> Iterator[memoryview]:
         """Yield ``size`` bytes from ``offset`` on, or all to the end, each piece as it arrives.
 
@@ -73,7 +67,7 @@ class RemoteBlob:
         ``source`` raises.  Nothing is verified.
         """
         if offset != self._position:
-            self._close()
+            self.close()
             self._position = offset
         view = memoryview(bytearray(BUFFER if self._size is None else min(BUFFER, self._size + 1)))
         while True:
@@ -122,7 +116,7 @@ class RemoteBlob:
     def _may_continue(self) -> bool:
         """Pause as long as is due after a break; False if it was one too many."""
         opened, moved = self._response is not None, self._position > self._opened_at
-        self._close()
+        self.close()
         self.broke_off = True
         self._breaks -= 1
         self._stuck = 0 if moved else self._stuck + 1
@@ -132,7 +126,7 @@ class RemoteBlob:
         self._cancel.pause(self._stuck_delays[self._stuck - 1] if self._stuck else 0)
         return True
 
-    def _close(self) -> None:
+    def close(self) -> None:
         response, self._response = self._response, None
         if response is not None:
             response.close()
@@ -150,7 +144,8 @@ def fetch_blob(store: Store, blob: Descriptor, subject: str, cancel: Cancel,
         if ingest.complete:
             return
         meter = Meter(output, blob.digest.short, "Downloading", blob.size)
-        with RemoteBlob(blob.digest, blob.size, source, cancel, stuck_delays=READ_DELAYS) as remote:
+        remote = RemoteBlob(blob.digest, blob.size, source, cancel, stuck_delays=READ_DELAYS)
+        with contextlib.closing(remote):
             for last in (False, True):
                 try:
                     for piece in remote.pieces(ingest.offset):

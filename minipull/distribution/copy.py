@@ -194,7 +194,7 @@ class _Copy:
         if self._options.referrers:
             self._referrers([document.digest for document in self._documents])
         target.tag(tag, top, self._cancel)
-        return Copied(top.descriptor._replace(digest=top.digest), self._top)
+        return Copied(top.descriptor, self._top)
 
     def _get(self, entry: Descriptor) -> Document:
         return self._source.document(entry.digest, self._cancel)

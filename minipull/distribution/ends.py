@@ -137,7 +137,7 @@ class RegistryEnd(End):
                     verifier.verify(blob.digest, blob.size, "blob %s" % blob.digest)
                 yield piece
 
-        with RemoteBlob(blob.digest, blob.size, opened, cancel) as remote:
+        with contextlib.closing(RemoteBlob(blob.digest, blob.size, opened, cancel)) as remote:
             yield lambda offset, size: Body(lambda: pieces(offset, size), size)
 
     def fetch(self, blob: Descriptor, store: Store, transfer: Transfer) -> None:
@@ -224,8 +224,7 @@ class LayoutEnd(End):
         if self._base is None or document.subject is None:
             return False
         name = self._base.with_digest(document.digest)
-        self.store.references.set(
-            name, document.descriptor._replace(digest=document.digest), document.digest, cancel.pause)
+        self.store.references.set(name, document.descriptor, document.digest, cancel.pause)
         return True
 
     def tag(self, tag: str, document: Document, cancel: Cancel) -> None:

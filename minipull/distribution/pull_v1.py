@@ -13,6 +13,7 @@ Where this leaves the engine:
 - a layer is continued only where the registry has said ``Accept-Ranges``;
 - cookies and the mirrors of an index are left out.
 """
+import contextlib
 import functools
 import re
 from typing import List, Optional, Tuple
@@ -160,9 +161,9 @@ class V1LayerDescriptor(DownloadDescriptor):
             return response
 
         with self._store.content.arrival(transfer.cancel) as arrival:
-            with RemoteBlob(self._v1_id, None, opened, transfer.cancel, max_breaks=MAX_FAILURES,
-                            stuck_delays=RESUME_DELAYS) as remote:
-                meter: Optional[Meter] = None
+            remote = RemoteBlob(self._v1_id, None, opened, transfer.cancel, MAX_FAILURES, RESUME_DELAYS)
+            meter: Optional[Meter] = None
+            with contextlib.closing(remote):
                 for piece in remote.pieces(0):
                     meter = meter or Meter(transfer.progress, self.id, "Downloading", total)
                     arrival.write(piece)

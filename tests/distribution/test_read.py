@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A blob of a registry is read from any offset, and continued where its body breaks off."""
+import contextlib
 from typing import Any, Iterator, List, Optional
 
 import pytest
@@ -36,7 +37,7 @@ def remote(client: Client, server: ScriptedServer, size: Optional[int] = len(DAT
 
 
 def joined(blob: RemoteBlob, *where: int) -> bytes:
-    with blob:
+    with contextlib.closing(blob):
         return b"".join(bytes(piece) for piece in blob.pieces(*where))
 
 
