@@ -2,7 +2,7 @@
 """Connections: one HTTP/1.1 connection, and the mapping of foreign errors to ours.
 
 ``http.client`` reads and writes the heads of messages; a :class:`Connection` is
-its socket.  So every byte of an answer, head or body, comes through
+its socket and file.  So every byte of an answer, head or body, comes through
 :meth:`Connection.receive`, and the rules for reading stand there:
 
 - a read returns what has arrived; it never waits until a buffer is full, and
@@ -39,7 +39,7 @@ MAX_HEAD = 1 << 20  # bytes; http.client would read "100 Continue" without end
 _UNKNOWN_CA = frozenset((2, 18, 19, 20, 21))  # OpenSSL's X509_V_ERR_* of a chain that ends in no authority
 
 
-class Connection:
+class Connection(io.RawIOBase):
     """A connection to one origin, used by one thread at a time.
 
     ``context`` makes the TLS context for https; ``keep`` is called with the
@@ -245,10 +245,16 @@ class Connection:
                 # SSLSocket.shutdown would turn TLS off, and the reader get ciphertext for content.
                 socket.socket.shutdown(current, socket.SHUT_RDWR)
 
-    # The methods of a socket that http.client calls.
+    # The methods of a socket and of its file that http.client calls.
 
     def makefile(self, mode: str, *args: Any) -> io.BufferedReader:
-        return io.BufferedReader(_Incoming(self), READ_AHEAD)
+        return io.BufferedReader(self, READ_AHEAD)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> Optional[int]:
+        return self.receive(memoryview(buffer))
 
     def sendall(self, data: Buffer) -> None:
         assert self._socket is not None
@@ -276,19 +282,6 @@ class Connection:
         if self.response is None and self.received > MAX_HEAD:
             raise NetworkError("malformed answer of %s: endless head" % (self._peer,))
         return count
-
-
-class _Incoming(io.RawIOBase):
-    """The bytes of a connection as a file, for http.client."""
-
-    def __init__(self, conn: Connection) -> None:
-        self._conn = conn
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> Optional[int]:
-        return self._conn.receive(memoryview(buffer))
 
 
 def _mapped(exc: Exception, peer: Union[Origin, Proxy], secure: bool) -> Error:
