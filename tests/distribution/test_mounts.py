@@ -147,7 +147,7 @@ def test_an_anonymous_401_forgets_no_association(
     rows = TABLES["mount_candidates"][-1]["entries"]
     made = pusher("user/app", "abcd")
     with pytest.raises(RegistryError, match="unauthorized"):
-        made._uploads.upload(None, [layer(made, rows)], discard, Cancel())
+        made._uploads.upload([layer(made, rows)], discard, Cancel())
     assert len(server.seen("POST", "uploads")) == 4  # three mounts, one upload
     left = made.store.metadata.get_metadata(DIFF_ID)
     assert (left != [association(row) for row in rows]) is case["removed"]
