@@ -7,5 +7,5 @@ The modules in reading order:
     members   the members of a tar, found in one pass
     reader    a tar as a read-only source of images
     load      load(): the images of a tar
-    check     is an archive what it says?
+    check     is every byte of an archive what its name says?
 """

@@ -101,7 +101,7 @@ class Archive(ImageSource):
         return data
 
     def _layout(self) -> Dict[str, str]:
-        """Take the images of index.json; says of those that are not all there what they lack."""
+        """Take the images of index.json; return, by label, an error text for each that lacks a blob."""
         version = parse_json(self._read("oci-layout"), "oci-layout").get("imageLayoutVersion")
         index = manifest.parse(self._read("index.json"), "", "index.json")
         if version != "1.0.0" or not isinstance(index, Index):
@@ -109,8 +109,8 @@ class Archive(ImageSource):
         lacking = {}
         seen: Seen = set()
         bounds = Bounds()
-        lost: Dict[Digest, Optional[Digest]] = {}  # what each document lacks; None if nothing
-        whole: Dict[Digest, Dict[Digest, Descriptor]] = {}  # the documents below each that lack nothing
+        lost: Dict[Digest, Optional[Digest]] = {}  # for each document the first blob that it lacks, or None
+        whole: Dict[Digest, Dict[Digest, Descriptor]] = {}  # for each document those below that lack nothing
         for entry in index.manifests:
             if entry.media_type not in MANIFEST_TYPES | INDEX_TYPES:
                 continue
@@ -126,7 +126,7 @@ class Archive(ImageSource):
                     if isinstance(document, Manifest) and lost[item.digest] is None:
                         self._by_config[document.config.digest] = item
             label, missing = named(entry.to_json()), lost.get(entry.digest, entry.digest)
-            # Docker saves what it has of an index, which may be one platform.
+            # Docker saves the part of an index that it has, which may be one platform.
             images = [item for item in whole.get(entry.digest, {}).values()
                       if not item.platform or item.platform.os != "unknown"]
             best = [entry] if missing is None else select(host_platform(), images) or images
@@ -137,10 +137,10 @@ class Archive(ImageSource):
         return lacking
 
     def _lost(self, document: manifest.Document, lost: Dict[Digest, Optional[Digest]]) -> Optional[Digest]:
-        """The digest of the first thing that a document needs and the archive has not.
+        """Return the digest of the first blob that a document needs and the archive lacks, or None.
 
-        ``lost`` tells it of the documents below.  Docker 25.0.0 left the layers out of
-        its manifests: such a one lacks itself.
+        ``lost`` has the same for the documents below.  Docker 25.0.0 left the layers out of
+        its manifests: such a manifest lacks itself.
         """
         needed, manifests = list(document.blobs), document.manifests if isinstance(document, Index) else ()
         for child in manifests:

@@ -19,7 +19,7 @@ import re
 from typing import List, Optional, Tuple
 
 from ..cancel import Cancel
-from ..digest import DiffID, Digest, Verifier
+from ..digest import DiffID, Digest, Verifier, check_v1_id
 from ..errors import ContentMismatch, Error, InvalidDocument, NetworkError, NoSupport, StorageError
 from ..image.config import Image
 from ..image.descriptor import DOCKER_LAYER, DOCKER_TAR, Descriptor
@@ -31,7 +31,7 @@ from ..registry.errors import continue_on_error
 from ..registry.response import Response
 from ..registry.v1 import Session, V1Image
 from ..store.layer import Diff
-from ..store.metadata import V1IDService, V2Metadata
+from ..store.metadata import MetadataStore, V2Metadata
 from ..store.references import Association
 from ..store.store import Store
 from ..xfer.download import DownloadDescriptor, LayerDownloadManager
@@ -201,3 +201,30 @@ def _check_range(response: Response, start: int) -> None:
     if response.status != 206 or match is None or int(match.group(1)) != start:
         response.close()
         raise ContentMismatch("%s answered with another range" % (response.origin,), retry=True)
+
+
+class V1IDService:
+    """The DiffIDs of layers by their v1 ids at a registry, which is given by its domain.
+
+    Mirrors moby's distribution/metadata/v1_id_service.go.
+    """
+    NAMESPACE = "v1id-mappings"
+
+    def __init__(self, store: MetadataStore) -> None:
+        self.store = store
+
+    def get(self, v1_id: str, registry: str) -> Optional[DiffID]:
+        """Return the DiffID of a layer pulled from, or pushed to, that registry under this id, or None."""
+        key = _v1_key(v1_id, registry)
+        with contextlib.suppress(Error):
+            value = self.store.get(self.NAMESPACE, key) or b""
+            return DiffID(Digest.parse(value.decode("ascii", "replace")))
+        return None
+
+    def set(self, v1_id: str, registry: str, diff_id: DiffID) -> None:
+        """Record the DiffID of a layer; raises StorageError, and InvalidDocument for an invalid id."""
+        self.store.set(self.NAMESPACE, _v1_key(v1_id, registry), diff_id.encode())
+
+
+def _v1_key(v1_id: str, registry: str) -> str:
+    return "%s,%s" % (registry, check_v1_id(v1_id))

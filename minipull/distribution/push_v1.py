@@ -35,10 +35,10 @@ from ..registry.errors import RegistryError
 from ..registry.request import Body, FileBody
 from ..registry.v1 import Session
 from ..store.compression import decompressed
-from ..store.metadata import V1IDService
 from ..store.store import Store
 from ..xfer.download import MAX_ATTEMPTS, attempts
 from ..xfer.transfer import Run, Transfer, TransferManager
+from .pull_v1 import V1IDService
 
 LOOK_UPS = 5  # at once
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The store: what is kept on disk, under one root.
+"""The store: images on disk, under one root.
 
 The modules in reading order:
 
@@ -8,8 +8,8 @@ The modules in reading order:
     layer          one record a ChainID
     references     index.json: names to manifests
     metadata       which blob is which layer, and where it was seen
-    source         what is read alike from a store and from an archive
+    source         images to be read, from a store or an archive alike
     store          all of these under one root
-    gc             remove what no name needs
+    gc             remove the blobs that no name needs
     check          is every byte what its name says?
 """

@@ -16,7 +16,7 @@ import re
 from typing import Callable, List, Mapping, NamedTuple, Optional
 
 from .. import files
-from ..digest import DiffID, Digest, check_v1_id
+from ..digest import DiffID, Digest
 from ..errors import Error, InvalidDocument, storage_errors
 from ..image.strictjson import compact
 
@@ -83,30 +83,6 @@ def compute_hmac(key: bytes, entry: V2Metadata) -> str:
 def check_hmac(key: bytes, entry: V2Metadata) -> bool:
     """Whether an association was proved with these credentials."""
     return hmac.compare_digest(compute_hmac(key, entry).encode(), entry.hmac.encode())
-
-
-class V1IDService:
-    """The DiffIDs of layers by their v1 ids at a registry, which is given by its domain."""
-    NAMESPACE = "v1id-mappings"
-
-    def __init__(self, store: MetadataStore) -> None:
-        self.store = store
-
-    def get(self, v1_id: str, registry: str) -> Optional[DiffID]:
-        """Return the DiffID of a layer pulled from, or pushed to, that registry under this id, or None."""
-        key = _v1_key(v1_id, registry)
-        with contextlib.suppress(Error):
-            value = self.store.get(self.NAMESPACE, key) or b""
-            return DiffID(Digest.parse(value.decode("ascii", "replace")))
-        return None
-
-    def set(self, v1_id: str, registry: str, diff_id: DiffID) -> None:
-        """Record the DiffID of a layer; raises StorageError, and InvalidDocument for an invalid id."""
-        self.store.set(self.NAMESPACE, _v1_key(v1_id, registry), diff_id.encode())
-
-
-def _v1_key(v1_id: str, registry: str) -> str:
-    return "%s,%s" % (registry, check_v1_id(v1_id))
 
 
 class V2MetadataService:

@@ -80,27 +80,29 @@ class ImageSource:
             self.content.read(descriptor.digest, manifest.MAX_MANIFEST), descriptor.media_type)
 
     def stored(self, descriptor: Descriptor) -> Optional[manifest.Document]:
-        """A manifest or index, or None if it is not there or of another kind; raises as document()."""
-        known = descriptor.media_type in MANIFEST_TYPES | INDEX_TYPES
-        if known and self.content.size(descriptor.digest) is not None:
-            return self.document(descriptor)
-        return None
+        """Return a manifest or index, or None if it is missing or of another kind; raises as document()."""
+        is_document = descriptor.media_type in MANIFEST_TYPES | INDEX_TYPES
+        stored = is_document and self.content.size(descriptor.digest) is not None
+        return self.document(descriptor) if stored else None
 
     def walk(self, top: Descriptor, document: Optional[manifest.Document] = None,
              seen: Optional[Seen] = None) -> Iterator[Tuple[Descriptor, Optional[manifest.Document]]]:
-        """Every blob and document that ``top`` needs, children first; a document comes after its blobs.
+        """Yield every blob and document that ``top`` needs, once; a document after all that it needs.
 
         ``document`` is that of a ``top`` that may not be stored yet.  Documents in ``seen``
         are left out.  Raises as image.walk and document().
         """
         blobs: Set[Digest] = set()
-        for item, found in walk(top, lambda item: (
-                document if document and item.digest == top.digest else self.stored(item)), seen=seen):
-            for blob in found.blobs if found else ():
+
+        def get(item: Descriptor) -> Optional[manifest.Document]:
+            return document if document and item.digest == top.digest else self.stored(item)
+
+        for item, parsed in walk(top, get, seen=seen):
+            for blob in parsed.blobs if parsed else ():
                 if blob.digest not in blobs:
                     blobs.add(blob.digest)
                     yield blob, None
-            yield item, found
+            yield item, parsed
 
     def missing(self, top: Descriptor, foreign: bool = False) -> Iterator[Descriptor]:
         """Yield the blobs that ``top`` needs and that are missing; foreign layers only if ``foreign``."""

@@ -14,7 +14,7 @@ from minipull.xfer.download import LayerDownloadManager
 from minipull.errors import (
     ContentMismatch, Error, InvalidDocument, NetworkError, NotFound, PolicyError, StorageError)
 from minipull.registry.errors import RegistryError
-from minipull.store.metadata import V1IDService
+from minipull.distribution.pull_v1 import V1IDService
 from minipull.progress import Progress
 from tests.kit.servers import Action, Connection, ScriptedServer, content, head, reply, reset
 from tests.kit.v1server import Stored, V1Server, blobs, payload

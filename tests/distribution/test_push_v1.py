@@ -17,7 +17,7 @@ import minipull
 from minipull.registry.auth import Credential
 from minipull.errors import NetworkError, PolicyError, StorageError, Unsupported
 from minipull.registry.errors import RegistryError
-from minipull.store.metadata import V1IDService
+from minipull.distribution.pull_v1 import V1IDService
 from minipull.distribution.push_v1 import tarsum
 from minipull.cancel import Cancel
 from minipull.xfer.upload import LayerUploadManager

@@ -11,8 +11,9 @@ import pytest
 from tests.kit import DATA
 from minipull.digest import DiffID, Digest
 from minipull.errors import InvalidDocument, StorageError
+from minipull.distribution.pull_v1 import V1IDService
 from minipull.store.metadata import (
-    MetadataStore, V1IDService, V2Metadata, V2MetadataService, check_hmac, compute_hmac, hmac_key,
+    MetadataStore, V2Metadata, V2MetadataService, check_hmac, compute_hmac, hmac_key,
     parse_metadata)
 from tests.kit.stores import failing
 
