@@ -11,7 +11,8 @@ import pytest
 
 from minipull.distribution import blobs, pull_v1
 from minipull.registry import transport
-from tests.kit.servers import Certificates, ScriptedServer
+from tests.kit.certificates import Certificates
+from tests.kit.servers import ScriptedServer
 from tests.kit.processes import Docker, DockerRegistry, Finished, Minipull, Serve, Tool, _tool, minipull_env, missing, peer, run, short_folder
 
 

@@ -12,7 +12,9 @@ from tests.kit import images
 from tests.kit.commands import Call, Login, Result, basic
 from tests.kit.images import Layout
 from tests.kit.processes import Finished, Minipull, clean_env
-from tests.kit.servers import FaultProxy, ScriptedServer, TokenAuth
+from tests.kit.proxies import FaultProxy
+from tests.kit.tokens import TokenAuth
+from tests.kit.servers import ScriptedServer
 
 
 @pytest.fixture

@@ -17,7 +17,9 @@ from minipull.registry import login as logins
 from minipull.registry.auth import Credential
 from tests.kit.commands import Login, auth, auths, basic
 from tests.kit.processes import Docker, Finished, Minipull, Tool, minipull_env, run
-from tests.kit.servers import Certificates, FaultProxy, ScriptedServer, challenge, error, reply
+from tests.kit.certificates import Certificates
+from tests.kit.proxies import FaultProxy
+from tests.kit.servers import ScriptedServer, challenge, error, reply
 
 HUB = "https://index.docker.io/v1/"
 

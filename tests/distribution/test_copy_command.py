@@ -12,7 +12,9 @@ from tests.kit import images
 from tests.kit.processes import clean_env
 from tests.kit.images import Layout
 from minipull.cli import main as cli
-from tests.kit.servers import Certificates, Proxy, ScriptedServer, content, redirect
+from tests.kit.certificates import Certificates
+from tests.kit.proxies import Proxy
+from tests.kit.servers import ScriptedServer, content, redirect
 from tests.kit.copies import Target, blobs_of, entries, who
 
 pytestmark = pytest.mark.usefixtures("no_repeats")

@@ -27,8 +27,9 @@ from minipull.reference import Reference
 from minipull.registry.client import Client
 from minipull.cancel import Cancel
 from minipull.xfer.upload import LayerUploadManager
-from tests.kit.servers import (
-    Connection, FaultProxy, ScriptedServer, TokenAuth, Uploads, close, error, redirect, reply, reset)
+from tests.kit.proxies import FaultProxy
+from tests.kit.tokens import TokenAuth
+from tests.kit.servers import Connection, ScriptedServer, Uploads, close, error, redirect, reply, reset
 from tests.kit.work import Log
 from tests.kit.stores import keep
 from tests.kit.pushes import asked, entries, kept, loaded, push, results

@@ -16,7 +16,8 @@ from minipull.store.source import host_platform
 from minipull.registry.endpoints import Host
 from minipull.errors import InvalidReference, NetworkError, NoSupport, NotFound, StorageError
 from minipull.registry.errors import RegistryError
-from tests.kit.servers import Certificates, ScriptedServer, Uploads, close, content, error, reply
+from tests.kit.certificates import Certificates
+from tests.kit.servers import ScriptedServer, Uploads, close, content, error, reply
 from tests.kit.stores import keep
 from tests.kit.v1server import V1Server, blobs
 

@@ -13,7 +13,8 @@ from minipull.store.check import UNVERIFIED, check
 from minipull.digest import Digest
 from minipull.errors import ContentMismatch, PolicyError
 from minipull.registry.errors import RegistryError
-from tests.kit.servers import Certificates, ScriptedServer, content, error
+from tests.kit.certificates import Certificates
+from tests.kit.servers import ScriptedServer, content, error
 from tests.kit.pulls import asked, manifest_of, on_blob, pull, refused, rewrite, serve, stored_layers
 from tests.kit.work import Log
 

@@ -25,7 +25,8 @@ from minipull.store.metadata import V2Metadata
 from minipull.progress import Progress
 from minipull.cancel import Cancel
 from minipull.xfer.upload import LayerUploadManager
-from tests.kit.servers import Connection, FaultProxy, ScriptedServer, Uploads, error, hold, reset
+from tests.kit.proxies import FaultProxy
+from tests.kit.servers import Connection, ScriptedServer, Uploads, error, hold, reset
 from tests.kit.work import Log, background
 from tests.kit.stores import keep
 from tests.kit.pushes import asked, entries, kept, loaded, push, results

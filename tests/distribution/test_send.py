@@ -20,8 +20,9 @@ from minipull.registry.v2 import Repository
 from minipull.cancel import Cancel
 from minipull.registry.request import Body, FileBody
 from minipull.distribution.blobs import SMALL, send_blob
+from tests.kit.certificates import Certificates
 from tests.kit.servers import (
-    Action, Certificates, Connection, ScriptedServer, Uploads, challenge, close, error, head, hold, reply)
+    Action, Connection, ScriptedServer, Uploads, challenge, close, error, head, hold, reply)
 from tests.kit.work import background
 
 pytestmark = pytest.mark.usefixtures("no_waiting")

@@ -1,36 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """Servers that misbehave on purpose, and that remember who asked for what.
 
-* :class:`ScriptedServer` answers from a script, byte by byte if need be: for
-  faults that no real server can be made to show.
-* :class:`FaultProxy` stands in front of a real registry, counts, and spoils a
-  share of the responses; the same seed spoils the same requests.  It can send
-  blobs to another origin, and it can demand the tokens of a :class:`TokenAuth`.
-* :class:`Proxy` is what ``HTTPS_PROXY`` names.
+:class:`ScriptedServer` answers from a script, byte by byte if need be: for faults
+that no real server can be made to show.  :class:`Uploads` lets it take blobs and
+manifests.  The proxies in tests/kit/proxies are made of the same parts.
 
-The first two speak TLS when given a context from :class:`Certificates`.  A server is a
-context manager; another loopback address (127.0.0.2) is another origin.
+A server speaks TLS when given a context from :class:`tests.kit.certificates.Certificates`.
+It is a context manager; another loopback address (127.0.0.2) is another origin.
 """
-import base64
 import contextlib
 import hashlib
 import http.client
 import json
 import re
-import select
-import shutil
 import socket
 import ssl
 import struct
-import subprocess
 import threading
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import (
     Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple, Type,
-    TypeVar, Union,
-)
+    TypeVar, Union)
 from urllib.parse import parse_qs
 
 CHUNK = 1 << 16
@@ -52,7 +43,7 @@ class Request(NamedTuple):
                 parse_qs(self.target.partition("?")[2], keep_blank_values=True).items()}
 
 
-class _Gone(Exception):
+class Gone(Exception):
     """The connection is over: the client left, or the script said so."""
 
 
@@ -82,7 +73,7 @@ class Connection:
                 name, _, value = field.partition(":")
                 key = name.strip().lower()
                 headers[key] = headers[key] + ", " + value.strip() if key in headers else value.strip()
-        except (OSError, _Gone):
+        except (OSError, Gone):
             return False
         self.request = Request(line[0], line[1], headers, server)
         if headers.get("expect", "").lower() == "100-continue":
@@ -95,7 +86,7 @@ class Connection:
         while left:
             data = self._file.read1(min(left, CHUNK))
             if not data:
-                raise _Gone
+                raise Gone
             left -= len(data)
             yield data
 
@@ -115,27 +106,27 @@ class Connection:
         try:
             self.socket.sendall(data)
         except OSError:
-            raise _Gone from None
+            raise Gone from None
 
     def wait(self, seconds: float) -> None:
         """Sleep, but not longer than the server lives."""
         if self.stopping.wait(seconds):
-            raise _Gone
+            raise Gone
 
     def reset(self) -> None:
         """Close with RST: the client sees ECONNRESET after what was sent before."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        raise _Gone
+        raise Gone
 
     def close(self) -> None:
         self._file.close()
         self.socket.close()
 
 
-_Self = TypeVar("_Self", bound="_Server")
+_Self = TypeVar("_Self", bound="BaseServer")
 
 
-class _Server:
+class BaseServer:
     """Accepts connections, one thread each, until stopped."""
 
     def __init__(self, host: str = "127.0.0.1", tls: Optional[ssl.SSLContext] = None) -> None:
@@ -221,7 +212,7 @@ class _Server:
         except ssl.SSLError as error:
             self.tls_errors.append(str(error))
             _drain(sock)
-        except (OSError, ValueError, http.client.HTTPException, _Gone):
+        except (OSError, ValueError, http.client.HTTPException, Gone):
             pass
         finally:
             with self.lock:
@@ -229,7 +220,7 @@ class _Server:
             sock.close()
 
     def handle(self, connection: Connection) -> None:
-        """Answer one request; raise _Gone to end the connection."""
+        """Answer one request; raise Gone to end the connection."""
         raise NotImplementedError
 
 
@@ -350,13 +341,13 @@ def reset(connection: Connection) -> None:
 
 
 def close(connection: Connection) -> None:
-    raise _Gone
+    raise Gone
 
 
 Script = Union[Action, Sequence[Action]]
 
 
-class ScriptedServer(_Server):
+class ScriptedServer(BaseServer):
     """``server.on("GET", r"/blobs/", error(503), [send(b"HTTP/1.1 200 OK..."), reset])``
 
     The nth request that a rule matches gets its nth script, later ones the
@@ -516,323 +507,3 @@ class Uploads:
         last = max(0, len(self.sessions[name]) - 1)
         reply(status, headers={"Location": "%s%s?_state=%d" % (self.base, name, self._states[name]),
                                "Range": "0-%d" % last, **self.extra})(connection)
-
-
-# -- tokens --------------------------------------------------------------------
-
-
-class TokenAuth:
-    """The token server of docker's specification, Basic and OAuth2 (refresh tokens).
-
-    ``users`` may do anything; without credentials only ``anonymous`` actions
-    are granted.  ``received`` is each Authorization header with its request.
-    """
-
-    def __init__(self, users: Optional[Mapping[str, str]] = None, anonymous: Sequence[str] = ("pull",),
-                 lifetime: int = 300, service: str = "test-registry") -> None:
-        self.users = dict(users or {})
-        self.anonymous = set(anonymous)
-        self.lifetime = lifetime
-        self.service = service
-        self.received: List[Tuple[Request, str]] = []
-        self.issued = 0
-        self._tokens: Dict[str, Tuple[float, Dict[str, Set[str]]]] = {}
-        self._refresh: Dict[str, str] = {}
-        self._lock = threading.Lock()
-
-    def revoke(self) -> None:
-        """Forget every token at once, as if all had expired."""
-        with self._lock:
-            self._tokens.clear()
-
-    def token(self, connection: Connection) -> None:
-        """Answer GET or POST /token."""
-        request = connection.request
-        posted = parse_qs(connection.body().decode())
-        form = {**request.query, **{key: values[-1] for key, values in posted.items()}}
-        scopes = parse_qs(request.target.partition("?")[2]).get("scope", []) + posted.get("scope", [])
-        user, known = self._user(request, form)
-        if not known:
-            return error(401, "UNAUTHORIZED")(connection)
-        granted: Dict[str, Set[str]] = {}
-        for scope in " ".join(scopes).split():
-            kind, _, rest = scope.partition(":")
-            name, _, actions = rest.rpartition(":")
-            if kind == "repository":
-                wanted = set(actions.split(","))
-                granted.setdefault(name, set()).update(wanted if user else wanted & self.anonymous)
-        with self._lock:
-            self.issued += 1
-            token = "token-%d-of-%s" % (self.issued, user or "anonymous")
-            self._tokens[token] = time.monotonic() + self.lifetime, granted
-            answer = {"token": token, "access_token": token, "expires_in": self.lifetime,
-                      "issued_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-            if user and (form.get("offline_token") == "true" or form.get("access_type") == "offline"):
-                answer["refresh_token"] = "refresh-of-" + user
-                self._refresh["refresh-of-" + user] = user
-        reply(200, answer, {"Content-Type": "application/json"})(connection)
-
-    def _user(self, request: Request, form: Mapping[str, str]) -> Tuple[str, bool]:
-        """(name, True), ("", True) for anonymous, or ("", False)."""
-        if form.get("grant_type") == "refresh_token":
-            user = self._refresh.get(form.get("refresh_token", ""), "")
-            return user, bool(user)
-        name, password = form.get("username", ""), form.get("password", "")
-        authorization = request.headers.get("authorization", "")
-        if authorization:
-            self.received.append((request, authorization))
-            name, _, password = base64.b64decode(authorization.partition(" ")[2]).decode().partition(":")
-        if not name:
-            return "", True
-        return (name, True) if self.users.get(name) == password else ("", False)
-
-    def admits(self, connection: Connection, realm: str) -> bool:
-        """Check the Bearer token of a request; answers 401 and says False without one."""
-        request = connection.request
-        authorization = request.headers.get("authorization", "")
-        if authorization:
-            self.received.append((request, authorization))
-        expiry, granted = self._tokens.get(authorization.partition(" ")[2], (0.0, {}))
-        repository = re.fullmatch(r"/v2/(.+)/(?:manifests|blobs|tags|referrers)/.*", request.path)
-        action = "pull" if request.method in ("GET", "HEAD") else "push"
-        if expiry > time.monotonic() and (
-                not repository or action in granted.get(repository.group(1), ())):
-            return True
-        value = 'Bearer realm="%s",service="%s"' % (realm, self.service)
-        if repository:
-            value += ',scope="repository:%s:%s"' % (
-                repository.group(1), "pull" if action == "pull" else "pull,push")
-        if expiry:
-            value += ',error="invalid_token"'
-        challenge(value)(connection)
-        return False
-
-
-# -- proxies -------------------------------------------------------------------
-
-
-class Proxy(_Server):
-    """Tunnels and relays, to ``hosts`` (names as they are asked for, to host:port) alone.
-
-    ``login`` is the USER:PASSWORD that it demands.  ``script`` answers instead, if set.
-    """
-
-    def __init__(self, hosts: Mapping[str, str], login: str = "") -> None:
-        self.hosts, self.login = hosts, login
-        self.script: Optional[Action] = None
-        super().__init__()
-
-    def handle(self, connection: Connection) -> None:
-        request = connection.request
-        wanted = "Basic " + base64.b64encode(self.login.encode()).decode() if self.login else ""
-        name, _, path = request.target.partition("://")[2].partition("/")
-        address = self.hosts.get(name or request.target)
-        if self.script:
-            self.script(connection)
-        elif request.headers.get("proxy-authorization", "") != wanted:
-            reply(407, headers={"Proxy-Authenticate": 'Basic realm="proxy"'})(connection)
-        elif address is None:
-            reply(502)(connection)
-        elif request.method == "CONNECT":
-            self._tunnel(connection, address)
-        else:
-            self._relay(connection, address, "/" + path)
-
-    def _tunnel(self, connection: Connection, address: str) -> None:
-        host, _, port = address.rpartition(":")
-        with socket.create_connection((host, int(port)), 10) as upstream:
-            connection.send(b"HTTP/1.1 200 Connection established\r\n\r\n")
-            ends = {connection.socket: upstream, upstream: connection.socket}
-            while True:
-                for ready in select.select(list(ends), [], [])[0]:
-                    data = ready.recv(CHUNK)
-                    if not data:
-                        raise _Gone
-                    ends[ready].sendall(data)
-
-    def _relay(self, connection: Connection, address: str, path: str) -> None:
-        hop = ("connection", "proxy-authorization", "transfer-encoding")
-        upstream = http.client.HTTPConnection(address, timeout=60)
-        try:
-            fields = {key: value for key, value in connection.request.headers.items() if key not in hop}
-            upstream.request(connection.request.method, path, connection.body() or None, fields)
-            response = upstream.getresponse()
-            fields = {key: value for key, value in response.getheaders() if key.lower() not in hop}
-            reply(response.status, response.read(), fields)(connection)
-        finally:
-            upstream.close()
-
-
-class FaultProxy(_Server):
-    """A registry's worst day: an HTTP proxy in front of ``target`` (host:port).
-
-    For a share ``rate`` of requests, chosen by ``(seed, method, path, nth
-    hit)``, the connection is reset before or after the target has worked, or in
-    mid-body of the request or the response, or it is slow, or answers 429, 502
-    or 503.  A ``rate`` of 0 counts only.  With ``blobs`` set to another
-    FaultProxy, GETs of blobs are redirected to that one.  ``pace`` is how many
-    seconds it rests after each 64 KiB of a body.
-    """
-
-    def __init__(self, target: str, seed: int = 0, rate: float = 0, host: str = "127.0.0.1",
-                 tls: Optional[ssl.SSLContext] = None, auth: Optional[TokenAuth] = None,
-                 blobs: Optional["FaultProxy"] = None, realm: Optional[str] = None, pace: float = 0) -> None:
-        self.target, self.seed, self.rate = target, seed, rate
-        self.auth, self.blobs, self.pace = auth, blobs, pace
-        #: Per (method, path): how often asked, and bytes of bodies sent down and taken up.
-        self.hits: Dict[Tuple[str, str], int] = {}
-        self.down: Dict[Tuple[str, str], int] = {}
-        self.up: Dict[Tuple[str, str], int] = {}
-        self.faults: List[Tuple[str, Request]] = []
-        self._upstream = threading.local()
-        super().__init__(host, tls)
-        self.realm = realm or self.url + "/token"
-
-    def handle(self, connection: Connection) -> None:
-        request = connection.request
-        if self.auth and request.path == "/token":
-            return self.auth.token(connection)
-        key = request.method, re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "UUID", request.path)
-        with self.lock:
-            self.hits[key] = self.hits.get(key, 0) + 1
-            fault = self._choose(key, self.hits[key])
-            if fault:
-                self.faults.append((fault, request))
-        if fault == "reset":
-            connection.reset()
-        elif fault == "slow":
-            connection.wait(0.05 + self._dice(key) * 0.45)
-        elif fault in ("429", "502", "503"):
-            return error(int(fault), "TOOMANYREQUESTS" if fault == "429" else "UNAVAILABLE",
-                         {"Retry-After": "0"} if fault == "429" else {})(connection)
-        if self.auth and not self.auth.admits(connection, self.realm):
-            return
-        if self.blobs and request.method == "GET" and "/blobs/sha256:" in request.path:
-            return redirect("%s%s?signature=1" % (self.blobs.url, request.path))(connection)
-        self._forward(connection, key, fault)
-
-    def _dice(self, key: Tuple[str, str], hit: int = 0) -> float:
-        text = "%d %s %s %d" % (self.seed, key[0], key[1], hit)
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / (1 << 48)
-
-    def _choose(self, key: Tuple[str, str], hit: int) -> str:
-        dice = self._dice(key, hit)
-        kinds = ["reset", "cut", "slow", "502", "503", "429", "unheard"]
-        kinds += ["cut"] * 3 if key[0] == "GET" else ["cut-upload"] * 3 if key[0] in ("PUT", "PATCH") else []
-        return kinds[int(dice / self.rate * len(kinds))] if dice < self.rate else ""
-
-    def _forward(self, connection: Connection, key: Tuple[str, str], fault: str) -> None:
-        request = connection.request
-        upstream = http.client.HTTPConnection(self.target, timeout=60)
-        try:
-            # Host stays as sent, so that the registry's own URLs lead back here.
-            upstream.putrequest(request.method, request.target, skip_host=True, skip_accept_encoding=True)
-            for name, value in request.headers.items():
-                if name not in ("connection", "expect") and not (self.auth and name == "authorization"):
-                    upstream.putheader(name, value)
-            if self._tls:
-                upstream.putheader("X-Forwarded-Proto", "https")
-            upstream.endheaders()
-            chunked = "transfer-encoding" in request.headers
-            left = int(request.headers.get("content-length", CHUNK)) // 2
-            for data in connection.unread:
-                self._count(self.up, key, len(data))
-                left -= len(data)
-                if fault == "cut-upload" and left <= 0:
-                    connection.reset()
-                upstream.send(b"%x\r\n%s\r\n" % (len(data), data) if chunked else data)
-                connection.wait(self.pace)
-            if chunked:
-                upstream.send(b"0\r\n\r\n")
-            response = upstream.getresponse()
-            if fault == "unheard":
-                connection.reset()
-            self._relay(connection, key, response, fault == "cut")
-        finally:
-            upstream.close()
-
-    def _relay(self, connection: Connection, key: Tuple[str, str], response: http.client.HTTPResponse,
-               cut: bool) -> None:
-        fields = {name: value for name, value in response.getheaders() if name.lower() != "connection"}
-        chunked = response.length is None and connection.request.method != "HEAD"
-        start = head(response.status, fields)
-        if cut and response.length == 0:  # no body to cut
-            connection.send(start[:len(start) // 2])
-            connection.reset()
-        connection.send(start)
-        left = (response.length or CHUNK) // 2
-        while True:
-            data = response.read1(CHUNK)
-            if cut and (left <= len(data) or not data):
-                connection.send(b"%x\r\n%s" % (len(data), data[:left]) if chunked else data[:left])
-                self._count(self.down, key, min(left, len(data)))
-                connection.reset()
-            if not data:
-                break
-            left -= len(data)
-            self._count(self.down, key, len(data))
-            connection.send(b"%x\r\n%s\r\n" % (len(data), data) if chunked else data)
-            connection.wait(self.pace)
-        if chunked:
-            connection.send(b"0\r\n\r\n")
-
-    def _count(self, counter: Dict[Tuple[str, str], int], key: Tuple[str, str], size: int) -> None:
-        with self.lock:
-            counter[key] = counter.get(key, 0) + size
-
-
-# -- certificates --------------------------------------------------------------
-
-
-class Certificates:
-    """A certificate authority and what can be wrong with its certificates.
-
-    ``context(kind)`` is a server's side, which with ``mutual`` demands a certificate
-    of the client's, such as ``client``; ``ca`` is the file that a client trusts.
-    """
-
-    KINDS = ("valid", "expired", "wrong-host", "self-signed", "client")
-
-    def __init__(self, root: Path, openssl: str) -> None:
-        self.root, self._openssl = root, openssl
-        self.ca = root / "ca.pem"
-        local = "subjectAltName=IP:127.0.0.1,IP:127.0.0.2,DNS:localhost,DNS:registry.test"
-        self._ask("req", "-x509", *self._key("ca"), "-subj", "/CN=test authority", "-days", "30",
-                  "-out", "ca.pem")
-        self._ask("req", "-x509", *self._key("self-signed"), "-subj", "/CN=localhost", "-days", "30",
-                  "-addext", local, "-out", "self-signed.pem")
-        self._sign("valid", local, "30")
-        self._sign("wrong-host", "subjectAltName=DNS:registry.invalid", "30")
-        self._sign("expired", local, "-1")
-        self._sign("client", "extendedKeyUsage=clientAuth", "30")
-
-    def _ask(self, *args: str) -> None:
-        subprocess.run([self._openssl, *args], cwd=self.root, check=True, timeout=60,
-                       stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-    def _key(self, kind: str) -> List[str]:
-        return ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", kind + ".key"]
-
-    def _sign(self, kind: str, names: str, days: str) -> None:
-        (self.root / (kind + ".ext")).write_text(names + "\n")
-        self._ask("req", "-new", *self._key(kind), "-subj", "/CN=" + kind, "-out", kind + ".csr")
-        self._ask("x509", "-req", "-in", kind + ".csr", "-CA", "ca.pem", "-CAkey", "ca.key",
-                  "-CAcreateserial", "-days", days, "-extfile", kind + ".ext", "-out", kind + ".pem")
-
-    def context(self, kind: str = "valid", mutual: bool = False) -> ssl.SSLContext:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(str(self.root / (kind + ".pem")), str(self.root / (kind + ".key")))
-        if mutual:
-            context.verify_mode = ssl.CERT_REQUIRED
-            context.load_verify_locations(str(self.ca))
-        return context
-
-    def folder(self, path: Path, ca: bool = True, client: str = "") -> Path:
-        """What certs.d/HOST or --cert-dir may hold."""
-        path.mkdir(parents=True)
-        if ca:
-            shutil.copy(str(self.ca), str(path / "ca.crt"))
-        if client:
-            shutil.copy(str(self.root / (client + ".pem")), str(path / "client.cert"))
-            shutil.copy(str(self.root / (client + ".key")), str(path / "client.key"))
-        return path

@@ -17,7 +17,8 @@ from tests.kit.images import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFE
 from minipull.distribution import blobs as blobs_module
 from minipull.registry import transport
 from minipull.xfer.upload import LayerUploadManager
-from tests.kit.servers import FaultProxy, TokenAuth
+from tests.kit.proxies import FaultProxy
+from tests.kit.tokens import TokenAuth
 
 MIB = 1 << 20
 ANY = ", ".join(images.MANIFESTS)

@@ -9,7 +9,10 @@ import pytest
 from tests.kit import images
 from minipull.digest import Digest
 from tests.kit.processes import DockerRegistry, Minipull, interpreters, minipull_env, run
-from tests.kit.servers import Certificates, FaultProxy, ScriptedServer, TokenAuth, close, send
+from tests.kit.certificates import Certificates
+from tests.kit.proxies import FaultProxy
+from tests.kit.tokens import TokenAuth
+from tests.kit.servers import ScriptedServer, close, send
 
 
 Pushed = Tuple[str, images.Image]

@@ -11,7 +11,8 @@ import pytest
 
 from tests.kit import images
 from tests.kit.processes import Docker, DockerRegistry, Minipull, Tool
-from tests.kit.servers import FaultProxy, TokenAuth
+from tests.kit.proxies import FaultProxy
+from tests.kit.tokens import TokenAuth
 
 
 def stored(root: Path) -> Set[str]:

@@ -13,7 +13,8 @@ import pytest
 from tests.kit import images
 from tests.kit.processes import Docker, DockerRegistry, Finished, Minipull, Serve, Tool, minipull_env, run
 from tests.kit.images import Layout, Spec
-from tests.kit.servers import FaultProxy, TokenAuth
+from tests.kit.proxies import FaultProxy
+from tests.kit.tokens import TokenAuth
 
 MIB = 1 << 20
 

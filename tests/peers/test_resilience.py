@@ -23,7 +23,8 @@ import pytest
 from tests.kit import images
 import minipull
 from tests.kit.processes import DockerRegistry, Minipull, minipull_env, missing, peer, run, wait_until
-from tests.kit.servers import Certificates, FaultProxy
+from tests.kit.certificates import Certificates
+from tests.kit.proxies import FaultProxy
 
 MIB = 1 << 20
 

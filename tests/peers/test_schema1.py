@@ -11,7 +11,8 @@ from tests.kit import images
 from tests.kit.processes import Docker, DockerRegistry, Finished, Minipull, Tool, ask, interpreters
 from tests.kit.images import Layout, Spec
 from minipull.image.descriptor import SCHEMA1_SIGNED
-from tests.kit.servers import Connection, FaultProxy, content, error
+from tests.kit.proxies import FaultProxy
+from tests.kit.servers import Connection, content, error
 
 Call = Callable[..., Finished]
 

@@ -22,7 +22,7 @@ from tests.kit import images
 from tests.kit.processes import (
     Docker, Finished, Minipull, Serve, Tool, clean_env, end, minipull_env, missing, peer, run, short_folder,
     wait_until)
-from tests.kit.servers import FaultProxy
+from tests.kit.proxies import FaultProxy
 
 #: The platform that daemons on this machine choose.
 HERE = {"aarch64": "linux/arm64/v8"}.get(platform.machine(), "linux/amd64")

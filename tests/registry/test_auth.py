@@ -21,8 +21,9 @@ from minipull.registry.errors import RegistryError
 from minipull.cancel import Cancel
 from minipull.registry.request import Body, Request
 from minipull.registry.transport import Transport
-from tests.kit.servers import (
-    Action, Certificates, Connection, ScriptedServer, TokenAuth, challenge, error, redirect, reply, sleep)
+from tests.kit.certificates import Certificates
+from tests.kit.tokens import TokenAuth
+from tests.kit.servers import Action, Connection, ScriptedServer, challenge, error, redirect, reply, sleep
 
 pytestmark = pytest.mark.usefixtures("no_repeats")
 

@@ -19,7 +19,8 @@ from minipull.registry.endpoints import RegistryService
 from minipull.errors import Cancelled, NetworkError, PolicyError, StorageError, TLSError
 from minipull.cancel import Cancel
 from minipull.registry.request import Body, FileBody, Request
-from tests.kit.servers import Certificates, ScriptedServer, close, drip, head, hold, reply, send
+from tests.kit.certificates import Certificates
+from tests.kit.servers import ScriptedServer, close, drip, head, hold, reply, send
 
 TABLES = json.loads((DATA / "tables.json").read_text("utf-8"))
 OK = b"HTTP/1.1 200 OK\r\n"

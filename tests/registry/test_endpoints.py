@@ -16,7 +16,8 @@ from minipull.errors import Error, InvalidReference, NetworkError, StorageError
 from minipull.registry.errors import RegistryError
 from minipull.reference import Reference
 from minipull.cancel import Cancel
-from tests.kit.servers import Certificates, ScriptedServer, close, error, reply
+from tests.kit.certificates import Certificates
+from tests.kit.servers import ScriptedServer, close, error, reply
 
 TABLES = json.loads((DATA / "tables.json").read_text("utf-8"))
 NAMES = {"localhost": ["127.0.0.1", "::1"], "example.com": ["42.42.42.42"], "other.com": ["43.43.43.43", "fe80::1%eth0"]}

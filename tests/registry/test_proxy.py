@@ -21,8 +21,9 @@ from minipull.registry.proxy import Proxies
 from minipull.cancel import Cancel
 from minipull.registry.request import Request
 from minipull.registry.transport import Transport
-from tests.kit.servers import (
-    Certificates, FaultProxy, Proxy, ScriptedServer, close, drip, hold, redirect, reply, reset, send)
+from tests.kit.certificates import Certificates
+from tests.kit.proxies import FaultProxy, Proxy
+from tests.kit.servers import ScriptedServer, close, drip, hold, redirect, reply, reset, send
 
 pytestmark = pytest.mark.usefixtures("no_waiting")
 

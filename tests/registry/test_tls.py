@@ -18,7 +18,9 @@ from minipull.registry.proxy import Proxies
 from minipull.cancel import Cancel
 from minipull.registry.request import Request
 from minipull.registry.tls import add_folder, issuer
-from tests.kit.servers import Certificates, Connection, Proxy, ScriptedServer, close, reply
+from tests.kit.certificates import Certificates
+from tests.kit.proxies import Proxy
+from tests.kit.servers import Connection, ScriptedServer, close, reply
 
 HOST = "registry.test:5000"
 

@@ -17,7 +17,8 @@ from minipull.errors import Cancelled, NetworkError, PolicyError, RateLimited, T
 from minipull.cancel import Cancel
 from minipull.registry.request import Body, Request
 from minipull.registry.transport import Transport, retry_after
-from tests.kit.servers import Action, Certificates, ScriptedServer, close, error, redirect, reply, reset, send
+from tests.kit.certificates import Certificates
+from tests.kit.servers import Action, ScriptedServer, close, error, redirect, reply, reset, send
 
 pytestmark = pytest.mark.usefixtures("no_waiting")
 

@@ -12,7 +12,8 @@ from minipull.reference import Reference
 from minipull.registry.v1 import Session
 from minipull.cancel import Cancel
 from minipull.registry.transport import Transport
-from tests.kit.servers import Certificates, Script, ScriptedServer, redirect, reply, send
+from tests.kit.certificates import Certificates
+from tests.kit.servers import Script, ScriptedServer, redirect, reply, send
 from tests.kit.v1server import V1Server
 
 pytestmark = pytest.mark.usefixtures("no_waiting")

@@ -22,9 +22,10 @@ from minipull.reference import Reference
 from minipull.registry.client import Client
 from minipull.registry.v2 import Repository
 from minipull.cancel import Cancel
+from tests.kit.certificates import Certificates
+from tests.kit.tokens import TokenAuth
 from tests.kit.servers import (
-    Action, Certificates, Connection, ScriptedServer, TokenAuth, Uploads, challenge, close, content, error,
-    redirect, reply, send)
+    Action, Connection, ScriptedServer, Uploads, challenge, close, content, error, redirect, reply, send)
 
 pytestmark = pytest.mark.usefixtures("no_repeats")
 
