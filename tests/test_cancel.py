@@ -11,7 +11,7 @@ from minipull.errors import Cancelled
 TIMEOUT = 30.0
 
 
-def test_a_switch_that_is_set_tells_everybody_once() -> None:
+def test_cancel_runs_every_callback_once() -> None:
     cancel = Cancel()
     told: List[str] = []
     with cancel.calling(lambda: told.append("in time")):

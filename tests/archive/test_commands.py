@@ -59,7 +59,7 @@ def test_an_image_without_a_name_is_loaded_by_id(
     (["load"], 6, "load: there is no image in it: no index.json, manifest.json or repositories"),
     (["save", "nope"], 3, "No such image: nope:latest"), (["save", "-o", "x", "UPPER"], 2, None),
     (["save"], 2, None), (["save", "--platform", "x/y/z/w", "two"], 2, None)])
-def test_what_goes_wrong_is_one_line(
+def test_errors_of_save_and_load_are_one_line(
         three: Three, run_minipull: Minipull, args: List[str], code: int, text: Optional[str]) -> None:
     done = run_minipull("--root", three[0].root, *args)
     assert (done.code, done.out) == (code, "") and done.err.count("\n") == 1, done
@@ -68,7 +68,7 @@ def test_what_goes_wrong_is_one_line(
 
 @pytest.mark.parametrize("args, text", [
     (["save", "two"], "refusing to write an archive to a terminal"), (["load"], "give -i FILE")])
-def test_a_terminal_is_no_archive(three: Three, home: Path, args: List[str], text: str) -> None:
+def test_save_and_load_refuse_a_terminal(three: Three, home: Path, args: List[str], text: str) -> None:
     master, slave = pty.openpty()
     try:
         done = subprocess.run(
@@ -80,7 +80,7 @@ def test_a_terminal_is_no_archive(three: Three, home: Path, args: List[str], tex
     assert done.returncode == 2 and text in done.stderr.decode()
 
 
-def test_a_reader_that_leaves_ends_save_quietly(
+def test_save_ends_quietly_when_its_pipe_closes(
         store: Store, layout: Layout, home: Path) -> None:
     """HA11."""
     keep(store, layout, layout.image([Spec(4 << 20, compression="")]))
@@ -94,7 +94,8 @@ def test_a_reader_that_leaves_ends_save_quietly(
     assert process.returncode == 141
 
 
-def test_a_writer_that_leaves_is_told(saved: Path, tmp_path: Path, run_minipull: Minipull) -> None:
+def test_load_from_a_pipe_that_ends_early_is_an_error(
+        saved: Path, tmp_path: Path, run_minipull: Minipull) -> None:
     """HA11."""
     data = saved.read_bytes()
     done = run_minipull("--root", tmp_path / "fresh", "load", stdin=data[:len(data) // 2])
@@ -104,7 +105,7 @@ def test_a_writer_that_leaves_is_told(saved: Path, tmp_path: Path, run_minipull:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 @pytest.mark.parametrize("how", ["file", "gzip"])
-def test_a_load_that_is_killed_leaves_nothing_that_gc_does_not_take(
+def test_gc_removes_all_that_a_killed_load_left(
         store: Store, layout: Layout, home: Path, path: Path, number: int, how: str) -> None:
     data = pack(layout_members(layout, [named(layout.image(images.specs(2, 3 << 20)))]))
     path.write_bytes(gzip.compress(data) if how == "gzip" else data)
@@ -128,7 +129,7 @@ def test_a_load_that_is_killed_leaves_nothing_that_gc_does_not_take(
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_save_that_is_killed_leaves_the_file_that_was_there(
+def test_a_killed_save_leaves_the_former_file(
         store: Store, layout: Layout, home: Path, path: Path, number: int) -> None:
     """CR09, CR11."""
     keep(store, layout, layout.image([text_layer("one")]))

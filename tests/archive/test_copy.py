@@ -70,7 +70,8 @@ def test_one_flipped_byte_of_an_archive_is_found(three: Three, path: Path) -> No
         check_archive(str(path), cancel)
 
 
-def test_every_image_of_an_archive_goes_to_a_registry(three: Three, saved: Path, server: ScriptedServer) -> None:
+def test_every_image_of_an_archive_goes_to_a_registry(
+        three: Three, saved: Path, server: ScriptedServer) -> None:
     store, _, made = three
     targets = {name: Uploads(server, "mirror/" + path) for name, path in (
         ("r.example.com/many:3", "many"), ("docker.io/demo/one:1", "demo/one"),
@@ -118,7 +119,8 @@ def test_an_odd_label_and_no_label_are_found(layout: Layout, path: Path, tmp_pat
     ("store:two:2", "docker://localhost/", "is for all images of an archive"),
     ("oci-archive:/nowhere", "store:x", "open /nowhere: No such file"),
     ("store:two:2", "oci-archive:/nowhere/x", "write /nowhere/x: No such file")])
-def test_what_cannot_be_copied_says_so(three: Three, saved: Path, source: str, target: str, text: str) -> None:
+def test_a_copy_that_is_not_possible_is_refused(
+        three: Three, saved: Path, source: str, target: str, text: str) -> None:
     with pytest.raises(Error, match="^copy .* to .*: .*" + text):
         minipull.copy(source % saved if "%" in source else source, target, store=three[0])
 

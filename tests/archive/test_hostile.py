@@ -96,7 +96,8 @@ def test_a_layout_must_be_one(
         load(str(path), store)
 
 
-def test_blobs_of_a_layout_are_looked_for_in_the_archive_alone(store: Store, layout: Layout, path: Path) -> None:
+def test_blobs_of_a_layout_are_looked_for_in_the_archive_alone(
+        store: Store, layout: Layout, path: Path) -> None:
     """HA08: also where they are links, to the very file on disk."""
     image = layout.image([text_layer("one")])
     members = layout_members(layout, [named(image)])
@@ -117,7 +118,7 @@ def test_blobs_of_a_layout_are_looked_for_in_the_archive_alone(store: Store, lay
         load(str(path), store)
 
 
-def test_old_directories_are_no_way_out_either(store: Store, layout: Layout, path: Path) -> None:
+def test_layer_directories_of_old_docker_lead_nowhere_outside(store: Store, layout: Layout, path: Path) -> None:
     """HA07."""
     members = dict(docker_members(layout, {"busybox:latest": layout.image([text_layer("one")])}))
     del members["manifest.json"]
@@ -142,7 +143,7 @@ def test_old_directories_are_no_way_out_either(store: Store, layout: Layout, pat
     (b"\x1f\x8b", "archive's gzip stream is cut short"), (b"BZh9", "bzip2 or xz"), (b"\xfd7zXZ\0", "bzip2 or xz"),
     (bytes(1024), "there is no image in it"),
     (gzip.compress(b"garbage" * 100), "cut short|damaged header|malformed")])
-def test_what_is_no_archive_is_told(store: Store, path: Path, data: bytes, text: str) -> None:
+def test_a_file_that_is_no_archive_is_refused(store: Store, path: Path, data: bytes, text: str) -> None:
     """HA09."""
     path.write_bytes(data)
     with pytest.raises(InvalidDocument, match="^load .*archive.tar: .*(%s)" % text):
@@ -191,7 +192,7 @@ def test_an_image_of_too_many_layers_is_refused(store: Store, layout: Layout, pa
         load(str(path), store)
 
 
-def test_a_file_that_cannot_be_read_is_told(
+def test_a_file_that_cannot_be_read_is_an_error(
         store: Store, layout: Layout, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StorageError, match="^load /nowhere/x: open /nowhere/x: No such file or directory$"):
         load("/nowhere/x", store)

@@ -31,7 +31,7 @@ from tests.kit.stores import keep, text_layer
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-def test_what_others_write_is_loaded(store: Store, layout: Layout, path: Path, kind: str) -> None:
+def test_archives_of_other_tools_are_loaded(store: Store, layout: Layout, path: Path, kind: str) -> None:
     what = KINDS[kind]
     image = layout.image([text_layer("one"), text_layer("two"), text_layer("one")])
     path.write_bytes(pack(what.members(layout, image)))
@@ -49,7 +49,7 @@ def test_what_others_write_is_loaded(store: Store, layout: Layout, path: Path, k
     assert os.listdir(store.content.scratch) == []
 
 
-def test_what_docker_saved_before_it_had_a_manifest_is_loaded(store: Store, layout: Layout, path: Path) -> None:
+def test_an_archive_of_docker_before_1_10_is_loaded(store: Store, layout: Layout, path: Path) -> None:
     one = layout.image([text_layer("one"), text_layer("two")])
     two = layout.image([text_layer("one"), text_layer("three")])
     members = dict(docker_members(layout, {"busybox:1": one, "busybox:latest": two}))
@@ -68,7 +68,7 @@ def test_what_docker_saved_before_it_had_a_manifest_is_loaded(store: Store, layo
     assert [image.descriptor.digest for image in store.images()] != first and check(store) == []
 
 
-def test_of_an_index_that_is_there_in_part_the_part_is_loaded(store: Store, layout: Layout, path: Path) -> None:
+def test_the_present_part_of_an_index_is_loaded(store: Store, layout: Layout, path: Path) -> None:
     """As docker 29 and ``ctr images export`` save an image pulled for one platform."""
     made = {platform: layout.image([text_layer(platform)], platform=platform) for platform in (HERE, OTHER)}
     index = layout.index([dict(image.descriptor, platform=images.parse_platform(platform))
@@ -100,7 +100,7 @@ def test_of_an_index_that_is_there_in_part_the_part_is_loaded(store: Store, layo
 @pytest.mark.parametrize("annotations", [
     None, {images.NAME: "v1"}, {images.NAME: "latest"}, {images.NAME: "../x"}, {images.NAME: "\x1b[1m"},
     {images.NAME: "x" * 1000}, {"io.containerd.image.name": "busybox@sha256:" + "0" * 64}])
-def test_what_has_no_whole_name_is_known_by_its_digest(
+def test_an_image_without_a_full_name_is_named_by_its_digest(
         store: Store, layout: Layout, path: Path, annotations: Optional[Dict[str, str]]) -> None:
     image = layout.image([text_layer("one")])
     entry = {**image.descriptor, **({"annotations": annotations} if annotations else {})}
@@ -163,7 +163,7 @@ def test_an_archive_may_come_any_way(store: Store, layout: Layout, path: Path, h
     assert os.listdir(store.content.scratch) == []
 
 
-def test_a_layer_that_nobody_can_read_here_is_kept_unverified(
+def test_a_zstd_layer_without_a_decoder_is_loaded_unverified(
         store: Store, layout: Layout, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     peer("zstd")
     monkeypatch.setitem(sys.modules, "compression.zstd", None)
@@ -195,7 +195,7 @@ def test_a_foreign_layer_may_be_missing(store: Store, layout: Layout, path: Path
         minipull.save([NAME], store, str(path))
 
 
-def test_each_name_that_is_replaced_is_told(store: Store, layout: Layout, path: Path) -> None:
+def test_a_replaced_name_is_reported(store: Store, layout: Layout, path: Path) -> None:
     one, two = layout.image([text_layer("one")]), layout.image([text_layer("two")])
     path.write_bytes(pack(layout_members(layout, [named(two), named(two, NAME[:-6] + "2")])))
     keep(store, layout, one)

@@ -50,7 +50,7 @@ def test_an_archive_has_what_every_reader_looks_for(three: Three, path: Path) ->
         (made[name].digest, {images.NAME: name, "io.containerd.image.name": name}) for name in sorted(made)]
 
 
-def test_docker_is_told_of_the_images_for_this_host(three: Three, path: Path) -> None:
+def test_manifest_json_lists_the_images_for_this_host(three: Three, path: Path) -> None:
     store, layout, made = three
     minipull.save(list(made), store, str(path))
     items = {tuple(item["RepoTags"]): item for item in document(path, "manifest.json")}
@@ -119,7 +119,7 @@ def test_one_platform_of_an_index_is_an_image_of_its_own(three: Three, path: Pat
         minipull.save(["r.example.com/many"], store, str(path), platform=OTHER)
 
 
-def test_what_docker_cannot_run_here_is_not_told_to_it(store: Store, layout: Layout, path: Path) -> None:
+def test_manifest_json_leaves_out_images_for_other_hosts(store: Store, layout: Layout, path: Path) -> None:
     child = layout.image([text_layer("x")], platform=OTHER)
     index = layout.index([dict(child.descriptor, platform=images.parse_platform(OTHER))])
     chart = layout.image([], config={}, artifactType="application/x.chart")
@@ -155,7 +155,7 @@ def test_other_digest_algorithms_have_their_folder(store: Store, layout: Layout,
     assert check(fresh) == []
 
 
-def test_what_is_written_is_verified(three: Three, path: Path) -> None:
+def test_save_verifies_every_blob(three: Three, path: Path) -> None:
     store, _, made = three
     two = made["docker.io/library/two:2"]
     blob = Path(store.content.path(Digest(two.layers[0].descriptor["digest"])))
@@ -184,7 +184,7 @@ def test_a_file_is_replaced_in_one_step_with_its_mode(three: Three, tmp_path: Pa
     assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o600  # as docker does
 
 
-def test_what_is_no_file_is_written_into(three: Three, tmp_path: Path) -> None:
+def test_save_writes_into_a_device_or_pipe(three: Three, tmp_path: Path) -> None:
     store, _, _ = three
     minipull.save(["two"], store, str(tmp_path / "file"))
     fifo, got = tmp_path / "fifo", []
@@ -199,7 +199,7 @@ def test_what_is_no_file_is_written_into(three: Three, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["write", "fsync", "replace"])
-def test_a_disk_that_fails_leaves_what_was_there(
+def test_a_failing_disk_leaves_the_former_file(
         three: Three, path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     store, _, _ = three
     path.write_bytes(b"what was there")
@@ -217,7 +217,7 @@ def test_a_disk_that_fails_leaves_what_was_there(
         minipull.save(["two"], store, str(path.parent / "nowhere" / "x"))
 
 
-def test_neither_way_holds_a_layer_in_memory(store: Store, layout: Layout, home: Path, path: Path) -> None:
+def test_save_and_load_hold_no_layer_in_memory(store: Store, layout: Layout, home: Path, path: Path) -> None:
     size = 64 << 20
     keep(store, layout, layout.image([Spec(size, files=2, text=1.0, compression="")]))
     code = """if True:

@@ -11,7 +11,7 @@ import pytest
 from minipull.registry.auth import Credential
 from minipull.errors import InvalidDocument, InvalidReference, StorageError
 from minipull.reference import Reference
-from minipull.cli.settings import Settings
+from minipull.cli.settings import Settings, find_zstd
 
 
 @pytest.fixture
@@ -300,3 +300,21 @@ def test_warnings_go_to_the_callers_function(home: Path) -> None:
 
 def test_without_a_home_the_password_file_is_asked() -> None:
     assert Settings({}, {}).store().root.endswith("/minipull")
+
+
+def test_only_a_zstd_in_an_absolute_directory_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted, sound = tmp_path / "planted", tmp_path / "sound"
+    for folder in (planted, sound):
+        folder.mkdir()
+        (folder / "zstd").write_text("#!/bin/sh\n")
+        (folder / "zstd").chmod(0o755)
+    monkeypatch.chdir(planted)
+    for relative in (".", "", "..", "../planted"):
+        assert find_zstd(relative) is None
+        assert find_zstd(os.pathsep.join([relative, str(tmp_path), str(sound)])) == str(sound / "zstd")
+    (sound / "zstd").chmod(0o600)
+    assert find_zstd(str(sound)) is None
+    assert find_zstd("") is None
+    find_zstd()

@@ -105,7 +105,7 @@ def test_one_flipped_byte_is_found(pulled: Pulled, kind: str) -> None:
     assert problems(pulled.store) == []
 
 
-def test_a_flipped_byte_is_found_by_who_has_read_the_index_before(pulled: Pulled) -> None:
+def test_check_reads_the_index_anew_and_finds_a_flipped_byte(pulled: Pulled) -> None:
     store, path = Store(pulled.store.root), Path(pulled.store.references.path)
     assert check(store) == []
     sound, status = path.read_bytes(), os.stat(str(path))
@@ -174,7 +174,7 @@ def test_awkward_images_are_sound(store: Store, tmp_path: Path) -> None:
     assert problems(store) == []
 
 
-def test_what_others_wrote_is_no_damage(store: Store, layout: Layout) -> None:
+def test_entries_of_other_tools_are_no_damage(store: Store, layout: Layout) -> None:
     one, two = (layout.image([text_layer(text)]) for text in ("one", "two"))
     keep(store, layout, one)
     keep(store, layout, two, "two:1")
@@ -265,7 +265,7 @@ def test_the_wrong_file_under_a_digest_is_found(store: Store, layout: Layout) ->
 @pytest.mark.parametrize("entry", [
     {}, {"annotations": {"org.opencontainers.image.ref.name": NAME}},
     {"mediaType": "application/x", "digest": images.digest_of(b""), "size": 0}])
-def test_an_entry_that_means_nothing_is_found(store: Store, entry: Any) -> None:
+def test_check_finds_an_index_entry_that_is_no_descriptor(store: Store, entry: Any) -> None:
     store.content.put(Digest.of(b""), b"")
     store.references.set(Reference.parse(NAME), descriptor(dict(
         mediaType=images.OCI_MANIFEST, digest=images.digest_of(b""), size=0)), Digest.of(b""))
@@ -274,7 +274,7 @@ def test_an_entry_that_means_nothing_is_found(store: Store, entry: Any) -> None:
     assert [(problem.path, problem.kind) for problem in problems(store)] == [("index.json", "name")]
 
 
-def test_a_problem_is_one_line(store: Store) -> None:
+def test_a_problem_is_reported_on_one_line(store: Store) -> None:
     os.makedirs(store.root)
     Path(store.root, "index.json").write_bytes(b'{\n\n"a\n')
     found = problems(store)
@@ -285,7 +285,7 @@ def test_a_problem_is_one_line(store: Store) -> None:
 # -- scope ---------------------------------------------------------------------
 
 
-def test_a_name_is_checked_without_the_rest(store: Store, layout: Layout) -> None:
+def test_check_of_a_name_reads_only_its_blobs(store: Store, layout: Layout) -> None:
     one, two = (layout.image([text_layer(text)]) for text in ("one", "two"))
     keep(store, layout, one, "one:1")
     keep(store, layout, two, "two:1")

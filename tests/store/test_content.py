@@ -51,13 +51,13 @@ def test_putting_a_blob_again_repairs_it(store: ContentStore, damaged: bytes) ->
     assert store.read(DIGEST, len(DATA)) == DATA
 
 
-def test_put_refuses_what_is_not_the_digest(store: ContentStore) -> None:
+def test_put_refuses_bytes_of_another_digest(store: ContentStore) -> None:
     with pytest.raises(ContentMismatch):
         store.put(DIGEST, DATA[:-1] + b"x")
     assert store.digests() == []
 
 
-def test_reading_verifies(store: ContentStore) -> None:
+def test_reading_a_blob_verifies_its_digest(store: ContentStore) -> None:
     store.put(DIGEST, DATA)
     Path(store.path(DIGEST)).write_bytes(DATA[:-1] + b"x")
     with pytest.raises(StorageError, match="corrupt; run minipull check"):
@@ -82,7 +82,7 @@ def test_every_registered_algorithm_is_stored(store: ContentStore) -> None:
 
 
 @pytest.mark.parametrize("plant", ["link", "folder", "fifo"])
-def test_no_blob_is_read_through_what_is_no_file(store: ContentStore, tmp_path: Path, plant: str) -> None:
+def test_no_blob_is_read_through_a_link_folder_or_fifo(store: ContentStore, tmp_path: Path, plant: str) -> None:
     os.makedirs(os.path.dirname(store.path(DIGEST)))
     (tmp_path / "secret").write_bytes(DATA)
     {"link": lambda: os.symlink(str(tmp_path / "secret"), store.path(DIGEST)),
@@ -93,7 +93,7 @@ def test_no_blob_is_read_through_what_is_no_file(store: ContentStore, tmp_path: 
             read()
 
 
-def test_strangers_among_the_blobs_are_no_blobs(store: ContentStore) -> None:
+def test_files_not_named_after_a_digest_are_no_blobs(store: ContentStore) -> None:
     store.put(DIGEST, DATA)
     for name in ("blobs/README", "blobs/sha256/%s" % ("G" * 64), "blobs/md5/%s" % ("0" * 32)):
         path = Path(store.root, name)
@@ -102,7 +102,8 @@ def test_strangers_among_the_blobs_are_no_blobs(store: ContentStore) -> None:
     assert listing(os.path.join(store.root, "blobs")) == [(DIGEST, store.path(DIGEST))]
 
 
-def test_a_listing_that_fails_is_no_empty_listing(store: ContentStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_that_can_not_be_listed_is_an_error(
+        store: ContentStore, monkeypatch: pytest.MonkeyPatch) -> None:
     store.put(DIGEST, DATA)
     monkeypatch.setattr(os, "listdir", failing(errno.EIO))
     with pytest.raises(StorageError, match="list .*Input/output"):

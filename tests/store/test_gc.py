@@ -28,7 +28,7 @@ def layout(tmp_path: Path) -> Layout:
     return Layout(tmp_path / "layout")
 
 
-def test_gc_takes_what_no_name_needs(store: Store, layout: Layout) -> None:
+def test_gc_removes_blobs_that_no_name_needs(store: Store, layout: Layout) -> None:
     shared = text_layer("shared")
     one, two = (layout.image([shared, text_layer(text)]) for text in ("one", "two"))
     keep(store, layout, one, "one:1")
@@ -74,7 +74,7 @@ def test_gc_marks_the_source_of_a_selected_platform(store: Store, tmp_path: Path
 
 @pytest.mark.parametrize("damage", ["corrupt", "missing", "torn child", "unknown type", "bad source",
                                     "no descriptor", "torn index"])
-def test_gc_deletes_nothing_when_what_a_name_needs_is_not_known(
+def test_gc_removes_nothing_when_a_manifest_can_not_be_read(
         store: Store, tmp_path: Path, damage: str) -> None:
     layout, top, made = multi(tmp_path / "multi", nested=True)
     keep_index(store, layout, top)
@@ -108,7 +108,7 @@ def test_gc_tolerates_children_that_were_never_there(store: Store, tmp_path: Pat
     assert set(gc(store, 0).blobs) == gone
 
 
-def test_gc_leaves_no_record_of_what_is_gone_or_torn(store: Store, layout: Layout) -> None:
+def test_gc_removes_records_that_are_torn_or_name_missing_blobs(store: Store, layout: Layout) -> None:
     one, two = layout.image([text_layer("one")]), layout.image([text_layer("two")])
     keep(store, layout, one, "one:1")
     keep(store, layout, two, "two:1")
@@ -124,7 +124,7 @@ def test_gc_leaves_no_record_of_what_is_gone_or_torn(store: Store, layout: Layou
     assert len(os.listdir(os.path.join(store.root, "metadata/diffid-by-digest/sha256"))) == 1
 
 
-def test_gc_does_not_touch_what_is_not_the_stores(store: Store, layout: Layout) -> None:
+def test_gc_keeps_files_that_are_not_the_stores(store: Store, layout: Layout) -> None:
     keep(store, layout, layout.image([text_layer("one")]))
     strange = ["blobs/README", "blobs/sha256/notes", "blobs/md5/%s" % ("0" * 32), "ingest/folder/file"]
     for name in strange:
@@ -136,7 +136,7 @@ def test_gc_does_not_touch_what_is_not_the_stores(store: Store, layout: Layout) 
     assert [problem.path for problem in problems(store)] == sorted(strange[:3])
 
 
-def test_gc_maps_what_the_system_refuses(store: Store, layout: Layout,
+def test_gc_maps_system_errors_to_a_storage_error(store: Store, layout: Layout,
                                          monkeypatch: pytest.MonkeyPatch) -> None:
     keep(store, layout, layout.image([text_layer("one")]))
     store.remove(Reference.parse(NAME))

@@ -204,7 +204,7 @@ def test_a_torn_side_file_costs_the_partial_and_no_more(store: ContentStore, not
     assert finish(store) == (5 if note == b'{"length":5}' else 0)
 
 
-def test_a_note_that_a_kill_left_behind_goes_with_whoever_finds_the_blob(store: ContentStore) -> None:
+def test_a_note_left_by_a_kill_is_removed_by_the_next_ingest_of_the_blob(store: ContentStore) -> None:
     store.put(DIGEST, DATA)
     note = Path(store.scratch, PART + ".json")
     note.write_text("{}")
@@ -213,7 +213,8 @@ def test_a_note_that_a_kill_left_behind_goes_with_whoever_finds_the_blob(store: 
     assert os.listdir(store.scratch) == []
 
 
-def test_a_partial_longer_than_promised_is_dropped(store: ContentStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_partial_longer_than_promised_is_dropped(
+        store: ContentStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(content, "SYNC_EVERY", 1000)
     leave(store, DATA)
     with start(store, 5000) as ingest:
@@ -315,7 +316,7 @@ class Waiter:
         return self.result
 
 
-def test_who_waited_finds_the_blob_and_truncates_nothing(
+def test_a_waiting_ingest_finds_the_finished_blob_and_truncates_nothing(
         store: ContentStore, monkeypatch: pytest.MonkeyPatch) -> None:
     with start(store) as ingest:
         ingest.write(DATA)
@@ -327,14 +328,14 @@ def test_who_waited_finds_the_blob_and_truncates_nothing(
     assert store.read(DIGEST, len(DATA)) == DATA and scratch(store) == []
 
 
-def test_who_waited_goes_on_with_what_was_left(store: ContentStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_waiting_ingest_continues_the_partial(store: ContentStore, monkeypatch: pytest.MonkeyPatch) -> None:
     with start(store) as ingest:
         ingest.write(DATA[:3000])
         waiter = Waiter(store, monkeypatch)
     assert waiter.join() == (False, 3000)
 
 
-def test_who_waited_does_not_mind_that_the_partial_is_another_file(
+def test_a_waiting_ingest_notices_that_the_partial_was_replaced(
         store: ContentStore, monkeypatch: pytest.MonkeyPatch) -> None:
     with start(store) as ingest:
         ingest.write(DATA[:3000])
@@ -361,7 +362,8 @@ def test_an_owner_that_stands_still_is_named(store: ContentStore) -> None:
     assert re.search(r"sha256-\w+ is locked by (process %d|another process)" % os.getpid(), str(info.value))
 
 
-def test_an_owner_that_moves_is_waited_for(store: ContentStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_owner_whose_partial_grows_is_waited_for(
+        store: ContentStore, monkeypatch: pytest.MonkeyPatch) -> None:
     store.timeout = 0.3
     with start(store) as ingest:
         position = iter(range(0, len(DATA), 1000))
@@ -401,7 +403,8 @@ def test_of_eight_processes_exactly_one_writes(store: ContentStore) -> None:
     assert store.read(DIGEST, len(DATA)) == DATA and scratch(store) == []
 
 
-def test_a_full_disk_keeps_what_came(store: ContentStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_keeps_the_bytes_that_were_written(
+        store: ContentStore, monkeypatch: pytest.MonkeyPatch) -> None:
     with start(store) as ingest:
         ingest.write(DATA[:3000])
         real = os.write
@@ -432,7 +435,8 @@ def test_any_failure_is_an_error_and_the_next_try_succeeds(
         assert store.digests() == [] and finish(store) == kept
 
 
-def test_a_folder_that_can_not_be_synced_is_an_error(store: ContentStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_can_not_be_synced_is_an_error(
+        store: ContentStore, monkeypatch: pytest.MonkeyPatch) -> None:
     leave(store, DATA)
     monkeypatch.setattr(os, "fsync", failing(errno.EIO, 1, os.fsync))
     with start(store) as ingest, pytest.raises(StorageError, match="Input/output"):

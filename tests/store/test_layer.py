@@ -73,7 +73,7 @@ def test_a_layer_once_verified_stays_so(layers: LayerStore) -> None:
     assert layers.register(None, Diff(DIFFS[0], verified=False), BLOBS[0]).diff.verified
 
 
-def test_a_record_has_no_byte_that_tells_nothing(layers: LayerStore) -> None:
+def test_every_byte_of_a_record_has_a_meaning(layers: LayerStore) -> None:
     layers.register(BASE, Diff(DIFFS[1]), BLOBS[0])
     assert not set(b" \t\r\n") & set(Path(layers.path(CHAIN)).read_bytes())
 

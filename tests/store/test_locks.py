@@ -62,7 +62,7 @@ def holding(store: Store, kind: str) -> Iterator["subprocess.Popen[bytes]"]:
             pass
 
 
-def test_users_share_and_gc_does_not(store: Store) -> None:
+def test_readers_and_writers_share_the_lock_and_gc_waits_for_it(store: Store) -> None:
     store.timeout = 0.2
     with holding(store, "shared"):
         with store.writing(), store.reading():
@@ -72,7 +72,7 @@ def test_users_share_and_gc_does_not(store: Store) -> None:
     gc(store, 0)
 
 
-def test_a_lock_not_had_says_who_holds_it(store: Store) -> None:
+def test_a_lock_that_times_out_names_its_holder(store: Store) -> None:
     store.timeout = 0.2
     with holding(store, "exclusive") as process:
         for hold in (store.reading, store.writing, store.alone):

@@ -61,7 +61,7 @@ def test_deleting_twice_is_deleting(store: MetadataStore) -> None:
         assert store.get("space", "key") is None
 
 
-def test_what_the_system_refuses_is_a_storage_error(
+def test_system_errors_are_storage_errors(
         store: MetadataStore, monkeypatch: pytest.MonkeyPatch) -> None:
     store.set("space", "key", b"x")
     monkeypatch.setattr(os, "unlink", failing(errno.EROFS))
@@ -118,7 +118,7 @@ def test_adding_again_makes_an_association_the_newest(service: V2MetadataService
     assert service.get_metadata(DIFF[0]) == [two, one, marked]
 
 
-def test_adding_what_is_the_newest_writes_nothing(service: V2MetadataService) -> None:
+def test_adding_the_newest_association_again_writes_nothing(service: V2MetadataService) -> None:
     entry = V2Metadata(BLOB[0], REPOSITORY)
     service.add(DIFF[0], entry)
     before = os.stat(str(list_file(service, DIFF[0])))
@@ -126,7 +126,7 @@ def test_adding_what_is_the_newest_writes_nothing(service: V2MetadataService) ->
     assert os.path.samestat(before, os.stat(str(list_file(service, DIFF[0]))))
 
 
-def test_of_two_layers_a_blob_is_the_latest(service: V2MetadataService) -> None:
+def test_the_last_diff_id_of_a_blob_counts(service: V2MetadataService) -> None:
     for diff_id in DIFF[:2]:
         service.add(diff_id, V2Metadata(BLOB[0], REPOSITORY))
     assert service.get_diff_id(BLOB[0]) == DIFF[1]
@@ -171,7 +171,7 @@ def test_one_association_is_removed_and_with_the_last_the_file(service: V2Metada
 
 
 @pytest.mark.parametrize("case", TABLES["metadata_hmac"])
-def test_the_mark_of_credentials_is_the_engines(service: V2MetadataService, case: Dict[str, Any]) -> None:
+def test_the_hmac_of_credentials_is_the_engines(service: V2MetadataService, case: Dict[str, Any]) -> None:
     key = hmac_key(case["credential"])
     assert key.decode() == case["key"] == Digest.of(case["json"].encode())
     entry = V2Metadata(Digest(case["digest"]), case["source"])
@@ -184,13 +184,13 @@ def test_the_mark_of_credentials_is_the_engines(service: V2MetadataService, case
     assert not check_hmac(key, marked._replace(hmac="\u00e9"))
 
 
-def test_nobody_in_particular_has_no_mark() -> None:
+def test_without_credentials_the_hmac_is_empty() -> None:
     entry = V2Metadata(BLOB[0], REPOSITORY)
     assert (hmac_key(None), compute_hmac(b"", entry)) == (b"", "")
     assert check_hmac(b"", entry) and not check_hmac(b"", entry._replace(hmac="0" * 64))
 
 
-def test_what_is_no_part_of_a_credential_does_not_matter() -> None:
+def test_unknown_members_of_a_credential_do_not_change_the_key() -> None:
     known = {"username": "u", "password": "p"}
     assert hmac_key({"password": "p", "serveraddress": "r.com", "email": "a@b", "username": "u",
                      "identitytoken": ""}) == hmac_key(known)
@@ -259,7 +259,7 @@ def test_v1_ids_belong_to_a_registry(store: MetadataStore) -> None:
 
 
 @pytest.mark.parametrize("v1_id", ["", "a" * 63, "A" * 64, "../../etc", "a" * 64 + "\n"])
-def test_a_v1_id_that_is_none_names_no_file(store: MetadataStore, v1_id: str) -> None:
+def test_an_invalid_v1_id_names_no_file(store: MetadataStore, v1_id: str) -> None:
     service = V1IDService(store)
     with pytest.raises(InvalidDocument, match="image ID .* is invalid"):
         service.get(v1_id, "r.com")

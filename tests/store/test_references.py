@@ -54,7 +54,7 @@ def names(store: ReferenceStore) -> List[str]:
 # -- names ---------------------------------------------------------------------
 
 
-def test_a_name_is_kept_with_what_it_stands_for(store: ReferenceStore, tmp_path: Path) -> None:
+def test_a_name_is_stored_with_its_descriptor_and_source(store: ReferenceStore, tmp_path: Path) -> None:
     assert store.all() == [] and store.get(NAME) is None and os.listdir(str(tmp_path)) == []
     store.set(NAME, manifest(), SOURCE)
     for reader in (store, make(tmp_path)):
@@ -67,7 +67,7 @@ def test_a_name_is_kept_with_what_it_stands_for(store: ReferenceStore, tmp_path:
     assert b" " not in Path(store.path).read_bytes() + (tmp_path / "oci-layout").read_bytes()
 
 
-def test_a_tag_moves_and_others_stay(store: ReferenceStore) -> None:
+def test_setting_a_tag_again_moves_it_alone(store: ReferenceStore) -> None:
     other = Reference.parse("localhost:5000/a/b@" + TWO)
     store.set(other, manifest(TWO), TWO)
     store.set(NAME, manifest(ONE), ONE)
@@ -76,7 +76,7 @@ def test_a_tag_moves_and_others_stay(store: ReferenceStore) -> None:
     assert store.get(NAME) == Association(NAME, manifest(TWO), SOURCE)
 
 
-def test_all_is_sorted(store: ReferenceStore) -> None:
+def test_names_are_listed_in_order(store: ReferenceStore) -> None:
     given = ["b:2", "a:2", "a@" + ONE, "b:1"]
     for text in given:
         store.set(Reference.parse(text), manifest(), ONE)
@@ -115,7 +115,7 @@ def test_the_platform_of_an_entry_is_not_kept(store: ReferenceStore) -> None:
 # -- what others wrote ---------------------------------------------------------
 
 
-def test_what_others_wrote_is_kept(store: ReferenceStore) -> None:
+def test_entries_of_other_tools_are_kept(store: ReferenceStore) -> None:
     Path(store.path).write_text(json.dumps(
         {"schemaVersion": 2, "manifests": OTHERS, "annotations": {"a": "b"}, "future": None}, indent=1))
     assert store.all() == [] and store.descriptors() == OTHERS
@@ -137,14 +137,14 @@ def test_what_others_wrote_is_kept(store: ReferenceStore) -> None:
     ({"org.opencontainers.image.ref.name": ""}, None),
     ({"org.opencontainers.image.ref.name": str(NAME), "io.minipull.source.digest": "sha256:0"}, None),
     ({"org.opencontainers.image.ref.name": 5}, None), ([str(NAME)], None), (None, None)])
-def test_only_whole_names_are_names(annotations: Any, name: Any) -> None:
+def test_only_full_references_are_names(annotations: Any, name: Any) -> None:
     found = association(dict(manifest().to_json(), annotations=annotations))
     assert (found and str(found.name)) == name
     assert found is None or (found.descriptor, found.source) == (manifest(), ONE)
 
 
 @pytest.mark.parametrize("member", ["mediaType", "digest", "size"])
-def test_no_descriptor_is_no_name(member: str) -> None:
+def test_an_entry_that_is_no_descriptor_has_no_name(member: str) -> None:
     entry = Association(NAME, manifest(), ONE).to_json()
     assert association(entry) is not None
     del entry[member]
@@ -191,7 +191,7 @@ def test_parse_index_gives_the_entries() -> None:
 # -- several writers -----------------------------------------------------------
 
 
-def test_a_reader_sees_what_another_wrote(store: ReferenceStore, tmp_path: Path) -> None:
+def test_a_reader_sees_the_changes_of_another_process(store: ReferenceStore, tmp_path: Path) -> None:
     other = make(tmp_path)
     for number in range(5):
         other.set(Reference.parse("a:%d" % number), manifest(), ONE)
@@ -201,7 +201,7 @@ def test_a_reader_sees_what_another_wrote(store: ReferenceStore, tmp_path: Path)
     assert len(other.all()) == 5
 
 
-def test_a_writer_trusts_no_memory(store: ReferenceStore, tmp_path: Path) -> None:
+def test_a_writer_reads_the_index_anew_under_the_lock(store: ReferenceStore, tmp_path: Path) -> None:
     store.set(Reference.parse("a:1"), manifest(), ONE)
     assert len(store.all()) == 1
     before = os.stat(store.path)

@@ -134,7 +134,7 @@ def test_a_nest_of_indexes_has_a_bottom(store: Store, layout: Layout) -> None:
     assert "image" in [problem.kind for problem in problems(store)]
 
 
-def test_presence_is_of_the_very_blob(store: Store, layout: Layout) -> None:
+def test_a_blob_of_another_size_is_missing(store: Store, layout: Layout) -> None:
     made = layout.image([text_layer("one")])
     keep(store, layout, made)
     top = descriptor(made.descriptor)
