@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Giving up: the one-way switch that Go calls a context."""
+"""Cancellation: a one-way switch, the part of Go's context that the engine uses."""
 import contextlib
 import threading
 from typing import Callable, Iterator, List
@@ -8,7 +8,7 @@ from .errors import Cancelled
 
 
 class Cancel:
-    """A one-way switch: set once, by anyone; callbacks then run once each."""
+    """A one-way switch that any thread may set; callbacks then run once each."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -20,7 +20,7 @@ class Cancel:
         return self._event.is_set()
 
     def cancel(self) -> None:
-        """Set the switch, then tell everybody who asked for it."""
+        """Set the switch, then run the callbacks."""
         with self._lock:
             self._event.set()
             callbacks, self._callbacks = self._callbacks, []

@@ -25,7 +25,7 @@ class Digest(str):
 
     @classmethod
     def parse(cls, text: object) -> "Digest":
-        """Check text from outside; raises InvalidDocument."""
+        """Parse a digest; raises InvalidDocument."""
         if not isinstance(text, str) or _DIGEST.fullmatch(text) is None:
             raise InvalidDocument("invalid digest %s" % ascii(text)[:100])
         return cls(text)
@@ -66,7 +66,7 @@ def next_chain_id(parent: ChainID, diff_id: DiffID) -> ChainID:
 
 
 class Verifier:
-    """A running hash and byte count, to be compared with what was promised."""
+    """A running hash and byte count, compared in the end with a digest and size."""
 
     def __init__(self, algorithm: str = "sha256") -> None:
         self._hash = hashlib.new(algorithm)
@@ -81,12 +81,12 @@ class Verifier:
     def digest(self) -> Digest:
         return Digest("%s:%s" % (self._algorithm, self._hash.hexdigest()))
 
-    def verify(self, digest: Digest, size: int, what: str) -> None:
+    def verify(self, digest: Digest, size: int, subject: str) -> None:
         """Raise ContentMismatch unless exactly ``size`` bytes of ``digest`` came by."""
         if self.size != size:
-            raise ContentMismatch("%s: size is %d, expected %d" % (what, self.size, size))
+            raise ContentMismatch("%s: size is %d, expected %d" % (subject, self.size, size))
         if self.digest != digest:
-            raise ContentMismatch("%s: content is %s, expected %s" % (what, self.digest, digest))
+            raise ContentMismatch("%s: content is %s, expected %s" % (subject, self.digest, digest))
 
 
 def check_v1_id(text: object) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can go wrong, whose fault it is, and what may be tried again.
+"""Errors, by what the caller can do about them, and whether the work may be tried again.
 
 One tree under :class:`Error`.  A class stands for what the caller can do
 about it, so each carries the exit code of the command line; the policy that
@@ -17,9 +17,9 @@ class Error(Exception):
     exit_code = 1
     retry = False  # may the engine's attempts repeat the work?
 
-    def within(self, what: str) -> "Error":
-        """The same error, with a text that begins with what failed."""
-        return self.reworded("%s: %s" % (what, self))
+    def within(self, subject: str) -> "Error":
+        """Return the same error, with a text that begins with the action or name that failed."""
+        return self.reworded("%s: %s" % (subject, self))
 
     def reworded(self, text: str) -> "Error":
         """The same error with another text."""

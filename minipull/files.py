@@ -24,7 +24,7 @@ if os.name == "posix":  # elsewhere readers go on and writers stop
 
 
 class Locked(StorageError):
-    """A lock that somebody else holds and did not give up in time."""
+    """A lock that another process or thread did not release in time."""
 
 
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
@@ -109,7 +109,7 @@ def write_atomic(path: str, data: bytes, scratch: str, durable: bool = True) -> 
 
 @contextlib.contextmanager
 def replacing(path: str, scratch: str, durable: bool = True) -> Iterator[int]:
-    """What the block writes is at ``path`` once it has ended well; an OSError is the caller's to map.
+    """Open a temporary file that replaces ``path`` when the block ends well; an OSError is the caller's to map.
 
     Durable means file and directory are synced: after a power cut the old or
     the new content is there.  Without it only a crash of the process is safe.
@@ -162,14 +162,14 @@ def lock(fd: int, path: str, exclusive: bool, pause: Callable[[float], object] =
 
 
 def _holder(fd: int) -> str:
-    """Who holds a lock on the file, as far as Linux tells."""
+    """Name the process that holds a lock on a file, if /proc tells."""
     status = os.fstat(fd)
-    place = "%02x:%02x:%d" % (os.major(status.st_dev), os.minor(status.st_dev), status.st_ino)
+    inode = "%02x:%02x:%d" % (os.major(status.st_dev), os.minor(status.st_dev), status.st_ino)
     try:
         with open("/proc/locks") as table:
             # 1: FLOCK  ADVISORY  WRITE 1234 08:01:12345 0 EOF
             fields = [line.split() for line in table]
-        pid = next(row[4] for row in fields if row[1] == "FLOCK" and row[5] == place)
+        pid = next(row[4] for row in fields if row[1] == "FLOCK" and row[5] == inode)
         with open("/proc/%d/cmdline" % int(pid), "rb") as file:
             command = file.read(200).replace(b"\0", b" ").strip()
     except (OSError, StopIteration, ValueError, IndexError):

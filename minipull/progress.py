@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Progress: what the library tells its caller while it works.
+"""Progress: events that the library reports to its caller while it works.
 
 An output is any callable that takes a :class:`Progress`; it is called from
 worker threads, never twice at once for one operation.
@@ -11,7 +11,7 @@ from typing import Any, Callable, Mapping, NamedTuple, Optional
 
 
 class Progress(NamedTuple):
-    """One event: an action on ``id``, or a message for the reader.
+    """An event: an action on ``id``, or a message for the reader.
 
     ``current`` and ``total`` count bytes; a total of 0 is unknown.
     """
@@ -62,7 +62,7 @@ class Meter:
         self.move(self.current + count)
 
     def move(self, position: int) -> None:
-        """Be at ``position``, which may lie behind where it was."""
+        """Set the position in bytes, which may go back when a transfer starts again."""
         self.current = position
         if not 0 <= self.current - self._reported <= self._step:
             self._report(False)

@@ -54,7 +54,7 @@ class Reference(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "Reference":
-        """What a user typed; raises InvalidReference."""
+        """Parse a name that a user typed; raises InvalidReference."""
         if _IDENTIFIER.fullmatch(text):
             raise InvalidReference("invalid repository name (%s), cannot specify 64-byte"
                                    " hexadecimal strings" % text)
@@ -90,7 +90,7 @@ class Reference(NamedTuple):
         return (":" + self.tag if self.tag else "") + ("@" + self.digest if self.digest else "")
 
     def with_tag(self, tag: str) -> "Reference":
-        """The same with this tag; raises InvalidReference."""
+        """Replace the tag; raises InvalidReference."""
         if not is_tag(tag):
             raise InvalidReference("invalid tag format: %s" % ascii(tag)[:140])
         return self._replace(tag=tag)
@@ -99,11 +99,11 @@ class Reference(NamedTuple):
         return self._replace(digest=digest)
 
     def with_default_tag(self) -> "Reference":
-        """The same, or ``latest`` if it has neither tag nor digest."""
+        """Add the tag ``latest`` if there is neither tag nor digest."""
         return self if self.tag or self.digest else self._replace(tag=DEFAULT_TAG)
 
     def docker_ref(self) -> "Reference":
-        """What to ask a registry for: the digest alone, else a tag."""
+        """The reference to ask a registry for: by digest alone, or else by tag."""
         return self._replace(tag="") if self.digest else self.with_default_tag()
 
     def __str__(self) -> str:
@@ -111,7 +111,7 @@ class Reference(NamedTuple):
 
 
 def _split(text: str) -> Tuple[str, str]:
-    """Docker's defaults: the domain, and what follows it."""
+    """Split off the domain, with Docker's defaults."""
     domain, slash, rest = text.partition("/")
     is_domain = domain == "localhost" or re.search("[.:]", domain) or domain != domain.lower()
     if not slash or not is_domain:
@@ -122,7 +122,7 @@ def _split(text: str) -> Tuple[str, str]:
 
 
 def _parse_strict(text: str) -> Reference:
-    """The grammar without defaults; names the most telling mistake."""
+    """Parse by the grammar, without defaults; raises InvalidReference, which names the mistake."""
     match = _REFERENCE.fullmatch(text)
     if match is None:
         if not text:

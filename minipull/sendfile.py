@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A part of a file to a socket."""
+"""Sending a part of a file to a socket."""
 import os
 import select
 import socket
@@ -12,12 +12,12 @@ _COPY = 256 << 10  # bytes read and sent at once
 def send(sock: socket.socket, file: BinaryIO, offset: int, count: int) -> Iterator[int]:
     """Send a part of a file, by sendfile(2) if the peer is another machine.
 
-    Says after each piece how long it was, and ends early where the file does.
+    Yields the length of each piece in bytes; ends early where the file does.
     Raises OSError, socket.timeout as the socket does.
     """
     end = offset + count
     if not hasattr(os, "sendfile") or sock.getpeername()[:1] == sock.getsockname()[:1]:
-        # On one machine it is quicker to copy: the reader finds it in the cache.
+        # To a peer on this machine copying is quicker: the data is in the cache when it reads.
         while offset < end:
             piece = os.pread(file.fileno(), min(_COPY, end - offset), offset)
             if not piece:

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image configs: what an image runs on, runs, and is made of.
+"""Image configs: platform, command and layers of an image.
 
-The bytes as received are the identity: an ImageID is their digest, and they
-are kept.  The rest is only for use.
+The bytes as received are kept: their digest is the ImageID.
 
 Mirrors moby's image.NewFromJSON.  Spec: image-spec, config.md.
 """
@@ -17,7 +16,7 @@ from .strictjson import digests_at, list_at, object_at, parse_json, string_at
 
 
 class History(NamedTuple):
-    """How one layer, or with ``empty_layer`` a change without one, was made."""
+    """A step of the build, which made a layer unless ``empty_layer``."""
     created: str = ""
     author: str = ""
     created_by: str = ""
@@ -25,17 +24,17 @@ class History(NamedTuple):
     empty_layer: bool = False
 
     @classmethod
-    def from_json(cls, obj: object, what: str) -> "History":
+    def from_json(cls, obj: object, source: str) -> "History":
         if not isinstance(obj, dict) or not isinstance(obj.get("empty_layer"), (bool, type(None))):
-            raise InvalidDocument("%s: history is malformed" % what)
+            raise InvalidDocument("%s: history is malformed" % source)
         return cls(
-            string_at(obj, "created", what), string_at(obj, "author", what),
-            string_at(obj, "created_by", what), string_at(obj, "comment", what),
+            string_at(obj, "created", source), string_at(obj, "author", source),
+            string_at(obj, "created_by", source), string_at(obj, "comment", source),
             obj.get("empty_layer") or False)
 
 
 class ImageConfig(NamedTuple):
-    """A parsed config; ``config`` is what a container is started with."""
+    """A parsed config; ``config`` holds the command, environment and so on of a container."""
     raw: bytes
     id: ImageID
     platform: Platform
@@ -45,35 +44,38 @@ class ImageConfig(NamedTuple):
     config: Mapping[str, Any]
 
     @classmethod
-    def parse(cls, raw: bytes, what: str = "image config") -> "ImageConfig":
-        """The image config in ``raw``; raises InvalidDocument."""
-        obj = parse_json(raw, what)
+    def parse(cls, raw: bytes, source: str = "image config") -> "ImageConfig":
+        """Parse an image config; raises InvalidDocument."""
+        obj = parse_json(raw, source)
         if obj.get("rootfs") is None:
-            raise InvalidDocument("%s: invalid image JSON, no RootFS key" % what)
-        rootfs = object_at(obj, "rootfs", what)
+            raise InvalidDocument("%s: invalid image JSON, no RootFS key" % source)
+        rootfs = object_at(obj, "rootfs", source)
         if rootfs.get("type") != "layers":
-            raise InvalidDocument('%s: invalid image JSON, RootFS type must be "layers"' % what)
-        diff_ids = tuple(map(DiffID, digests_at(rootfs, "diff_ids", what)))
-        history = tuple(History.from_json(item, what) for item in list_at(obj, "history", what))
+            raise InvalidDocument('%s: invalid image JSON, RootFS type must be "layers"' % source)
+        diff_ids = tuple(map(DiffID, digests_at(rootfs, "diff_ids", source)))
+        history = tuple(History.from_json(item, source) for item in list_at(obj, "history", source))
         if sum(not entry.empty_layer for entry in history) > len(diff_ids):
-            raise InvalidDocument("%s: too many non-empty layers in History section" % what)
+            raise InvalidDocument("%s: too many non-empty layers in History section" % source)
         return cls(
-            raw, ImageID(Digest.of(raw)), Platform.from_json(obj, what),
-            string_at(obj, "created", what), diff_ids, history, object_at(obj, "config", what))
+            raw, ImageID(Digest.of(raw)), Platform.from_json(obj, source),
+            string_at(obj, "created", source), diff_ids, history, object_at(obj, "config", source))
 
     def paired(self, layers: Sequence[Descriptor]) -> List[Tuple[Descriptor, DiffID]]:
-        """The layers of a manifest, each with its DiffID; raises ContentMismatch for another number of them."""
+        """Pair the layers of the image's manifest with their DiffIDs.
+
+        Raises ContentMismatch if their number differs.
+        """
         if len(layers) != len(self.diff_ids):
             raise ContentMismatch("layers from manifest don't match image configuration")
         return list(zip(layers, self.diff_ids))
 
 
 class Image(NamedTuple):
-    """What pull() returns and Store.tag() takes: a name and what it stands for.
+    """A named image, as pull() returns it and Store.tag() takes it.
 
-    ``descriptor`` is the manifest or index that the name points to; ``source``
-    is what the registry's tag resolved to, and differs from it when a platform
-    was selected from an index.  An index as a whole has no ``config``.
+    ``descriptor`` is the manifest or index that the name points to.  ``source`` is
+    the digest that the registry's tag resolved to: that of an index if a platform
+    was selected from one.  ``config`` is None for an index as a whole.
     """
     name: Reference
     descriptor: Descriptor

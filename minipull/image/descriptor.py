@@ -1,10 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Descriptors and platforms, and the one door for JSON from outside.
+"""Descriptors: content by media type, digest and size, and the media types that we know.
 
-:func:`parse_json` and the ``*_at`` accessors turn foreign bytes into typed
-values or raise InvalidDocument, naming ``what`` was read; a null string, array
-or object counts as absent, as in Go.  Mirrors containerd's platforms.
-Spec: image-spec, descriptor.md and image-index.md "platform".
+Spec: image-spec, descriptor.md and media-types.md; moby's "Image Manifest Version 2, Schema 2".
 """
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
@@ -36,20 +33,23 @@ def is_foreign(media_type: str) -> bool:
     return media_type.startswith((DOCKER_FOREIGN, OCI_FOREIGN))
 
 
-def select(wanted: Platform, descriptors: Sequence["Descriptor"]) -> List["Descriptor"]:
-    """Those that run on ``wanted``, the best first; those that don't say, last."""
-    order = preference(wanted)
+def select(platform: Platform, descriptors: Sequence["Descriptor"]) -> List["Descriptor"]:
+    """Return the descriptors that run on a platform, the best first, those without a platform last.
+
+    Mirrors containerd's images.Manifest, which ranks by its platforms.Only.
+    """
+    order = preference(platform)
     ranked = []
     for descriptor in descriptors:
-        platform = descriptor.platform
-        ranks = [i for i, p in enumerate(order) if platform is None or p.matches(platform)]
-        if ranks:
-            ranked.append((len(order) if platform is None else ranks[0], descriptor))
+        offered = descriptor.platform
+        ranks = [rank for rank, runnable in enumerate(order) if offered and runnable.matches(offered)]
+        if ranks or offered is None:
+            ranked.append((ranks[0] if ranks else len(order), descriptor))
     return [descriptor for _, descriptor in sorted(ranked, key=lambda pair: pair[0])]
 
 
 class Descriptor(NamedTuple):
-    """Content by type, digest and size: the OCI kind, not a job of xfer."""
+    """Content by type, digest and size; not a DownloadDescriptor or UploadDescriptor, which are jobs."""
     media_type: str
     digest: Digest
     size: int
@@ -60,20 +60,21 @@ class Descriptor(NamedTuple):
 
     @classmethod
     def of(cls, data: bytes, media_type: str) -> "Descriptor":
+        """Describe ``data`` by its sha256."""
         return cls(media_type, Digest.of(data), len(data))
 
     @classmethod
-    def from_json(cls, obj: object, what: str) -> "Descriptor":
-        """Check a descriptor from outside; raises InvalidDocument."""
+    def from_json(cls, obj: object, source: str) -> "Descriptor":
+        """Parse a descriptor; raises InvalidDocument."""
         if not isinstance(obj, dict) or not obj.get("mediaType"):
-            raise InvalidDocument("%s: not a descriptor, it has no mediaType" % what)
-        notes = object_at(obj, "annotations", what)
-        platform = Platform.from_json(object_at(obj, "platform", what), what)
+            raise InvalidDocument("%s: not a descriptor, it has no mediaType" % source)
+        notes = object_at(obj, "annotations", source)
+        platform = Platform.from_json(object_at(obj, "platform", source), source)
         return cls(
-            string_at(obj, "mediaType", what), digest_at(obj, "digest", what),
-            int_at(obj, "size", what), strings_at(obj, "urls", what),
-            {key: string_at(notes, key, what) for key in notes} or None,
-            platform if any(platform) else None, string_at(obj, "artifactType", what))
+            string_at(obj, "mediaType", source), digest_at(obj, "digest", source),
+            int_at(obj, "size", source), strings_at(obj, "urls", source),
+            {key: string_at(notes, key, source) for key in notes} or None,
+            platform if any(platform) else None, string_at(obj, "artifactType", source))
 
     def to_json(self) -> Dict[str, Any]:
         members = {

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Manifests and indexes, parsed strictly, their raw bytes kept.
 
-Whatever two clients could read in two ways is refused: an image that is also
-an index, a mediaType that is not the Content-Type.  Fields that are not ours
-are allowed; they live on in ``raw``, which is all that is ever stored or sent.
+A document that two clients could read in two ways is refused: an image that is
+also an index, a mediaType that is not the Content-Type.  Unknown members are
+allowed; ``raw`` keeps them, and only ``raw`` is stored or sent.
 
 Mirrors docker/distribution's manifest/{schema2,manifestlist,ocischema} and
 moby's detectManifestBlobMediaType.  Spec: image-spec, manifest.md, image-index.md.
@@ -22,17 +22,17 @@ MAX_MANIFEST = 8 << 20  # bytes; the specification asks for 4 MiB at least
 MAX_LAYERS = 1000
 MAX_ENTRIES = 10000
 
-#: A Content-Type that says nothing of what is inside.
+#: Content-Types that don't tell the kind of a manifest.
 NO_CLAIM = frozenset(
     ("", "text/plain", "application/json", "application/octet-stream", "binary/octet-stream"))
 
-#: What registries and old tools call the config of an image.
+#: Media types that registries and old tools give to the config of an image.
 CONFIG_TYPES = frozenset(
     (DOCKER_CONFIG, OCI_CONFIG, "application/octet-stream", "application/json", "text/html"))
 
 
 class Manifest(NamedTuple):
-    """One image: a config and its layers, the bottom one first."""
+    """An image: a config and its layers, the bottom one first."""
     raw: bytes
     digest: Digest
     media_type: str
@@ -51,7 +51,7 @@ class Manifest(NamedTuple):
 
 
 class Index(NamedTuple):
-    """Manifests, or further indexes, of which a platform selects one."""
+    """Manifests and further indexes, of which a platform selects one."""
     raw: bytes
     digest: Digest
     media_type: str
@@ -70,63 +70,63 @@ class Index(NamedTuple):
 Document = Union[Manifest, Index]
 
 
-def parse(raw: bytes, content_type: str = "", what: str = "manifest") -> Document:
-    """The manifest or index in ``raw``, which came with this Content-Type.
+def parse(raw: bytes, content_type: str = "", source: str = "manifest") -> Document:
+    """Parse a manifest or index, which came with this Content-Type.
 
-    Raises InvalidDocument, Unsupported for schema 1, and PolicyError for more
-    layers or entries than we take.
+    Raises InvalidDocument, Unsupported for schema 1, and PolicyError past
+    MAX_LAYERS or MAX_ENTRIES.
     """
-    obj = parse_json(raw, what)
+    obj = parse_json(raw, source)
     claimed = content_type.partition(";")[0].strip().lower()
     claimed = "" if claimed in NO_CLAIM else claimed
-    declared = string_at(obj, "mediaType", what)
+    declared = string_at(obj, "mediaType", source)
     if claimed and declared and claimed != declared:
         raise InvalidDocument("%s: mediaType %s came with Content-Type %s" % (
-            what, ascii(declared)[:100], ascii(claimed)[:100]))
-    media_type = detect(obj, what, claimed)
+            source, ascii(declared)[:100], ascii(claimed)[:100]))
+    media_type = detect(obj, source, claimed)
     version = obj.get("schemaVersion")
     if media_type in (SCHEMA1, SCHEMA1_SIGNED) or (version == 1 and not declared):
-        raise Unsupported("%s: the image is in the old schema 1 format, which only pull understands" % what)
+        raise Unsupported("%s: the image is in the old schema 1 format, which only pull understands" % source)
     if type(version) is not int or version != 2:
-        raise InvalidDocument("%s: schemaVersion must be 2" % what)
+        raise InvalidDocument("%s: schemaVersion must be 2" % source)
     if media_type in (DOCKER_MANIFEST, DOCKER_LIST) and not declared:
-        raise InvalidDocument("%s: mediaType is missing, expected %s" % (what, media_type))
+        raise InvalidDocument("%s: mediaType is missing, expected %s" % (source, media_type))
     subject = None
     if obj.get("subject") is not None:
-        subject = Descriptor.from_json(obj["subject"], what + ": subject")
+        subject = Descriptor.from_json(obj["subject"], source + ": subject")
     if media_type in MANIFEST_TYPES:
-        layers = _descriptors(obj, "layers", what, MAX_LAYERS)
-        config = Descriptor.from_json(obj.get("config"), what + ": config")
+        layers = _descriptors(obj, "layers", source, MAX_LAYERS)
+        config = Descriptor.from_json(obj.get("config"), source + ": config")
         return Manifest(
-            raw, Digest.of(raw), media_type, config, layers, string_at(obj, "artifactType", what), subject)
+            raw, Digest.of(raw), media_type, config, layers, string_at(obj, "artifactType", source), subject)
     if media_type in INDEX_TYPES:
         if "manifests" not in obj:
-            raise InvalidDocument("%s: neither an image nor an index" % what)
-        entries = _descriptors(obj, "manifests", what, MAX_ENTRIES)
+            raise InvalidDocument("%s: neither an image nor an index" % source)
+        entries = _descriptors(obj, "manifests", source, MAX_ENTRIES)
         return Index(raw, Digest.of(raw), media_type, entries, subject)
-    raise InvalidDocument("%s: unsupported manifest format %s" % (what, ascii(media_type)[:100]))
+    raise InvalidDocument("%s: unsupported manifest format %s" % (source, ascii(media_type)[:100]))
 
 
-def detect(obj: Mapping[str, Any], what: str, claimed: str = "") -> str:
-    """The media type that a document declares, or else has the shape of.
+def detect(obj: Mapping[str, Any], source: str, claimed: str = "") -> str:
+    """Return the media type that a document declares, or else the one that fits its members.
 
     ``claimed`` stands in for a missing mediaType.  Raises InvalidDocument if
-    members of the other kinds are there as well, even null ones.
+    members of another kind are there as well, even null ones.
     """
-    media_type = string_at(obj, "mediaType", what) or claimed
+    media_type = string_at(obj, "mediaType", source) or claimed
     image = "config" in obj or "layers" in obj
     index = "manifests" in obj
     old = "fsLayers" in obj
     if not media_type:
         if image + index + old > 1:
-            raise InvalidDocument("%s: media-type: cannot determine" % what)
+            raise InvalidDocument("%s: media-type: cannot determine" % source)
         return OCI_MANIFEST if image else SCHEMA1 if old else OCI_INDEX
     if media_type in MANIFEST_TYPES and (index or old):
         raise InvalidDocument('%s: media-type: "%s" should not have "manifests" or "fsLayers"' % (
-            what, media_type))
+            source, media_type))
     if media_type in INDEX_TYPES and (image or old):
         raise InvalidDocument('%s: media-type: "%s" should not have "config", "layers", or'
-                              ' "fsLayers"' % (what, media_type))
+                              ' "fsLayers"' % (source, media_type))
     return media_type
 
 
@@ -140,7 +140,7 @@ def is_schema1(raw: bytes, content_type: str = "") -> bool:
 
 
 def listed(document: Document) -> Descriptor:
-    """How a manifest is told of among what refers to its subject (distribution-spec, "Listing Referrers")."""
+    """Describe a manifest for the list of its subject's referrers (distribution-spec, "Listing Referrers")."""
     members = parse_json(document.raw, "manifest")
     kind = string_at(members, "artifactType", "manifest")
     if isinstance(document, Manifest):
@@ -150,16 +150,16 @@ def listed(document: Document) -> Descriptor:
         artifact_type=kind, annotations={key: string_at(notes, key, "annotations") for key in notes})
 
 
-def _descriptors(obj: Mapping[str, Any], key: str, what: str, limit: int) -> Tuple[Descriptor, ...]:
-    items: List[Any] = list_at(obj, key, what)
+def _descriptors(obj: Mapping[str, Any], key: str, source: str, limit: int) -> Tuple[Descriptor, ...]:
+    items: List[Any] = list_at(obj, key, source)
     if len(items) > limit:
-        raise PolicyError("%s: %d %s, the limit is %d" % (what, len(items), key, limit))
+        raise PolicyError("%s: %d %s, the limit is %d" % (source, len(items), key, limit))
     return tuple(
-        Descriptor.from_json(item, "%s: %s[%d]" % (what, key, i)) for i, item in enumerate(items))
+        Descriptor.from_json(item, "%s: %s[%d]" % (source, key, i)) for i, item in enumerate(items))
 
 
 def is_runnable(document: Manifest) -> bool:
-    """Whether this is an image, and no attestation, chart or other artifact."""
+    """Whether a manifest is of an image, not of an attestation, chart or other artifact."""
     types = [document.config.media_type] + [layer.media_type for layer in document.layers]
     return not document.artifact_type and types[0] in CONFIG_TYPES and all(
         kind.startswith(("application/vnd.oci.image.", "application/vnd.docker."))

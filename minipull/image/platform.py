@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Platforms: os, architecture and variant, and what runs where.
+"""Platforms: os, architecture and variant, and which of them run where.
 
 Mirrors containerd's platforms.  Spec: image-spec, image-index.md "platform".
 """
@@ -20,7 +20,7 @@ _VARIANTS = {("386", "v1"): "", ("amd64", "v1"): "", ("arm64", "v8"): "", ("arm"
 
 
 class Platform(NamedTuple):
-    """What an image runs on; formatted, ``linux/arm64/v8``."""
+    """The platform of an image or host; as text, ``linux/arm64/v8``."""
     os: str
     architecture: str
     variant: str = ""
@@ -29,9 +29,9 @@ class Platform(NamedTuple):
 
     @classmethod
     def parse(cls, text: str, host: Optional["Platform"] = None) -> "Platform":
-        """What a user typed, by containerd's rules; raises InvalidReference.
+        """Parse a platform that a user typed, by containerd's rules; raises InvalidReference.
 
-        One word is an os or an architecture, and ``host`` says the other half.
+        A single word is an os or an architecture; the other comes from ``host``.
         """
         match = _PLATFORM.fullmatch(text)
         system, version, architecture, variant = match.groups("") if match else ("",) * 4
@@ -43,17 +43,19 @@ class Platform(NamedTuple):
                 system, architecture = host.os, system
         if not architecture:
             raise InvalidReference("invalid platform %s, not os/arch[/variant]" % ascii(text)[:80])
-        found = cls(system, architecture, variant, version).normalized()
-        if found.architecture == "arm64" and variant and not found.variant:
-            return found._replace(variant="v8")
-        return found if variant or found[1:3] != ("arm", "v7") else found._replace(variant="")
+        platform = cls(system, architecture, variant, version).normalized()
+        if platform.architecture == "arm64" and variant and not platform.variant:
+            return platform._replace(variant="v8")
+        if platform.architecture == "arm" and platform.variant == "v7" and not variant:
+            return platform._replace(variant="")
+        return platform
 
     @classmethod
-    def from_json(cls, obj: Mapping[str, Any], what: str) -> "Platform":
+    def from_json(cls, obj: Mapping[str, Any], source: str) -> "Platform":
         return cls(
-            string_at(obj, "os", what), string_at(obj, "architecture", what),
-            string_at(obj, "variant", what), string_at(obj, "os.version", what),
-            strings_at(obj, "os.features", what))
+            string_at(obj, "os", source), string_at(obj, "architecture", source),
+            string_at(obj, "variant", source), string_at(obj, "os.version", source),
+            strings_at(obj, "os.features", source))
 
     def to_json(self) -> Dict[str, Any]:
         members = {
@@ -62,7 +64,7 @@ class Platform(NamedTuple):
         return {key: value for key, value in members.items() if value}
 
     def normalized(self) -> "Platform":
-        """One spelling for each: aliases resolved, the default variant made plain."""
+        """Resolve aliases, and spell the default variant of an architecture in one way."""
         name = self.architecture.lower()
         architecture, _, fixed = _ALIASES.get(name, name).partition("/")
         variant = fixed or self.variant.lower()
@@ -74,7 +76,7 @@ class Platform(NamedTuple):
         return self._replace(os=system, architecture=architecture, variant=variant)
 
     def matches(self, other: "Platform") -> bool:
-        """Equal but for spelling, and of one Windows build if both name it."""
+        """Whether both are the same platform in any spelling, and the same Windows build if both name one."""
         builds = [p.os_version.split(".")[:3] for p in (self, other) if p.os_version]
         same = self.normalized()[:3] == other.normalized()[:3]
         return same and builds[:1] == builds[-1:] and other.os != "unknown"  # an attestation
@@ -84,22 +86,22 @@ class Platform(NamedTuple):
         return "/".join(filter(None, (self.os + version, self.architecture, self.variant)))
 
 
-def preference(wanted: Platform) -> List[Platform]:
-    """What runs on ``wanted``, the best first (containerd's platformVector)."""
-    wanted = wanted.normalized()
-    levels, others = [wanted.variant], []
+def preference(host: Platform) -> List[Platform]:
+    """Return the platforms whose images run on a host, the best first (containerd's platformVector)."""
+    host = host.normalized()
+    levels, others = [host.variant], []
     # v7 is (7, 0), v8.1 is (8, 1); no variant, or one that we can't read, is (0, 0).
-    match = re.fullmatch(r"v([1-9])(?:\.([0-9]))?", wanted.variant)
+    match = re.fullmatch(r"v([1-9])(?:\.([0-9]))?", host.variant)
     major, minor = (int(n or 0) for n in match.groups()) if match else (0, 0)
-    if wanted.architecture == "amd64":
+    if host.architecture == "amd64":
         levels += ["v%d" % n for n in range(major - 1, 0, -1)]
-        others = [wanted._replace(architecture="386", variant="")]
-    elif wanted.architecture == "arm":
+        others = [host._replace(architecture="386", variant="")]
+    elif host.architecture == "arm":
         levels += ["v%d" % n for n in range(major - 1, 4, -1)]
-    elif wanted.architecture == "arm64" and (major in (8, 9) or not wanted.variant):
+    elif host.architecture == "arm64" and (major in (8, 9) or not host.variant):
         if major == 9:  # v9.N can do all that v8.(N+5) can
             levels += ["v9.%d" % n for n in range(minor - 1, -1, -1)]
             minor += 6
         levels += ["v8.%d" % n for n in range(minor - 1, -1, -1)]
-        others = preference(wanted._replace(architecture="arm", variant="v8"))
-    return [wanted._replace(variant=level).normalized() for level in levels] + others
+        others = preference(host._replace(architecture="arm", variant="v8"))
+    return [host._replace(variant=level).normalized() for level in levels] + others

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Schema 1: manifests that sign themselves, read, verified, turned into configs, and made.
+"""Schema 1: signed manifests, verified, converted to schema 2, and written.
 
-What is signed is the payload: the document without its signatures, byte for
-byte as the protected header says.  Only that is read, and its digest is the
-manifest's.  Every signature must be good, but it says only that whoever has
-the key, which comes along, signed this; the caller may tell whose key it is.
+The signatures are of the payload: the document without them, byte for byte as
+the protected header says.  Only the payload is parsed, and its digest is the
+manifest's.  Every signature must verify; since its key comes with it, that
+proves only that the holder of some key signed, whose id the caller may show.
 
-An entry carries the JSON of an image as docker 1.9 knew it.  Entries that are
-marked as thrown away have no layer, and become history alone.
+An entry carries the JSON of an image as docker 1.9 knew it.  Entries marked as
+thrown away have no layer, and become history alone.
 
 Mirrors docker/distribution's manifest/schema1, docker/libtrust, and moby's
 fixManifestLayers, HistoryFromConfig and MakeConfigFromV1Config.
@@ -30,7 +30,7 @@ from .strictjson import digest_at, int_at, object_at, objects_at, parse_json, st
 MAX_SIGNATURES = 16
 #: The layer of entries that have none: 1024 zeros, a tar's end, compressed once and for all.
 EMPTY = bytes.fromhex("1f8b080000096e8800ff621805a360148c5800080000ffff2eafb5ef00040000")
-_WHAT = "schema 1 manifest"
+_SOURCE = "schema 1 manifest"
 _GO = {ord(char): "\\u%04x" % ord(char) for char in "<>&\u2028\u2029"}  # what Go escapes
 _NEVER = "0001-01-01T00:00:00Z"
 #: What an image's JSON has that its config has not, or has of another image.
@@ -42,7 +42,7 @@ _SHA256 = bytes.fromhex("3031300d060960864801650304020105000420")
 
 
 class Entry(NamedTuple):
-    """One image of the chain: its layer, unless thrown away, and its JSON."""
+    """An image of the chain: its layer, unless thrown away, and its JSON."""
     blob: Digest
     v1: Dict[str, Any]
 
@@ -65,15 +65,15 @@ class Schema1(NamedTuple):
 
 
 def payload(raw: bytes) -> bytes:
-    """What was signed, which may be less than what was meant to be; raises InvalidDocument."""
-    found = {_payload(raw, protected) for _, _, protected in _signatures(raw)}
-    if len(found) != 1:
-        raise InvalidDocument("%s: its signatures are of different payloads" % _WHAT)
-    return found.pop()
+    """Return the bytes that all signatures are of, not verified yet; raises InvalidDocument."""
+    payloads = {_payload(raw, protected) for _, _, protected in _signatures(raw)}
+    if len(payloads) != 1:
+        raise InvalidDocument("%s: its signatures are of different payloads" % _SOURCE)
+    return payloads.pop()
 
 
 def parse(raw: bytes) -> Schema1:
-    """The manifest in ``raw``, all its signatures verified; raises InvalidDocument, PolicyError."""
+    """Parse a manifest and verify all its signatures; raises InvalidDocument, PolicyError."""
     signed = payload(raw)
     signers = []
     for header, signature, protected in _signatures(raw):
@@ -83,39 +83,39 @@ def parse(raw: bytes) -> Schema1:
 
 
 def read(raw: bytes) -> Schema1:
-    """The manifest whose payload is ``raw``; raises InvalidDocument, PolicyError."""
-    obj = parse_json(raw, _WHAT)
+    """Parse a payload; raises InvalidDocument, PolicyError."""
+    obj = parse_json(raw, _SOURCE)
     if type(obj.get("schemaVersion")) is not int or obj["schemaVersion"] != 1:
-        raise InvalidDocument("%s: schemaVersion must be 1" % _WHAT)
-    blobs = [digest_at(layer, "blobSum", _WHAT) for layer in objects_at(obj, "fsLayers", _WHAT)]
-    images = [string_at(entry, "v1Compatibility", _WHAT) for entry in objects_at(obj, "history", _WHAT)]
+        raise InvalidDocument("%s: schemaVersion must be 1" % _SOURCE)
+    blobs = [digest_at(layer, "blobSum", _SOURCE) for layer in objects_at(obj, "fsLayers", _SOURCE)]
+    images = [string_at(entry, "v1Compatibility", _SOURCE) for entry in objects_at(obj, "history", _SOURCE)]
     if len(blobs) != len(images) or not blobs:
-        raise InvalidDocument("%s: %d layers with a history of %d" % (_WHAT, len(blobs), len(images)))
+        raise InvalidDocument("%s: %d layers with a history of %d" % (_SOURCE, len(blobs), len(images)))
     if len(blobs) > MAX_LAYERS:
-        raise PolicyError("%s: %d layers, the limit is %d" % (_WHAT, len(blobs), MAX_LAYERS))
-    entries = _chain([Entry(blob, parse_json(text.encode(), _WHAT + ": v1Compatibility"))
+        raise PolicyError("%s: %d layers, the limit is %d" % (_SOURCE, len(blobs), MAX_LAYERS))
+    entries = _chain([Entry(blob, parse_json(text.encode(), _SOURCE + ": v1Compatibility"))
                       for blob, text in zip(blobs, images)])
     return Schema1(raw, Digest.of(raw), tuple(reversed(entries)))
 
 
 def _chain(entries: Sequence[Entry]) -> List[Entry]:
-    """The entries, top first, each once: one lies on the next (fixManifestLayers)."""
+    """Check that each entry names the next as its parent, and drop repeated ones (moby: fixManifestLayers)."""
     chain: List[Entry] = []
     for entry in entries:
-        name = string_at(entry.v1, "id", _WHAT)
+        name = string_at(entry.v1, "id", _SOURCE)
         if not re.fullmatch("[0-9a-f]{64}", name):
-            raise InvalidDocument("%s: image ID %s is invalid" % (_WHAT, ascii(name)[:100]))
+            raise InvalidDocument("%s: image ID %s is invalid" % (_SOURCE, ascii(name)[:100]))
         if chain and chain[-1].v1["id"] == name:
             chain.pop()
         chain.append(entry)
     names = [entry.v1["id"] for entry in chain]
     if len(set(names)) < len(names):
-        raise InvalidDocument("%s: an ID appears multiple times" % _WHAT)
+        raise InvalidDocument("%s: an ID appears multiple times" % _SOURCE)
     for entry, below in zip(chain, names[1:] + [""]):
-        parent = string_at(entry.v1, "parent", _WHAT)
+        parent = string_at(entry.v1, "parent", _SOURCE)
         if parent != below:
             raise InvalidDocument("%s: invalid parent ID%s. Expected %s, got %s" % (
-                _WHAT, "" if below else " in the base layer of the image", below or "none",
+                _SOURCE, "" if below else " in the base layer of the image", below or "none",
                 ascii(parent)[:100]))
     return chain
 
@@ -125,27 +125,27 @@ def _chain(entries: Sequence[Entry]) -> List[Entry]:
 
 def _signatures(raw: bytes) -> List[Tuple[Dict[str, Any], bytes, str]]:
     """Header, signature and protected header of each."""
-    items = objects_at(parse_json(raw, _WHAT), "signatures", _WHAT)
+    items = objects_at(parse_json(raw, _SOURCE), "signatures", _SOURCE)
     if not 0 < len(items) <= MAX_SIGNATURES:
-        raise InvalidDocument("%s: %d signatures, want 1 to %d" % (_WHAT, len(items), MAX_SIGNATURES))
-    return [(object_at(item, "header", _WHAT), _bytes_at(item, "signature"),
-             string_at(item, "protected", _WHAT)) for item in items]
+        raise InvalidDocument("%s: %d signatures, want 1 to %d" % (_SOURCE, len(items), MAX_SIGNATURES))
+    return [(object_at(item, "header", _SOURCE), _bytes_at(item, "signature"),
+             string_at(item, "protected", _SOURCE)) for item in items]
 
 
 def _payload(raw: bytes, protected: str) -> bytes:
-    what = _WHAT + ": protected header"
-    header = parse_json(_bytes_at({"protected": protected}, "protected"), what)
-    length = int_at(header, "formatLength", what)
+    source = _SOURCE + ": protected header"
+    header = parse_json(_decoded(protected, "protected"), source)
+    length = int_at(header, "formatLength", source)
     if length > len(raw):
-        raise InvalidDocument("%s: formatLength is too much" % what)
+        raise InvalidDocument("%s: formatLength is too much" % source)
     return raw[:length] + _bytes_at(header, "formatTail")
 
 
 def _verified(header: Dict[str, Any], message: bytes, signature: bytes) -> str:
     """The id of the key that signed; raises InvalidDocument."""
-    what = _WHAT + ": key"
-    jwk = object_at(header, "jwk", what)
-    kind = [string_at(header, "alg", what), string_at(jwk, "kty", what), string_at(jwk, "crv", what)]
+    source = _SOURCE + ": key"
+    jwk = object_at(header, "jwk", source)
+    kind = [string_at(header, "alg", source), string_at(jwk, "kty", source), string_at(jwk, "crv", source)]
     if kind == ["ES256", "EC", "P-256"]:
         x, y = _bytes_at(jwk, "x"), _bytes_at(jwk, "y")
         der = _P256 + x + y
@@ -156,10 +156,10 @@ def _verified(header: Dict[str, Any], message: bytes, signature: bytes) -> str:
         der = _rsa_key(n, e)
         good = verify_rs256(n, e, message, signature)
     else:
-        raise InvalidDocument("%s: signed with %s, which is not supported" % (_WHAT, ascii(kind)[:100]))
+        raise InvalidDocument("%s: signed with %s, which is not supported" % (_SOURCE, ascii(kind)[:100]))
     name = key_id(der)
-    if not good or string_at(jwk, "kid", what) != name:
-        raise InvalidDocument("%s: the signature by %s is not good" % (_WHAT, name))
+    if not good or string_at(jwk, "kid", source) != name:
+        raise InvalidDocument("%s: the signature by %s is not good" % (_SOURCE, name))
     return name
 
 
@@ -174,7 +174,7 @@ def verify_rs256(n: int, e: int, message: bytes, signature: bytes) -> bool:
 
 
 def key_id(der: bytes) -> str:
-    """What libtrust calls a key, given as SubjectPublicKeyInfo."""
+    """Return libtrust's id of a key, which is given as SubjectPublicKeyInfo."""
     text = base64.b32encode(hashlib.sha256(der).digest()[:30]).decode()
     return ":".join(re.findall("....", text))
 
@@ -195,16 +195,20 @@ def _base64(data: bytes) -> str:
 
 
 def _bytes_at(obj: Dict[str, Any], key: str) -> bytes:
-    """What is written as base64url, in the only way that it can be."""
-    text, data = string_at(obj, key, _WHAT), b""
+    return _decoded(string_at(obj, key, _SOURCE), key)
+
+
+def _decoded(text: str, key: str) -> bytes:
+    """Decode base64url without padding; raises InvalidDocument unless it is the one encoding of its bytes."""
+    data = b""
     with contextlib.suppress(ValueError):
         data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
     if _base64(data) != text:
-        raise InvalidDocument("%s: %s is not base64url" % (_WHAT, key))
+        raise InvalidDocument("%s: %s is not base64url" % (_SOURCE, key))
     return data
 
 
-# To what is stored.
+# From schema 1 to schema 2.
 
 
 def converted(old: Schema1, layers: Sequence[Tuple[Descriptor, DiffID]]) -> Tuple[bytes, Manifest]:
@@ -222,14 +226,14 @@ def converted(old: Schema1, layers: Sequence[Tuple[Descriptor, DiffID]]) -> Tupl
 
 
 def _history(entry: Entry) -> Dict[str, Any]:
-    command = strings_at(object_at(entry.v1, "container_config", _WHAT), "Cmd", _WHAT)
-    found = {"author": string_at(entry.v1, "author", _WHAT), "created_by": " ".join(command),
-             "comment": string_at(entry.v1, "comment", _WHAT), "empty_layer": entry.throwaway}
-    created = string_at(entry.v1, "created", _WHAT, _NEVER)
+    command = strings_at(object_at(entry.v1, "container_config", _SOURCE), "Cmd", _SOURCE)
+    found = {"author": string_at(entry.v1, "author", _SOURCE), "created_by": " ".join(command),
+             "comment": string_at(entry.v1, "comment", _SOURCE), "empty_layer": entry.throwaway}
+    created = string_at(entry.v1, "created", _SOURCE, _NEVER)
     return dict({"created": created}, **{key: value for key, value in found.items() if value})
 
 
-# From what is stored.
+# From schema 2 to schema 1.
 
 
 def build(path: str, tag: str, config: ImageConfig, layers: Sequence[Digest]) -> bytes:
@@ -278,6 +282,6 @@ def sign(raw: bytes, key: int, time: str) -> bytes:
 
 
 def _json(value: Any, indent: Optional[int] = None) -> str:
-    """As Go writes it, which is what digests and ids are of."""
+    """Serialize JSON as Go does, so that digests and ids are those of docker."""
     text = json.dumps(value, ensure_ascii=False, indent=indent, separators=(",", ": " if indent else ":"))
     return text.translate(_GO)

@@ -2,8 +2,8 @@
 """JSON from outside, read one way only.
 
 :func:`parse_json` and the ``*_at`` accessors turn foreign bytes into typed
-values or raise InvalidDocument, naming ``what`` was read; a null string, array
-or object counts as absent, as in Go.
+values or raise InvalidDocument, which begins with ``source``, the name of the
+document.  A null string, array or object counts as absent, as in Go.
 """
 import json
 from typing import Any, Dict, List, Mapping, Tuple, TypeVar
@@ -15,22 +15,22 @@ _KINDS: Dict[type, str] = {str: "a string", list: "an array", dict: "an object"}
 _T = TypeVar("_T")
 
 
-def parse_json(data: bytes, what: str) -> Dict[str, Any]:
-    """The object that ``data`` is, strictly: nothing that parsers disagree about."""
-    value = parse_value(data, what)
+def parse_json(data: bytes, source: str) -> Dict[str, Any]:
+    """Parse an object, and refuse JSON that parsers read in different ways; raises InvalidDocument."""
+    value = parse_value(data, source)
     if not isinstance(value, dict):
-        raise InvalidDocument("%s must be an object" % what)
+        raise InvalidDocument("%s must be an object" % source)
     return value
 
 
-def parse_value(data: bytes, what: str) -> object:
-    """The same for any value."""
+def parse_value(data: bytes, source: str) -> object:
+    """Parse any JSON value by the same rules."""
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_int=_integer)
-        # What shows only in the values: lone surrogates, NaN, Infinity, 1e999.
+        # Lone surrogates, NaN, Infinity and 1e999 are found by writing the values again.
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except (ValueError, RecursionError, MemoryError) as exc:
-        raise InvalidDocument("%s: invalid JSON: %s" % (what, str(exc)[:150])) from None
+        raise InvalidDocument("%s: invalid JSON: %s" % (source, str(exc)[:150])) from None
     return value
 
 
@@ -86,11 +86,11 @@ def objects_at(obj: Mapping[str, Any], key: str, source: str) -> Tuple[Dict[str,
     return tuple(as_object(item, key, source) for item in list_at(obj, key, source))
 
 
-def int_at(obj: Mapping[str, Any], key: str, what: str) -> int:
+def int_at(obj: Mapping[str, Any], key: str, source: str) -> int:
     """A whole number from 0 to 2**63-1, which must be there."""
     value = obj.get(key)
     if type(value) is not int or not 0 <= value < 1 << 63:
-        raise InvalidDocument("%s: %s must be an integer from 0 to 2^63-1" % (what, key))
+        raise InvalidDocument("%s: %s must be an integer from 0 to 2^63-1" % (source, key))
     return value
 
 

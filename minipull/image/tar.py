@@ -4,8 +4,8 @@
 The standard library's reader ends silently at a damaged header, hangs on some
 sizes and believes the first of two extended headers.  This one reads ustar, PAX
 and GNU headers from a stream and refuses whatever two readers could read in two
-ways.  Names are bytes: what they mean is for the one who makes files of them.
-Its writer is not used either: from version to version it writes other bytes.
+ways.  Names are bytes, for the caller to decode.  The library's writer is not
+used either, since its bytes differ from one version of Python to the next.
 
 Spec: POSIX.1-2017 pax; GNU tar manual "Basic Tar Format"; image-spec layer.md.
 """
@@ -22,14 +22,12 @@ MAX_EXTENSION = 1 << 20  # bytes of the extended headers before one entry
 MAX_EXTENSIONS = 64  # and their number
 MAX_NAME = 4096  # bytes
 MAX_ID = (1 << 32) - 2  # the next one means "leave it" to chown(2)
-MAX_DEVICE = (1 << 21) - 1  # major, minor: what a header holds, and Linux
+MAX_DEVICE = (1 << 21) - 1  # major or minor number: the most that a header and Linux hold
 END = bytes(2 * BLOCK)
 
 FILE, LINK, SYMLINK, CHAR, BLOCK_DEVICE, DIRECTORY, FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
-_KINDS = {b"\0": FILE, b"7": FILE}  # what old and what contiguous files are called
+_KINDS = {b"\0": FILE, b"7": FILE}  # old files, and contiguous ones
 _XATTR = b"SCHILY.xattr."
-#   header ::= name mode uid gid size mtime chksum typeflag linkname magic version uname gname
-#              devmajor devminor prefix
 _HEADER = struct.Struct("100s8s8s8s12s12s8sc100s6s2s32s32s8s8s155s12x")
 #   record ::= length SP keyword "=" value LF
 _RECORD = re.compile(br"([1-9][0-9]{0,6}) ([^=\0]+)=")
@@ -37,8 +35,28 @@ _TIME = re.compile(br"(-?)([0-9]{1,19})(?:\.([0-9]*))?")
 _GLOBAL = frozenset((b"path", b"linkpath", b"size"))  # which no header may set for all
 
 
+class _Fields(NamedTuple):
+    """A ustar header, field by field (POSIX pax, "ustar Header Block")."""
+    name: bytes
+    mode: bytes
+    uid: bytes
+    gid: bytes
+    size: bytes
+    mtime: bytes
+    checksum: bytes
+    kind: bytes
+    linkname: bytes
+    magic: bytes
+    version: bytes
+    uname: bytes
+    gname: bytes
+    major: bytes
+    minor: bytes
+    prefix: bytes
+
+
 class Entry(NamedTuple):
-    """One member: ``size`` bytes of data follow if it is a FILE; ``mtime`` is in nanoseconds."""
+    """A member: ``size`` bytes of data follow if it is a FILE; ``mtime`` is in nanoseconds."""
     name: bytes
     kind: bytes = FILE
     size: int = 0
@@ -84,12 +102,12 @@ class Reader:
                 if chained or block and self._take(BLOCK, may_end=True).strip(b"\0"):
                     raise InvalidDocument("tar: malformed end of the archive")
                 return
-            fields = _HEADER.unpack(block)
-            if _number(fields[6], "checksum") != sum(block) - sum(fields[6]) + 8 * 0x20:
+            fields = _Fields(*_HEADER.unpack(block))
+            if _number(fields.checksum, "checksum") != sum(block) - sum(fields.checksum) + 8 * 0x20:
                 raise InvalidDocument("tar: damaged header (checksum)")
-            kind = _KINDS.get(fields[7], fields[7])
+            kind = _KINDS.get(fields.kind, fields.kind)
             if kind in b"xgLK":
-                size = _number(fields[4], "size")
+                size = _number(fields.size, "size")
                 chained, extended = chained + 1, extended + size
                 if chained > MAX_EXTENSIONS or extended > MAX_EXTENSION:
                     raise PolicyError("tar: %d extended headers of %d bytes in a row" % (chained, extended))
@@ -104,7 +122,7 @@ class Reader:
             extensions, chained, extended = {}, 0, 0
 
     def data(self) -> Iterator[memoryview]:
-        """What is left of the present entry's data; a piece lives until the next."""
+        """Yield the rest of the current entry's data; each piece is valid until the next."""
         while self._left:
             if self._at == len(self._piece):
                 self._next()
@@ -114,13 +132,17 @@ class Reader:
             yield piece
 
     def skip(self) -> int:
-        """Have done with the present entry; how many bytes of it must not be in the pieces to come."""
+        """Abandon the current entry's data.
+
+        Returns how many bytes (data and padding) the caller must leave out of the
+        pieces that it feeds.
+        """
         count = self._left + self._padding
         self._left = self._padding = 0
         return count
 
     def drain(self) -> None:
-        """Read what follows the end, so that whoever hashes has seen all."""
+        """Read the stream behind the archive's end, so that a hash of the pieces is of all of them."""
         for _ in self._pieces:
             pass
 
@@ -131,7 +153,7 @@ class Reader:
         self._piece, self._at = memoryview(piece), 0
 
     def _take(self, count: int, may_end: bool = False) -> bytes:
-        """The next ``count`` bytes; or none, if the stream ends here and may."""
+        """Return the next ``count`` bytes, or none if ``may_end`` and the stream has ended."""
         end = self._at + count
         if end <= len(self._piece):
             data = bytes(self._piece[self._at:end])
@@ -153,7 +175,7 @@ class Reader:
         return bytes(parts)
 
     def _extend(self, kind: bytes, size: int, extensions: Dict[bytes, bytes]) -> None:
-        """Take an extended header into account; of two that say the same the last counts."""
+        """Add the records of an extended header; of two with one keyword the last counts."""
         data = self._take(size + -size % BLOCK)[:size]
         if kind in b"LK":
             extensions[b"\0" + kind] = data.partition(b"\0")[0]  # which is no keyword
@@ -171,24 +193,24 @@ class Reader:
                 raise InvalidDocument("tar: global header sets %s" % keyword.decode())
 
 
-def _entry(kind: bytes, fields: "tuple[bytes, ...]", extensions: Mapping[bytes, bytes]) -> Entry:
-    name, prefix = fields[0].partition(b"\0")[0], fields[15].partition(b"\0")[0]
-    # GNU's headers have times there, but for those that Go wrote before 1.8.
-    if prefix and (fields[9] == b"ustar\0" or fields[9] == b"ustar " and prefix.strip(b"01234567 ")):
+def _entry(kind: bytes, fields: _Fields, extensions: Mapping[bytes, bytes]) -> Entry:
+    name, prefix = fields.name.partition(b"\0")[0], fields.prefix.partition(b"\0")[0]
+    # GNU's headers have times in place of the prefix, except those that Go wrote before 1.8.
+    if prefix and (fields.magic == b"ustar\0" or fields.magic == b"ustar " and prefix.strip(b"01234567 ")):
         name = prefix + b"/" + name
     numbers = {}
-    for keyword, field in ((b"uid", fields[2]), (b"gid", fields[3]), (b"size", fields[4])):
+    for keyword, field in ((b"uid", fields.uid), (b"gid", fields.gid), (b"size", fields.size)):
         value = extensions.get(keyword)
         numbers[keyword] = _number(field, keyword.decode()) if value is None else _decimal(value, keyword)
-    linkname = fields[8].partition(b"\0")[0]
+    linkname = fields.linkname.partition(b"\0")[0]
     if extensions:
         name = _long(extensions, b"L", b"path", name)
         linkname = _long(extensions, b"K", b"linkpath", linkname)
         if any(keyword.startswith(b"GNU.sparse.") for keyword in extensions):
             kind = b"S"
     shown = ascii(name[:100].decode("utf-8", "replace"))
-    if kind == FILE and name.endswith(b"/") and fields[7] == b"\0":
-        kind = DIRECTORY  # as they were before there was a type for them
+    if kind == FILE and name.endswith(b"/") and fields.kind == b"\0":
+        kind = DIRECTORY  # as directories were before ustar
     if kind not in b"0123456":
         raise InvalidDocument("tar: %s is of type %s, which no layer may have" % (shown, ascii(kind)[1:]))
     texts = (name, linkname) if kind in b"12" else (name,)
@@ -198,28 +220,28 @@ def _entry(kind: bytes, fields: "tuple[bytes, ...]", extensions: Mapping[bytes, 
         raise InvalidDocument("tar: owner of %s is out of range" % shown)
     major = minor = 0
     if kind in b"34":
-        major, minor = _number(fields[13], "device"), _number(fields[14], "device")
+        major, minor = _number(fields.major, "device"), _number(fields.minor, "device")
         if max(major, minor) > MAX_DEVICE:
             raise InvalidDocument("tar: device %s is out of range" % shown)
     return Entry(
-        name, kind, numbers[b"size"] if kind == FILE else 0, _number(fields[1], "mode") & 0o7777,
-        numbers[b"uid"], numbers[b"gid"], _time(fields[5], extensions.get(b"mtime")), linkname, major, minor,
+        name, kind, numbers[b"size"] if kind == FILE else 0, _number(fields.mode, "mode") & 0o7777,
+        numbers[b"uid"], numbers[b"gid"], _time(fields.mtime, extensions.get(b"mtime")), linkname, major, minor,
         {keyword[len(_XATTR):]: value for keyword, value in extensions.items()
          if keyword.startswith(_XATTR)},
-        extensions.get(b"uname", fields[11].partition(b"\0")[0]),
-        extensions.get(b"gname", fields[12].partition(b"\0")[0]))
+        extensions.get(b"uname", fields.uname.partition(b"\0")[0]),
+        extensions.get(b"gname", fields.gname.partition(b"\0")[0]))
 
 
 def _long(extensions: Mapping[bytes, bytes], kind: bytes, keyword: bytes, short: bytes) -> bytes:
-    """A name: GNU's if there is one, or PAX's; of both, readers disagree on which counts."""
+    """Return a long name, GNU's or PAX's; where both differ, readers disagree on which counts."""
     names = {extensions[key] for key in (b"\0" + kind, keyword) if key in extensions}
     if len(names) > 1:
         raise InvalidDocument("tar: two kinds of extended headers that differ in a name")
     return names.pop() if names else short
 
 
-def _number(field: bytes, what: str, least: int = 0) -> int:
-    """A number of a header: octal digits, or with its first bit set base 256."""
+def _number(field: bytes, name: str, least: int = 0) -> int:
+    """Parse a number of a header: octal digits, or base 256 if its first bit is set."""
     if field[0] & 0x80:
         value = int.from_bytes(field, "big") & (1 << 8 * len(field) - 1) - 1
         if field[0] & 0x40:
@@ -227,10 +249,10 @@ def _number(field: bytes, what: str, least: int = 0) -> int:
     else:
         text = field.strip(b" \0") or b"0"
         if text.strip(b"01234567"):  # int() would take "+7" and "0_7" as well
-            raise InvalidDocument("tar: malformed %s in a header" % what)
+            raise InvalidDocument("tar: malformed %s in a header" % name)
         value = int(text, 8)
     if not least <= value < 1 << 63:
-        raise InvalidDocument("tar: %s out of range in a header" % what)
+        raise InvalidDocument("tar: %s out of range in a header" % name)
     return value
 
 
@@ -241,7 +263,7 @@ def _decimal(value: bytes, keyword: bytes) -> int:
 
 
 def _time(field: bytes, extension: Optional[bytes]) -> int:
-    """Nanoseconds, between what old and new file systems can hold."""
+    """Return an mtime in nanoseconds, cut to the range of seconds that file systems hold."""
     if extension is None:
         seconds, nanoseconds = _number(field, "mtime", -1 << 63), 0
     else:
@@ -256,11 +278,12 @@ def _time(field: bytes, extension: Optional[bytes]) -> int:
 
 
 def header(entry: Entry) -> bytes:
-    """The header of an entry, PAX where ustar will not do; the same bytes every time."""
+    """Return the header of an entry, with a PAX header before it if need be; the same bytes every time."""
     records = {_XATTR + key: value for key, value in entry.xattrs.items()}
     seconds, nanoseconds = divmod(abs(entry.mtime), 10 ** 9)
     if entry.mtime < 0 or nanoseconds or seconds >= 8 ** 11:
-        records[b"mtime"] = b"%s%d.%09d" % (b"-" * (entry.mtime < 0), seconds, nanoseconds)
+        sign = b"-" if entry.mtime < 0 else b""
+        records[b"mtime"] = b"%s%d.%09d" % (sign, seconds, nanoseconds)
     for keyword, text, width in ((b"path", entry.name, 100), (b"linkpath", entry.linkname, 100),
                                  (b"uname", entry.uname, 32), (b"gname", entry.gname, 32)):
         if len(text) > width:
@@ -284,18 +307,19 @@ def _record(keyword: bytes, value: bytes) -> bytes:
 
 
 def _block(entry: Entry) -> bytes:
-    """A ustar header; what does not fit in has been said before."""
+    """Return a ustar header; values that don't fit are in the PAX header before it."""
     def octal(value: int, digits: int) -> bytes:
         return b"%0*o\0" % (digits, value if 0 <= value < 8 ** digits else 0)
 
-    fields = [
+    fields = _Fields(
         entry.name[:100], octal(entry.mode, 7), octal(entry.uid, 7), octal(entry.gid, 7),
         octal(entry.size, 11), octal(entry.mtime // 10 ** 9, 11), b" " * 8, entry.kind, entry.linkname[:100],
-        b"ustar\0", b"00", entry.uname[:32], entry.gname[:32], octal(entry.major, 7), octal(entry.minor, 7), b""]
-    fields[6] = b"%06o\0 " % sum(_HEADER.pack(*fields))
-    return _HEADER.pack(*fields)
+        b"ustar\0", b"00", entry.uname[:32], entry.gname[:32],
+        octal(entry.major, 7), octal(entry.minor, 7), b"")
+    checksum = b"%06o\0 " % sum(_HEADER.pack(*fields))
+    return _HEADER.pack(*fields._replace(checksum=checksum))
 
 
 def padding(size: int) -> bytes:
-    """What follows ``size`` bytes of data."""
+    """Return the zeros that follow ``size`` bytes of data."""
     return bytes(-size % BLOCK)

@@ -18,7 +18,7 @@ MAX_DEPTH = 8  # indexes above a manifest
 MAX_DOCUMENTS = 1000  # in one tree
 MAX_BYTES = 64 << 20  # of all manifests and indexes of one tree
 
-#: What a walk has met.  An index may say two things of one digest, so those are part of the key.
+#: Entries that a walk has met.  An index may claim two types or sizes for one digest: two entries.
 Seen = Set[Tuple[str, Digest, int]]
 
 
@@ -30,7 +30,7 @@ class Bounds:
         self.size = MAX_BYTES
 
     def count(self, documents: int, size: int, top: Digest) -> None:
-        """Take off what has been met; raises PolicyError, which names the top of the tree."""
+        """Take documents and bytes off the bounds; raises PolicyError, whose text names the top of the tree."""
         self.documents -= documents
         self.size -= size
         if self.documents < 0:
@@ -49,11 +49,12 @@ def walk(top: Union[Descriptor, Document], get: Callable[[Descriptor], Optional[
          ) -> Iterator[Tuple[Descriptor, Optional[Document]]]:
     """Go through everything at and below ``top``, each entry once, children before their index.
 
-    ``top`` is a descriptor, or a document that is at hand.  ``get`` returns the document of a descriptor, or None for one that is not there
-    or of no kind that we know.  ``below`` chooses the entries to follow, lazily.
-    What is in ``seen`` is left out, and it is added to.  One document is held for
-    each level.  Raises PolicyError past MAX_DEPTH, MAX_DOCUMENTS or MAX_BYTES,
-    InvalidDocument for a document that is not as its index says, and what ``get`` raises.
+    ``top`` is a descriptor, or a document that is at hand.  ``get`` returns the
+    document of a descriptor, or None if it is missing or of an unknown kind.
+    ``below`` chooses the entries of an index to follow, lazily.  Entries in ``seen``
+    are left out, and those met are added to it.  One document is held for each
+    level.  Raises PolicyError past MAX_DEPTH, MAX_DOCUMENTS or MAX_BYTES,
+    InvalidDocument for a document that its index describes wrongly.
     """
     held, top = (None, top) if isinstance(top, Descriptor) else (top, top.descriptor)
     met: Seen = set() if seen is None else seen

@@ -93,11 +93,7 @@ class ImageSource:
         are left out.  Raises as image.walk and document().
         """
         blobs: Set[Digest] = set()
-
-        def get(item: Descriptor) -> Optional[manifest.Document]:
-            return document if document and item.digest == top.digest else self.stored(item)
-
-        for item, parsed in walk(top, get, seen=seen):
+        for item, parsed in walk(document or top, self.stored, seen=seen):
             for blob in parsed.blobs if parsed else ():
                 if blob.digest not in blobs:
                     blobs.add(blob.digest)
