@@ -86,6 +86,7 @@ class Transfer:
         """Give the slot back while there is work left that needs none, such as waiting."""
         with self._manager.changed:
             self._manager.free_slot(self)
+            self._manager.fill_slots()
 
 
 Run = Callable[[Transfer], Any]
@@ -130,16 +131,14 @@ class TransferManager:
                     break
                 cancel.check()
                 self.changed.wait()
-            new = transfer is None
             if transfer is None:
                 transfer = self._transfers[key] = Transfer(self, key, run, holding)
                 self.waiting.append(transfer)
             watcher = Watcher(transfer, output)
             transfer._watchers.append(watcher)
-            if new:
-                self._fill()
-                if not transfer.started and waiting is not None:
-                    transfer._last, transfer._count = waiting, 1
+            self.fill_slots()
+            if waiting is not None and not transfer.started and not transfer._count:
+                transfer._last, transfer._count = waiting, 1
         self.deliver(watcher)
         return watcher
 
@@ -221,16 +220,13 @@ class TransferManager:
         if transfer._active:
             transfer._active = False
             self.active -= 1
-            self._fill()
 
-    def _fill(self) -> None:
+    def fill_slots(self) -> None:
         for transfer in iter(self._next, None):
             thread = threading.Thread(target=self._work, args=(transfer,), daemon=True)
             try:
                 thread.start()
             except RuntimeError as exc:  # no thread left in the system
-                transfer._active = False
-                self.active -= 1
                 self._finish(transfer, None, Error("transfer %s: %s" % (transfer.key, exc)))
 
     def _next(self) -> Optional[Transfer]:
@@ -243,11 +239,9 @@ class TransferManager:
         return transfer
 
     def _wait_for_output(self) -> None:
-        self._queued += 1
-        try:
-            self.changed.wait()
-        finally:
-            self._queued -= 1
+        self._queued += 1  # a count that an interrupt leaves too high only costs time
+        self.changed.wait()
+        self._queued -= 1
 
     def _work(self, first: Transfer) -> None:
         transfer: Optional[Transfer] = first
@@ -261,13 +255,9 @@ class TransferManager:
             except BaseException as exc:
                 error = exc
             with self.changed:
-                if transfer._active:
-                    transfer._active = False
-                    self.active -= 1
-                following = self._next()
                 self._finish(transfer, result, error)
-                self._fill()
-            transfer = following
+                transfer = self._next()
+                self.fill_slots()
 
     def _finish(self, transfer: Transfer, result: Any, error: Optional[BaseException]) -> None:
         transfer.result, transfer.error, transfer.done = result, error, True
