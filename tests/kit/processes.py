@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Real peers, private and short-lived, and minipull run as a user runs it.
 
+:func:`run` runs a program, :class:`Minipull` and :class:`Serve` run minipull and
+``minipull serve``; :class:`DockerRegistry` and :class:`Docker` are the registry and
+the daemon of docker, ``Tool`` is skopeo, umoci or podman.
+
 A test that needs another program asks for it with :func:`peer`: without the
 program the test is skipped, or fails where ``MINIPULL_PEERS=require`` says that
 the peers were installed.  Every server listens on loopback on a free port, keeps

@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Registries in this process: ``start(ROOT, ...)`` starts one, ``site`` is one over an empty store."""
+"""Servers in this process.
+
+``start(ROOT, ...)`` starts a registry, and ``site`` is one over an empty store;
+``listen(...)`` starts a listener with an application of the test's, and
+``listener`` is one.
+"""
 import contextlib
 from pathlib import Path
-from typing import Any, Iterator, Optional
+from typing import Any, Iterator, List, Optional
 
 import pytest
 
 from minipull.server import http as httpd
+from tests.kit.listener import Listen, Listener
 from tests.kit.site import Site, Start
 
 
@@ -30,3 +36,25 @@ def start(tmp_path: Path) -> Iterator[Start]:
 @pytest.fixture
 def site(start: Start) -> Site:
     return start()
+
+
+@pytest.fixture
+def listen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Listen]:
+    monkeypatch.setattr(httpd, "TICK", 0.02)
+    sites: List[Listener] = []
+
+    def begin(timeout: float = 20, **constants: object) -> Listener:
+        for name, value in constants.items():
+            monkeypatch.setattr(httpd, name, value)
+        sites.append(Listener(tmp_path, timeout))
+        return sites[-1]
+
+    yield begin
+    for listener in sites:
+        listener.application.go_on.set()
+        listener.stop()
+
+
+@pytest.fixture
+def listener(listen: Listen) -> Listener:
+    return listen()
