@@ -91,7 +91,7 @@ class V2Pusher:
         self._uploads = uploads
         self.output = output
         self.cancel = cancel
-        self._legacy = legacy
+        self._schema1 = part("distribution.schema1") if legacy else None
 
     def push(self, image: Image, tag: str) -> Pushed:
         """Push an image as ``tag``; the caller holds the store's shared lock."""
@@ -162,9 +162,9 @@ class V2Pusher:
         """Push an image as schema 1, if that was asked for, since its manifest was refused with ``exc``."""
         if isinstance(document, Index) or not is_runnable(document):
             raise exc
-        if not self._legacy:
+        if self._schema1 is None:
             raise exc.reworded("%s; an old registry may take it with --legacy-schema1" % exc)
-        pushed: Descriptor = part("distribution.schema1").push(self, tag, document, exc)
+        pushed: Descriptor = self._schema1.push(self, tag, document, exc)
         return pushed
 
     def _put(self, reference: str, document: Document) -> None:
