@@ -64,7 +64,9 @@ class UploadStore:
             raise RateLimited("%d uploads are under way" % MAX_SESSIONS)
         _need_room(self._content.scratch)
         name = str(uuid.uuid4())
-        Upload(self._content, os.path.basename(self._path(repository, name)), Cancel()).close()
+        path = self._path(repository, name)
+        with storage_errors("write %s" % path):
+            os.close(files.open_regular(path, os.O_RDWR | os.O_CREAT | os.O_EXCL))
         return name
 
     def size(self, repository: str, name: str) -> int:
