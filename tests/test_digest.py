@@ -31,7 +31,7 @@ def test_a_digest_is_a_string_with_parts(algorithm: str) -> None:
     "md5:" + HEX[:32], "sha1:" + HEX[:40], "sha256+b64:" + HEX, None, 1, b"sha256:" + HEX.encode(),
     ["sha256:" + HEX], "x" * 1000000,
 ], ids=lambda text: ascii(text)[:30])
-def test_what_is_no_digest_is_refused_in_one_short_line(text: object) -> None:
+def test_a_malformed_digest_is_refused_in_one_short_line(text: object) -> None:
     with pytest.raises(InvalidDocument) as caught:
         Digest.parse(text)
     assert str(caught.value).startswith("invalid digest ")

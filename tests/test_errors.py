@@ -49,7 +49,7 @@ def test_within_changes_the_text_and_nothing_else(error: Error) -> None:
     (OSError(errno.EIO, "Input/output error"), "Input/output error"),
     (OSError("no number"), "no number"),
 ], ids=str)
-def test_trouble_with_the_disk_says_what_and_what_to_do(raised: OSError, text: str) -> None:
+def test_an_error_of_the_disk_names_the_action_and_gives_advice(raised: OSError, text: str) -> None:
     with pytest.raises(StorageError) as caught:
         with storage_errors("write /store/x"):
             raise raised

@@ -83,7 +83,7 @@ def test_a_relative_directory_is_made_here(tmp_path: Path, monkeypatch: pytest.M
     assert sorted(os.listdir(".")) == ["file", "one", "two"] and os.listdir("two") == ["three"]
 
 
-def test_a_directory_that_somebody_else_makes_meanwhile_is_welcome(
+def test_a_directory_made_by_another_process_meanwhile_is_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mkdir = os.mkdir
@@ -98,7 +98,7 @@ def test_a_directory_that_somebody_else_makes_meanwhile_is_welcome(
 
 
 @pytest.mark.parametrize("obstacle", ["file", "dangling link"])
-def test_what_is_in_the_way_of_a_directory_is_an_error(tmp_path: Path, obstacle: str) -> None:
+def test_a_file_in_the_place_of_a_directory_is_an_error(tmp_path: Path, obstacle: str) -> None:
     path = tmp_path / "a"
     if obstacle == "file":
         path.write_bytes(b"")
@@ -121,7 +121,7 @@ def test_a_file_is_made_private_and_reopened(tmp_path: Path) -> None:
     assert read_bytes(path, 3) == b"abc"
 
 
-def test_what_was_planted_is_neither_followed_nor_waited_for(tmp_path: Path) -> None:
+def test_a_planted_link_or_fifo_is_neither_followed_nor_waited_for(tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.write_bytes(b"secret")
     (tmp_path / "link").symlink_to(target)
@@ -310,7 +310,7 @@ def test_waiting_for_a_lock_can_be_cancelled(two: Tuple[int, int, str]) -> None:
 
 
 @pytest.mark.parametrize("moves", [0, 40])
-def test_who_holds_a_lock_and_moves_is_not_given_up(
+def test_a_lock_whose_holder_makes_progress_is_waited_for(
     two: Tuple[int, int, str], monkeypatch: pytest.MonkeyPatch, moves: int
 ) -> None:
     one, other, path = two
@@ -355,7 +355,7 @@ sys.stdin.read()
 
 
 @linux
-def test_who_holds_a_lock_is_named_and_a_killed_one_holds_nothing(two: Tuple[int, int, str]) -> None:
+def test_the_holder_of_a_lock_is_named_and_loses_it_when_killed(two: Tuple[int, int, str]) -> None:
     one, _, path = two
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, path], cwd=str(ROOT), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -457,13 +457,13 @@ def test_a_file_that_is_shorter_ends_early(pair: Pair) -> None:
     thread.join(TIMEOUT)
 
 
-def test_who_takes_nothing_is_waited_for_until_the_timeout(pair: Pair) -> None:
+def test_a_peer_that_reads_nothing_is_waited_for_until_the_timeout(pair: Pair) -> None:
     pair.near.settimeout(0.05)
     with pytest.raises(socket.timeout):
         list(send(pair.near, pair.file, 0, len(pair.data)))
 
 
-def test_who_has_gone_is_an_error_of_the_system(pair: Pair) -> None:
+def test_a_peer_that_has_gone_is_an_oserror(pair: Pair) -> None:
     pair.near.settimeout(10)
     pair.far.close()
     with pytest.raises(OSError):

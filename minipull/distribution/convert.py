@@ -51,7 +51,7 @@ def converted(documents: Sequence[Document], format: str, output: Output) -> Lis
     media_types = [document.media_type for document in documents]
     for document in documents:
         if not isinstance(document, Index) and is_runnable(document):
-            media_types += [blob.media_type for blob in (document.config, *document.layers)]
+            media_types += [blob.media_type for blob in document.blobs]
     if all(renamed(media_type, names) == media_type for media_type in media_types):
         return list(documents)
     descriptors: Dict[Digest, Descriptor] = {}  # by the digest in the old format
@@ -68,7 +68,7 @@ def converted(documents: Sequence[Document], format: str, output: Output) -> Lis
             image = rewritten(document, renamed(document.media_type, names), manifests=kept)
         elif is_runnable(document):
             config, *layers = [blob._replace(media_type=renamed(blob.media_type, names))
-                               for blob in (document.config, *document.layers)]
+                               for blob in document.blobs]
             image = rewritten(document, renamed(document.media_type, names), config=config, layers=layers)
         elif document is documents[-1]:
             raise Unsupported("only an image can have another format")

@@ -9,6 +9,7 @@ used either, since its bytes differ from one version of Python to the next.
 
 Spec: POSIX.1-2017 pax; GNU tar manual "Basic Tar Format"; image-spec layer.md.
 """
+import collections
 import re
 import struct
 from typing import Dict, Iterator, Mapping, NamedTuple, Optional
@@ -28,31 +29,14 @@ END = bytes(2 * BLOCK)
 FILE, LINK, SYMLINK, CHAR, BLOCK_DEVICE, DIRECTORY, FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
 _KINDS = {b"\0": FILE, b"7": FILE}  # old files, and contiguous ones
 _XATTR = b"SCHILY.xattr."
+#: The fields of a ustar header (POSIX pax, "ustar Header Block"), and their widths in bytes.
+_Fields = collections.namedtuple("_Fields", "name mode uid gid size mtime checksum kind linkname"
+                                 " magic version uname gname major minor prefix")
 _HEADER = struct.Struct("100s8s8s8s12s12s8sc100s6s2s32s32s8s8s155s12x")
 #   record ::= length SP keyword "=" value LF
 _RECORD = re.compile(br"([1-9][0-9]{0,6}) ([^=\0]+)=")
 _TIME = re.compile(br"(-?)([0-9]{1,19})(?:\.([0-9]*))?")
 _GLOBAL = frozenset((b"path", b"linkpath", b"size"))  # which no header may set for all
-
-
-class _Fields(NamedTuple):
-    """A ustar header, field by field (POSIX pax, "ustar Header Block")."""
-    name: bytes
-    mode: bytes
-    uid: bytes
-    gid: bytes
-    size: bytes
-    mtime: bytes
-    checksum: bytes
-    kind: bytes
-    linkname: bytes
-    magic: bytes
-    version: bytes
-    uname: bytes
-    gname: bytes
-    major: bytes
-    minor: bytes
-    prefix: bytes
 
 
 class Entry(NamedTuple):

@@ -83,7 +83,7 @@ def test_a_malformed_config_is_refused(change: Mapping[str, Any], error: str) ->
 
 
 @pytest.mark.parametrize("raw", [b"", b"{}", b"[]", b"null", b'"x"', b"\x1f\x8b\x08\x00"])
-def test_what_is_no_config_is_refused(raw: bytes) -> None:
+def test_a_config_that_is_no_object_or_has_no_layers_is_refused(raw: bytes) -> None:
     with pytest.raises(InvalidDocument):
         ImageConfig.parse(raw)
 

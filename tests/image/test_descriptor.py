@@ -174,7 +174,7 @@ def test_a_malformed_descriptor_is_refused(change: Mapping[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("value", [None, [], "text", 1, {}])
-def test_what_is_no_object_is_no_descriptor(value: object) -> None:
+def test_a_descriptor_that_is_no_object_is_refused(value: object) -> None:
     with pytest.raises(InvalidDocument, match="not a descriptor"):
         Descriptor.from_json(value, "x")
 
@@ -254,7 +254,7 @@ def test_preference_knows_levels_and_is_bounded(text: str, vector: List[str]) ->
 
 
 @pytest.mark.parametrize("case", cases("platform_only"), ids=lambda case: case["platform"])
-def test_only_what_runs_on_the_platform_is_preferred(case: Mapping[str, Any]) -> None:
+def test_platforms_are_preferred_only_if_they_run_on_the_host(case: Mapping[str, Any]) -> None:
     order = preference(platform(case["platform"]))
     for text in case["match"]:
         assert any(found.matches(platform(text)) for found in order), text

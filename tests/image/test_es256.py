@@ -66,7 +66,7 @@ def test_every_flipped_bit_is_noticed() -> None:
     (PUBLIC, ORDER.to_bytes(32, "big") + b"\1" * 32), (PUBLIC, b"\1" * 32 + bytes(32)),
     ((0, 0), b"\1" * 64), ((PUBLIC[0], PUBLIC[1] + 1), b"\1" * 64),
     ((PUBLIC[0] + es256._P, PUBLIC[1]), b"\1" * 64)])
-def test_what_can_be_no_signature_or_key_is_refused(key: Tuple[int, int], signature: bytes) -> None:
+def test_a_malformed_signature_or_key_is_refused(key: Tuple[int, int], signature: bytes) -> None:
     assert not verify(key, b"", signature)
 
 

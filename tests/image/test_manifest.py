@@ -183,7 +183,7 @@ def test_without_a_media_type_the_content_type_must_fit_the_shape(
     (schema1(), SCHEMA1_SIGNED),
     (schema1(mediaType=SCHEMA1), "text/plain"), ({"schemaVersion": 1}, ""),
     (schema1(schemaVersion=2), ""), ({"schemaVersion": 1}, SCHEMA1)])
-def test_schema_1_is_named_as_what_it_is(obj: JSON, content_type: str) -> None:
+def test_a_manifest_of_schema_1_is_refused_by_that_name(obj: JSON, content_type: str) -> None:
     with pytest.raises(Unsupported, match="^busybox: .* old schema 1 format") as caught:
         manifest.parse(encode(obj), content_type, "busybox")
     assert "\n" not in str(caught.value)

@@ -150,7 +150,7 @@ def test_an_archive_may_end_in_many_ways(name: str) -> None:
     assert next(pieces, None) is None  # all has been seen (HL34)
 
 
-def test_what_pads_the_last_file_may_be_missing_or_no_zeros() -> None:
+def test_padding_of_the_last_file_may_be_missing_or_not_zeros() -> None:
     assert read(head(b"f", size=3) + b"abc") == read(head(b"f", size=3) + b"abc" + b"x" * 509 + END)
     assert read(b"") == read(END) == []
 
@@ -287,7 +287,7 @@ LIMITS: Dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_malformed_is_refused_in_one_line(name: str) -> None:
+def test_a_malformed_archive_is_refused_in_one_line(name: str) -> None:
     data, message = REFUSED[name]
     with pytest.raises(InvalidDocument, match="^tar: .*" + message) as caught:
         read(data if "cut short" in message or "end" in message else data + END)
@@ -295,7 +295,7 @@ def test_what_is_malformed_is_refused_in_one_line(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LIMITS)
-def test_what_is_too_much_is_refused_before_it_is_read(name: str) -> None:
+def test_sizes_past_the_limits_are_refused_before_they_are_read(name: str) -> None:
     with pytest.raises(PolicyError, match="^tar: .* extended headers of .* bytes in a row"):
         read(LIMITS[name])
 
@@ -426,7 +426,7 @@ def written(entries: Sequence[Entry]) -> bytes:
     return b"".join(header(entry) + bytes(entry.size) + padding(entry.size) for entry in entries) + END
 
 
-def test_what_is_written_is_read_again() -> None:
+def test_the_reader_reads_entries_as_they_were_written() -> None:
     assert [entry for entry, _ in read(written(WRITTEN))] == WRITTEN
     for size in (8 ** 11 - 1, 8 ** 11, 1 << 62):
         assert next(iter(Reader(iter([header(Entry(b"big", size=size))])))).size == size
@@ -451,7 +451,7 @@ def test_every_interpreter_writes_the_same_bytes(python: str, home: Path) -> Non
     assert done.raw == b"".join(map(header, WRITTEN))
 
 
-def test_the_standard_library_reads_what_is_written() -> None:
+def test_the_standard_library_reads_our_archives() -> None:
     with tarfile.open(fileobj=io.BytesIO(written(WRITTEN)), mode="r|", encoding="utf-8") as archive:
         members = list(archive)
     assert len(members) == len(WRITTEN)
@@ -466,7 +466,7 @@ def test_the_standard_library_reads_what_is_written() -> None:
         assert len(found) == len(entry.xattrs)
 
 
-def test_gnu_tar_reads_what_is_written(home: Path) -> None:
+def test_gnu_tar_reads_our_archives(home: Path) -> None:
     done = subprocess.run(
         [peer("tar"), "--list", "--verbose", "--verbose", "--full-time", "--numeric-owner", "--utc",
          "--quoting-style=escape", "--file=-"],
@@ -490,7 +490,7 @@ def test_gnu_tar_gives_files_the_time_that_was_written(tmp_path: Path, home: Pat
     assert [(tmp_path / str(time)).stat().st_mtime_ns for time in times] == times
 
 
-def test_what_others_write_is_read(tmp_path: Path, home: Path) -> None:
+def test_archives_of_other_writers_are_read(tmp_path: Path, home: Path) -> None:
     names = [b"f", b"n" * 100, b"n" * 101, b"d/" * 60 + b"f", b"\xc3\xa9", b"\xff" * 120]
     for name in names:
         path = tmp_path / "tree" / name.decode("utf-8", "surrogateescape")
