@@ -172,6 +172,20 @@ def test_where_nothing_was_ever_uploaded_no_session_is_known(store: Store, sessi
     assert not os.path.exists(store.root)
 
 
+def test_after_a_reboot_a_session_continues_with_the_bytes_that_were_synced(
+        content: ContentStore, sessions: UploadStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_content, "SYNC_EVERY", 4000)
+    name = sessions.start(REPOSITORY)
+    for start in range(0, 6000, 2000):
+        append(sessions, name, DATA[start:start + 2000])
+    monkeypatch.setattr(store_content, "_boot_id", lambda: "the next boot")
+    with UploadStore(content).owning(REPOSITORY, name) as upload:
+        assert upload.offset == 4000
+        upload.write(DATA[4000:])
+        upload.commit(DIGEST)
+    assert content.read(DIGEST, len(DATA)) == DATA and scratch(content) == []
+
+
 # -- many servers, many writers ------------------------------------------------
 
 

@@ -544,3 +544,20 @@ def test_everything_is_private_under_any_umask(store: ContentStore) -> None:
     folders = {os.stat(folder).st_mode & 0o777 for folder, _, _ in os.walk(store.root)}
     assert (modes, folders) == ({0o600}, {0o700})
     assert stat.S_IMODE(os.stat(store.path(DIGEST)).st_mode) == 0o600
+
+
+# -- without a promise ---------------------------------------------------------
+
+
+def test_a_blob_that_arrives_without_a_digest_is_named_by_its_bytes(store: ContentStore) -> None:
+    with store.arrival(Cancel()) as arrival:
+        arrival.write(DATA)
+        assert (arrival.commit(), arrival.offset) == (DIGEST, len(DATA))
+    assert store.read(DIGEST, len(DATA)) == DATA and scratch(store) == []
+
+
+def test_an_arrival_that_is_not_committed_leaves_nothing(store: ContentStore) -> None:
+    with pytest.raises(ValueError), store.arrival(Cancel()) as arrival:
+        arrival.write(DATA)
+        raise ValueError
+    assert store.digests() == [] and scratch(store) == []
