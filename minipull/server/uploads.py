@@ -118,6 +118,7 @@ def _expired(entry: "os.DirEntry[str]") -> bool:
         try:
             files.lock(fd, entry.path, True, timeout=0)
             os.unlink(entry.path)
+            os.unlink(entry.path + ".json")
         except files.Locked:
             return False
         finally:

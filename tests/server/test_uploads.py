@@ -273,6 +273,7 @@ def test_an_old_session_ends_unless_it_is_owned(
     assert_gone(sessions, old)
     assert sessions.size(REPOSITORY, owned) == 0
     assert sessions.size("another/repository", young) == 0
+    assert os.path.basename(sessions._path(REPOSITORY, old)) + ".json" not in os.listdir(content.scratch)
     assert list(sessions._hashed) == [sessions._path(REPOSITORY, owned)]
 
 
