@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Errors, by what the caller can do about them, and whether the work may be tried again.
 
-One tree under :class:`Error`.  A class stands for what the caller can do
-about it, so each carries the exit code of the command line; the policy that
-the rest of the package obeys is the two functions at the end.
+One tree under :class:`Error`; each class carries the exit code of the command line.
+Answers of registries, and the rules of going on to the next endpoint, are in
+registry/errors.py.
 
-Mirrors moby's distribution/errors.go and docker/distribution's errcode.
+Mirrors moby's errdefs.
 """
 import contextlib
 import errno
@@ -30,7 +30,7 @@ class Error(Exception):
 
 
 class Cancelled(Error):
-    """The caller gave up; nothing is wrong."""
+    """The caller cancelled the operation; nothing is wrong."""
     exit_code = 130
 
     def __init__(self, text: str = "cancelled") -> None:
@@ -83,7 +83,7 @@ class StorageError(Error):
 
 
 class RateLimited(Error):
-    """The registry asks us to wait longer than we are willing to."""
+    """The registry asks for a longer wait than the caller allows."""
     exit_code = 8
 
 
@@ -93,7 +93,7 @@ class PolicyError(Error):
 
 
 class Unsupported(Error):
-    """Understood, but not something that this command can do."""
+    """A document or request that is understood, and that this command can't handle."""
 
 
 class NotInBuild(Unsupported):
@@ -102,7 +102,7 @@ class NotInBuild(Unsupported):
 
 
 class NoSupport(Unsupported):
-    """Nothing that the protocol of this endpoint can do, which says less than any other error."""
+    """A feature that the protocol of an endpoint lacks; any other error tells more."""
 
 
 def corrupt(digest: str, kind: str = "blob") -> StorageError:

@@ -37,6 +37,6 @@ def left_out(error: ImportError) -> Optional[NotInBuild]:
     module = (error.name or "").partition(__package__ + ".")[2]
     for name, modules in PARTS.items():
         if module.startswith(modules):
-            what = "the part legacy (v1, schema 1)" if name == "legacy" else name + "/"
-            return NotInBuild("%s is not in this build of minipull" % what)
+            label = "the part legacy (v1, schema 1)" if name == "legacy" else name + "/"
+            return NotInBuild("%s is not in this build of minipull" % label)
     return None

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """ES256: ECDSA over P-256 with SHA-256, in plain integers.
 
-Schema 1 wants a signature, and the standard library has none.  This is fit for
-checking one, and for signing with a key that is made for one push and thrown
-away.  It is not fit for a key that is worth anything: how long it takes tells
-of the key, which stays in memory, and nobody but its tests has reviewed it.
+Schema 1 needs signatures, and the standard library has none.  This module is fit
+to verify them, and to sign with a key that is made for one push and thrown away.
+It is not fit for any other key: its timing depends on the key, the key stays in
+memory, and it has not been reviewed.
 
-Signing is deterministic, so no bad source of randomness gives the key away.
+Nonces are deterministic, so a bad source of randomness does not reveal the key.
 Spec: FIPS 186-4; RFC 6979; RFC 7518, "Digital Signature with ECDSA".
 """
 import hashlib
@@ -15,7 +15,7 @@ import itertools
 from typing import Iterator, Tuple
 
 Point = Tuple[int, int]
-#: X, Y and Z, where x is X/Z² and y is Y/Z³; nowhere if Z is 0.
+#: Jacobian X, Y and Z, where x is X/Z² and y is Y/Z³; the point at infinity if Z is 0.
 _Jacobian = Tuple[int, int, int]
 
 _P = 2**256 - 2**224 + 2**192 + 2**96 - 1
@@ -26,18 +26,18 @@ _G = (0x6b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296,
 
 
 def public(key: int) -> Point:
-    """The public key of a private one, which is from 1 to ORDER - 1."""
+    """Return the public key of a private one, which is from 1 to ORDER - 1."""
     return _affine(_times(key, _G))
 
 
 def on_curve(point: Point) -> bool:
-    """Whether this is a public key."""
+    """Whether a point is on the curve, as every public key is."""
     x, y = point
     return 0 <= x < _P and 0 <= y < _P and (y * y - x * x * x + 3 * x - _B) % _P == 0
 
 
 def sign(key: int, message: bytes) -> bytes:
-    """The 64 bytes of r and s."""
+    """Sign a message; returns the 64 bytes of r and s."""
     e = _hashed(message)
     for nonce in _nonces(key, e):
         r = public(nonce)[0] % ORDER
@@ -48,7 +48,7 @@ def sign(key: int, message: bytes) -> bytes:
 
 
 def verify(key: Point, message: bytes, signature: bytes) -> bool:
-    """Whether whoever has the private key of ``key`` has signed ``message``."""
+    """Whether a signature of 64 bytes is of this message, by the private key of ``key``."""
     r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big")
     if len(signature) != 64 or not (0 < r < ORDER and 0 < s < ORDER and on_curve(key)):
         return False
@@ -62,11 +62,11 @@ def _hashed(message: bytes) -> int:
 
 
 def _nonces(key: int, e: int) -> Iterator[int]:
-    """The numbers of RFC 6979, section 3.2; the first one all but always does."""
+    """Yield the nonces of RFC 6979, section 3.2; the first is almost always fit."""
     seed = key.to_bytes(32, "big") + (e % ORDER).to_bytes(32, "big")
     secret, value = bytes(32), b"\1" * 32
     for more in itertools.chain((b"\0" + seed, b"\1" + seed), itertools.repeat(b"\0")):
-        if more == b"\0":  # and not a round that only stirs key and message in
+        if more == b"\0":  # the first two rounds only mix in key and message
             value = _mac(secret, value)
             yield int.from_bytes(value, "big")
         secret = _mac(secret, value + more)

@@ -28,14 +28,14 @@ from .manifest import MAX_LAYERS, Manifest
 from .strictjson import digest_at, int_at, object_at, objects_at, parse_json, string_at, strings_at
 
 MAX_SIGNATURES = 16
-#: The layer of entries that have none: 1024 zeros, a tar's end, compressed once and for all.
+#: The layer of thrown away entries: an empty tar, 1024 zeros, in docker's own compression.
 EMPTY = bytes.fromhex("1f8b080000096e8800ff621805a360148c5800080000ffff2eafb5ef00040000")
 _SOURCE = "schema 1 manifest"
-_GO = {ord(char): "\\u%04x" % ord(char) for char in "<>&\u2028\u2029"}  # what Go escapes
+_GO = {ord(char): "\\u%04x" % ord(char) for char in "<>&\u2028\u2029"}  # as Go escapes them
 _NEVER = "0001-01-01T00:00:00Z"
-#: What an image's JSON has that its config has not, or has of another image.
+#: Members of an image's v1 JSON that its config does not take over.
 _V1_ONLY = frozenset("id parent Size parent_id layer_id throwaway history rootfs".split())
-#: How DER begins the public key of P-256 before x and y, and what RS256 signs before a SHA-256.
+#: DER: a P-256 key up to x and y, the algorithm of an RSA key, and the DigestInfo before a SHA-256.
 _P256 = bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d03010703420004")
 _RSA = bytes.fromhex("300d06092a864886f70d0101010500")
 _SHA256 = bytes.fromhex("3031300d060960864801650304020105000420")
@@ -142,7 +142,7 @@ def _payload(raw: bytes, protected: str) -> bytes:
 
 
 def _verified(header: Dict[str, Any], message: bytes, signature: bytes) -> str:
-    """The id of the key that signed; raises InvalidDocument."""
+    """Verify a signature, and return the id of its key; raises InvalidDocument."""
     source = _SOURCE + ": key"
     jwk = object_at(header, "jwk", source)
     kind = [string_at(header, "alg", source), string_at(jwk, "kty", source), string_at(jwk, "crv", source)]
@@ -164,13 +164,13 @@ def _verified(header: Dict[str, Any], message: bytes, signature: bytes) -> str:
 
 
 def verify_rs256(n: int, e: int, message: bytes, signature: bytes) -> bool:
-    """RSASSA-PKCS1-v1_5 with SHA-256, and a key of 2048 to 8192 bits."""
+    """Verify RSASSA-PKCS1-v1_5 with SHA-256, by a key of 2048 to 8192 bits (RFC 8017)."""
     size = (n.bit_length() + 7) // 8
     if not 256 <= size <= 1024 or not 2 < e < 1 << 32 or len(signature) != size:
         return False
     ending = b"\0" + _SHA256 + hashlib.sha256(message).digest()
-    wanted = b"\0\1" + b"\xff" * (size - 2 - len(ending)) + ending
-    return pow(int.from_bytes(signature, "big"), e, n) == int.from_bytes(wanted, "big")
+    padded = b"\0\1" + b"\xff" * (size - 2 - len(ending)) + ending
+    return pow(int.from_bytes(signature, "big"), e, n) == int.from_bytes(padded, "big")
 
 
 def key_id(der: bytes) -> str:
@@ -212,34 +212,34 @@ def _decoded(text: str, key: str) -> bytes:
 
 
 def converted(old: Schema1, layers: Sequence[Tuple[Descriptor, DiffID]]) -> Tuple[bytes, Manifest]:
-    """The config and the schema 2 manifest of an image with these layers, always the same."""
+    """Return the config and the schema 2 manifest of an image with these layers, always the same bytes."""
     top = old.entries[-1].v1
     config: Dict[str, Any] = {key: top[key] for key in top if key not in _V1_ONLY}
     config["rootfs"] = {"type": "layers", "diff_ids": [diff_id for _, diff_id in layers]}
     config["history"] = [_history(entry) for entry in old.entries]
     raw = _json({key: config[key] for key in sorted(config)}).encode()
-    described = Descriptor.of(raw, DOCKER_CONFIG)
-    document = _json({"schemaVersion": 2, "mediaType": DOCKER_MANIFEST, "config": described.to_json(),
+    descriptor = Descriptor.of(raw, DOCKER_CONFIG)
+    document = _json({"schemaVersion": 2, "mediaType": DOCKER_MANIFEST, "config": descriptor.to_json(),
                       "layers": [blob.to_json() for blob, _ in layers]}).encode()
     blobs = tuple(blob for blob, _ in layers)
-    return raw, Manifest(document, Digest.of(document), DOCKER_MANIFEST, described, blobs)
+    return raw, Manifest(document, Digest.of(document), DOCKER_MANIFEST, descriptor, blobs)
 
 
 def _history(entry: Entry) -> Dict[str, Any]:
     command = strings_at(object_at(entry.v1, "container_config", _SOURCE), "Cmd", _SOURCE)
-    found = {"author": string_at(entry.v1, "author", _SOURCE), "created_by": " ".join(command),
+    texts = {"author": string_at(entry.v1, "author", _SOURCE), "created_by": " ".join(command),
              "comment": string_at(entry.v1, "comment", _SOURCE), "empty_layer": entry.throwaway}
     created = string_at(entry.v1, "created", _SOURCE, _NEVER)
-    return dict({"created": created}, **{key: value for key, value in found.items() if value})
+    return dict({"created": created}, **{key: value for key, value in texts.items() if value})
 
 
 # From schema 2 to schema 1.
 
 
 def build(path: str, tag: str, config: ImageConfig, layers: Sequence[Digest]) -> bytes:
-    """The payload for an image of a repository with these layers, the bottom one first.
+    """Return the payload for an image of a repository; ``layers`` are its blobs, the bottom one first.
 
-    Raises Unsupported if its history does not tell which layer is whose.
+    Raises Unsupported if its history does not fit the layers.
     """
     history = config.history or (History(),) * len(layers)
     if not layers or sum(not item.empty_layer for item in history) != len(layers):
@@ -269,7 +269,7 @@ def build(path: str, tag: str, config: ImageConfig, layers: Sequence[Digest]) ->
 
 
 def sign(raw: bytes, key: int, time: str) -> bytes:
-    """The manifest whose payload is ``raw``, signed at ``time`` (RFC 3339)."""
+    """Add a signature to a payload; ``time`` is that of signing (RFC 3339)."""
     x, y = (number.to_bytes(32, "big") for number in es256.public(key))
     ending = raw[-2:]
     protected = _base64(_json(
