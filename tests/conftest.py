@@ -13,7 +13,8 @@ from minipull.distribution import blobs, pull_v1
 from minipull.registry import transport
 from tests.kit.certificates import Certificates
 from tests.kit.servers import ScriptedServer
-from tests.kit.processes import Docker, DockerRegistry, Finished, Minipull, Serve, Tool, _tool, minipull_env, missing, peer, run, short_folder
+from tests.kit.processes import (
+    Docker, DockerRegistry, Finished, Minipull, Serve, Tool, minipull_env, missing, peer, run, short_folder, tool)
 
 
 @pytest.fixture
@@ -70,13 +71,13 @@ def skopeo(home: Path) -> Tool:
     """``skopeo("copy", "--src-tls-verify=false", ...)``"""
     policy = home / "policy.json"
     policy.write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
-    return _tool("skopeo", home, "--policy", policy)
+    return tool("skopeo", home, "--policy", policy)
 
 
 @pytest.fixture
 def umoci(home: Path) -> Tool:
     """``umoci("raw", "unpack", "--image", "DIR:NAME", BUNDLE)``"""
-    return _tool("umoci", home)
+    return tool("umoci", home)
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def podman(home: Path, tmp_path: Path) -> Iterator[Tool]:
     """``podman("pull", "oci:DIR:NAME")`` in a storage of its own."""
     folder = short_folder()
     try:
-        yield _tool("podman", home, "--root", tmp_path / "podman", "--runroot", folder / "run",
+        yield tool("podman", home, "--root", tmp_path / "podman", "--runroot", folder / "run",
                     "--tmpdir", folder / "tmp", "--storage-driver", "vfs",
                     "--cgroup-manager", "cgroupfs", "--events-backend", "none")
     finally:

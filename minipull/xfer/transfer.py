@@ -38,7 +38,7 @@ from ..progress import Output, Progress, discard
 
 
 class Watcher:
-    """One user's subscription to a transfer."""
+    """The subscription of one user to a transfer."""
 
     def __init__(self, transfer: "Transfer", output: Output) -> None:
         self.transfer = transfer

@@ -51,7 +51,7 @@ class Certificates:
         return context
 
     def folder(self, path: Path, ca: bool = True, client: str = "") -> Path:
-        """What certs.d/HOST or --cert-dir may hold."""
+        """Make a folder as certs.d/HOST or --cert-dir may be."""
         path.mkdir(parents=True)
         if ca:
             shutil.copy(str(self.ca), str(path / "ca.crt"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the checks of conformance share: the known deviations, a registry, and its answers."""
+"""Conformance checks, what they share: the known deviations, a registry, and its answers."""
 import hashlib
 import http.client
 import json
@@ -104,7 +104,7 @@ class Answer(NamedTuple):
 
 
 class Remote:
-    """One registry and one repository of it, which is the test's own."""
+    """A registry, and a repository of it that is the test's own."""
 
     def __init__(self, name: str, host: str, test: str) -> None:
         self.name = name
@@ -165,7 +165,7 @@ class Remote:
         return self.ask("POST", with_query(self.path("blobs", "uploads", ""), **query))
 
     def send(self, method: str, location: str, data: bytes, first: int, end: int, digest: str = "") -> Answer:
-        """One chunk, ``data[first:end]``; the last one may come with the digest."""
+        """Send a chunk, ``data[first:end]``; the last one may come with the digest."""
         target = with_query(location, digest=digest) if digest else location
         return self.ask(method, target, data[first:end], {
             "Content-Type": OCTETS, "Content-Range": "%d-%d" % (first, end - 1)})

@@ -17,7 +17,7 @@ LARGE = 4 << 20  # bytes; more than fits into both ends' buffers
 
 
 class Application:
-    """What it does is said by the path; it remembers who asked for what."""
+    """An application whose answer is chosen by the path, and that remembers the requests."""
 
     def __init__(self, root: Path) -> None:
         self.asked: List[str] = []
@@ -126,7 +126,7 @@ class Answer(NamedTuple):
 
 
 class Client:
-    """One connection, as rude as the test wants it."""
+    """A connection, as rude as the test needs."""
 
     def __init__(self, listener: Listener, *data: bytes) -> None:
         self.socket = socket.create_connection((listener.host, listener.port), 20)
@@ -162,7 +162,7 @@ class Client:
         return line[:-2].decode("ascii")
 
     def answer(self, method: str = "GET") -> Answer:
-        """One answer, taken strictly; its body is as long as it says."""
+        """Read an answer strictly; its body must be as long as its head says."""
         version, status, phrase = self.line().split(" ", 2)
         assert (version, len(status), bool(phrase)) == ("HTTP/1.1", 3, True)
         headers: Dict[str, str] = {}

@@ -86,7 +86,7 @@ def clean_env(home: Path, env: Optional[Mapping[str, str]] = None) -> Dict[str, 
 
 
 class Finished:
-    """What a command left: its exit code and output."""
+    """The exit code and output of a command."""
 
     def __init__(self, args: Sequence[str], code: int, out: bytes, err: bytes) -> None:
         self.args, self.code, self.raw = list(args), code, out
@@ -182,7 +182,7 @@ class Serve:
 
     def request(self, method: str, path: str, body: Union[bytes, Iterable[bytes]] = b"",
                 headers: Optional[Mapping[str, str]] = None) -> Tuple[int, Dict[str, str], bytes]:
-        """One request on a connection of its own; a body that is no bytes goes in chunks."""
+        """Send a request on a connection of its own; an iterable body is sent in chunks."""
         return ask(self.host, method, path, body, headers)
 
     def stop(self) -> None:
@@ -295,7 +295,7 @@ class Docker:
 Tool = Callable[..., Finished]
 
 
-def _tool(name: str, home: Path, *flags: Union[str, Path]) -> Tool:
+def tool(name: str, home: Path, *flags: Union[str, Path]) -> Tool:
     path = peer(name)
 
     def call(*args: Union[str, Path], check: bool = True, timeout: float = 120,

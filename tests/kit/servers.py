@@ -48,7 +48,7 @@ class Gone(Exception):
 
 
 class Connection:
-    """One accepted connection, read and written as raw bytes."""
+    """An accepted connection, read and written as raw bytes."""
 
     def __init__(self, sock: socket.socket, stopping: threading.Event) -> None:
         self.socket = sock
@@ -311,7 +311,7 @@ def content(data: bytes, media_type: str = "application/octet-stream", ranges: b
 
 
 def send(data: bytes) -> Action:
-    """These bytes and no others; nothing checks that they are HTTP."""
+    """Send exactly these bytes, which need not be HTTP."""
     return lambda connection: connection.send(data)
 
 

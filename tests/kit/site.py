@@ -57,7 +57,7 @@ class Site:
 
     def ask(self, method: str, path: str, body: Any = b"",
             headers: Optional[Mapping[str, str]] = None) -> Answer:
-        """One request on a connection of its own; a body that is no bytes goes in chunks."""
+        """Send a request on a connection of its own; an iterable body is sent in chunks."""
         connection = http.client.HTTPConnection(self.host, timeout=30)
         try:
             connection.request(method, path, body, dict(headers or {}))
@@ -69,7 +69,7 @@ class Site:
             connection.close()
 
     def trouble(self) -> List[str]:
-        """What the log says of trouble of our own."""
+        """Return the lines of the log with a status from 500 up."""
         return [text for status, text in self.log if status >= 500]
 
     # What a client does.

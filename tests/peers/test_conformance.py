@@ -47,7 +47,7 @@ def test_an_unknown_repository_has_an_empty_list_of_referrers(remote: Remote) ->
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_what_was_never_pushed_is_not_found(remote: Remote, algorithm: str) -> None:
+def test_an_unknown_manifest_or_blob_is_not_found(remote: Remote, algorithm: str) -> None:
     missing = digest_of(remote.noise(), algorithm)
     wanted = {"blobs": "BLOB_UNKNOWN", "manifests": "MANIFEST_UNKNOWN"}
     for kind, reference in [("blobs", missing), ("manifests", missing), ("manifests", "missing")]:

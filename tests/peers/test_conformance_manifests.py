@@ -100,7 +100,7 @@ def test_a_manifest_that_is_not_what_its_digest_says_is_refused(remote: Remote, 
     to_json({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}),
     to_json({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": {}, "layers": [], "manifests": []}),
 ], ids=["empty", "cut", "array", "index", "both"])
-def test_what_is_no_image_manifest_is_not_taken_as_one(remote: Remote, body: bytes) -> None:
+def test_a_document_of_another_kind_is_refused_as_an_image_manifest(remote: Remote, body: bytes) -> None:
     assert remote.put(body, OCI_MANIFEST, "bad").outcome == (400, "MANIFEST_INVALID")
     assert remote.head("manifests", "bad").status == 404
 

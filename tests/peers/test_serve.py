@@ -252,7 +252,7 @@ def test_a_client_asks_a_mirror_once_for_each_thing(containerd: Containerd, site
         assert {path.rpartition("/")[2] for _, path in proxy.hits} == {"3.20", site.alpine.digest, *blobs}
 
 
-def test_who_pushes_to_a_read_only_server_is_told_so_and_does_not_try_again(
+def test_a_push_to_a_read_only_server_fails_without_a_retry(
         docker: Docker, site: Site, skopeo: Tool) -> None:
     with FaultProxy(site.server.host) as proxy:
         name = proxy.host + "/demo/denied:1"
@@ -360,7 +360,7 @@ def test_skopeo_pushes_the_same_bytes(
     origin.check("demo/app", image.digest)
 
 
-def test_what_is_pushed_as_docker_io_is_there_for_its_mirrors(
+def test_an_image_pushed_as_docker_io_is_served_to_mirror_clients(
         serve: Start, tmp_path: Path, home: Path, run_minipull: Minipull, skopeo: Tool) -> None:
     server = serve(tmp_path / "origin", "--writable", "--as", "docker.io")
     layout, image = images.single(tmp_path / "layout")
@@ -422,7 +422,7 @@ def test_minipull_asks_and_pulls_every_tag(origin: Origin, tmp_path: Path) -> No
     assert origin.run_minipull("--root", tmp_path / "root", "check").code == 0
 
 
-def test_who_tries_tls_first_is_answered_at_once(site: Site) -> None:
+def test_a_client_that_tries_tls_first_is_answered_at_once(site: Site) -> None:
     # podman, skopeo, docker and minipull do on loopback; they wait for 10 s or longer.
     hello = ssl.MemoryBIO()
     client = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), hello, server_hostname="localhost")

@@ -181,7 +181,7 @@ def test_entries_that_are_no_names_are_passed_over(tmp_path: Path) -> None:
     assert Catalog(references, "localhost").names("") == ["app"]
 
 
-def test_what_others_write_is_seen_at_once(tmp_path: Path) -> None:
+def test_writes_of_other_processes_are_seen_at_once(tmp_path: Path) -> None:
     references = named(tmp_path, "localhost/app:1")
     other, catalog = named(tmp_path), Catalog(references, "localhost")
     assert meant(catalog, "new") == []

@@ -52,7 +52,7 @@ CONTRADICTIONS: List[Tuple[int, List[str]]] = [
 
 
 @pytest.mark.parametrize("status,fields", CONTRADICTIONS, ids=[ascii(fields) for _, fields in CONTRADICTIONS])
-def test_what_follows_a_broken_head_is_not_a_request(
+def test_bytes_after_a_malformed_head_are_not_a_request(
         listener: Listener, status: int, fields: List[str]) -> None:
     with Client(listener, request("POST", "/echo", *fields) + b"0\r\n\r\n" + SMUGGLED) as client:
         answer = client.answer()

@@ -26,7 +26,7 @@ def peak(pid: int) -> int:
 
 
 class Client:
-    """One connection, kept for all its requests; whatever is not as expected raises."""
+    """A connection kept for many requests; an unexpected answer raises."""
 
     def __init__(self, server: Serve, repository: str) -> None:
         self._base = "/v2/%s/" % repository

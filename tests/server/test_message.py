@@ -106,7 +106,8 @@ def test_host_is_needed_but_in_the_old_protocol() -> None:
     (b"HTTP/1.1", [b"Expect: 100-Continue"], True, False),
     (b"HTTP/1.1", [b"Expect: 200-ok"], False, False),
     (b"HTTP/1.0", [b"Expect: 100-continue", b"Connection: keep-alive"], False, True)])
-def test_what_a_client_expects_is_told(version: bytes, fields: List[bytes], waits: bool, last: bool) -> None:
+def test_expect_100_continue_is_recognised(
+        version: bytes, fields: List[bytes], waits: bool, last: bool) -> None:
     head = parse_head(lines(*fields, first=b"PUT / " + version))
     assert (head.waits, head.last) == (waits, last)
 
@@ -251,7 +252,7 @@ def test_a_small_body_is_read_up_to_its_limit(encode: Encoding) -> None:
 
 
 @encodings
-def test_what_nobody_read_is_drained_if_it_is_little(encode: Encoding) -> None:
+def test_a_small_unread_body_is_drained(encode: Encoding) -> None:
     length, data = encode(b"x" * MAX_DRAINED)
     wire = Wire(data + NEXT)
     assert Body(length, wire).drain()

@@ -55,7 +55,8 @@ def test_a_read_only_registry_refuses_every_change(start: Start, method: str) ->
     ("PUT", "/v2/", "GET, HEAD"), ("DELETE", "/v2/_catalog", "GET, HEAD"),
     ("POST", "/v2/app/tags/list", "GET, HEAD"), ("PATCH", "/v2/app/manifests/1", "GET, PUT, DELETE, HEAD"),
     ("GET", "/v2/app/blobs/uploads/", "POST"), ("PUT", "/v2/app/blobs/" + ABSENT, "GET, DELETE, HEAD")])
-def test_what_a_page_can_not_do_it_says(site: Site, method: str, path: str, allow: str) -> None:
+def test_an_unsupported_method_is_answered_with_the_allowed_ones(
+        site: Site, method: str, path: str, allow: str) -> None:
     answer = site.ask(method, path)
     assert answer.outcome == (405, "UNSUPPORTED") and answer.headers["allow"] == allow
 
@@ -165,7 +166,7 @@ def test_a_manifest_is_of_the_type_that_it_says_or_has_the_shape_of(site: Site, 
 
 @pytest.mark.parametrize("condition, status", [
     ('"%s"', 304), ('W/"%s"', 304), ('"x", "%s"', 304), ('"x"', 200), ("%s", 200)])
-def test_what_a_client_has_is_not_sent_again(site: Site, condition: str, status: int) -> None:
+def test_if_none_match_saves_sending_a_manifest_again(site: Site, condition: str, status: int) -> None:
     raw = site.push()
     known = condition % digest_of(raw) if "%s" in condition else condition
     answer = site.ask("GET", "/v2/app/manifests/1", headers={"If-None-Match": known})
@@ -276,7 +277,7 @@ def test_the_type_of_a_manifest_is_told_once(site: Site) -> None:
         assert site.put(raw, content_type=claimed).status == 201
 
 
-def test_what_may_be_elsewhere_is_not_asked_for(site: Site) -> None:
+def test_foreign_layers_need_not_be_in_the_store(site: Site) -> None:
     lost = described(b"elsewhere")
     foreign = {**lost, "mediaType": "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"}
     raw = site.manifest(layers=[foreign], subject=lost)
@@ -335,7 +336,7 @@ def test_large_manifests_come_in_few_at_a_time_and_others_pass_them(
     assert site.put(large, "third").status == 201
 
 
-def test_whatever_was_pushed_gc_and_the_other_commands_go_on(
+def test_gc_and_other_commands_work_with_every_manifest_that_was_accepted(
         site: Site, tmp_path: Path, run_minipull: Callable[..., Any]) -> None:
     layout, made = single(tmp_path / "layout")
     push_layout_http(layout, "latest", site.host + "/good:1")
@@ -399,7 +400,7 @@ def tagged(site: Site) -> Site:
     ("?n=00", []), ("?last=2", TAGS[3:]), ("?last=0", TAGS), ("?last=zz", []), ("?last=../", TAGS),
     ("?last=%00", TAGS), ("?n=2&last=10", TAGS[2:4]), ("?last=10&n=100", TAGS[2:]), ("?last=Y", TAGS[4:]),
     ("?last=%ff", [])])
-def test_a_page_is_as_it_was_asked_for(tagged: Site, query: str, wanted: List[str]) -> None:
+def test_a_page_has_the_names_after_last_up_to_n(tagged: Site, query: str, wanted: List[str]) -> None:
     answer = tagged.ask("GET", "/v2/app/tags/list" + query)
     assert answer.json == {"name": "app", "tags": wanted}
     assert ("link" in answer.headers) == (query == "?n=2&last=10")
@@ -418,7 +419,7 @@ def test_the_links_lead_through_all_of_a_list(tagged: Site, n: int) -> None:
     assert [len(page) for page in found[:-1]] == [n] * (len(found) - 1) and 0 < len(found[-1]) <= n
 
 
-def test_a_list_is_cut_where_nobody_asked_for_a_page(tagged: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_list_is_cut_without_n_too(tagged: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_PAGE", 4)
     for query in ("", "?n=100"):
         assert [len(page) for page in pages(tagged, "/v2/app/tags/list" + query, "tags")] == [4, 4, 1]
@@ -437,7 +438,7 @@ def test_the_catalogue_names_what_can_be_asked_for(site: Site) -> None:
     assert list(pages(site, "/v2/library/alpine/tags/list?ns=docker.io&n=1", "tags")) == [["1"]]
 
 
-def test_a_link_says_again_what_was_asked_and_nothing_else(tagged: Site) -> None:
+def test_a_link_repeats_the_query_and_nothing_else(tagged: Site) -> None:
     answer = tagged.ask("GET", "/v2/app/tags/list?n=1&ns=localhost&last=%0d%0aSet-Cookie:%20x%3e;%20rel=%22")
     assert "set-cookie" not in answer.headers
     assert answer.json["tags"] == ["1"]
@@ -497,7 +498,7 @@ def test_a_large_referrer_is_listed_in_short(site: Site, monkeypatch: pytest.Mon
     assert referrers(site, subject["digest"]) == [described(large)]
 
 
-def test_what_could_not_be_read_once_is_read_again(site: Site) -> None:
+def test_a_referrer_that_could_not_be_read_is_read_again(site: Site) -> None:
     subject = described(b"never pushed")
     raw = site.push(subject=subject)
     path = path_of(site, digest_of(raw))
@@ -510,7 +511,7 @@ def test_what_could_not_be_read_once_is_read_again(site: Site) -> None:
     assert referrers(site, subject["digest"]) == []
 
 
-def test_names_that_others_gave_hide_no_referrer(site: Site) -> None:
+def test_names_given_by_other_commands_hide_no_referrer(site: Site) -> None:
     subject = described(b"never pushed")
     raw = site.push(subject=subject)
     path = site.root / "index.json"

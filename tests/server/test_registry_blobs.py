@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("quick_stop")
     ({"Range": "bytes=5-9", "If-Range": '"%s"' % digest_of(DATA)}, (5, 10)),
     ({"Range": "bytes=5-9", "If-Range": 'W/"%s"' % digest_of(DATA)}, (0, None)),
     ({"Range": "bytes=5-9", "If-Range": '"else"'}, (0, None))])
-def test_of_a_blob_exactly_the_part_is_sent_that_was_asked_for(
+def test_a_range_request_gets_exactly_that_part_of_a_blob(
         site: Site, fields: Dict[str, str], part: Optional[Tuple[int, Optional[int]]]) -> None:
     path = "/v2/app/blobs/" + site.blob(DATA)["digest"]
     answer = site.ask("GET", path, headers=fields)
@@ -70,7 +70,7 @@ def test_an_upload_is_known_in_its_repository_alone(site: Site) -> None:
 
 @pytest.mark.parametrize("gone", ["closed", "reset"])
 @pytest.mark.parametrize("method", ["PATCH", "PUT", "chunks"])
-def test_what_arrived_before_a_client_went_is_kept(site: Site, method: str, gone: str) -> None:
+def test_bytes_that_arrived_before_a_client_left_are_kept(site: Site, method: str, gone: str) -> None:
     location = site.session()
     assert append(site, location, DATA[:100], 0).headers["range"] == "0-99"
     target = location + ("?digest=" + digest_of(DATA) if method == "PUT" else "")
@@ -116,7 +116,8 @@ def test_an_upload_goes_on_after_kill_9(tmp_path: Path, serve: Callable[..., Ser
     assert problems(Store(str(root))) == []
 
 
-def test_who_writes_second_is_told_where_the_upload_is(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_writer_is_refused_with_the_state_of_the_upload(
+        site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uploads, "BUSY", 0.05)
     location = site.session()
     with half_sent(site, "PATCH", location, "Content-Length: 1000", DATA[:600]) as client:
@@ -165,7 +166,8 @@ def test_a_stream_that_is_not_as_long_as_its_range_is_refused_and_its_bytes_coun
     finish(site, location, rest=DATA[20:])
 
 
-def test_an_upload_has_a_largest_size_however_it_comes(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_of_an_upload_is_bounded_however_it_is_sent(
+        site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     for place in (uploads, blobs):
         monkeypatch.setattr(place, "MAX_BLOB", 1000)
     location = site.session()
@@ -199,7 +201,7 @@ def test_a_full_disk_is_507_and_loses_nothing(site: Site, monkeypatch: pytest.Mo
     assert site.names() == before and problems(site.store) == []
 
 
-def test_uploads_have_a_largest_number(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_uploads_is_bounded(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uploads, "MAX_SESSIONS", 1)
     location = site.session()
     answer = site.ask("POST", "/v2/app/blobs/uploads/")

@@ -62,7 +62,7 @@ def test_a_deleted_digest_takes_the_tags_that_resolved_to_it(site: Site, tmp_pat
     assert site.ask("GET", "/v2/up/manifests/1").body == top.raw
 
 
-def test_what_a_name_needs_is_not_deleted(site: Site) -> None:
+def test_content_that_a_name_needs_is_not_deleted(site: Site) -> None:
     child = site.manifest("child")
     index = children(site, OCI_MANIFEST, child)
     assert site.put(index, "1").status == site.put(index, "1", "other").status == 201
@@ -88,7 +88,7 @@ def test_a_deleted_blob_is_gone_from_every_repository(site: Site) -> None:
     assert mount.status == 202
 
 
-def test_a_delete_waits_for_who_works_and_then_gives_up(start: Start) -> None:
+def test_a_delete_waits_for_users_of_the_store_and_then_gives_up(start: Start) -> None:
     site = start(timeout=0.1)
     digest = site.blob(DATA)["digest"]
     with site.store.writing():  # a push, say
@@ -132,7 +132,7 @@ def test_gc_does_not_interrupt_a_request(site: Site) -> None:
     finish(site, location, rest=DATA[1000:])
 
 
-def test_while_gc_works_clients_are_asked_to_come_again(start: Start) -> None:
+def test_clients_get_retry_after_while_gc_works(start: Start) -> None:
     site = start(timeout=0.1)
     raw = site.push()
     with site.store.alone():
@@ -187,7 +187,7 @@ def test_many_clients_read_and_write_at_once(site: Site) -> None:
 # -- trouble -------------------------------------------------------------------
 
 
-def test_where_things_are_on_the_disk_is_for_the_log_only(site: Site) -> None:
+def test_paths_on_the_disk_are_for_the_log_only(site: Site) -> None:
     site.push()
     (site.root / "index.json").write_bytes(b"{")
     for path in ("/v2/_catalog", "/v2/app/tags/list", "/v2/app/manifests/1"):
@@ -230,7 +230,7 @@ def test_a_program_serves_a_store_until_it_cancels(tmp_path: Path) -> None:
     assert not os.path.exists(store.root)
 
 
-def test_an_address_or_a_domain_that_can_not_be_is_told(tmp_path: Path) -> None:
+def test_an_impossible_address_or_domain_is_an_error(tmp_path: Path) -> None:
     store, port = Store(str(tmp_path / "root")), free_port()
     with pytest.raises(InvalidReference, match="not the domain of a registry"):
         serve(store, port=port, domain="no domain")

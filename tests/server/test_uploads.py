@@ -201,7 +201,7 @@ def test_any_server_of_the_store_may_go_on_with_a_session(
         assert_gone(other, name)
 
 
-def test_who_comes_second_waits_and_then_gives_up(
+def test_a_second_writer_waits_and_then_gives_up(
         sessions: UploadStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uploads, "BUSY", 0.0)
     name = sessions.start(REPOSITORY)
@@ -215,7 +215,7 @@ def test_who_comes_second_waits_and_then_gives_up(
 
 @pytest.mark.parametrize("end", [None, lambda upload: upload.commit(DIGEST), Upload.discard],
                          ids=["left", "committed", "abandoned"])
-def test_who_waited_goes_on_unless_the_session_has_ended(
+def test_a_writer_that_waited_continues_unless_the_session_has_ended(
         sessions: UploadStore, end: Optional[Callable[[Upload], None]]) -> None:
     name = sessions.start(REPOSITORY)
     with contextlib.ExitStack() as stack:

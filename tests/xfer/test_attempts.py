@@ -41,7 +41,8 @@ def test_work_is_tried_again_after_a_countdown_that_grows() -> None:
 
 
 def test_attempts_end_at_their_number_or_at_a_permanent_error() -> None:
-    for error, failures, count in ((NetworkError("x"), 5, 5), (NetworkError("x"), 1, 1), (StorageError("x"), 1, 5)):
+    cases = ((NetworkError("x"), 5, 5), (NetworkError("x"), 1, 1), (StorageError("x"), 1, 5))
+    for error, failures, count in cases:
         with pytest.raises(type(error)):
             attempted([error] * failures, count)
     manager = TransferManager(1)
