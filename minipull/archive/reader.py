@@ -131,7 +131,7 @@ class Archive(ImageSource):
                       if not item.platform or item.platform.os != "unknown"]
             best = [entry] if missing is None else select(host_platform(), images) or images
             if best:
-                self._names.add(_name(label, best[0]), best[0], label)
+                self._names.add(_name(label, best[0].digest), best[0], label)
             else:
                 lacking[label] = "%s lacks %s" % (shown(label or entry.digest, 200), missing)
         return lacking
@@ -248,20 +248,18 @@ class _Names(Names):
         return list(self.entries.values())
 
 
-def _name(label: str, top: Descriptor) -> Optional[Reference]:
-    """Return the label of an entry of index.json as a name, if it is a whole one."""
+def _name(label: str, digest: Optional[Digest] = None) -> Optional[Reference]:
+    """Parse a label that is the full name of an image, with a tag or with ``digest``; else None."""
     with contextlib.suppress(InvalidReference):
         name = Reference.parse(label)
         check_name(name)
-        if name.digest in (None, top.digest):
+        if name.digest in (None, digest):
             return name.docker_ref()
     return None
 
 
 def _tagged(text: str) -> Reference:
-    with contextlib.suppress(InvalidReference):
-        name = Reference.parse(text)
-        check_name(name)
-        if not name.digest:
-            return name
-    raise InvalidDocument("invalid tag %s" % shown(text, 200))
+    name = _name(text)
+    if name is None:
+        raise InvalidDocument("invalid tag %s" % shown(text, 200))
+    return name

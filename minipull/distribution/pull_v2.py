@@ -240,7 +240,7 @@ class V2Puller:
         """Drop the cached DiffID and the record of a layer, which may be wrong."""
         with contextlib.suppress(StorageError, OSError):
             self._store.metadata.forget(blob)
-            self._store.metadata.retain(layer.diff.diff_id, lambda digest: digest != blob)
+            self._store.metadata.retain(layer.diff.diff_id, lambda entry: entry.digest != blob)
             os.unlink(self._store.layers.path(layer.chain_id))
 
     def _config(self, document: Manifest, cancel: Cancel) -> ImageConfig:

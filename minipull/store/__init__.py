@@ -7,7 +7,7 @@ The modules in reading order:
     content        blobs under their digests, and the only way in
     layer          one record a ChainID
     references     index.json: names to manifests
-    metadata       which blob is which layer, and where it was seen
+    metadata       the layer of each blob, and the repositories that have it
     source         images to be read, from a store or an archive alike
     store          all of these under one root
     gc             remove the blobs that no name needs

@@ -102,7 +102,7 @@ def _forget(store: Store, doomed: Set[Digest]) -> None:
         if gone(digest):
             _delete(path)
     for diff_id, path in listing(service.store.path(service.BY_DIFF_ID, "")):
-        service.retain(diff_id, lambda digest: not gone(digest))
+        service.retain(diff_id, lambda entry: not gone(entry.digest))
 
 
 def _mtime(path: str) -> float:

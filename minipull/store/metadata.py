@@ -125,14 +125,13 @@ class V2MetadataService:
     def remove(self, entry: V2Metadata) -> None:
         """Remove one association; raises StorageError."""
         diff_id = self.get_diff_id(entry.digest)
-        old = self.get_metadata(diff_id) if diff_id else []
-        if diff_id and entry in old:
-            self._set(diff_id, [other for other in old if other != entry])
+        if diff_id:
+            self.retain(diff_id, lambda other: other != entry)
 
-    def retain(self, diff_id: Digest, keep: Callable[[Digest], bool]) -> None:
-        """Keep only the associations of some blobs; ``keep`` is asked for each of their digests."""
+    def retain(self, diff_id: Digest, keep: Callable[[V2Metadata], bool]) -> None:
+        """Keep only the associations for which ``keep`` is true."""
         old = self.get_metadata(DiffID(diff_id))
-        entries = [entry for entry in old if keep(entry.digest)]
+        entries = [entry for entry in old if keep(entry)]
         if entries != old or not old:
             self._set(diff_id, entries)
 

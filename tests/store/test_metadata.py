@@ -145,11 +145,11 @@ def test_only_wanted_blobs_are_retained(service: V2MetadataService) -> None:
     for blob in BLOB[:3]:
         service.add(DIFF[0], V2Metadata(blob, REPOSITORY))
     before = os.stat(str(list_file(service, DIFF[0])))
-    service.retain(DIFF[0], lambda digest: True)
+    service.retain(DIFF[0], lambda entry: True)
     assert os.path.samestat(before, os.stat(str(list_file(service, DIFF[0]))))
-    service.retain(DIFF[0], lambda digest: digest != BLOB[1])
+    service.retain(DIFF[0], lambda entry: entry.digest != BLOB[1])
     assert [entry.digest for entry in service.get_metadata(DIFF[0])] == [BLOB[0], BLOB[2]]
-    service.retain(DIFF[0], lambda digest: False)
+    service.retain(DIFF[0], lambda entry: False)
     assert not list_file(service, DIFF[0]).exists()
 
 
@@ -230,7 +230,7 @@ def test_a_torn_list_is_no_list_and_is_replaced(service: V2MetadataService, data
     service.add(DIFF[0], entry)
     assert service.get_metadata(DIFF[0]) == [entry]
     list_file(service, DIFF[0]).write_bytes(data)
-    service.retain(DIFF[0], lambda digest: True)
+    service.retain(DIFF[0], lambda entry: True)
     assert not list_file(service, DIFF[0]).exists()
 
 
