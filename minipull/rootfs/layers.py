@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The entries of a layer, verified on the way."""
 import contextlib
+import errno
 import queue
 import threading
 from typing import Iterator, List, Optional, Sequence, Tuple
@@ -12,13 +13,16 @@ from ..image.config import Image
 from ..image.descriptor import Descriptor
 from ..image.manifest import Manifest
 from ..image.platform import Platform
-from ..image.tar import Reader
+from ..image.tar import Entry, Reader
 from ..progress import Meter, Output
 from ..store.compression import decompressed
 from ..store.layer import Diff
 from ..store.metadata import V2Metadata
 from ..store.references import Association
 from ..store.store import Store
+
+#: Errors of names that no file system takes, rather than of this disk just now.
+_IMPOSSIBLE = frozenset((errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EILSEQ, errno.EINVAL))
 
 
 def for_platform(image: Image, store: Store, platform: Platform) -> Image:
@@ -126,3 +130,17 @@ def ahead(pieces: Iterator[Buffer], depth: int = 4) -> Iterator[Iterator[Buffer]
             with contextlib.suppress(queue.Empty):
                 made.get(timeout=0.01)
         thread.join()
+
+
+@contextlib.contextmanager
+def entry_errors(entry: Optional[Entry]) -> Iterator[None]:
+    """Map errors to InvalidDocument, which is the layer's fault, or StorageError, the disk's."""
+    source = "layer entry %s" % (entry,) if entry else "unpack"
+    try:
+        yield
+    except (InvalidDocument, PolicyError) as exc:
+        raise exc.within(source) if not str(exc).startswith("tar:") else exc
+    except OSError as exc:
+        if exc.errno in _IMPOSSIBLE and entry is not None:
+            raise InvalidDocument("%s: %s" % (source, exc.strerror)) from exc
+        raise StorageError("%s: %s" % (source, exc.strerror or exc)) from exc

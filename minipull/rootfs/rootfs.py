@@ -6,30 +6,24 @@ that follow no link; a link on the way is read and followed within the root, as
 the kernel would after chroot(2).  So whatever a layer says, nothing outside is
 created, changed or removed.
 
-A whiteout hides what lower layers have and nothing of its own layer, wherever
-in the layer it stands.  What directories are like is done at the end: until then
-others are written into them, and nobody but us shall get in.
+Owners, modes and times of directories are set at the end: until then entries are
+written into them, and nobody but us shall get in.  The rules are overlay's.
 
-Mirrors umoci's oci/layer and moby's pkg/archive (diff.go).  Spec: image-spec
-layer.md.
+Mirrors umoci's oci/layer and moby's pkg/archive (diff.go).
 """
-import contextlib
 import errno
 import os
 import stat
-from typing import Callable, Dict, Iterator, List, Optional, Set
+from typing import Callable, Dict, List, Optional, Set
 
-from ..errors import InvalidDocument, PolicyError, StorageError
+from ..errors import InvalidDocument, PolicyError
 from ..files import write_all
 from ..image.tar import CHAR, DIRECTORY, FIFO, FILE, LINK, MAX_NAME, SYMLINK, Entry, Reader
+from .layers import entry_errors
+from .overlay import MAX_HOPS, META, OPAQUE, PLNK, WHITEOUT, join, parts_of
+from .removal import FOLDER, remove_tree
 
-MAX_HOPS = 255  # links followed on the way to one parent
 _OPEN = 32  # directories kept open
-WHITEOUT, META, OPAQUE = b".wh.", b".wh..wh.", b".wh..wh..opq"
-PLNK = b".wh..wh.plnk"  # where AUFS kept what it hard-linked; gone when its layer is done
-#: What no file system could make of a name, rather than this one just now.
-_IMPOSSIBLE = frozenset((errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EILSEQ, errno.EINVAL))
-_FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
 
 
@@ -52,7 +46,7 @@ class RootFS:
         #: Paths that the present layer made or went through; None in the lowest.
         self._upper: Optional[Set[bytes]] = None
         self._trash = b".minipull-%s" % os.urandom(8).hex().encode()
-        with _errors(None):
+        with entry_errors(None):
             os.mkdir(self._trash, 0o777, dir_fd=fd)
             status = os.stat(self._trash, dir_fd=fd)
             os.chmod(self._trash, 0o700, dir_fd=fd)
@@ -65,15 +59,15 @@ class RootFS:
         Raises InvalidDocument, PolicyError for what no layer may have, StorageError.
         """
         for entry in reader:
-            with _errors(entry):
+            with entry_errors(entry):
                 self._apply(entry, reader)
-        with _errors(None):
+        with entry_errors(None):
             self._remove(b"", PLNK)
         self._upper = set()
 
     def close(self) -> None:
         """Give the directories their owners, modes and times, and leave."""
-        with _errors(None):
+        with entry_errors(None):
             os.rmdir(self._trash, dir_fd=self._fds[b""])
             # The deepest first: a mode may close the way to what is below.
             for name, entry in sorted(self._finals.items(), reverse=True):
@@ -232,7 +226,7 @@ class RootFS:
                 above = above.rpartition(b"/")[0]
             fd = self._fds[above]
             for part in name[len(above):].strip(b"/").split(b"/"):
-                below = os.open(part, _FOLDER, dir_fd=fd)
+                below = os.open(part, FOLDER, dir_fd=fd)
                 if fd != self._fds[above]:
                     os.close(fd)
                 fd = below
@@ -276,13 +270,15 @@ class RootFS:
                 except FileNotFoundError:
                     if not make:
                         return None
-                    os.mkdir(part, 0o755, dir_fd=fd)
-                    if self._umask & 0o755:
-                        os.chmod(part, 0o755, dir_fd=fd)
-                    self._touch(path)
+                    self._make_parent(there, part)
                 except OSError as exc:
                     if exc.errno != errno.EINVAL:  # it is no link
                         raise
+                    if not self._is_folder(there, part):
+                        if not make:
+                            return None
+                        self._remove(there, part)
+                        self._make_parent(there, part)
                 else:
                     hops += 1
                     if hops > MAX_HOPS:
@@ -293,6 +289,14 @@ class RootFS:
                 self._folder(path)
             there = path
         return there
+
+    def _make_parent(self, parent: bytes, name: bytes) -> None:
+        """Make a directory that layers name as a parent only."""
+        fd = self._folder(parent)
+        os.mkdir(name, 0o755, dir_fd=fd)
+        if self._umask & 0o755:
+            os.chmod(name, 0o755, dir_fd=fd)
+        self._touch(join(parent, name))
 
     # What lower layers have.
 
@@ -339,82 +343,8 @@ class RootFS:
             os.close(self._fds.pop(key))
         for key in [key for key in self._finals if key == path or key.startswith(below)]:
             del self._finals[key]
-        trash = os.open(self._trash, _FOLDER, dir_fd=self._fds[b""])
+        trash = os.open(self._trash, FOLDER, dir_fd=self._fds[b""])
         try:
-            _remove_tree(name, fd, trash)
+            remove_tree(name, fd, trash)
         finally:
             os.close(trash)
-
-
-def clear(path: str) -> None:
-    """Remove all that is in a directory of ours; raises OSError."""
-    fd = os.open(path, _FOLDER)
-    try:
-        trash_name = ".minipull-" + os.urandom(8).hex()
-        os.mkdir(trash_name, 0o700, dir_fd=fd)
-        trash = os.open(trash_name, _FOLDER, dir_fd=fd)
-        try:
-            for name in set(os.listdir(fd)) - {trash_name}:
-                if stat.S_ISDIR(os.lstat(name, dir_fd=fd).st_mode):
-                    os.chmod(name, 0o700, dir_fd=fd)
-                    _remove_tree(os.fsencode(name), fd, trash)
-                else:
-                    os.unlink(name, dir_fd=fd)
-        finally:
-            os.close(trash)
-        os.rmdir(trash_name, dir_fd=fd)
-    finally:
-        os.close(fd)
-
-
-def _remove_tree(name: bytes, fd: int, trash: int) -> None:
-    """Remove a directory by way of an empty one.
-
-    All that lies in it is moved there, side by side: however deep a layer nests
-    its directories, two of them are open.
-    """
-    os.rename(name, b"0", src_dir_fd=fd, dst_dir_fd=trash)
-    count, done = 1, 0
-    while done < count:
-        folder = os.open(b"%d" % done, _FOLDER, dir_fd=trash)
-        try:
-            for each in os.listdir(folder):
-                if stat.S_ISDIR(os.lstat(each, dir_fd=folder).st_mode):
-                    os.chmod(each, 0o700, dir_fd=folder)
-                    os.rename(each, b"%d" % count, src_dir_fd=folder, dst_dir_fd=trash)
-                    count += 1
-                else:
-                    os.unlink(each, dir_fd=folder)
-        finally:
-            os.close(folder)
-        os.rmdir(b"%d" % done, dir_fd=trash)
-        done += 1
-
-
-def parts_of(name: bytes) -> List[bytes]:
-    """A name within the root, whatever it says of a way out."""
-    parts: List[bytes] = []
-    for part in name.split(b"/"):
-        if part == b"..":
-            del parts[-1:]
-        elif part not in (b"", b"."):
-            parts.append(part)
-    return parts
-
-
-def join(parent: bytes, name: bytes) -> bytes:
-    return parent + b"/" + name if parent else name
-
-
-@contextlib.contextmanager
-def _errors(entry: Optional[Entry]) -> Iterator[None]:
-    """Whose fault it is: the layer's, or the disk's."""
-    what = "layer entry %s" % (entry,) if entry else "unpack"
-    try:
-        yield
-    except (InvalidDocument, PolicyError) as exc:
-        raise exc.within(what) if not str(exc).startswith("tar:") else exc
-    except OSError as exc:
-        if exc.errno in _IMPOSSIBLE and entry is not None:
-            raise InvalidDocument("%s: %s" % (what, exc.strerror)) from exc
-        raise StorageError("%s: %s" % (what, exc.strerror or exc)) from exc

@@ -25,7 +25,8 @@ from ..reference import Reference
 from ..store.source import host_platform
 from ..store.store import Store
 from .layers import for_platform, layers_of, reading
-from .rootfs import RootFS, clear
+from .removal import clear
+from .rootfs import RootFS
 
 MAX_UNPACKED = 64 << 30  # bytes
 

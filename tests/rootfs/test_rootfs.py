@@ -16,7 +16,8 @@ from tests.kit.layers import (
     END, MTIME, NOBODY, Thing, as_nobody, base256, extended, fast_folder, file, folder, hardlink, head,
     in_child, needs_root, pax, record, shown, symlink, things, xattrs)
 from minipull.errors import InvalidDocument, PolicyError, StorageError
-from minipull.rootfs.rootfs import RootFS, clear
+from minipull.rootfs.removal import clear
+from minipull.rootfs.rootfs import RootFS
 from minipull.image.tar import MAX_NAME, Reader
 
 SECOND = 10 ** 9
@@ -246,7 +247,7 @@ OUTSIDE: Dict[str, Case] = {
     # HL05
     "hard link to the victim": lambda v: ([hardlink(b"h", v + b"/secret")], "which is not there"),
     "hard link up and out": lambda v: ([hardlink(b"h", b"../victim/secret")], "which is not there"),
-    "hard link through a link": lambda v: (
+    "hard link to a file through a link": lambda v: (
         [symlink(b"l", v), hardlink(b"h", b"l/secret"), file(b"h", b"evil")], "which is not there"),
     "hard link to a system's file": lambda v: ([hardlink(b"h", b"/etc/passwd")], "which is not there"),
     "hard link to a link": lambda v: (
@@ -269,7 +270,7 @@ OUTSIDE: Dict[str, Case] = {
     "hard link to the root": lambda v: ([hardlink(b"h", b"/")], "which is no"),
     "hard link to what it replaces": lambda v: (
         [file(b"d/f"), hardlink(b"d", b"d/f")], "a link to 'd/f', which is not there"),
-    "hard link to what lies in a file": lambda v: ([file(b"f"), hardlink(b"h", b"f/x")], "Not a directory"),
+    "hard link to what lies in a file": lambda v: ([file(b"f"), hardlink(b"h", b"f/x")], "which is not there"),
     # HL16
     "whiteout through a link": lambda v: (
         [symlink(b"l", v) + symlink(b"m", b"../victim"), file(b"l/.wh.secret") + file(b"m/.wh.dir")],
@@ -285,8 +286,8 @@ OUTSIDE: Dict[str, Case] = {
     "name of 256 bytes": lambda v: ([pax(path=b"n" * 256) + file(b"f")], "File name too long"),
     "directory of 256 bytes": lambda v: ([pax(path=b"n" * 256 + b"/f") + file(b"f")], "File name too long"),
     "link to 4096 bytes": lambda v: ([pax(linkpath=b"n" * 4096) + symlink(b"l", b"t")], "File name too long"),
-    "file in a file": lambda v: ([file(b"f"), file(b"f/x")], "f/x: Not a directory"),
-    "file in a FIFO": lambda v: ([fifo(b"p"), file(b"p/x")], "p/x: Not a directory"),
+    "file in a file": lambda v: ([file(b"f"), file(b"f/x", b"evil")], {"f": "dir", "f/x": EVIL}),
+    "file in a FIFO": lambda v: ([fifo(b"p"), file(b"p/x", b"evil")], {"p": "dir", "p/x": EVIL}),
 }
 #: Those in which it matters what is a lower layer's.
 LAYERED = {"whiteout of a link", "whiteout through a link", "whiteout up and out"}
