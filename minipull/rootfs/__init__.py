@@ -5,7 +5,6 @@ The modules in reading order:
 
     overlay    the rules on names in memory: whiteouts, links, replacement
     removal    directories removed by descriptors
-    removal    directories removed by descriptors
     layers     the entries of a layer, verified on the way
     rootfs     the tree on disk, by directory descriptors
     unpack     unpack(): the tree of a stored image

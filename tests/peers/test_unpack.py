@@ -249,6 +249,10 @@ def hostile(victim: bytes) -> Iterator[Tuple[str, Sequence[bytes]]]:
         yield name, [LOWER, layer]
 
 
+#: umoci replaces a parent that is a file or a FIFO from 0.6 on; test_rootfs says what is ours.
+REFUSED_BEFORE_06 = {"file in a file", "file in a FIFO"}
+
+
 def test_hostile_layers_come_to_what_they_do_with_umoci(fast: Path) -> None:
     needs_root()
     (fast / "victim").mkdir()
@@ -262,6 +266,8 @@ def test_hostile_layers_come_to_what_they_do_with_umoci(fast: Path) -> None:
             ours = set(shown(image.ours()).items())
         except InvalidDocument:
             assert theirs.code != 0, name
+            continue
+        if name in REFUSED_BEFORE_06 and theirs.code != 0:
             continue
         assert theirs.code == 0, (name, theirs)
         yours = set(shown(image.base / "umoci").items())
