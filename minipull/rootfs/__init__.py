@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A root file system made of layers.
+"""A root file system made of layers: in a directory, as one tar, or one file of it.
 
 The modules in reading order:
 
-    overlay    the rules on names in memory: whiteouts, links, replacement
+    layers     the layers of an image, and the entries of one, verified on the way
+    overlay    the rules, on names in memory
     removal    directories removed by descriptors
-    layers     the entries of a layer, verified on the way
-    rootfs     the tree on disk, by directory descriptors
-    unpack     unpack(): the tree of a stored image
-    flatten    the same tree as one tar, or one file of it
+    rootfs     the tree on disk, made as the overlay says
+    unpack     unpack(): the tree of a stored image in a directory
+    flatten    the same as one tar, and one file of it
 """

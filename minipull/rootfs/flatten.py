@@ -17,7 +17,7 @@ from ..image.tar import DIRECTORY, END, LINK, Entry, header, padding
 from ..progress import Output
 from ..store.store import Store
 from .layers import reading
-from .overlay import POSITION, Overlay, parts_of
+from .overlay import POSITION, Folder, Overlay
 
 Layers = Sequence[Tuple[Descriptor, DiffID]]
 
@@ -33,9 +33,9 @@ class Flattened:
         self._overlay = Overlay()
         for number, (blob, diff_id) in enumerate(layers):
             with reading(store, blob, diff_id, output, cancel) as reader:
-                for place, entry in enumerate(reader):
+                for position, entry in enumerate(reader):
                     try:
-                        self._overlay.add(number, place, entry)
+                        self._overlay.add(number, position, entry)
                     except InvalidDocument as exc:
                         raise exc.within("layer %s: entry %s" % (blob.digest.short, entry)) from exc
             self._overlay.finish_layer()
@@ -43,19 +43,24 @@ class Flattened:
     def tar(self) -> Iterator[Buffer]:
         """The tar, in pieces: files, links, and then directories, which get their times last."""
         files: Dict[int, List[bytes]] = {}
+        others: Dict[int, bytes] = {}  # the first name of each thing without data
         folders: List[Entry] = []
         for path, thing in self._overlay.walk():
             if isinstance(thing, int):
                 files.setdefault(thing, []).append(path)
-            elif isinstance(thing, Entry):
+            elif isinstance(thing, Folder):
+                if path or thing.entry:
+                    entry = thing.entry or Entry(path, DIRECTORY, mode=0o755)
+                    folders.append(entry._replace(name=(path or b".") + b"/"))
+            elif id(thing) in others:
+                yield _header(Entry(path, LINK, linkname=others[id(thing)]))
+            else:
+                others[id(thing)] = path
                 yield _header(thing._replace(name=path))
-            elif path or thing.entry:
-                entry = thing.entry or Entry(path, DIRECTORY, mode=0o755)
-                folders.append(entry._replace(name=(path or b".") + b"/"))
         for number, (blob, diff_id) in enumerate(self._layers):
             with reading(self._store, blob, diff_id, self._output, self._cancel) as reader:
-                for place, entry in enumerate(reader):
-                    names = files.get(number << POSITION | place)
+                for position, entry in enumerate(reader):
+                    names = files.get(number << POSITION | position)
                     if names:
                         yield _header(entry._replace(name=names[0]))
                         yield from reader.data()
@@ -68,14 +73,14 @@ class Flattened:
 
     def file(self, path: str) -> Iterator[Buffer]:
         """The data of one file; raises NotFound."""
-        thing = self._overlay.find(parts_of(path.encode("utf-8", "surrogateescape")))
+        thing = self._overlay.find(path.encode("utf-8", "surrogateescape"))
         if not isinstance(thing, int):
             raise NotFound("%s: no such file in the image" % path if thing is None else
                            "%s is no file in the image" % path)
         blob, diff_id = self._layers[thing >> POSITION]
         with reading(self._store, blob, diff_id, self._output, self._cancel) as reader:
-            for place, _ in enumerate(reader):
-                if place == thing & (1 << POSITION) - 1:
+            for position, _ in enumerate(reader):
+                if position == thing & (1 << POSITION) - 1:
                     yield from reader.data()
 
 

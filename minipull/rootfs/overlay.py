@@ -1,21 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The names of a root file system in memory, as its layers leave them.
+"""The rules of an overlay, on names in memory: what layers make when they lie on each other.
 
-A whiteout hides entries of lower layers and none of its own layer, wherever in
-the layer it stands.  A parent that is a file, FIFO or device is replaced by a
-directory; a whiteout below one hides nothing.  A character device 0:0, which an
-overlay takes for a whiteout, is left out, and removes an entry of that name.
-Links are followed within the root, as the kernel would after chroot(2).
+unpack carries out what is decided here, on disk; export writes what is left at
+the end.  The rules:
+
+- a whiteout hides entries of lower layers and none of its own layer, wherever
+  in the layer it stands;
+- links on the way to an entry are followed within the root, as the kernel would
+  after chroot(2); ``..`` in a name is taken as text;
+- a parent that is a file, FIFO or device is replaced by a directory, and what a
+  link to nothing means becomes one (umoci 0.6 does the same); a whiteout below
+  one hides nothing;
+- an entry replaces any other of its name, but a directory keeps its children;
+  a hard link to itself, to a directory or through what it replaces is refused;
+- a character device 0:0, which an overlay takes for a whiteout, is left out and
+  removes what has its name.
 
 Mirrors umoci's oci/layer and moby's pkg/archive (diff.go).  Spec: image-spec
 layer.md.
 """
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from ..errors import InvalidDocument
 from ..image.tar import CHAR, DIRECTORY, FILE, LINK, MAX_NAME, SYMLINK, Entry
 
-MAX_HOPS = 255  # links followed on the way to one parent
+MAX_HOPS = 255  # links followed on the way to one entry
 _MAX_PART = 255  # bytes of one name, as file systems have it
 WHITEOUT, META, OPAQUE = b".wh.", b".wh..wh.", b".wh..wh..opq"
 PLNK = b".wh..wh.plnk"  # where AUFS kept what it hard-linked; gone when its layer is done
@@ -25,8 +34,8 @@ class Folder:
     """A directory: its children by name, each with the layer that named it last."""
     __slots__ = ("entry", "names")
 
-    def __init__(self, entry: Optional[Entry] = None) -> None:
-        self.entry = entry
+    def __init__(self) -> None:
+        self.entry: Optional[Entry] = None
         self.names: Dict[bytes, Tuple[Thing, int]] = {}
 
 
@@ -35,126 +44,203 @@ Thing = Union[Folder, int, Entry]
 POSITION = 32  # bits of a file's number that hold its position in the layer
 
 
-class Overlay:
-    """The tree that layers make, bottom first."""
+class Place(NamedTuple):
+    """Where an entry goes, and for a hard link, the path of its target."""
+    path: bytes
+    target: bytes = b""
 
-    def __init__(self) -> None:
+
+class _Way:
+    """A path walked to from the root: the directories on it, each with its name."""
+
+    def __init__(self, root: Folder) -> None:
+        self.steps: List[Tuple[bytes, Folder]] = [(b"", root)]
+        self._size = 0  # bytes of the path
+
+    @property
+    def folder(self) -> Folder:
+        return self.steps[-1][1]
+
+    def path(self, name: bytes = b"") -> bytes:
+        return b"/".join([part for part, _ in self.steps[1:]] + ([name] if name else []))
+
+    def down(self, name: bytes, folder: Folder) -> None:
+        self.steps.append((name, folder))
+        self._size += len(name) + 1
+        if self._size > MAX_NAME:
+            raise InvalidDocument("too deep")
+
+    def up(self) -> None:
+        if len(self.steps) > 1:
+            self._size -= len(self.steps.pop()[0]) + 1
+
+    def to_root(self) -> None:
+        del self.steps[1:]
+        self._size = 0
+
+    def copy(self) -> "_Way":
+        other = _Way(self.steps[0][1])
+        other.steps, other._size = list(self.steps), self._size
+        return other
+
+
+class Overlay:
+    """The tree that layers make, bottom first.
+
+    ``removed`` is called with the path of each thing that goes, with all below
+    it, and ``implied`` with that of each directory that is only named as a parent.
+    """
+
+    def __init__(self, removed: Callable[[bytes], None] = lambda path: None,
+                 implied: Callable[[bytes], None] = lambda path: None) -> None:
         self.root = Folder()
+        self._removed = removed
+        self._implied = implied
 
     def finish_layer(self) -> None:
-        self.root.names.pop(PLNK, None)
+        if PLNK in self.root.names:
+            self._drop(_Way(self.root), PLNK)
 
     def walk(self) -> Iterator[Tuple[bytes, Thing]]:
-        """Yield paths in order, parents first."""
+        """Yield paths and things in order, parents first; the root's path is empty."""
         pending: List[Tuple[bytes, Thing]] = [(b"", self.root)]
         while pending:
             path, thing = pending.pop()
             yield path, thing
             if isinstance(thing, Folder):
-                pending += [(join(path, name), thing.names[name][0])
+                pending += [(path + b"/" + name if path else name, thing.names[name][0])
                             for name in sorted(thing.names, reverse=True)]
 
-    def add(self, layer: int, position: int, entry: Entry) -> None:
-        """Apply an entry of a layer; raises InvalidDocument for what no layer may have."""
+    def add(self, layer: int, position: int, entry: Entry) -> Optional[Place]:
+        """Apply an entry of a layer; returns where it is to be made, None for nowhere.
+
+        Raises InvalidDocument for what no layer may have.
+        """
         parts = parts_of(entry.name)
         if not parts:
             if entry.kind != DIRECTORY:
-                raise InvalidDocument("it would reposition the root")
+                raise InvalidDocument("it would replace the root")
             self.root.entry = entry
-            return
+            return None
         *above, name = parts
         if name.startswith(WHITEOUT) and parts != [PLNK]:
-            hidden = name[len(WHITEOUT):]
-            if hidden in (b"", b".", b".."):
-                raise InvalidDocument("a whiteout of nothing")
-            parent = self.find(above)
-            if isinstance(parent, Folder) and name == OPAQUE:
-                _hide(parent, list(parent.names), layer)
-            elif isinstance(parent, Folder) and not name.startswith(META):
-                _hide(parent, [hidden], layer)
-            return
-        folder = self.find(above, layer)
-        assert isinstance(folder, Folder)
+            self._white_out(layer, above, name)
+            return None
         if len(name) > _MAX_PART:
             raise InvalidDocument("File name too long")
-        known = folder.names.get(name, (None, 0))[0]
-        thing: Optional[Thing] = entry
+        way = self._parent(layer, above)
+        names, present = way.folder.names, way.folder.names.get(name, (None, 0))[0]
+        if entry.kind == DIRECTORY and isinstance(present, Folder):
+            present.entry = entry
+            names[name] = present, layer
+            return Place(way.path(name))
+        if present is not None:
+            self._drop(way, name)
+        thing: Thing = entry
+        target = b""
         if entry.kind == DIRECTORY:
-            thing = known if isinstance(known, Folder) else Folder()
+            thing = Folder()
             thing.entry = entry
         elif entry.kind == FILE:
             thing = layer << POSITION | position
         elif entry.kind == LINK:
-            folder.names.pop(name, None)  # the way to the target may have led through it
-            *source, last = parts_of(entry.linkname) or [b""]
-            there = self.find(source)
-            thing = there.names.get(last, (None, 0))[0] if isinstance(there, Folder) else None
-            if thing is None or isinstance(thing, Folder) or (there, last) == (folder, name):
-                raise InvalidDocument("a link to %s, which is no file there" % ascii(entry.linkname)[1:])
+            target, thing = self._target(entry)
         elif entry.kind == CHAR and entry.major == entry.minor == 0:
-            folder.names.pop(name, None)
+            return None
+        names[name] = thing, layer
+        return Place(way.path(name), target)
+
+    def find(self, path: bytes) -> Optional[Thing]:
+        """Look up a path, links followed; None if it leads to nothing.  Raises InvalidDocument."""
+        return self._find(parts_of(path))[1]
+
+    def _white_out(self, layer: int, above: List[bytes], name: bytes) -> None:
+        hidden = name[len(WHITEOUT):]
+        if hidden in (b"", b".", b".."):
+            raise InvalidDocument("a whiteout of nothing")
+        way, folder = self._find(above)
+        if not isinstance(folder, Folder) or name.startswith(META) and name != OPAQUE:
             return
-        assert thing is not None
-        folder.names[name] = thing, layer
+        pending = [(way, list(folder.names) if name == OPAQUE else [hidden])]
+        while pending:
+            way, names = pending.pop()
+            for child in names:
+                thing, named_by = way.folder.names.get(child, (None, 0))
+                if thing is not None and named_by < layer:
+                    self._drop(way, child)
+                elif isinstance(thing, Folder):
+                    below = way.copy()
+                    below.down(child, thing)
+                    pending.append((below, list(thing.names)))
 
-    def find(self, parts: Sequence[bytes], layer: int = -1) -> Optional[Thing]:
-        """Follow a path and the links on it; for a ``layer``, make the directories that lack.
+    def _target(self, entry: Entry) -> Tuple[bytes, Thing]:
+        """The path of a hard link's target, and what is there."""
+        *above, name = parts_of(entry.linkname) or [b""]
+        way, folder = self._find(above)
+        thing = folder.names.get(name, (None, 0))[0] if isinstance(folder, Folder) else None
+        if thing is None or isinstance(thing, Folder):
+            raise InvalidDocument("a link to %s, which is %s there" % (
+                ascii(entry.linkname)[1:200], "no file" if isinstance(folder, Folder) else "not"))
+        return way.path(name), thing
 
-        Returns None where there is nothing; raises InvalidDocument.
-        """
-        way, sizes = [self.root], [0]  # directories walked through, and the lengths of their paths
-        left, hops = list(reversed(parts)), 0
-        thing: Thing = self.root
+    def _drop(self, way: _Way, name: bytes) -> None:
+        del way.folder.names[name]
+        self._removed(way.path(name))
+
+    def _find(self, parts: Sequence[bytes]) -> Tuple[_Way, Optional[Thing]]:
+        """The way to the last directory on a path, and what the path leads to."""
+        way, left, hops = _Way(self.root), list(reversed(parts)), 0
         while left:
             part = left.pop()
-            if part == b"..":
-                way, sizes = way[:-1] or way, sizes[:-1] or sizes
-                thing = way[-1]
+            if part in (b"", b".", b".."):
+                if part == b"..":
+                    way.up()
                 continue
-            if part in (b"", b"."):
+            thing = way.folder.names.get(part, (None, 0))[0]
+            if isinstance(thing, Folder):
+                way.down(part, thing)
+            elif isinstance(thing, Entry) and thing.kind == SYMLINK:
+                hops = _follow(thing, way, left, hops)
+            else:
+                return way, None if left else thing
+        return way, way.folder
+
+    def _parent(self, layer: int, parts: Sequence[bytes]) -> _Way:
+        """The way to the parent of an entry, which is made as far as it is not there."""
+        way, left, hops = _Way(self.root), list(reversed(parts)), 0
+        while left:
+            part = left.pop()
+            if part in (b"", b".", b".."):
+                if part == b"..":
+                    way.up()
                 continue
-            folder, size = way[-1], sizes[-1] + bool(sizes[-1]) + len(part)
-            if size > MAX_NAME or len(part) > _MAX_PART:
-                raise InvalidDocument("too deep")
-            found = folder.names.get(part, (None, 0))[0]
-            if found is None:
-                if layer < 0:
-                    return None
-                found = Folder()
-            if isinstance(found, Entry) and found.kind == SYMLINK:
-                hops += 1
-                if hops > MAX_HOPS:
-                    raise InvalidDocument("too many links on the way")
-                if found.linkname.startswith(b"/"):
-                    way, sizes = way[:1], sizes[:1]
-                thing = way[-1]
-                left += found.linkname.split(b"/")[::-1]
+            thing = way.folder.names.get(part, (None, 0))[0]
+            if isinstance(thing, Entry) and thing.kind == SYMLINK:
+                hops = _follow(thing, way, left, hops)
                 continue
-            if layer >= 0:
-                found = found if isinstance(found, Folder) else Folder()
-                folder.names[part] = found, layer
-            thing = found
-            if isinstance(found, Folder):
-                way.append(found)
-                sizes.append(size)
-            elif left:
-                return None
-        return thing
+            if not isinstance(thing, Folder):
+                if len(part) > _MAX_PART:
+                    raise InvalidDocument("File name too long")
+                if thing is not None:
+                    self._drop(way, part)
+                thing = Folder()
+                way.folder.names[part] = thing, layer
+                self._implied(way.path(part))
+            way.down(part, thing)
+        # A whiteout of this layer hides none of them, wherever it stands.
+        for (_, above), (name, folder) in zip(way.steps, way.steps[1:]):
+            above.names[name] = folder, layer
+        return way
 
 
-def _hide(folder: Folder, names: Sequence[bytes], layer: int) -> None:
-    """Remove what lower layers have of these names."""
-    pending = [(folder, list(names))]
-    while pending:
-        there, names = pending.pop()
-        for name in names:
-            thing, said = there.names.get(name, (None, 0))
-            if thing is None:
-                continue
-            if said < layer:
-                del there.names[name]
-            elif isinstance(thing, Folder):
-                pending.append((thing, list(thing.names)))
+def _follow(link: Entry, way: _Way, left: List[bytes], hops: int) -> int:
+    """Put the target of a link before what is left of a path; returns the links followed so far."""
+    if hops == MAX_HOPS:
+        raise InvalidDocument("too many links on the way")
+    if link.linkname.startswith(b"/"):
+        way.to_root()
+    left += link.linkname.split(b"/")[::-1]
+    return hops + 1
 
 
 def parts_of(name: bytes) -> List[bytes]:
@@ -166,7 +252,3 @@ def parts_of(name: bytes) -> List[bytes]:
         elif part not in (b"", b"."):
             parts.append(part)
     return parts
-
-
-def join(parent: bytes, name: bytes) -> bytes:
-    return parent + b"/" + name if parent else name

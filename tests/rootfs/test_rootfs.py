@@ -263,7 +263,7 @@ OUTSIDE: Dict[str, Case] = {
     # HL09
     "hard link before its file": lambda v: (
         [hardlink(b"h", b"f2"), file(b"f2")], "h: a link to 'f2', which is no file there"),
-    "hard link to itself": lambda v: ([file(b"h"), hardlink(b"h", b"h")], "a link to 'h', which is not there"),
+    "hard link to itself": lambda v: ([file(b"h"), hardlink(b"h", b"h")], "a link to 'h', which is no file there"),
     "hard link to itself by another way": lambda v: (
         [file(b"h"), symlink(b"l", b"."), hardlink(b"./l/h", b"l/../h")], "a link to"),
     "hard link to a directory": lambda v: ([folder(b"d"), hardlink(b"h", b"d")], "which is no file there"),
