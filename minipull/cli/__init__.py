@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: the only wing that prints, reads the environment or handles signals.
 
-A command is a function of a Context and its flags, in the module that the parser
-names; it returns an exit code, or None for 0.  Modules of commands are imported
+A command is a function do_NAME of a Context and its flags, in the module that the
+parser names; it returns an exit code, or None for 0.  Modules of commands are imported
 when they run, and only in this wing imports may stand inside functions: offline
 commands must not load the network stack.
 

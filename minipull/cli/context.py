@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import traceback
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List, Optional, Union
+from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, List, Optional, Union
 
 from ..cancel import Cancel
 from ..digest import Buffer
@@ -144,16 +144,13 @@ def say(text: str) -> None:
             print("minipull: " + escape("; ".join(text.splitlines())), file=sys.stderr, flush=True)
 
 
-Command = Callable[[Context, argparse.Namespace], Optional[int]]
-
-
 def perform(flags: argparse.Namespace, cancel: Cancel) -> int:
     """Run the command that ``flags`` name, with every error as one line; returns the exit code."""
     context = Context(flags, cancel)
     try:
         module = importlib.import_module("." + flags.module, __package__)
-        command: Command = getattr(module, "COMMANDS")[flags.command]
-        return command(context, flags) or 0
+        code: Optional[int] = getattr(module, "do_" + flags.command)(context, flags)
+        return code or 0
     except BaseException as exc:
         return context.failed(exc)
 

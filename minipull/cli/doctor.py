@@ -24,7 +24,7 @@ import tempfile
 import threading
 import time
 import zlib
-from typing import Callable, Dict, Iterator, List
+from typing import Callable, Dict, Iterator, List, Sequence
 
 from .. import files
 from ..digest import Digest
@@ -33,18 +33,16 @@ from ..image.descriptor import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Descriptor
 from ..image.strictjson import compact
 from ..store.references import REF_NAME
 from ..store.store import Store
-from .context import Command, Context
+from .context import Context
 from .render import human_size
-from .settings import find_zstd
 
 PATIENCE = 20.0  # seconds for one command
-_TYPED = "python3 -m minipull %s"
 _SAMPLE = 0.1  # seconds of one measurement
 #: Variables by which a user's settings would reach the self-test.
 _USERS = re.compile("MINIPULL_|DOCKER_|REGISTRY_|XDG_|SSL_|.*_PROXY$", re.I)
 
 
-def _doctor(context: Context, flags: argparse.Namespace) -> int:
+def do_doctor(context: Context, flags: argparse.Namespace) -> int:
     """Show the self-test and the host; returns an exit code."""
     context.require("server.registry")
     test, error, code = _SelfTest(context), "", 0
@@ -79,7 +77,7 @@ class _SelfTest:
             assert process.stdout is not None
             line = process.stdout.readline().decode().strip()
             address = line.partition("http://")[2]
-            self._record(_TYPED % " ".join(serve) + " &", line, 0 if address else process.wait() or 1)
+            self._record([*serve, "&"], line, 0 if address else process.wait() or 1)
             name = "%s/doctor/hello:1" % address
             digest = _make_image(layout)
             self._command("--root", pushed, "copy", "-q", "oci:%s:hello" % layout, "store:" + name)
@@ -89,8 +87,9 @@ class _SelfTest:
                 raise ContentMismatch("what was pulled is not what was pushed")
         self._command("--root", pulled, "check")
 
-    def _record(self, command: str, output: str, code: int) -> None:
+    def _record(self, args: Sequence[str], output: str, code: int) -> None:
         """Record and show a command as a user would type it; raises Error for a code but 0."""
+        command = "python3 -m minipull " + " ".join(args)
         self.steps.append({"command": command, "output": output, "code": code})
         if not self._context.json:
             self._context.show("$ %s\n%s" % (command, output))
@@ -105,7 +104,7 @@ class _SelfTest:
         code = process.returncode
         if code < 0:
             output += "\nended by signal %d, after at most %d s" % (-code, PATIENCE)
-        self._record(_TYPED % " ".join(args), output, code if code >= 0 else 1)
+        self._record(args, output, code if code >= 0 else 1)
         return output
 
     @contextlib.contextmanager
@@ -152,11 +151,16 @@ def _make_image(folder: str) -> Digest:
 
 
 def _host(context: Context) -> Dict[str, str]:
-    return {
+    host = {
         "Python": "%s, %s" % (sys.version.split()[0], sys.executable),
-        "OpenSSL": ssl.OPENSSL_VERSION, "SHA-256": _sha256(), "zlib": _zlib(), "zstd": _zstd(),
-        "CAs": _authorities(), "proxies": _proxies(context), "credentials": _credentials(context),
-        "store": _store(context)}
+        "OpenSSL": ssl.OPENSSL_VERSION, "SHA-256": _sha256(), "zlib": _zlib(), "zstd": _zstd(context),
+        "CAs": _authorities()}
+    for name, look in (("proxies", _proxies), ("credentials", _credentials), ("store", _store)):
+        try:
+            host[name] = look(context)
+        except Error as exc:
+            host[name] = str(exc)
+    return host
 
 
 def _rate(work: Callable[[], int]) -> str:
@@ -186,10 +190,10 @@ def _zlib() -> str:
     return "%s, inflates %s" % (zlib.ZLIB_RUNTIME_VERSION, rate)
 
 
-def _zstd() -> str:
+def _zstd(context: Context) -> str:
     if importlib.util.find_spec("compression") and importlib.util.find_spec("compression.zstd"):
         return "Python's own"
-    return find_zstd(os.environ.get("PATH", os.defpath)) or (
+    return context.store.layers.zstd or (
         "none: install zstd or use Python 3.14, or layers that need it stay unverified")
 
 
@@ -200,21 +204,15 @@ def _authorities() -> str:
 
 
 def _proxies(context: Context) -> str:
-    try:
-        proxies = context.settings.proxies()
-        urls = [(scheme, proxies.get(scheme)) for scheme in ("https", "http")]
-    except Error as exc:
-        return str(exc)
+    proxies = context.settings.proxies()
+    urls = [(scheme, proxies.get(scheme)) for scheme in ("https", "http")]
     used = ", ".join("%s by %s" % (scheme, url) for scheme, url in urls if url)
     listed = " and what NO_PROXY lists: " + proxies.no_proxy if proxies.no_proxy else ""
     return "%s; but for loopback%s" % (used, listed) if used else "none"
 
 
 def _credentials(context: Context) -> str:
-    try:
-        names = [source.name for source in context.settings.sources()]
-    except Error as exc:
-        return str(exc)
+    names = [source.name for source in context.settings.sources()]
     return ", ".join(name for name in names if os.path.exists(name) or "/" not in name) or "none"
 
 
@@ -229,8 +227,3 @@ def _store(context: Context) -> str:
         return "%s, %s free, locks work" % (root, human_size(shutil.disk_usage(folder).free))
     except OSError as exc:
         return "%s: %s; choose another --root" % (root, exc.strerror)
-    except Error as exc:
-        return str(exc)
-
-
-COMMANDS: Dict[str, Command] = {"doctor": _doctor}

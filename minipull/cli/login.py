@@ -9,18 +9,18 @@ import getpass
 import re
 import sys
 import termios
-from typing import Dict, Tuple
+from typing import Tuple
 
 from ..errors import InvalidReference
 from ..registry.auth import Credential, Keyring
 from ..registry.client import Client
 from ..registry.login import Logins, login, registry
-from .context import Command, Context
+from .context import Context
 
 _MAX_PASSWORD = 1 << 16  # bytes
 
 
-def _login(context: Context, flags: argparse.Namespace) -> None:
+def do_login(context: Context, flags: argparse.Namespace) -> None:
     name, settings = registry(flags.registry), context.settings
     username, password = _user_and_password(context, flags)
     with Client(settings.service([name.domain]), Keyring()) as client:
@@ -29,7 +29,7 @@ def _login(context: Context, flags: argparse.Namespace) -> None:
     context.answer({"registry": name.domain, "username": username}, ["Login Succeeded"])
 
 
-def _logout(context: Context, flags: argparse.Namespace) -> None:
+def do_logout(context: Context, flags: argparse.Namespace) -> None:
     domain = registry(flags.registry).domain
     removed = _logins(context).forget(domain, context.cancel)
     words = "Removing login credentials for" if removed else "Not logged in to"
@@ -62,6 +62,3 @@ def _user_and_password(context: Context, flags: argparse.Namespace) -> Tuple[str
             return username, getpass.getpass()
     except EOFError:
         raise InvalidReference("no user name or password was typed") from None
-
-
-COMMANDS: Dict[str, Command] = {"login": _login, "logout": _logout}

@@ -18,10 +18,10 @@ from ..reference import Reference
 from ..registry.client import Client, over_endpoints
 from ..registry.v2 import Repository
 from ..store.source import host_platform
-from .context import Command, Context, described, reference, stripped
+from .context import Context, described, reference, stripped
 
 
-def _pull(context: Context, flags: argparse.Namespace) -> int:
+def do_pull(context: Context, flags: argparse.Namespace) -> int:
     """Pull all names at once; the code is that of the first name that failed."""
     names = [reference(text) for text in flags.refs]
     platform = flags.platform if flags.all_platforms else context.settings.platform
@@ -86,7 +86,7 @@ def _show_pulled(context: Context, flags: argparse.Namespace, results: Mapping[R
             context.show("Status: %s %s\n%s" % (status, whole.familiar, whole))
 
 
-def _push(context: Context, flags: argparse.Namespace) -> None:
+def do_push(context: Context, flags: argparse.Namespace) -> None:
     name, settings, store = reference(flags.ref), context.settings, context.store
     if settings.truth("legacy_schema1"):
         context.require("distribution.schema1")
@@ -111,7 +111,7 @@ def _push(context: Context, flags: argparse.Namespace) -> None:
         for pushed in results])
 
 
-def _copy(context: Context, flags: argparse.Namespace) -> None:
+def do_copy(context: Context, flags: argparse.Namespace) -> None:
     settings = context.settings
     try:
         source, target = Place.parse(flags.src), Place.parse(flags.dst)
@@ -140,7 +140,7 @@ def _ask(context: Context, name: Reference, subject: str, question: Callable[[Re
             lambda endpoint: question(client.repository(endpoint, name)), context.cancel, context.renderer)
 
 
-def _tags(context: Context, flags: argparse.Namespace) -> None:
+def do_tags(context: Context, flags: argparse.Namespace) -> None:
     name = reference(flags.repo)
     if name.tag or name.digest:
         raise InvalidReference("%s: want a repository, without tag or digest" % name.familiar)
@@ -148,7 +148,7 @@ def _tags(context: Context, flags: argparse.Namespace) -> None:
     context.answer([{"name": str(name.with_tag(tag)), "tag": tag} for tag in tags], tags)
 
 
-def _manifest(context: Context, flags: argparse.Namespace) -> None:
+def do_manifest(context: Context, flags: argparse.Namespace) -> None:
     name = reference(flags.ref).docker_ref()
     received = _ask(context, name, "manifest", lambda repository: repository.manifest(
         str(name.digest or name.tag), context.cancel))
@@ -163,7 +163,7 @@ def _manifest(context: Context, flags: argparse.Namespace) -> None:
         context.write(received.raw)
 
 
-def _digest(context: Context, flags: argparse.Namespace) -> None:
+def do_digest(context: Context, flags: argparse.Namespace) -> None:
     name = reference(flags.ref).docker_ref()
     target = str(name.digest or name.tag)
 
@@ -174,7 +174,3 @@ def _digest(context: Context, flags: argparse.Namespace) -> None:
 
     digest = _ask(context, name, "digest of", resolve)
     context.answer({"name": str(name), "digest": digest}, [digest])
-
-
-COMMANDS: Dict[str, Command] = {
-    "pull": _pull, "push": _push, "copy": _copy, "tags": _tags, "manifest": _manifest, "digest": _digest}

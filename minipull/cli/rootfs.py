@@ -7,7 +7,7 @@ command inflates each once and records the DiffIDs that it finds.
 import argparse
 import contextlib
 import sys
-from typing import Dict, Iterator, List, Tuple
+from typing import Iterator, List, Tuple
 
 from ..digest import DiffID
 from ..errors import InvalidReference, NotFound
@@ -18,7 +18,7 @@ from ..rootfs.flatten import Flattened
 from ..rootfs.layers import for_platform, layers_of, remember
 from ..rootfs.unpack import MAX_UNPACKED, unpack
 from ..store.source import host_platform
-from .context import Command, Context, reference, stripped
+from .context import Context, reference, stripped
 
 
 @contextlib.contextmanager
@@ -53,7 +53,7 @@ def _pulled(context: Context, text: str, foreign: bool) -> Image:
                          context.cancel).image
 
 
-def _unpack(context: Context, flags: argparse.Namespace) -> None:
+def do_unpack(context: Context, flags: argparse.Namespace) -> None:
     limit = context.settings.size("max_unpacked") or MAX_UNPACKED
     with _image(context, flags.ref) as (image, _):
         unpack(image, context.store, flags.dir, max_unpacked=limit, progress=context.renderer,
@@ -62,17 +62,14 @@ def _unpack(context: Context, flags: argparse.Namespace) -> None:
         context.show("Unpacked %s to %s" % (image, flags.dir))
 
 
-def _export(context: Context, flags: argparse.Namespace) -> None:
+def do_export(context: Context, flags: argparse.Namespace) -> None:
     if sys.stdout is not None and sys.stdout.isatty():
         raise InvalidReference("refusing to write a tar to a terminal; redirect stdout")
     with _image(context, flags.ref) as (_, layers):
         context.write(Flattened(context.store, layers, context.renderer, context.cancel).tar())
 
 
-def _cat(context: Context, flags: argparse.Namespace) -> None:
+def do_cat(context: Context, flags: argparse.Namespace) -> None:
     with _image(context, flags.ref) as (_, layers):
         context.write(
             Flattened(context.store, layers, context.renderer, context.cancel).file(flags.path))
-
-
-COMMANDS: Dict[str, Command] = {"unpack": _unpack, "export": _export, "cat": _cat}

@@ -2,14 +2,13 @@
 """The command serve: a registry over the store."""
 import argparse
 import re
-from typing import Dict
 
 from ..errors import InvalidReference
 from ..server.registry import serve
-from .context import Command, Context, say
+from .context import Context, say
 
 
-def _serve(context: Context, flags: argparse.Namespace) -> None:
+def do_serve(context: Context, flags: argparse.Namespace) -> None:
     settings = context.settings
     listen, writable = settings.text("listen", "127.0.0.1:5000"), settings.truth("writable")
     match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:]*)):([0-9]{1,5})", listen)
@@ -29,6 +28,3 @@ def _serve(context: Context, flags: argparse.Namespace) -> None:
 
     serve(context.store, host, int(match.group(3)), writable, settings.text("as", "localhost"),
           context.cancel, ready, log)
-
-
-COMMANDS: Dict[str, Command] = {"serve": _serve}

@@ -5,19 +5,19 @@ import json
 import os
 import re
 import sys
-from typing import Dict, List, Optional, Sequence
+from typing import List, Optional, Sequence
 
 from ..errors import InvalidDocument, InvalidReference, StorageError
 from ..image.manifest import Manifest
 from ..store.check import UNVERIFIED, Problem, check
 from ..store.gc import gc
-from .context import Command, Context, described, reference, stripped
+from .context import Context, described, reference, stripped
 from .render import human_size
 
 DAMAGED = "damaged; rm the images, gc --keep 0, and pull them again"
 
 
-def _images(context: Context, flags: argparse.Namespace) -> None:
+def do_images(context: Context, flags: argparse.Namespace) -> None:
     store = context.store
     with store.reading(context.cancel):
         rows = [described(store, image) for image in store.images()]
@@ -31,7 +31,7 @@ def _images(context: Context, flags: argparse.Namespace) -> None:
         "   ".join(cell.ljust(width) for cell, width in zip(line, widths)) for line in table])
 
 
-def _inspect(context: Context, flags: argparse.Namespace) -> None:
+def do_inspect(context: Context, flags: argparse.Namespace) -> None:
     store = context.store
     with store.reading(context.cancel):
         image = store.image(stripped(flags.ref))
@@ -49,7 +49,7 @@ def _inspect(context: Context, flags: argparse.Namespace) -> None:
     context.dump(shown)
 
 
-def _tag(context: Context, flags: argparse.Namespace) -> None:
+def do_tag(context: Context, flags: argparse.Namespace) -> None:
     store = context.store
     with store.reading(context.cancel):
         image = store.image(stripped(flags.src))
@@ -59,7 +59,7 @@ def _tag(context: Context, flags: argparse.Namespace) -> None:
             context.dump([described(store, image._replace(name=name))])
 
 
-def _rm(context: Context, flags: argparse.Namespace) -> None:
+def do_rm(context: Context, flags: argparse.Namespace) -> None:
     store = context.store
     removed = []
     for text in flags.refs:
@@ -72,7 +72,7 @@ def _rm(context: Context, flags: argparse.Namespace) -> None:
     context.answer(removed, [])
 
 
-def _gc(context: Context, flags: argparse.Namespace) -> None:
+def do_gc(context: Context, flags: argparse.Namespace) -> None:
     match = re.fullmatch(r"([0-9]{1,9})([smhd]?)", flags.keep)
     if match is None:
         raise InvalidReference("--keep must be a time such as 0, 90s, 30m, 24h or 7d")
@@ -84,7 +84,7 @@ def _gc(context: Context, flags: argparse.Namespace) -> None:
         + ["Total reclaimed space: %s" % human_size(collected.size)])
 
 
-def _check(context: Context, flags: argparse.Namespace) -> int:
+def do_check(context: Context, flags: argparse.Namespace) -> int:
     store, code = context.store, 0
     problems: List[Problem] = []
     lines: List[str] = []
@@ -110,7 +110,7 @@ def _check(context: Context, flags: argparse.Namespace) -> int:
     return code
 
 
-def _save(context: Context, flags: argparse.Namespace) -> None:
+def do_save(context: Context, flags: argparse.Namespace) -> None:
     from ..archive.save import save, saved
 
     names = [stripped(name) for name in flags.refs]
@@ -125,7 +125,7 @@ def _save(context: Context, flags: argparse.Namespace) -> None:
     context.renderer.finish()
 
 
-def _load(context: Context, flags: argparse.Namespace) -> None:
+def do_load(context: Context, flags: argparse.Namespace) -> None:
     from ..archive.load import UNNAMED, load
 
     if not flags.input and (sys.stdin is None or sys.stdin.isatty()):
@@ -136,8 +136,3 @@ def _load(context: Context, flags: argparse.Namespace) -> None:
     context.answer([described(context.store, image) for image in images], [
         "Loaded image ID: %s" % image.id if image.name.name == UNNAMED.name else
         "Loaded image: %s" % image.name.familiar for image in images])
-
-
-COMMANDS: Dict[str, Command] = {
-    "images": _images, "inspect": _inspect, "tag": _tag, "rm": _rm, "gc": _gc, "check": _check,
-    "save": _save, "load": _load}

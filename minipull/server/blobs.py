@@ -101,13 +101,12 @@ class Blobs:
 
     @contextlib.contextmanager
     def _owning(self, name: str, session: str) -> Iterator[Upload]:
-        with contextlib.ExitStack() as stack:
-            try:
-                upload = stack.enter_context(self._uploads.owning(name, session))
-            except Locked as exc:  # a second request can't know its offset
-                state = _progress(name, session, self._uploads.size(name, session))
-                raise Refusal(416, "BLOB_UPLOAD_INVALID", "another request writes", state) from exc
-            yield upload
+        try:
+            with self._uploads.owning(name, session) as upload:
+                yield upload
+        except Locked as exc:  # a second request can't know its offset
+            state = _progress(name, session, self._uploads.size(name, session))
+            raise Refusal(416, "BLOB_UPLOAD_INVALID", "another request writes", state) from exc
 
 
 def asked_digest(text: str) -> Digest:

@@ -17,7 +17,6 @@ from ..reference import DEFAULT_DOMAIN, DOMAIN, PATH, Reference
 from ..store.references import Association, ReferenceStore
 
 _NAME = re.compile(r"(?:%s/)?%s" % (DOMAIN, PATH))
-_MAX_NAME = 255
 
 #: Images of one repository, by tag or digest.
 Repository = Dict[str, Association]
@@ -25,7 +24,7 @@ Repository = Dict[str, Association]
 
 def is_name(text: str) -> bool:
     """Whether a text may be the name of a repository in a URL."""
-    return len(text) <= _MAX_NAME and _NAME.fullmatch(text) is not None
+    return len(text) <= 255 and _NAME.fullmatch(text) is not None
 
 
 def within(domain: str, path: str) -> Optional[Reference]:
@@ -65,26 +64,24 @@ class Catalog:
 
     def find(self, name: str, ns: str) -> Iterator[Repository]:
         """Yield the repositories that ``name`` may mean, the likeliest first."""
-        repositories = self.repositories()
-        if ns:
-            domains = [ns]
-        else:
-            yield from self._behind(name)
-            domains = list(dict.fromkeys((self.domain, "localhost", DEFAULT_DOMAIN)))
-            others = [domain for domain, path in repositories if path == name]
-            if len(others) == 1 and others[0] not in domains:
+        domains = [ns]
+        if not ns:
+            domain, _, path = name.partition("/")
+            yield from self._named(domain, path)
+            domains = [self.domain, "localhost", DEFAULT_DOMAIN]
+            others = [domain for domain, path in self.repositories() if path == name]
+            if len(others) == 1:
                 domains += others
-        for domain in domains:
-            reference = within(domain, name)
-            if reference is not None and (reference.domain, reference.path) in repositories:
-                yield repositories[reference.domain, reference.path]
+        for domain in dict.fromkeys(domains):
+            yield from self._named(domain, name)
 
     def target(self, name: str, ns: str) -> Reference:
         """Return the repository that a push to ``name`` goes to; raises InvalidReference."""
         repository = within(ns or self.domain, name)
         if repository is None:
             raise InvalidReference("invalid repository name")
-        if not ns and any(self._behind(name)):
+        domain, _, path = name.partition("/")
+        if not ns and any(self._named(domain, path)):
             raise InvalidReference("%s is another domain's; push with ?ns= or serve it --as" % name)
         return repository
 
@@ -94,9 +91,8 @@ class Catalog:
         return list({path if domain == bare else "%s/%s" % (domain, path)
                      for domain, path in self.repositories() if not ns or domain == ns})
 
-    def _behind(self, name: str) -> Iterator[Repository]:
-        """Yield the repository of ``name`` if that begins with a domain of the store."""
-        domain, _, path = name.partition("/")
+    def _named(self, domain: str, path: str) -> Iterator[Repository]:
+        """Yield the repository ``path`` of ``domain`` if the store has it."""
         reference = within(domain, path)
         if reference is not None and (reference.domain, reference.path) in self.repositories():
             yield self.repositories()[reference.domain, reference.path]

@@ -9,6 +9,7 @@ may raise :class:`Refusal`.
 import contextlib
 import email.utils
 import errno
+import functools
 import http
 import os
 import re
@@ -155,7 +156,8 @@ class _Connection:
             if data is None:
                 return False
             head = parse_head(data)
-            body = Body(head.length, self._receive, self._proceed if head.waits else None)
+            proceed = functools.partial(self._send, b"HTTP/1.1 100 Continue\r\n\r\n")
+            body = Body(head.length, self._receive, proceed if head.waits else None)
             self._waited, self._moved = 0.0, 0
             response = self._server.application(Request(head, body))
             keep = not head.last
@@ -225,9 +227,6 @@ class _Connection:
         piece = self._buffer[self._start:min(self._end, self._start + limit)]
         self._start += len(piece)
         return piece
-
-    def _proceed(self) -> None:
-        self._send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _send(self, data: bytes) -> None:
         self._socket.settimeout(self._server.timeout)

@@ -63,7 +63,7 @@ class Registry:
         self._subject = functools.lru_cache(10000)(self._read_subject)
         blobs = Blobs(store)
         self._routes: Sequence[Tuple[str, Dict[str, Callable[..., Response]]]] = [
-            (r"/v2/?", {"GET": self._base}),
+            (r"/v2/?", {"GET": lambda request: json_response(200, {})}),
             (r"/v2/_catalog", {"GET": self._repositories}),
             (r"/v2/(.+)/tags/list", {"GET": self._tags}),
             (r"/v2/(.+)/manifests/([^/]+)", {
@@ -97,9 +97,6 @@ class Registry:
             if method != "DELETE":  # gc.delete() takes the exclusive lock itself
                 stack.enter_context(self._store.writing() if writing else self._store.reading())
             return handler(request, *match.groups())
-
-    def _base(self, request: Request) -> Response:
-        return json_response(200, {})
 
     # Manifests.
 

@@ -109,7 +109,7 @@ def test_a_bug_is_one_line_that_says_so(call: Call, monkeypatch: pytest.MonkeyPa
     def broken(context: object, flags: object) -> int:
         raise ValueError("two\nlines")
 
-    monkeypatch.setitem(commands.COMMANDS, "images", broken)
+    monkeypatch.setattr(commands, "do_images", broken)
     done = call("images")
     assert (done.code, done.line) == (
         1, "minipull: internal error: ValueError: two; lines (run with -v for the traceback)\n")
