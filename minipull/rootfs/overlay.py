@@ -96,6 +96,8 @@ class Overlay:
         self.root = Folder()
         self._removed = removed
         self._implied = implied
+        #: The layer, the parent and the way of the entry before: most lie beside it.
+        self._last: Tuple[int, List[bytes], _Way] = -1, [], _Way(self.root)
 
     def finish_layer(self) -> None:
         if PLNK in self.root.names:
@@ -185,6 +187,7 @@ class Overlay:
 
     def _drop(self, way: _Way, name: bytes) -> None:
         del way.folder.names[name]
+        self._last = -1, [], way
         self._removed(way.path(name))
 
     def _find(self, parts: Sequence[bytes]) -> Tuple[_Way, Optional[Thing]]:
@@ -205,8 +208,10 @@ class Overlay:
                 return way, None if left else thing
         return way, way.folder
 
-    def _parent(self, layer: int, parts: Sequence[bytes]) -> _Way:
+    def _parent(self, layer: int, parts: List[bytes]) -> _Way:
         """The way to the parent of an entry, which is made as far as it is not there."""
+        if self._last[:2] == (layer, parts):
+            return self._last[2]
         way, left, hops = _Way(self.root), list(reversed(parts)), 0
         while left:
             part = left.pop()
@@ -230,6 +235,7 @@ class Overlay:
         # A whiteout of this layer hides none of them, wherever it stands.
         for (_, above), (name, folder) in zip(way.steps, way.steps[1:]):
             above.names[name] = folder, layer
+        self._last = layer, parts, way
         return way
 
 
