@@ -86,7 +86,12 @@ class Context:
         if self._flags.verbose:
             traceback.print_exception(type(error), error, error.__traceback__)
         if isinstance(error, ImportError):
-            error = self._lacking(error) or error
+            command, missing = self._flags.command, left_out(error)
+            if error.name in ("_ssl", "ssl"):
+                error = Error("this Python has no ssl module, which %s needs; use another Python or install its"
+                              " ssl support" % command)
+            elif missing is not None:
+                error = missing.within(command)
         if isinstance(error, Error):
             if not self.cancel.cancelled:
                 say(str(error))
@@ -94,15 +99,6 @@ class Context:
         hint = "" if self._flags.verbose else " (run with -v for the traceback)"
         say("internal error: %s: %s%s" % (type(error).__name__, error, hint))
         return 1
-
-    def _lacking(self, error: ImportError) -> Optional[Error]:
-        """The error for a part that this build leaves out, or for a Python without ssl."""
-        command = self._flags.command
-        if error.name in ("_ssl", "ssl"):
-            return Error("this Python has no ssl module, which %s needs; use another Python or install its"
-                         " ssl support" % command)
-        missing = left_out(error)
-        return missing and missing.within(command)
 
     def show(self, text: str) -> None:
         """Print lines of the result, with control characters escaped."""

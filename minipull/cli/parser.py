@@ -58,7 +58,11 @@ def command_line() -> Parser:
     _rootfs_commands(commands["rootfs"], [credentials, network])
     _store_commands(commands["store"], progress)
     commands["doctor"]("doctor", "test this program and this host", "doctor")
-    _serve_command(commands["serve"])
+    serve = commands["serve"]("serve", "be a registry over the store", "serve --listen 0.0.0.0:5000")
+    serve.add_argument("--listen", metavar="HOST:PORT", help="127.0.0.1:5000; port 0 picks one")
+    serve.add_argument("--writable", action="store_true", default=None, help="take pushes, deletes")
+    serve.add_argument("--as", metavar="DOMAIN", help="record pushes as DOMAIN/... (localhost)")
+    serve.add_argument("--timeout", metavar="SECONDS", help="for clients that stand still (60)")
     return parser
 
 
@@ -161,11 +165,3 @@ def _store_commands(add: _Add, progress: Parser) -> None:
     save.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help="only this of an index")
     load = add("load", "store the images of an archive", "load -i bundle.tar", parents=[progress])
     load.add_argument("-i", "--input", metavar="FILE", help="instead of stdin")
-
-
-def _serve_command(add: _Add) -> None:
-    serve = add("serve", "be a registry over the store", "serve --listen 0.0.0.0:5000")
-    serve.add_argument("--listen", metavar="HOST:PORT", help="127.0.0.1:5000; port 0 picks one")
-    serve.add_argument("--writable", action="store_true", default=None, help="take pushes, deletes")
-    serve.add_argument("--as", metavar="DOMAIN", help="record pushes as DOMAIN/... (localhost)")
-    serve.add_argument("--timeout", metavar="SECONDS", help="for clients that stand still (60)")

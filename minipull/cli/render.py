@@ -39,9 +39,9 @@ def human_size(size: float) -> str:
 
 def bar(current: int, total: int, width: int = 200) -> str:
     """The engine's bar for a terminal of ``width`` columns; empty without numbers."""
-    if total <= 0:
-        return "%8s" % human_size(current) if current > 0 else ""
     text = "%8s" % human_size(current)
+    if total <= 0:
+        return text if current > 0 else ""
     if current <= total:
         text += "/" + human_size(total)
     done = min(100 * current // total // 2, 50)

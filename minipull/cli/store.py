@@ -14,8 +14,6 @@ from ..store.gc import gc
 from .context import Context, described, reference, stripped
 from .render import human_size
 
-DAMAGED = "damaged; rm the images, gc --keep 0, and pull them again"
-
 
 def do_images(context: Context, flags: argparse.Namespace) -> None:
     store = context.store
@@ -105,7 +103,8 @@ def do_check(context: Context, flags: argparse.Namespace) -> int:
                InvalidDocument.exit_code)
     tops = [store.image(stripped(name)).descriptor for name in flags.refs if name not in archives]
     if tops or not archives:
-        report(store.root, check(store, context.cancel, tops), DAMAGED, StorageError.exit_code)
+        report(store.root, check(store, context.cancel, tops),
+               "damaged; rm the images, gc --keep 0, and pull them again", StorageError.exit_code)
     context.answer({"ok": not code, "problems": [problem._asdict() for problem in problems]}, lines)
     return code
 

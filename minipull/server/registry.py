@@ -41,9 +41,8 @@ MAX_REFERRERS = 1 << 20  # bytes of a page
 SMALL = 256 << 10  # bytes of a manifest; of larger ones LARGE are received and one is parsed at a time
 LARGE = 2
 
-_STATUS = {RateLimited: (429, "TOOMANYREQUESTS"), PolicyError: (413, "SIZE_INVALID"),
-           ContentMismatch: (400, "DIGEST_INVALID"), InvalidReference: (400, "NAME_INVALID"),
-           NotFound: (404, "BLOB_UPLOAD_UNKNOWN")}
+_STATUS = {PolicyError: (413, "SIZE_INVALID"), ContentMismatch: (400, "DIGEST_INVALID"),
+           InvalidReference: (400, "NAME_INVALID"), NotFound: (404, "BLOB_UPLOAD_UNKNOWN")}
 _NO_MANIFEST = (InvalidDocument, PolicyError, Unsupported)
 
 
