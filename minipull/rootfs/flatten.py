@@ -23,7 +23,7 @@ Layers = Sequence[Tuple[Descriptor, DiffID]]
 
 
 class Flattened:
-    """What a stored image's layers, bottom first, come to.  Raises as unpack()."""
+    """The tree that the layers of a stored image, bottom first, make.  Raises as unpack()."""
 
     def __init__(self, store: Store, layers: Layers, output: Output, cancel: Cancel) -> None:
         self._store = store

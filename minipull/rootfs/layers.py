@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The entries of a layer, verified on the way."""
+"""The layers of an image, and the entries of one, verified on the way."""
 import contextlib
 import errno
 import queue
@@ -26,7 +26,7 @@ _IMPOSSIBLE = frozenset((errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.E
 
 
 def for_platform(image: Image, store: Store, platform: Platform) -> Image:
-    """Of an image that is stored for many platforms the one for this; raises NotFound."""
+    """Choose the image for a platform from an index; raises NotFound."""
     descriptor = store.on(platform, image.descriptor)
     if descriptor is None:
         raise NotFound("%s has nothing for %s" % (image.name.familiar, str(platform)))
@@ -34,7 +34,10 @@ def for_platform(image: Image, store: Store, platform: Platform) -> Image:
 
 
 def layers_of(image: Image, store: Store) -> List[Tuple[Descriptor, DiffID]]:
-    """The layers of an image, bottom first; raises NotFound for what is no image or not all there."""
+    """Return the layers of an image, bottom first, with their DiffIDs.
+
+    Raises NotFound for an index or artifact, StorageError for a layer that is not stored.
+    """
     document = store.document(image.descriptor)
     if image.config is None or not isinstance(document, Manifest):
         raise NotFound("%s is no image that has a root file system" % image.name.familiar)
@@ -47,7 +50,7 @@ def layers_of(image: Image, store: Store) -> List[Tuple[Descriptor, DiffID]]:
 
 
 def remember(image: Image, store: Store, layers: Sequence[Tuple[Descriptor, DiffID]]) -> None:
-    """Record of an image just pulled what reading its layers has shown."""
+    """Record the DiffIDs of an image just pulled, which reading its layers has verified."""
     chain: Optional[ChainID] = None
     with contextlib.suppress(StorageError):  # a cache
         for blob, diff_id in layers:
@@ -58,7 +61,11 @@ def remember(image: Image, store: Store, layers: Sequence[Tuple[Descriptor, Diff
 @contextlib.contextmanager
 def reading(store: Store, blob: Descriptor, diff_id: DiffID, output: Output,
             cancel: Cancel) -> Iterator[Reader]:
-    """The entries of a layer; at the end of the block all of it has been verified."""
+    """Read the entries of a layer; the block ends well only if blob and DiffID are right.
+
+    Raises InvalidDocument, PolicyError, ContentMismatch for the layer, StorageError
+    if the disk has changed it, Cancelled.
+    """
     raw, verifier = Verifier(blob.digest.algorithm), Verifier()
     meter = Meter(output, blob.digest.short, "Extracting", blob.size)
 
@@ -96,24 +103,24 @@ def ahead(pieces: Iterator[Buffer], depth: int = 4) -> Iterator[Iterator[Buffer]
 
     Pieces must not change once they are made.  The thread ends with the block.
     """
-    made: "queue.Queue[Optional[Buffer]]" = queue.Queue(depth)
-    left = threading.Event()
+    ready: "queue.Queue[Optional[Buffer]]" = queue.Queue(depth)
+    abandoned = threading.Event()
     errors: List[BaseException] = []
 
     def make() -> None:
         try:
             for piece in pieces:
-                made.put(piece)
-                if left.is_set():
+                ready.put(piece)
+                if abandoned.is_set():
                     break
         except BaseException as exc:
             errors.append(exc)
         finally:
-            made.put(None)
+            ready.put(None)
 
     def take() -> Iterator[Buffer]:
         while True:
-            piece = made.get()
+            piece = ready.get()
             if piece is None:
                 break
             yield piece
@@ -125,10 +132,10 @@ def ahead(pieces: Iterator[Buffer], depth: int = 4) -> Iterator[Iterator[Buffer]
     try:
         yield take()
     finally:
-        left.set()
+        abandoned.set()
         while thread.is_alive():
             with contextlib.suppress(queue.Empty):
-                made.get(timeout=0.01)
+                ready.get(timeout=0.01)
         thread.join()
 
 

@@ -36,9 +36,9 @@ def unpack(image: Union[Image, str, Reference], store: Store, directory: str, *,
            progress: Output = discard, cancel: Optional[Cancel] = None) -> None:
     """Make the root file system of an image in ``directory``, new or empty.
 
-    ``platform`` (the host's) chooses of what is stored for many; ``max_unpacked``
-    (bytes) is how much data it may hold.  As root, entries keep
-    their owners; else all is the caller's, without devices and setuid bits.
+    ``platform`` (the host's) chooses from an index; ``max_unpacked`` (bytes) is how
+    much data it may hold.  As root, entries keep their owners; else the caller
+    owns them, without devices and setuid bits.
     Raises NotFound, PolicyError, InvalidDocument, ContentMismatch, StorageError,
     Cancelled.
     """
@@ -46,9 +46,10 @@ def unpack(image: Union[Image, str, Reference], store: Store, directory: str, *,
     if os.name != "posix":
         raise Unsupported("unpack needs a POSIX system")
     with store.reading(cancel):
-        what = image if isinstance(image, Image) else store.image(image)
-        wanted = Platform.parse(platform, host_platform()) if isinstance(platform, str) else platform
-        layers = layers_of(for_platform(what, store, wanted or host_platform()), store)
+        stored = image if isinstance(image, Image) else store.image(image)
+        if isinstance(platform, str):
+            platform = Platform.parse(platform, host_platform())
+        layers = layers_of(for_platform(stored, store, platform or host_platform()), store)
         with _building(directory, store) as fd:
             root = RootFS(fd, max_unpacked, lambda text: output(Progress(message="warning: " + text)))
             try:
@@ -73,17 +74,17 @@ def apply(root: RootFS, store: Store, blob: Descriptor, diff_id: DiffID, output:
 
 @contextlib.contextmanager
 def _building(directory: str, store: Store) -> Iterator[int]:
-    """A descriptor of an empty directory that is ``directory`` when the block has ended well."""
+    """Open an empty directory for the block, which becomes ``directory`` if that ends well."""
     path = os.path.abspath(directory)
     if (os.path.realpath(path) + os.sep).startswith(os.path.realpath(store.root) + os.sep):
         raise PolicyError("%s lies in the store" % directory)
     with contextlib.ExitStack() as stack:
         with storage_errors("unpack to %s" % directory):
-            there = os.path.lexists(path)
-            if there and (os.path.islink(path) or not os.path.isdir(path) or os.listdir(path)):
+            present = os.path.lexists(path)
+            if present and (os.path.islink(path) or not os.path.isdir(path) or os.listdir(path)):
                 raise PolicyError("%s is there, and is no empty directory" % directory)
             build = path
-            if there:
+            if present:
                 stack.callback(_clear, path)
             else:
                 # Nobody else gets in before all of it is there.
@@ -96,7 +97,7 @@ def _building(directory: str, store: Store) -> Iterator[int]:
             stack.callback(os.close, fd)
         yield fd
         with storage_errors("unpack to %s" % directory):
-            if there:
+            if present:
                 os.close(fd)
                 stack.pop_all()
             else:

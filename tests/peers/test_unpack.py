@@ -20,7 +20,8 @@ from tests.kit.layers import (
 from minipull.errors import InvalidDocument
 from minipull.store.store import Store
 from minipull.rootfs.unpack import unpack
-from tests.rootfs.test_rootfs import LOWER, OUTSIDE, WHITEOUTS
+from tests.rootfs.test_outside import OUTSIDE
+from tests.rootfs.test_rootfs import LOWER, WHITEOUTS
 
 NAME = "r.example/x:1"
 
