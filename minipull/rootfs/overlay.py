@@ -97,7 +97,7 @@ class Overlay:
         self._removed = removed
         self._implied = implied
         #: The layer, the parent and the way of the entry before: most lie beside it.
-        self._last: Tuple[int, List[bytes], _Way] = -1, [], _Way(self.root)
+        self._last: Tuple[int, List[bytes], _Way] = (-1, [], _Way(self.root))
 
     def finish_layer(self) -> None:
         if PLNK in self.root.names:
