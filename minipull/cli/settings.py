@@ -40,10 +40,10 @@ class Settings:
     InvalidDocument for a file that can't be used.
     """
 
-    def __init__(self, environ: Mapping[str, str], flags: Optional[Mapping[str, Any]] = None,
+    def __init__(self, environ: Mapping[str, str], flags: Mapping[str, Any],
                  warn: Callable[[str], None] = lambda text: None) -> None:
         self.environ = environ
-        self._flags = dict(flags or {})
+        self._flags = flags
         self._warn = warn
         self._home = environ.get("HOME") or os.path.expanduser("~")
         self._config = environ.get("XDG_CONFIG_HOME") or os.path.join(self._home, ".config")

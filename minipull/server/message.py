@@ -85,11 +85,11 @@ class Body:
     def read(self, limit: int) -> bytes:
         """Read a whole body; raises Refusal past ``limit`` bytes."""
         data = bytearray()
-        pieces = self._pieces if (self.length or 0) <= limit else iter(())
-        for piece in pieces:
-            data += piece
-            if len(data) > limit:
-                break
+        if (self.length or 0) <= limit:
+            for piece in self:
+                data += piece
+                if len(data) > limit:
+                    break
         if not self.finished:
             raise Refusal(413, "SIZE_INVALID", "the body is larger than %d bytes" % limit)
         return bytes(data)
