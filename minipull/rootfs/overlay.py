@@ -190,28 +190,22 @@ class Overlay:
         self._last = -1, [], way
         self._removed(way.path(name))
 
-    def _find(self, parts: Sequence[bytes]) -> Tuple[_Way, Optional[Thing]]:
-        """The way to the last directory on a path, and what the path leads to."""
-        way, left, hops = _Way(self.root), list(reversed(parts)), 0
-        while left:
-            part = left.pop()
-            if part in (b"", b".", b".."):
-                if part == b"..":
-                    way.up()
-                continue
-            thing = way.folder.names.get(part, (None, 0))[0]
-            if isinstance(thing, Folder):
-                way.down(part, thing)
-            elif isinstance(thing, Entry) and thing.kind == SYMLINK:
-                hops = _follow(thing, way, left, hops)
-            else:
-                return way, None if left else thing
-        return way, way.folder
-
     def _parent(self, layer: int, parts: List[bytes]) -> _Way:
-        """The way to the parent of an entry, which is made as far as it is not there."""
+        """The way to the parent of an entry, made as far as it is missing."""
         if self._last[:2] == (layer, parts):
             return self._last[2]
+        way, _ = self._find(parts, layer)
+        # A whiteout of this layer hides none of them, wherever it stands.
+        for (_, above), (name, folder) in zip(way.steps, way.steps[1:]):
+            above.names[name] = folder, layer
+        self._last = layer, parts, way
+        return way
+
+    def _find(self, parts: Sequence[bytes], layer: int = -1) -> Tuple[_Way, Optional[Thing]]:
+        """The way to the last directory on a path, and the thing at its end, links followed.
+
+        For a ``layer``, directories are made where they are missing.
+        """
         way, left, hops = _Way(self.root), list(reversed(parts)), 0
         while left:
             part = left.pop()
@@ -224,19 +218,22 @@ class Overlay:
                 hops = _follow(thing, way, left, hops)
                 continue
             if not isinstance(thing, Folder):
-                if len(part) > _MAX_PART:
-                    raise InvalidDocument("File name too long")
-                if thing is not None:
-                    self._drop(way, part)
-                thing = Folder()
-                way.folder.names[part] = thing, layer
-                self._implied(way.path(part))
+                if layer < 0:
+                    return way, None if left else thing
+                thing = self._make_folder(way, part, layer)
             way.down(part, thing)
-        # A whiteout of this layer hides none of them, wherever it stands.
-        for (_, above), (name, folder) in zip(way.steps, way.steps[1:]):
-            above.names[name] = folder, layer
-        self._last = layer, parts, way
-        return way
+        return way, way.folder
+
+    def _make_folder(self, way: _Way, name: bytes, layer: int) -> Folder:
+        """Make a directory that is named as a parent only, in place of any other thing."""
+        if len(name) > _MAX_PART:
+            raise InvalidDocument("File name too long")
+        if name in way.folder.names:
+            self._drop(way, name)
+        folder = Folder()
+        way.folder.names[name] = folder, layer
+        self._implied(way.path(name))
+        return folder
 
 
 def _follow(link: Entry, way: _Way, left: List[bytes], hops: int) -> int:

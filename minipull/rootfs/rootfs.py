@@ -51,7 +51,7 @@ class RootFS:
         self._umask, self._owner = 0o777 & ~status.st_mode, (status.st_uid, status.st_gid)
 
     def apply(self, reader: Reader) -> None:
-        """One more layer, on top of those so far.
+        """Apply a layer on top of those so far.
 
         Raises InvalidDocument, PolicyError for what no layer may have, StorageError.
         """
