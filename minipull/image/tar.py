@@ -192,21 +192,20 @@ def _entry(kind: bytes, fields: _Fields, extensions: Mapping[bytes, bytes]) -> E
         linkname = _long(extensions, b"K", b"linkpath", linkname)
         if any(keyword.startswith(b"GNU.sparse.") for keyword in extensions):
             kind = b"S"
-    label = ascii(name[:100].decode("utf-8", "replace"))
     if kind == FILE and name.endswith(b"/") and fields.kind == b"\0":
         kind = DIRECTORY  # as directories were before ustar
     if kind not in b"0123456":
-        raise InvalidDocument("tar: %s is of type %s, which no layer may have" % (label, ascii(kind)[1:]))
+        raise InvalidDocument("tar: %s is of type %s, which no layer may have" % (_label(name), ascii(kind)[1:]))
     texts = (name, linkname) if kind in b"12" else (name,)
     if b"" in texts or b"\0" in b"".join(texts) or max(map(len, texts)) > MAX_NAME:
-        raise InvalidDocument("tar: a name of %s is empty, too long or has a zero in it" % label)
+        raise InvalidDocument("tar: a name of %s is empty, too long or has a zero in it" % _label(name))
     if max(numbers[b"uid"], numbers[b"gid"]) > MAX_ID:
-        raise InvalidDocument("tar: owner of %s is out of range" % label)
+        raise InvalidDocument("tar: owner of %s is out of range" % _label(name))
     major = minor = 0
     if kind in b"34":
         major, minor = _number(fields.major, "device"), _number(fields.minor, "device")
         if max(major, minor) > MAX_DEVICE:
-            raise InvalidDocument("tar: device %s is out of range" % label)
+            raise InvalidDocument("tar: device %s is out of range" % _label(name))
     return Entry(
         name, kind, numbers[b"size"] if kind == FILE else 0, _number(fields.mode, "mode") & 0o7777,
         numbers[b"uid"], numbers[b"gid"], _time(fields.mtime, extensions.get(b"mtime")), linkname, major, minor,
@@ -214,6 +213,10 @@ def _entry(kind: bytes, fields: _Fields, extensions: Mapping[bytes, bytes]) -> E
          if keyword.startswith(_XATTR)},
         extensions.get(b"uname", fields.uname.partition(b"\0")[0]),
         extensions.get(b"gname", fields.gname.partition(b"\0")[0]))
+
+
+def _label(name: bytes) -> str:
+    return ascii(name[:100].decode("utf-8", "replace"))
 
 
 def _long(extensions: Mapping[bytes, bytes], kind: bytes, keyword: bytes, short: bytes) -> bytes:
