@@ -126,7 +126,7 @@ class Archive(ImageSource):
                     if isinstance(document, Manifest) and lost[item.digest] is None:
                         self._by_config[document.config.digest] = item
             label, missing = named(entry.to_json()), lost.get(entry.digest, entry.digest)
-            # Docker saves the part of an index that it has, which may be one platform.
+            # Docker saves of an index what it has, which may be one platform.
             images = [item for item in whole.get(entry.digest, {}).values()
                       if not item.platform or item.platform.os != "unknown"]
             best = [entry] if missing is None else select(host_platform(), images) or images

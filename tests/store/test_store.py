@@ -134,6 +134,18 @@ def test_a_nest_of_indexes_has_a_bottom(store: Store, layout: Layout) -> None:
     assert "image" in [problem.kind for problem in problems(store)]
 
 
+def test_an_index_past_the_bounds_of_a_walk_is_still_listed_with_a_size(
+        store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout, top, *_ = multi(tmp_path / "layout")
+    keep_index(store, layout, top)
+    whole = store.size(descriptor(top.descriptor))
+    monkeypatch.setattr("minipull.image.walk.MAX_DOCUMENTS", 2)
+    with pytest.raises(PolicyError):
+        list(store.missing(descriptor(top.descriptor)))
+    assert 0 < store.size(descriptor(top.descriptor)) < whole
+    assert [str(image.name) for image in store.images()] == [NAME]
+
+
 def test_a_blob_of_another_size_is_missing(store: Store, layout: Layout) -> None:
     made = layout.image([text_layer("one")])
     keep(store, layout, made)
