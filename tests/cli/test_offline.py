@@ -4,7 +4,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Callable, List, Set
+from typing import Callable, Dict, List, Set
 
 import pytest
 
@@ -48,6 +48,11 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 Run = Callable[..., Finished]
 
 
+def unmeasured(home: Path) -> Dict[str, str]:
+    """An environment without coverage, which would load socket itself."""
+    return {key: value for key, value in minipull_env(home).items() if not key.startswith("COVERAGE_")}
+
+
 @pytest.fixture
 def python(image: Path, tmp_path: Path, home: Path) -> Run:
     """``python(["-m", "minipull"], words)``: run Python with minipull's arguments on a fresh copy."""
@@ -56,7 +61,7 @@ def python(image: Path, tmp_path: Path, home: Path) -> Run:
 
     def call(arguments: List[str], words: List[str]) -> Finished:
         named = [word.replace("ARCHIVE", "archive.tar").replace("HOST", "127.0.0.1:1") for word in words]
-        return run([sys.executable, *arguments, *flags, *named], minipull_env(home), cwd=tmp_path / "work",
+        return run([sys.executable, *arguments, *flags, *named], unmeasured(home), cwd=tmp_path / "work",
                    check=False)
 
     return call
@@ -118,7 +123,7 @@ minipull.save([str(loaded[0].name)], store, "again.tar")
 minipull.unpack(loaded[0].name, store, "rootfs")
 print(json.dumps([str(loaded[0].name), check(store, minipull.Cancel()), sorted(sys.modules)]))
 """
-    done = run([sys.executable, "-c", code, image / "archive.tar"], minipull_env(home), cwd=home)
+    done = run([sys.executable, "-c", code, image / "archive.tar"], unmeasured(home), cwd=home)
     name, problems, modules = json.loads(done.out)
     assert (name, problems) == (NAME, [])
     assert (home / "rootfs/etc/motd").read_bytes() == b"hello\n"
