@@ -102,8 +102,7 @@ def copy_with(source: Place, target: Place, clients: Tuple[Client, Client], stor
                 target, uploads.transfers, output, cancel))
         elif target.kind != "docker":
             layout = LayoutEnd(target, store)
-            hold = layout.store.writing if target.kind == "store" else layout.store.reading
-            stack.enter_context(hold(cancel))
+            stack.enter_context(layout.holding(cancel))
         copied = []
         for reference, place in images:
             job = _Copy(source_end, reference, options, uploads, output, cancel)
@@ -251,7 +250,7 @@ class _Copy:
         for document in documents:
             for blob in document.blobs:
                 jobs[blob.digest] = CopyDescriptor(self._source, self._target, blob)
-        self._uploads.upload(list(jobs.values()), self._output, self._cancel)
+        self._uploads.upload(list(jobs.values()), self._output, self._cancel, self._target.holding)
 
     # Referrers.
 

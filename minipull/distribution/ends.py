@@ -7,7 +7,7 @@ first.  The store is a layout whose names are whole references.
 """
 import abc
 import contextlib
-from typing import Callable, ContextManager, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional, Tuple
 
 from ..cancel import Cancel
 from ..digest import Buffer, Digest, Verifier
@@ -25,7 +25,7 @@ from ..registry.v2 import Received, Repository
 from ..store.references import REF_NAME, named
 from ..store.source import ImageSource
 from ..store.store import Store, damaged
-from ..xfer.transfer import Transfer
+from ..xfer.transfer import Transfer, nothing
 from .blobs import SMALL, RemoteBlob, fetch_blob, persist, send_blob
 from .places import Place
 
@@ -38,6 +38,10 @@ class End(abc.ABC):
     @abc.abstractmethod
     def __str__(self) -> str:
         """A key unique to this end: two ends with the same text share transfers."""
+
+    def holding(self, cancel: Cancel) -> ContextManager[Any]:
+        """Hold the lock that writing to this end needs; a transfer may outlive the copy that began it."""
+        return nothing(cancel)
 
     @abc.abstractmethod
     def get(self, reference: str, cancel: Cancel) -> Received:
@@ -191,6 +195,9 @@ class LayoutEnd(End):
 
     def __str__(self) -> str:
         return self.source.root
+
+    def holding(self, cancel: Cancel) -> ContextManager[Any]:
+        return self.store.writing(cancel) if self._base else self.store.reading(cancel)
 
     def get(self, reference: str, cancel: Cancel) -> Received:
         digest, media_type = reference, ""

@@ -48,6 +48,22 @@ def target() -> Iterator[Target]:
 # -- from place to place ---------------------------------------------------------
 
 
+@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="Linux tells who holds a lock")
+def test_a_blob_on_its_way_into_a_store_holds_the_lock_itself(tmp_path: Path) -> None:
+    """A transfer may outlive the copy that began it, and gc must not run meanwhile."""
+    layout, root = make_single(tmp_path / "layout"), tmp_path / "store"
+    holders: List[int] = []
+
+    def look(event: Progress) -> None:
+        if event.action == "Download complete":
+            inode = ":%d" % (root / "lock").stat().st_ino
+            rows = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+            holders.append(sum(row[1] == "FLOCK" and row[5].endswith(inode) for row in rows))
+
+    copied("oci:%s" % layout.root, "store:r.com/a", store=Store(str(root)), progress=look)
+    assert holders and min(holders) >= 2  # the copy, and the transfer
+
+
 @pytest.mark.parametrize("make", MAKERS)
 @pytest.mark.parametrize("start", ["docker", "oci", "store"])
 @pytest.mark.parametrize("end", ["docker", "oci", "store"])
