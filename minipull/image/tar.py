@@ -86,7 +86,7 @@ class Reader:
                 if chained or block and self._take(BLOCK, may_end=True).strip(b"\0"):
                     raise InvalidDocument("tar: malformed end of the archive")
                 return
-            fields = _Fields(*_HEADER.unpack(block))
+            fields = _Fields._make(_HEADER.unpack(block))
             if _number(fields.checksum, "checksum") != sum(block) - sum(fields.checksum) + 8 * 0x20:
                 raise InvalidDocument("tar: damaged header (checksum)")
             kind = _KINDS.get(fields.kind, fields.kind)
