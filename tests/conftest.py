@@ -11,10 +11,24 @@ import pytest
 
 from minipull.distribution import blobs, pull_v1
 from minipull.registry import transport
+from minipull.store.store import Store
 from tests.kit.certificates import Certificates
+from tests.kit.images import Layout
 from tests.kit.servers import ScriptedServer
 from tests.kit.processes import (
     Docker, DockerRegistry, Finished, Minipull, Serve, Tool, minipull_env, missing, peer, run, short_folder, tool)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """An empty store."""
+    return Store(str(tmp_path / "store"))
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    """An empty image layout."""
+    return Layout(tmp_path / "layout")
 
 
 @pytest.fixture

@@ -18,11 +18,6 @@ from minipull.progress import Progress
 from tests.kit.servers import ScriptedServer, Uploads, content, drip, error, head, hold, send
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> minipull.Store:
-    return minipull.Store(str(tmp_path / "store"))
-
-
 def in_python(tmp_path: Path, code: str) -> str:
     env = clean_env(tmp_path, {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"})
     return run([sys.executable, "-c", code], env).out

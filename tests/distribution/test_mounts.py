@@ -42,16 +42,6 @@ DIFF_ID = DiffID(Digest.of(b"layer"))
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> minipull.Store:
-    return minipull.Store(str(tmp_path / "store"))
-
-
-@pytest.fixture
-def layout(tmp_path: Path) -> Layout:
-    return Layout(tmp_path / "layout")
-
-
-@pytest.fixture
 def target(server: ScriptedServer) -> Uploads:
     return Uploads(server)
 

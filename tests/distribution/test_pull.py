@@ -24,11 +24,6 @@ from tests.kit.v1server import V1Server, blobs
 pytestmark = pytest.mark.usefixtures("no_waiting")
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> minipull.Store:
-    return minipull.Store(str(tmp_path / "store"))
-
-
 def mirrored(*mirrors: str, fallback: bool = True, domain: str = "docker.io") -> minipull.RegistryService:
     return minipull.RegistryService(hosts={domain: Host(mirrors, fallback)})
 

@@ -20,11 +20,6 @@ from tests.kit.work import Log
 
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> minipull.Store:
-    return minipull.Store(str(tmp_path / "store"))
-
-
 # -- connections that break ------------------------------------------------------
 
 

@@ -22,11 +22,6 @@ from tests.kit.work import Log
 FOREIGN = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> minipull.Store:
-    return minipull.Store(str(tmp_path / "store"))
-
-
 # -- foreign layers --------------------------------------------------------------
 
 

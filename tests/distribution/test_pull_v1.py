@@ -26,11 +26,6 @@ CONFIG: Dict[str, Any] = {
     "config": {"Cmd": ["/bin/sh"], "Env": ["A=1"], "WorkingDir": "/srv"}}
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> minipull.Store:
-    return minipull.Store(str(tmp_path / "store"))
-
-
 def pull(server: ScriptedServer, store: minipull.Store, name: str = "ns/r:1", **more: Any) -> minipull.Image:
     return minipull.pull(
         server.host + "/" + name, store, service=minipull.RegistryService(legacy_v1=True, timeout=5),

@@ -27,11 +27,6 @@ from tests.kit.work import Log
 
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> minipull.Store:
-    return minipull.Store(str(tmp_path / "store"))
-
-
 # -- images as they should be ----------------------------------------------------
 
 

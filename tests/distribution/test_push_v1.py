@@ -30,11 +30,6 @@ pytestmark = pytest.mark.usefixtures("no_waiting")
 TABLES = json.loads((DATA / "tables.json").read_text())
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> minipull.Store:
-    return minipull.Store(str(tmp_path / "store"))
-
-
 def stored(store: minipull.Store, tmp_path: Path, *names: str, **more: Any) -> images.Image:
     layout, made = images.single(tmp_path / "layout", **more)
     for name in names:

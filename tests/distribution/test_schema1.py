@@ -35,11 +35,6 @@ IDS = {"I%d" % n: "%064x" % n for n in range(9)}
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> minipull.Store:
-    return minipull.Store(str(tmp_path / "store"))
-
-
-@pytest.fixture
 def layout(tmp_path: Path) -> Layout:
     return Layout(tmp_path / "layout", docker=True)
 

@@ -52,16 +52,6 @@ class Pulled:
         assert {path for paths in self.files.values() for path in paths} | others == set(files)
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "root"), timeout=10)
-
-
-@pytest.fixture
-def layout(tmp_path: Path) -> Layout:
-    return Layout(tmp_path / "layout")
-
-
 @pytest.fixture(scope="module")
 def pulled(tmp_path_factory: pytest.TempPathFactory) -> Pulled:
     return Pulled(tmp_path_factory.mktemp("check"))

@@ -18,16 +18,6 @@ from tests.kit.stores import (
     NAME, age, blobs, descriptor, keep, keep_index, multi, problems, text_layer, twin_images)
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "root"), timeout=10)
-
-
-@pytest.fixture
-def layout(tmp_path: Path) -> Layout:
-    return Layout(tmp_path / "layout")
-
-
 def test_gc_removes_blobs_that_no_name_needs(store: Store, layout: Layout) -> None:
     shared = text_layer("shared")
     one, two = (layout.image([shared, text_layer(text)]) for text in ("one", "two"))

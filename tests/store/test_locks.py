@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from typing import Callable, Iterator, List
 
 import pytest
@@ -23,16 +22,6 @@ from minipull.store.store import Store
 from tests.kit.images import Layout
 from tests.kit.processes import run, short_folder
 from tests.kit.stores import ENV, NAME, keep, problems, text_layer
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "root"), timeout=10)
-
-
-@pytest.fixture
-def layout(tmp_path: Path) -> Layout:
-    return Layout(tmp_path / "layout")
 
 
 HOLD = """

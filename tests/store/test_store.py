@@ -19,16 +19,6 @@ from tests.kit.images import Layout
 from tests.kit.stores import NAME, blobs, descriptor, keep, keep_index, multi, problems, text_layer
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "root"), timeout=10)
-
-
-@pytest.fixture
-def layout(tmp_path: Path) -> Layout:
-    return Layout(tmp_path / "layout")
-
-
 # -- images --------------------------------------------------------------------
 
 
