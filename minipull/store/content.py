@@ -14,6 +14,7 @@ Mirrors containerd's core/content.  Layout: image-spec image-layout.md.
 """
 import abc
 import contextlib
+import functools
 import json
 import os
 import uuid
@@ -278,8 +279,9 @@ class Ingest:
 
     def _hash(self, algorithm: str) -> None:
         self.verifier = Verifier(algorithm)
-        os.lseek(self._fd, 0, os.SEEK_SET)
-        hash_file(self._fd, self.verifier, self._cancel)
+        if os.fstat(self._fd).st_size:  # else many uploads at once would take a buffer each for nothing
+            os.lseek(self._fd, 0, os.SEEK_SET)
+            hash_file(self._fd, self.verifier, self._cancel)
 
     def _kept(self) -> int:
         """Return how many bytes of the partial are as they were written."""
@@ -336,6 +338,7 @@ def listing(folder: str) -> List[Tuple[Digest, str]]:
     return entries
 
 
+@functools.lru_cache(maxsize=None)
 def _boot_id() -> str:
     """Return an id that changes with every boot; empty where the system has none."""
     try:

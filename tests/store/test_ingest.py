@@ -175,8 +175,10 @@ def test_a_resumed_partial_is_not_taken_for_synced(store: ContentStore) -> None:
 
 
 def test_where_the_system_names_no_boot_only_what_was_synced_is_kept(
-        store: ContentStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        store: ContentStore, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     real: Callable[..., Any] = builtins.open
+    content._boot_id.cache_clear()
+    request.addfinalizer(content._boot_id.cache_clear)
 
     def opening(path: Any, *args: Any, **options: Any) -> Any:
         if str(path).endswith("boot_id"):
