@@ -161,6 +161,19 @@ def lock(fd: int, path: str, exclusive: bool, pause: Callable[[float], object] =
         delay = min(delay * 1.5, 0.2)
 
 
+@contextlib.contextmanager
+def locked(path: str, exclusive: bool, pause: Callable[[float], object] = time.sleep, timeout: float = 60.0,
+           flags: int = os.O_RDWR | os.O_CREAT) -> Iterator[None]:
+    """Hold the lock of the file at ``path`` within the block; raises as lock() and open_regular()."""
+    with storage_errors("open %s" % path):
+        fd = open_regular(path, flags)
+    try:
+        lock(fd, path, exclusive, pause, timeout)
+        yield
+    finally:
+        os.close(fd)
+
+
 def _holder(fd: int) -> str:
     """Name the process that holds a lock on a file, if /proc tells."""
     status = os.fstat(fd)

@@ -51,7 +51,7 @@ def load(file: Union[str, BinaryIO], store: Store, *, progress: Output = discard
                         old_id = store.load(old).id
                     output(Progress(message="The image %s already exists, renaming the old one with ID %s"
                                     " to empty string" % (image.name.familiar, old_id)))
-            store.references.set_all(images, cancel.pause)
+            store.references.put([image.to_json() for image in images], cancel.pause)
             return [store.load(image) for image in images]
     except Error as exc:
         raise exc.within("load %s" % file if isinstance(file, str) else "load") from exc

@@ -139,7 +139,7 @@ def _make_image(folder: str) -> Digest:
     manifest = put(compact({
         "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config.to_json(),
         "layers": [layer.to_json()]}), OCI_MANIFEST)
-    store.references.put("hello", manifest._replace(annotations={REF_NAME: "hello"}).to_json())
+    store.references.put([manifest._replace(annotations={REF_NAME: "hello"}).to_json()])
     return manifest.digest
 
 

@@ -89,22 +89,16 @@ class ReferenceStore(Names):
         ``pause`` is called while the lock is waited for, and may raise.
         """
         check_name(name)
-        self.put(str(name), Association(name, descriptor, source).to_json(), pause)
+        self.put([Association(name, descriptor, source).to_json()], pause)
 
-    def set_all(self, items: Sequence[Association],
-                pause: Callable[[float], object] = time.sleep) -> None:
-        """Point many names, all different and valid for set(), in one step."""
+    def put(self, added: Sequence[Dict[str, Any]], pause: Callable[[float], object] = time.sleep) -> None:
+        """List entries, each in place of all others of its name, in one step."""
+        labels = set(map(named, added)) - {""}
         with self._changing(pause) as entries:
-            labels = {str(item.name) for item in items}
             kept = [old for old in entries if named(old) not in labels]
-            entries[:] = kept + [item.to_json() for item in items]
-
-    def put(self, label: str, entry: Dict[str, Any],
-            pause: Callable[[float], object] = time.sleep) -> None:
-        """Let ``label`` name ``entry`` alone; with an empty label only make sure that it is listed."""
-        with self._changing(pause) as entries:
-            if entry not in entries or label and [named(old) for old in entries].count(label) > 1:
-                entries[:] = [old for old in entries if named(old) != label or not label] + [entry]
+            new = [entry for entry in added if entry not in kept]
+            if len(kept) + len(new) != len(entries) or any(entry not in entries for entry in new):
+                entries[:] = kept + new
 
     def delete(self, name: Reference, pause: Callable[[float], object] = time.sleep) -> bool:
         """Remove ``name``; False if it is not listed."""
@@ -118,21 +112,16 @@ class ReferenceStore(Names):
         """Hold the lock; the block may change the entries in place, and is followed by a durable write."""
         for directory in (os.path.dirname(self.path), self._scratch):
             files.make_directory(directory)
-        with storage_errors("write %s" % self.path):
-            fd = files.open_regular(self._lock, os.O_RDWR | os.O_CREAT)
-            try:
-                files.lock(fd, self._lock, True, pause, self._timeout)
-                data = self._bytes()
-                before = parse_index(data, self.path)
-                entries = list(before)
-                yield entries
-                if entries != before:
-                    if not os.path.exists(self._layout):
-                        files.write_atomic(self._layout, LAYOUT, self._scratch)
-                    index = dict(parse_json(data, self.path), mediaType=OCI_INDEX, manifests=entries)
-                    files.write_atomic(self.path, compact(index), self._scratch)
-            finally:
-                os.close(fd)
+        with files.locked(self._lock, True, pause, self._timeout):
+            data = self._bytes()
+            before = parse_index(data, self.path)
+            entries = list(before)
+            yield entries
+            if entries != before:
+                if not os.path.exists(self._layout):
+                    files.write_atomic(self._layout, LAYOUT, self._scratch)
+                index = dict(parse_json(data, self.path), mediaType=OCI_INDEX, manifests=entries)
+                files.write_atomic(self.path, compact(index), self._scratch)
 
     def _bytes(self) -> bytes:
         try:

@@ -14,7 +14,7 @@ from typing import ContextManager, Iterator, Optional, Union
 
 from .. import files
 from ..cancel import Cancel
-from ..errors import InvalidDocument, InvalidReference, NotFound, StorageError, storage_errors
+from ..errors import InvalidDocument, InvalidReference, NotFound, StorageError
 from ..image import manifest
 from ..image.config import Image
 from ..image.descriptor import Descriptor
@@ -55,7 +55,7 @@ class Store(ImageSource):
         """
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(self._locked(os.O_RDONLY, False, cancel))
+                stack.enter_context(self._locked(False, cancel, os.O_RDONLY))
             except files.Locked:
                 raise
             except StorageError:
@@ -64,24 +64,17 @@ class Store(ImageSource):
 
     def writing(self, cancel: Optional[Cancel] = None) -> ContextManager[None]:
         """Hold the same lock and make sure that there is one; raises StorageError, Cancelled."""
-        return self._locked(os.O_RDWR | os.O_CREAT, False, cancel)
+        files.make_directory(self.root)
+        return self._locked(False, cancel)
 
     def alone(self, cancel: Optional[Cancel] = None) -> ContextManager[None]:
         """Hold the lock exclusively, to remove blobs; raises StorageError, Cancelled."""
-        return self._locked(os.O_RDWR | os.O_CREAT, True, cancel)
+        files.make_directory(self.root)
+        return self._locked(True, cancel)
 
-    @contextlib.contextmanager
-    def _locked(self, flags: int, exclusive: bool, cancel: Optional[Cancel]) -> Iterator[None]:
-        path = os.path.join(self.root, "lock")
-        if flags & os.O_CREAT:
-            files.make_directory(self.root)
-        with storage_errors("open %s" % path):
-            fd = files.open_regular(path, flags)
-        try:
-            files.lock(fd, path, exclusive, (cancel or Cancel()).pause, self.timeout)
-            yield
-        finally:
-            os.close(fd)
+    def _locked(self, exclusive: bool, cancel: Optional[Cancel], *flags: int) -> ContextManager[None]:
+        pause = (cancel or Cancel()).pause
+        return files.locked(os.path.join(self.root, "lock"), exclusive, pause, self.timeout, *flags)
 
     def load(self, association: Association) -> Image:
         with damaged():
