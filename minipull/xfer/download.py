@@ -68,19 +68,43 @@ class Downloaded(NamedTuple):
     beside: Any
 
 
-class LayerDownloadManager:
-    """Downloads of layers; pulls with the same manager share transfers, slots and processors.
+class LayerManager:
+    """Layers on their way; operations with the same manager share transfers and slots.
 
     ``attempts`` counts all attempts at one layer; ``tick`` (seconds) is the step of
     the countdown between them.
     """
 
-    def __init__(self, concurrency: int = CONCURRENT_DOWNLOADS, attempts: int = MAX_ATTEMPTS,
-                 tick: float = 1.0) -> None:
+    def __init__(self, concurrency: int, attempts: int = MAX_ATTEMPTS, tick: float = 1.0) -> None:
         self.transfers = TransferManager(concurrency)
-        self.processors = Turnstile(os.cpu_count() or 1)
         self.attempts = attempts
         self.tick = tick
+
+    def attempt(self, transfer: Transfer, work: Callable[[], Any], id: str) -> Any:
+        """Attempt ``work``, with the engine's countdown (5, 10, ... ticks) between two attempts.
+
+        Raises the error of the last attempt, an error without ``retry`` at once, and Cancelled.
+        """
+        for attempt in range(1, self.attempts + 1):
+            try:
+                return work()
+            except Error as exc:
+                transfer.cancel.check()
+                if not exc.retry or attempt == self.attempts:
+                    raise
+            for left in range(attempt * 5, 0, -1):
+                text = "Retrying in %d second%s" % (left, "" if left == 1 else "s")
+                transfer.progress(Progress(id=id, action=text))
+                transfer.cancel.pause(self.tick)
+
+
+class LayerDownloadManager(LayerManager):
+    """Downloads of layers; pulls with the same manager share processors too."""
+
+    def __init__(self, concurrency: int = CONCURRENT_DOWNLOADS, attempts: int = MAX_ATTEMPTS,
+                 tick: float = 1.0) -> None:
+        super().__init__(concurrency, attempts, tick)
+        self.processors = Turnstile(os.cpu_count() or 1)
 
     def download(self, store: Store, layers: Sequence[DownloadDescriptor], output: Output,
                  cancel: Cancel, beside: Tuple[str, Run]) -> Downloaded:
@@ -147,9 +171,8 @@ class _LayerDownload(NamedTuple):
         return layer
 
     def _fetch(self, transfer: Transfer) -> Tuple[Optional[Descriptor], Diff]:
-        blob: Optional[Descriptor] = attempts(
-            transfer, lambda: self.descriptor.download(transfer), self.descriptor.id,
-            self.manager.attempts, self.manager.tick)
+        blob: Optional[Descriptor] = self.manager.attempt(
+            transfer, lambda: self.descriptor.download(transfer), self.descriptor.id)
         transfer.inactive()
         with self.manager.processors.turn(blob.size if blob else 0, transfer.cancel):
             return blob, self.descriptor.diff(transfer, blob)
@@ -165,25 +188,6 @@ class _LayerDownload(NamedTuple):
             parent: Layer = self.manager.transfers.result(self.parent, transfer.cancel)
             return parent.chain_id
         return self.below.chain_id if self.below else None
-
-
-def attempts(transfer: Transfer, work: Callable[[], Any], id: str, count: int, tick: float) -> Any:
-    """Make up to ``count`` attempts at ``work``, with the engine's countdown (5, 10, ... ticks) between them.
-
-    ``tick`` is in seconds.  Raises the error of the last attempt, an error without
-    ``retry`` at once, and Cancelled.
-    """
-    for attempt in range(1, count + 1):
-        try:
-            return work()
-        except Error as exc:
-            transfer.cancel.check()
-            if not exc.retry or attempt == count:
-                raise
-        for left in range(attempt * 5, 0, -1):
-            text = "Retrying in %d second%s" % (left, "" if left == 1 else "s")
-            transfer.progress(Progress(id=id, action=text))
-            transfer.cancel.pause(tick)
 
 
 class Turnstile:

@@ -15,8 +15,8 @@ from typing import Any, Dict, List, Sequence
 
 from ..cancel import Cancel
 from ..progress import Output, Progress
-from .download import MAX_ATTEMPTS, attempts
-from .transfer import Holding, Run, Transfer, TransferManager, Watcher, nothing
+from .download import MAX_ATTEMPTS, LayerManager
+from .transfer import Holding, Run, Transfer, Watcher, nothing
 
 CONCURRENT_UPLOADS = 5
 
@@ -31,18 +31,12 @@ class UploadDescriptor(abc.ABC):
         """Bring the blob to its target; the result is given to every user."""
 
 
-class LayerUploadManager:
-    """Uploads of blobs; pushes with the same manager share transfers and slots.
-
-    ``attempts`` counts all attempts at one blob; ``tick`` (seconds) is the step of
-    the countdown between them.
-    """
+class LayerUploadManager(LayerManager):
+    """Uploads of layers and other blobs."""
 
     def __init__(self, concurrency: int = CONCURRENT_UPLOADS, attempts: int = MAX_ATTEMPTS,
                  tick: float = 1.0) -> None:
-        self.transfers = TransferManager(concurrency)
-        self.attempts = attempts
-        self.tick = tick
+        super().__init__(concurrency, attempts, tick)
 
     def upload(self, blobs: Sequence[UploadDescriptor], output: Output, cancel: Cancel,
                holding: Holding = nothing) -> List[Any]:
@@ -64,5 +58,4 @@ class LayerUploadManager:
             return [watchers[blob.key].transfer.result for blob in blobs]
 
     def _run(self, blob: UploadDescriptor) -> Run:
-        return lambda transfer: attempts(
-            transfer, lambda: blob.upload(transfer), blob.id, self.attempts, self.tick)
+        return lambda transfer: self.attempt(transfer, lambda: blob.upload(transfer), blob.id)

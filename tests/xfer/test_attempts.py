@@ -8,22 +8,22 @@ import pytest
 from minipull.cancel import Cancel
 from minipull.errors import Cancelled, Error, NetworkError, StorageError
 from minipull.progress import discard
-from minipull.xfer.download import attempts
-from minipull.xfer.transfer import TransferManager
+from minipull.xfer.download import LayerManager
 
 TIMEOUT = 30.0  # seconds; only a failing test waits that long
 
 
 def attempted(errors: Sequence[Error], count: int = 5, tick: float = 0.0001) -> List[str]:
     """Return the progress of work that raises these errors first, and "ok" at the end."""
-    manager, shown, left = TransferManager(1), [], list(errors)
+    layers, shown, left = LayerManager(1, count, tick), [], list(errors)
+    manager = layers.transfers
 
     def work() -> str:
         if left:
             raise left.pop(0)
         return "ok"
 
-    watcher = manager.transfer("key", lambda transfer: attempts(transfer, work, "id", count, tick),
+    watcher = manager.transfer("key", lambda transfer: layers.attempt(transfer, work, "id"),
                                lambda event: shown.append("%s %s" % (event.id, event.action)))
     try:
         return shown + manager.wait([watcher], Cancel())
@@ -45,20 +45,21 @@ def test_attempts_end_at_their_number_or_at_a_permanent_error() -> None:
     for error, failures, count in cases:
         with pytest.raises(type(error)):
             attempted([error] * failures, count)
-    manager = TransferManager(1)
+    layers = LayerManager(1, 5, 0)
     with pytest.raises(ZeroDivisionError):
-        manager.wait([manager.transfer(
-            "key", lambda transfer: attempts(transfer, lambda: 1 // 0, "id", 5, 0), discard)], Cancel())
+        layers.transfers.wait([layers.transfers.transfer(
+            "key", lambda transfer: layers.attempt(transfer, lambda: 1 // 0, "id"), discard)], Cancel())
 
 
 def test_a_countdown_ends_with_its_last_watcher() -> None:
-    manager, seen = TransferManager(1), threading.Event()
+    layers, seen = LayerManager(1, 5, 60.0), threading.Event()
+    manager = layers.transfers
 
     def fail() -> None:
         raise NetworkError("x")
 
     watcher = manager.transfer(
-        "key", lambda transfer: attempts(transfer, fail, "id", 5, 60.0), lambda event: seen.set())
+        "key", lambda transfer: layers.attempt(transfer, fail, "id"), lambda event: seen.set())
     assert seen.wait(TIMEOUT)
     manager.release(watcher)
     manager.settle("key")
