@@ -36,18 +36,18 @@ SEND_DELAYS = (0.2, 0.5, 1.0)  # seconds, before an upload is tried again that d
 DOCUMENT_DELAYS = (0.25, 0.5, 1.0, 2.0)  # seconds between five attempts
 SMALL = 1 << 20  # bytes; up to here a blob is sent along with its commit
 _RESUMED = frozenset((404, 408, 410, 416, 499, 500, 502, 503, 504))
+Opener = Callable[[int, Cancel], Response]  # opens a blob at an offset in bytes
 T = TypeVar("T")
 
 
 class RemoteBlob:
     """A blob at a registry, read from any offset on; close() it, since its body may be open.
 
-    ``source`` opens the blob at an offset (bytes); where the registry sends the whole
-    blob instead of its rest, the bytes before the offset are skipped.  ``size`` in
-    bytes may be unknown until the blob is opened.
+    Where the registry sends the whole blob instead of its rest, the bytes before the
+    offset are skipped.  ``size`` in bytes may be unknown until the blob is opened.
     """
 
-    def __init__(self, digest: str, size: Optional[int], source: Callable[[int], Response], cancel: Cancel,
+    def __init__(self, digest: str, size: Optional[int], source: Opener, cancel: Cancel,
                  max_breaks: int = 0, stuck_delays: Sequence[float] = ()) -> None:
         self.broke_off = False  # so the bytes may be of two bodies
         self._digest = digest
@@ -99,7 +99,7 @@ class RemoteBlob:
 
     def _open(self) -> Response:
         self._opened_at = self._position
-        response = self._response = self._source(self._position)
+        response = self._response = self._source(self._position, self._cancel)
         start = self._position if response.status == 206 else 0
         if self._size is None and response.remaining is not None:
             self._size = start + response.remaining
@@ -132,12 +132,11 @@ class RemoteBlob:
             response.close()
 
 
-def fetch_blob(store: Store, blob: Descriptor, subject: str, cancel: Cancel,
-               source: Callable[[int], Response], transfer: Optional[Transfer] = None) -> None:
+def fetch_blob(store: Store, blob: Descriptor, source: Opener, cancel: Cancel, kind: str = "blob",
+               transfer: Optional[Transfer] = None) -> None:
     """Download a blob into the store, from where an earlier attempt left it.
 
-    ``source`` opens it at an offset (bytes); ``subject`` begins the text of the
-    ContentMismatch.  Raises NetworkError, RegistryError, StorageError.
+    Raises NetworkError, RegistryError, StorageError, ContentMismatch.
     """
     output = transfer.progress if transfer else discard
     with store.content.ingest(blob.digest, blob.size, cancel) as ingest:
@@ -161,18 +160,18 @@ def fetch_blob(store: Store, blob: Descriptor, subject: str, cancel: Cancel,
                     remote.broke_off = False
         ingest.resumed = ingest.resumed or remote.broke_off
         output(Progress(id=blob.digest.short, action="Verifying Checksum"))
-        ingest.verify(subject)
+        ingest.verify("%s verification failed for digest %s" % (kind, blob.digest))
         output(Progress(id=blob.digest.short, action="Download complete"))
         if transfer is not None:
             transfer.inactive()  # the sync below may overlap the next download
         ingest.commit()
 
 
-def persist(repository: Optional[Repository], cancel: Cancel, work: Callable[[], T]) -> T:
-    """Return the result of ``work``, which asks for a small document, after up to five attempts."""
+def persist(repository: Optional[Repository], cancel: Cancel, work: Callable[..., T], *args: object) -> T:
+    """Call ``work`` with ``args`` and ``cancel``, which asks for a small document, up to five times."""
     for delay in DOCUMENT_DELAYS:
         try:
-            return work()
+            return work(*args, cancel)
         except Error as exc:
             # An endpoint that never answered is given up at once, so that the next is asked soon,
             # and a registry that refused would refuse again.
@@ -180,7 +179,7 @@ def persist(repository: Optional[Repository], cancel: Cancel, work: Callable[[],
             if not exc.retry or refused or repository and not repository.answered:
                 raise
         cancel.pause(delay)
-    return work()
+    return work(*args, cancel)
 
 
 def send_blob(repository: Repository, blob: Descriptor, source: Callable[[int, int], Body],

@@ -7,6 +7,7 @@ first.  The store is a layout whose names are whole references.
 """
 import abc
 import contextlib
+import functools
 from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional, Tuple
 
 from ..cancel import Cancel
@@ -49,8 +50,7 @@ class End(abc.ABC):
 
     def document(self, reference: str, cancel: Cancel) -> Document:
         """Return a manifest as get() does, parsed; raises InvalidDocument too."""
-        received = self.get(reference, cancel)
-        return manifest.parse(received.raw, received.content_type)._replace(digest=received.digest)
+        return self.get(reference, cancel).document()
 
     @abc.abstractmethod
     def put(self, document: Document, cancel: Cancel) -> bool:
@@ -96,8 +96,7 @@ class RegistryEnd(End):
     def get(self, reference: str, cancel: Cancel) -> Received:
         if self._first is not None and reference == self._first[0]:
             return self._first[1]
-        received = persist(
-            self.repository, cancel, lambda: self.repository.manifest(reference, cancel))
+        received = persist(self.repository, cancel, self.repository.manifest, reference)
         self._first = self._first or (reference, received)
         return received
 
@@ -108,7 +107,7 @@ class RegistryEnd(End):
         self.repository.put_manifest(tag, document.raw, document.media_type, cancel)
 
     def referrers(self, digest: Digest, cancel: Cancel) -> Optional[List[Descriptor]]:
-        return persist(self.repository, cancel, lambda: self.repository.referrers(digest, cancel))
+        return persist(self.repository, cancel, self.repository.referrers, digest)
 
     def has(self, blob: Descriptor, cancel: Cancel) -> bool:
         try:
@@ -120,7 +119,7 @@ class RegistryEnd(End):
     def reading(self, blob: Descriptor, cancel: Cancel) -> Iterator[Source]:
         verifier = Verifier(blob.digest.algorithm)  # of the bytes that were read without a gap
 
-        def opened(offset: int) -> Response:
+        def opened(offset: int, cancel: Cancel) -> Response:
             try:
                 return self.repository.blob(blob.digest, offset, cancel)
             except RegistryError as exc:
@@ -145,16 +144,13 @@ class RegistryEnd(End):
             yield lambda offset, size: Body(lambda: pieces(offset, size), size)
 
     def fetch(self, blob: Descriptor, store: Store, transfer: Transfer) -> None:
-        def source(offset: int) -> Response:
-            return self.repository.blob(blob.digest, offset, transfer.cancel)
-
+        source = functools.partial(self.repository.blob, blob.digest)
         if blob.size <= SMALL:
             # A small blob needs no partial on disk, unless its body breaks off.
-            with contextlib.suppress(NetworkError, PolicyError), source(0) as response:
+            with contextlib.suppress(NetworkError, PolicyError), source(0, transfer.cancel) as response:
                 store.content.put(blob.digest, response.read(blob.size))
                 return
-        subject = "blob verification failed for digest %s" % blob.digest
-        fetch_blob(store, blob, subject, transfer.cancel, source, transfer)
+        fetch_blob(store, blob, source, transfer.cancel, transfer=transfer)
 
     def receive(self, blob: Descriptor, source: End, transfer: Transfer) -> str:
         cancel, ours, upload = transfer.cancel, self.repository, None
@@ -240,7 +236,7 @@ class LayoutEnd(End):
         self.store.content.put(digest, document.raw)
         if self._base is None:
             notes = {REF_NAME: tag} if tag else None
-            self.store.references.put(tag, descriptor._replace(annotations=notes).to_json(), cancel.pause)
+            self.store.references.put([descriptor._replace(annotations=notes).to_json()], cancel.pause)
         else:
             name = self._base.with_digest(digest) if tag is digest else self._base.with_tag(tag)
             self.store.references.set(name, descriptor, digest, cancel.pause)

@@ -40,7 +40,7 @@ def pull(name: Union[str, Reference], store: Store, *, platform: Union[str, Plat
 
 
 def pull_options(platform: Union[str, Platform, None] = None, all_platforms: bool = False,
-            foreign: bool = False) -> PullOptions:
+                 foreign: bool = False) -> PullOptions:
     """Make the options of a pull; raises InvalidReference."""
     if platform is None:
         return PullOptions(host_platform(), False, all_platforms, foreign)

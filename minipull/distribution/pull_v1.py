@@ -14,7 +14,6 @@ Where this leaves the engine:
 - cookies and the mirrors of an index are left out.
 """
 import contextlib
-import functools
 import re
 from typing import List, Optional, Tuple
 
@@ -88,8 +87,7 @@ class V1Puller:
         parent = ""
         for image_id in reversed(ids):
             self._output(Progress(id=image_id[:12], message="Pulling metadata"))
-            image = persist(None, self._cancel, functools.partial(
-                self._session.image, registry, image_id, self._cancel))
+            image = persist(None, self._cancel, self._session.image, registry, image_id)
             v1 = parse_json(image.raw, "image JSON")
             if (string_at(v1, "id", "image JSON"), string_at(v1, "parent", "image JSON")) != (image_id, parent):
                 raise InvalidDocument("image JSON of %s is another's, or has another parent" % image_id)
@@ -149,11 +147,11 @@ class V1LayerDescriptor(DownloadDescriptor):
         payload, total = Verifier(), 0
         payload.update(self._image.raw + b"\n")
 
-        def opened(offset: int) -> Response:
+        def opened(offset: int, cancel: Cancel) -> Response:
             nonlocal total
             if offset and not total:
                 raise NetworkError("%s gives a layer in one piece only" % self._registry)
-            response = self._session.layer(self._registry, self._v1_id, transfer.cancel, offset, total)
+            response = self._session.layer(self._registry, self._v1_id, cancel, offset, total)
             if offset:
                 _check_range(response, offset)
             elif "bytes" in response.header("Accept-Ranges"):

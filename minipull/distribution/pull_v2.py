@@ -40,7 +40,6 @@ from ..parts import part
 from ..progress import Meter, Output, Progress
 from ..reference import Reference
 from ..registry.errors import RegistryError
-from ..registry.response import Response
 from ..registry.v2 import Received, Repository
 from ..store.layer import Diff, Layer
 from ..store.metadata import V2Metadata
@@ -49,7 +48,7 @@ from ..store.source import MAX_CONFIG
 from ..store.store import Store
 from ..xfer.download import DownloadDescriptor, LayerDownloadManager
 from ..xfer.transfer import Transfer
-from .blobs import fetch_blob, persist
+from .blobs import Opener, fetch_blob, persist
 
 ENGINE_MAX_LAYERS = 125
 
@@ -75,32 +74,27 @@ class Pulled(NamedTuple):
     updated: bool
 
 
-class V2Puller:
+class V2Puller(NamedTuple):
     """A pull from one repository at one endpoint into one store."""
-
-    def __init__(self, repository: Repository, store: Store, downloads: LayerDownloadManager,
-                 options: PullOptions, output: Output, cancel: Cancel) -> None:
-        self._repository = repository
-        self._store = store
-        self._downloads = downloads
-        self._options = options
-        self._output = output
-        self._cancel = cancel
+    repository: Repository
+    store: Store
+    downloads: LayerDownloadManager
+    options: PullOptions
+    output: Output
+    cancel: Cancel
 
     def pull(self, reference: Reference) -> Pulled:
         """Pull a tag or digest; the caller holds the store's shared lock."""
-        former = self._store.references.get(reference)
+        former = self.store.references.get(reference)
         received = self._resolve(reference, former is not None)
         label = str(reference) if reference.digest else reference.tag
         pulling = Progress(id=label, message="Pulling from %s" % reference.path)
         if manifest.is_schema1(received.raw, received.content_type):
-            puller = part("distribution.schema1").Schema1Puller(
-                self._repository, self._store, self._downloads, self._options, self._output, self._cancel)
-            pulled: Pulled = puller.pull_received(reference, received, pulling)
+            pulled: Pulled = part("distribution.schema1").pull(self, reference, received, pulling)
             return pulled
-        top = _document(received)
-        self._output(pulling)
-        documents = [top] if self._options.all_platforms and isinstance(top, Index) else self._chosen(top)
+        top = received.document()
+        self.output(pulling)
+        documents = [top] if self.options.all_platforms and isinstance(top, Index) else self._chosen(top)
         chosen = documents[0]
         association = Association(reference, chosen.descriptor, top.digest)
         updated = former != association or not self._complete(chosen)
@@ -109,13 +103,13 @@ class V2Puller:
                 self._pull_manifest(chosen, True)
             else:
                 for descriptor in self._everything(chosen):
-                    child = self._store.document(descriptor)
+                    child = self.store.document(descriptor)
                     if isinstance(child, Manifest):
                         self._pull_manifest(child, False)
             for document in documents:
-                self._store.content.put(document.digest, document.raw)
-            self._store.references.set(reference, chosen.descriptor, top.digest, self._cancel.pause)
-        return Pulled(self._store.load(association), updated)
+                self.store.content.put(document.digest, document.raw)
+            self.store.references.set(reference, chosen.descriptor, top.digest, self.cancel.pause)
+        return Pulled(self.store.load(association), updated)
 
     # Manifests.
 
@@ -123,11 +117,10 @@ class V2Puller:
         """Return the verified manifest of a reference, from the store if it has been pulled and not moved."""
         digest = reference.digest
         if stored:
-            digest = digest or persist(
-                self._repository, self._cancel, lambda: self._repository.resolve(reference.tag, self._cancel))
+            digest = digest or persist(self.repository, self.cancel, self.repository.resolve, reference.tag)
             with contextlib.suppress(StorageError):
                 if digest is not None:
-                    return Received(self._store.content.read(digest, MAX_MANIFEST), "", digest)
+                    return Received(self.store.content.read(digest, MAX_MANIFEST), "", digest)
         if digest is not None:
             try:
                 return self._received(str(digest))
@@ -138,21 +131,20 @@ class V2Puller:
         return self._received(reference.tag)
 
     def _received(self, reference: str) -> Received:
-        return persist(
-            self._repository, self._cancel, lambda: self._repository.manifest(reference, self._cancel))
+        return persist(self.repository, self.cancel, self.repository.manifest, reference)
 
     def _child(self, descriptor: Descriptor) -> Document:
         """Return a manifest of an index, from the store or the registry."""
         with contextlib.suppress(Error):
-            return self._store.document(descriptor)
-        return _document(self._received(str(descriptor.digest)))
+            return self.store.document(descriptor)
+        return self._received(str(descriptor.digest)).document()
 
     def _chosen(self, top: Document) -> List[Document]:
         """Return the manifest of the image for our platform, and the indexes above it up to ``top``."""
         path: List[Document] = []
 
         def candidates(index: Index) -> Iterator[Descriptor]:
-            for candidate in select(self._options.platform, _offered(index)):
+            for candidate in select(self.options.platform, _offered(index)):
                 if path:
                     break
                 yield candidate
@@ -168,7 +160,7 @@ class V2Puller:
                                 if entry.platform and entry.platform.os != "unknown"})
             raise NotFound(
                 "no matching manifest for %s in the manifest list entries%s"
-                % (str(self._options.platform), "; there is " + ", ".join(platforms) if platforms else ""))
+                % (str(self.options.platform), "; there is " + ", ".join(platforms) if platforms else ""))
         return path
 
     def _everything(self, top: Index) -> List[Descriptor]:
@@ -180,25 +172,25 @@ class V2Puller:
         def get(item: Descriptor) -> Optional[Document]:
             if item.media_type in MANIFEST_TYPES | INDEX_TYPES:
                 return self._child(item)
-            if not self._store.content.has(item.digest, item.size):
+            if not self.store.content.has(item.digest, item.size):
                 # An entry of an unknown kind is kept as it is.
                 received = self._received(str(item.digest))
                 if len(received.raw) != item.size:
                     raise InvalidDocument("manifest %s is not as its index says" % item.digest)
-                self._store.content.put(item.digest, received.raw)
+                self.store.content.put(item.digest, received.raw)
             return None
 
         descriptors = []
         for item, document in walk(top, get):
             if document is not None:
-                self._store.content.put(item.digest, document.raw)
+                self.store.content.put(item.digest, document.raw)
                 descriptors.append(item)
         return descriptors
 
     def _complete(self, top: Document) -> bool:
         """Whether every blob is stored, except foreign layers that nobody asked for."""
         with contextlib.suppress(StorageError):
-            return not any(self._store.missing(top.descriptor, self._options.foreign))
+            return not any(self.store.missing(top.descriptor, self.options.foreign))
         return False
 
     # Configs and layers.
@@ -207,25 +199,25 @@ class V2Puller:
         """Download every blob of a manifest; ``chosen`` if it is the image that gets the name."""
         if not is_runnable(document):
             for blob in document.blobs:
-                self._plain_blob(blob, self._cancel)
+                self._plain_blob(blob, self.cancel)
             return
         if len(document.layers) > ENGINE_MAX_LAYERS:
             text = "image has %d layers, docker will not load more than %d"
-            self._output(Progress(message=text % (len(document.layers), ENGINE_MAX_LAYERS)))
-        layers = [V2LayerDescriptor(self._repository, self._store, layer, self._options,
+            self.output(Progress(message=text % (len(document.layers), ENGINE_MAX_LAYERS)))
+        layers = [V2LayerDescriptor(self.repository, self.store, layer, self.options,
                                     functools.partial(self._claimed_diff_id, document, position))
                   for position, layer in enumerate(document.layers)]
-        exact = chosen and self._options.exact
-        key = "config:%s %s" % (document.config.digest, self._options.platform if exact else "")
+        exact = chosen and self.options.exact
+        key = "config:%s %s" % (document.config.digest, self.options.platform if exact else "")
 
         def fetch(transfer: Transfer) -> ImageConfig:
             config = self._config(document, transfer.cancel)
             if exact:
-                self._check_platform(config)
+                self.check_platform(config)
             return config
 
         for last in (False, True):
-            downloaded = self._downloads.download(self._store, layers, self._output, self._cancel, (key, fetch))
+            downloaded = self.downloads.download(self.store, layers, self.output, self.cancel, (key, fetch))
             config: ImageConfig = downloaded.beside
             if tuple(layer.diff.diff_id for layer in downloaded.layers) == config.diff_ids:
                 break
@@ -234,14 +226,14 @@ class V2Puller:
             for descriptor, layer in zip(layers, downloaded.layers):
                 self._forget(descriptor.blob.digest, layer)
         if chosen:
-            self._check_platform(config)
+            self.check_platform(config)
 
     def _forget(self, blob: Digest, layer: Layer) -> None:
         """Drop the cached DiffID and the record of a layer, which may be wrong."""
         with contextlib.suppress(StorageError, OSError):
-            self._store.metadata.forget(blob)
-            self._store.metadata.retain(layer.diff.diff_id, lambda entry: entry.digest != blob)
-            os.unlink(self._store.layers.path(layer.chain_id))
+            self.store.metadata.forget(blob)
+            self.store.metadata.retain(layer.diff.diff_id, lambda entry: entry.digest != blob)
+            os.unlink(self.store.layers.path(layer.chain_id))
 
     def _config(self, document: Manifest, cancel: Cancel) -> ImageConfig:
         descriptor = document.config
@@ -249,7 +241,7 @@ class V2Puller:
             if descriptor.size > MAX_CONFIG:
                 raise PolicyError("config is larger than %d bytes" % MAX_CONFIG)
             self._plain_blob(descriptor, cancel)
-            return ImageConfig.parse(self._store.content.read(descriptor.digest, MAX_CONFIG))
+            return ImageConfig.parse(self.store.content.read(descriptor.digest, MAX_CONFIG))
         except Cancelled:
             raise
         except Error as exc:
@@ -259,20 +251,19 @@ class V2Puller:
         """Return the DiffID that the image config claims for layer ``position``, unverified."""
         return self._config(document, cancel).paired(document.layers)[position][1]
 
-    def _check_platform(self, config: ImageConfig) -> None:
+    def check_platform(self, config: ImageConfig) -> None:
         """Warn if an image is for another platform; raise NotFound if the user asked for ours."""
-        wanted, platform = self._options.platform, config.platform.normalized()
+        wanted, platform = self.options.platform, config.platform.normalized()
         runnable = {(candidate.os, candidate.architecture) for candidate in preference(wanted)}
         if platform.os and (platform.os, platform.architecture) not in runnable:
             text = "image is for %s, not for %s" % (platform, wanted)
-            if self._options.exact:
+            if self.options.exact:
                 raise NotFound(text)
-            self._output(Progress(message="WARNING: " + text))
+            self.output(Progress(message="WARNING: " + text))
 
     def _plain_blob(self, blob: Descriptor, cancel: Cancel) -> None:
-        persist(self._repository, cancel, lambda: fetch_blob(
-            self._store, blob, "blob verification failed for digest %s" % blob.digest, cancel,
-            lambda offset: self._repository.blob(blob.digest, offset, cancel)))
+        source = functools.partial(self.repository.blob, blob.digest)
+        persist(self.repository, cancel, fetch_blob, self.store, blob, source)
 
 
 class V2LayerDescriptor(DownloadDescriptor):
@@ -300,21 +291,20 @@ class V2LayerDescriptor(DownloadDescriptor):
         return self.blob, Diff(diff_id)
 
     def download(self, transfer: Transfer) -> Optional[Descriptor]:
-        blob, cancel = self.blob, transfer.cancel
-        subject = "filesystem layer verification failed for digest %s" % blob.digest
+        blob = self.blob
 
-        def fetch(source: Callable[[int], Response]) -> Descriptor:
-            fetch_blob(self._store, blob, subject, cancel, source, transfer)
+        def fetch(source: Opener) -> Descriptor:
+            fetch_blob(self._store, blob, source, transfer.cancel, "filesystem layer", transfer)
             return blob
 
         try:
-            return fetch(lambda offset: self._repository.blob(blob.digest, offset, cancel))
+            return fetch(functools.partial(self._repository.blob, blob.digest))
         except RegistryError as exc:
             if exc.status != 404 or not is_foreign(blob.media_type) or not blob.urls:
                 raise
         for position, url in enumerate(self._urls, 1):
             try:
-                return fetch(functools.partial(self._repository.foreign_blob, url, cancel))
+                return fetch(functools.partial(self._repository.foreign_blob, url))
             except (NetworkError, RegistryError, PolicyError):
                 if position == len(self._urls):
                     raise
@@ -338,11 +328,6 @@ class V2LayerDescriptor(DownloadDescriptor):
         if diff.verified:
             with contextlib.suppress(StorageError):  # metadata is a cache
                 self._store.metadata.add(diff.diff_id, V2Metadata(self.blob.digest, self._repository.name))
-
-
-def _document(received: Received) -> Document:
-    document = manifest.parse(received.raw, received.content_type)
-    return document._replace(digest=received.digest)
 
 
 def _offered(index: Index) -> List[Descriptor]:

@@ -70,7 +70,7 @@ def push_with(client: Client, images: Sequence[Tuple[Image, Reference]], store: 
         with store.reading(cancel):
             if endpoint.version == 1:
                 v1_pusher = part("distribution.push_v1").V1Pusher(
-                    client.session(endpoint, target), store, output, cancel, uploads.attempts, uploads.tick)
+                    client.session(endpoint, target), store, uploads, output, cancel)
                 return [Pushed(name, image.descriptor, [PushedLayer(*layer) for layer in layers])
                         for (image, name), layers in zip(images, v1_pusher.push(images))]
             pusher = V2Pusher(client.repository(endpoint, target, push=True), store, uploads, target, output,

@@ -36,7 +36,7 @@ from ..registry.request import Body, FileBody
 from ..registry.v1 import Session
 from ..store.compression import decompressed
 from ..store.store import Store
-from ..xfer.download import MAX_ATTEMPTS, attempts
+from ..xfer.download import LayerManager
 from ..xfer.transfer import Run, Transfer, TransferManager
 from .pull_v1 import V1IDService
 
@@ -53,16 +53,15 @@ class V1Layer(NamedTuple):
 
 
 class V1Pusher:
-    """A push to one repository at one endpoint; ``tick`` is the second of the countdown between attempts."""
+    """A push to one repository at one endpoint; of ``uploads`` only the attempts count."""
 
-    def __init__(self, session: Session, store: Store, output: Output, cancel: Cancel,
-                 attempts: int = MAX_ATTEMPTS, tick: float = 1.0) -> None:
+    def __init__(self, session: Session, store: Store, uploads: LayerManager, output: Output,
+                 cancel: Cancel) -> None:
         self._session = session
         self._store = store
         self._output = output
         self._cancel = cancel
-        self._attempts = attempts
-        self._tick = tick
+        self._uploads = uploads
         self._transfers = TransferManager(LOOK_UPS)
         self._sums: Dict[str, str] = {}  # the checksums of the layers that were sent, by v1 id
 
@@ -137,8 +136,8 @@ class V1Pusher:
         return False  # so the layer is sent, and the answer tells
 
     def _send(self, registry: str, layer: V1Layer, transfer: Transfer) -> str:
-        result: str = attempts(
-            transfer, lambda: self._put(registry, layer, transfer), layer.id[:12], self._attempts, self._tick)
+        result: str = self._uploads.attempt(
+            transfer, lambda: self._put(registry, layer, transfer), layer.id[:12])
         return result
 
     def _put(self, registry: str, layer: V1Layer, transfer: Transfer) -> str:

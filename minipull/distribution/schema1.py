@@ -29,44 +29,40 @@ from .pull_v2 import Pulled, V2LayerDescriptor, V2Puller
 from .push_v2 import V2Pusher
 
 
-class Schema1Puller(V2Puller):
-    """Pulls an image whose manifest, which has been received, is of schema 1."""
+def pull(puller: V2Puller, reference: Reference, received: Received, pulling: Progress) -> Pulled:
+    """Pull the layers, whose DiffIDs no config tells, and store them as an image of schema 2."""
+    stored = Digest.of(received.raw, received.digest.algorithm) == received.digest  # so: no signatures
+    old = (schema1.read if stored else schema1.parse)(received.raw)._replace(digest=received.digest)
+    puller.output(pulling)
+    if old.signers:
+        text = "WARNING: %s has the outdated schema 1 format, signed with key %s, which may be anybody's"
+        puller.output(Progress(message=text % (reference, ", ".join(old.signers))))
+    blobs = [Descriptor(DOCKER_LAYER, digest, _size(puller, digest)) for digest in old.layers]
+    options = puller.options._replace(defer_diff_ids=False)
+    layers = [V2LayerDescriptor(puller.repository, puller.store, blob, options, _no_diff_id) for blob in blobs]
+    downloaded = puller.downloads.download(
+        puller.store, layers, puller.output, puller.cancel, ("schema1:" + old.digest, lambda transfer: None))
+    raw, document = schema1.converted(
+        old, list(zip(blobs, [layer.diff.diff_id for layer in downloaded.layers])))
+    puller.check_platform(ImageConfig.parse(raw))
+    image = Association(reference, document.descriptor, old.digest)
+    updated = puller.store.references.get(reference) != image
+    for digest, data in (
+            (old.digest, old.raw), (document.config.digest, raw), (document.digest, document.raw)):
+        puller.store.content.put(digest, data)
+    if updated:
+        puller.store.references.set(reference, document.descriptor, old.digest, puller.cancel.pause)
+    return Pulled(puller.store.load(image), updated)
 
-    def pull_received(self, reference: Reference, received: Received, pulling: Progress) -> Pulled:
-        """Pull the layers, whose DiffIDs no config tells, and store them as an image of schema 2."""
-        stored = Digest.of(received.raw, received.digest.algorithm) == received.digest  # so: no signatures
-        old = (schema1.read if stored else schema1.parse)(received.raw)._replace(digest=received.digest)
-        self._output(pulling)
-        if old.signers:
-            text = "WARNING: %s has the outdated schema 1 format, signed with key %s, which may be anybody's"
-            self._output(Progress(message=text % (reference, ", ".join(old.signers))))
-        blobs = [Descriptor(DOCKER_LAYER, digest, self._size(digest)) for digest in old.layers]
-        options = self._options._replace(defer_diff_ids=False)
-        layers = [V2LayerDescriptor(self._repository, self._store, blob, options, _no_diff_id)
-                  for blob in blobs]
-        downloaded = self._downloads.download(
-            self._store, layers, self._output, self._cancel, ("schema1:" + old.digest, lambda transfer: None))
-        raw, document = schema1.converted(
-            old, list(zip(blobs, [layer.diff.diff_id for layer in downloaded.layers])))
-        self._check_platform(ImageConfig.parse(raw))
-        image = Association(reference, document.descriptor, old.digest)
-        updated = self._store.references.get(reference) != image
-        for digest, data in (
-                (old.digest, old.raw), (document.config.digest, raw), (document.digest, document.raw)):
-            self._store.content.put(digest, data)
-        if updated:
-            self._store.references.set(reference, document.descriptor, old.digest, self._cancel.pause)
-        return Pulled(self._store.load(image), updated)
 
-    def _size(self, blob: Digest) -> int:
-        """Size in bytes of a layer, which schema 1 does not tell."""
-        size = self._store.content.size(blob)
-        if size is None:
-            size = persist(
-                self._repository, self._cancel, lambda: self._repository.stat(blob, self._cancel))
-        if size is None:
-            raise NotFound("layer %s is not there" % blob)
-        return size
+def _size(puller: V2Puller, blob: Digest) -> int:
+    """Size in bytes of a layer, which schema 1 does not tell."""
+    size = puller.store.content.size(blob)
+    if size is None:
+        size = persist(puller.repository, puller.cancel, puller.repository.stat, blob)
+    if size is None:
+        raise NotFound("layer %s is not there" % blob)
+    return size
 
 
 def _no_diff_id(cancel: Cancel) -> DiffID:

@@ -17,7 +17,7 @@ from ..cancel import Cancel
 from ..digest import Digest
 from ..errors import ContentMismatch, InvalidDocument, NetworkError, NoSupport, PolicyError
 from ..image.descriptor import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, SCHEMA1_SIGNED, Descriptor
-from ..image.manifest import MAX_MANIFEST, is_schema1
+from ..image.manifest import MAX_MANIFEST, Document, is_schema1, parse
 from ..image.strictjson import list_at, parse_json
 from ..parts import part
 from ..reference import Reference, is_tag
@@ -46,6 +46,10 @@ class Received(NamedTuple):
     raw: bytes
     content_type: str
     digest: Digest
+
+    def document(self) -> Document:
+        """Parse the manifest; raises as manifest.parse()."""
+        return parse(self.raw, self.content_type)._replace(digest=self.digest)
 
 
 class Repository:
@@ -126,7 +130,7 @@ class Repository:
             raise RegistryError(200, text="missing content-length header for blob")
         return int(size)
 
-    def foreign_blob(self, url: str, cancel: Cancel, offset: int) -> Response:
+    def foreign_blob(self, url: str, offset: int, cancel: Cancel) -> Response:
         """Fetch a foreign layer from a URL in a manifest, by https and without credentials."""
         if Origin.of(url).scheme != "https":
             raise PolicyError("foreign layer at %s, without https, refused" % ascii(url)[:200])

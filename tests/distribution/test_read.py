@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A blob of a registry is read from any offset, and continued where its body breaks off."""
 import contextlib
+import functools
 from typing import Any, Iterator, List, Optional
 
 import pytest
@@ -13,7 +14,6 @@ from minipull.reference import Reference
 from minipull.registry.auth import Keyring
 from minipull.registry.client import Client
 from minipull.registry.endpoints import Endpoint, RegistryService
-from minipull.registry.response import Response
 from tests.kit.servers import ScriptedServer, close, content, head, reply, send
 
 DATA = bytes(range(256)) * 1000
@@ -30,10 +30,7 @@ def remote(client: Client, server: ScriptedServer, size: Optional[int] = len(DAT
     repository = client.repository(Endpoint(server.url, server.host), Reference(server.host, "r"))
     cancel = Cancel()
 
-    def source(offset: int) -> Response:
-        return repository.blob(DIGEST, offset, cancel)
-
-    return RemoteBlob(DIGEST, size, source, cancel, **options)
+    return RemoteBlob(DIGEST, size, functools.partial(repository.blob, DIGEST), cancel, **options)
 
 
 def joined(blob: RemoteBlob, *where: int) -> bytes:
