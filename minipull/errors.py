@@ -2,8 +2,7 @@
 """Errors, by what the caller can do about them, and whether the work may be tried again.
 
 One tree under :class:`Error`; each class carries the exit code of the command line.
-Answers of registries, and the rules of going on to the next endpoint, are in
-registry/errors.py.
+Answers of registries are in registry/errors.py.
 
 Mirrors moby's errdefs.
 """
@@ -117,10 +116,7 @@ def shown(text: str, limit: Optional[int] = None) -> str:
 
 @contextlib.contextmanager
 def file_errors(action: str, hints: Mapping[int, str] = {}) -> Iterator[None]:
-    """Map an operating system's error to one line, a StorageError that begins with the action.
-
-    ``action`` names the file: "write /store/index.json".  ``hints`` go to the end, by errno.
-    """
+    """Map an OSError to a StorageError: the ``action`` ("write /a/b"), its text, and a hint by errno."""
     try:
         yield
     except OSError as exc:

@@ -58,10 +58,9 @@ def sync_directory(path: str) -> None:
 
 
 def open_regular(path: str, flags: int = os.O_RDONLY) -> int:
-    """Open a regular file without following a link in its last component.
+    """Open a regular file without following a link in its last component: it may have been planted.
 
-    Raises OSError as open(2) does, and StorageError for anything else there:
-    what lies in a store may have been planted.
+    Raises OSError as open(2) does, and StorageError for anything but a file.
     """
     fd = os.open(path, flags | _NOFOLLOW | getattr(os, "O_NONBLOCK", 0), 0o600)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -71,10 +70,7 @@ def open_regular(path: str, flags: int = os.O_RDONLY) -> int:
 
 
 def read_bytes(path: str, limit: int) -> Optional[bytes]:
-    """All of a small file, or None where there is none.
-
-    Raises InvalidDocument past ``limit`` bytes.
-    """
+    """All of a small file, or None where there is none; raises InvalidDocument past ``limit`` bytes."""
     with storage_errors("read %s" % path):
         try:
             fd = open_regular(path)
@@ -135,10 +131,9 @@ def lock(fd: int, path: str, exclusive: bool, pause: Callable[[float], object] =
          timeout: float = 60.0, alive: Callable[[], object] = lambda: None) -> None:
     """Take the advisory lock of an open file, by polling.
 
-    ``pause`` sleeps between two tries and may raise to give up.  The lock is
-    waited for until ``timeout`` seconds went by in which ``alive`` did not
-    change its answer; then Locked says who holds it.  Raises StorageError where
-    there are no locks.
+    ``pause`` sleeps between two tries and may raise to give up.  After ``timeout`` seconds
+    in which ``alive`` did not change its answer, Locked says who holds the lock.  Raises
+    StorageError where there are no locks.
     """
     deadline = time.monotonic() + timeout
     delay, sign = 0.005, alive()

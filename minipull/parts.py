@@ -19,10 +19,7 @@ PARTS: Dict[str, Tuple[str, ...]] = {
 
 
 def part(name: str) -> Any:
-    """Import a module by its name within the package: ``part("server.registry")``.
-
-    Raises NotInBuild if that file, or one that it needs, was left out.
-    """
+    """Import a module, such as ``part("server.registry")``; raises NotInBuild where a file was left out."""
     try:
         return importlib.import_module("." + name, __package__)
     except ModuleNotFoundError as exc:

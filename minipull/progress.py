@@ -11,10 +11,7 @@ from typing import Any, Callable, Mapping, NamedTuple, Optional
 
 
 class Progress(NamedTuple):
-    """An event: an action on ``id``, or a message for the reader.
-
-    ``current`` and ``total`` count bytes; a total of 0 is unknown.
-    """
+    """An event: an action on ``id``, or a message; ``current`` and ``total`` (0 if unknown) are in bytes."""
     id: str = ""
     message: str = ""
     action: str = ""

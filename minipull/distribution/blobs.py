@@ -134,10 +134,7 @@ class RemoteBlob:
 
 def fetch_blob(store: Store, blob: Descriptor, source: Opener, cancel: Cancel, kind: str = "blob",
                transfer: Optional[Transfer] = None) -> None:
-    """Download a blob into the store, from where an earlier attempt left it.
-
-    Raises NetworkError, RegistryError, StorageError, ContentMismatch.
-    """
+    """Download a blob into the store, from where an earlier attempt left it; raises as RemoteBlob.pieces()."""
     output = transfer.progress if transfer else discard
     with store.content.ingest(blob.digest, blob.size, cancel) as ingest:
         if ingest.complete:
@@ -204,10 +201,7 @@ def send_blob(repository: Repository, blob: Descriptor, source: Callable[[int, i
 
 def send_stream(repository: Repository, stream: Callable[[], Iterable[Buffer]], cancel: Cancel,
                 upload: Optional[Upload] = None, chunk_size: int = 0) -> Verifier:
-    """Send a blob that is made on its way, and after a break all of it; returns its size and digest.
-
-    With ``chunk_size`` (bytes), so many are held in memory.
-    """
+    """Send a blob that is made on its way, in chunks held in memory; returns its size and digest."""
     verifier = Verifier()
 
     def pieces() -> Iterator[Buffer]:
@@ -237,10 +231,7 @@ def send_stream(repository: Repository, stream: Callable[[], Iterable[Buffer]], 
 
 def _send(repository: Repository, cancel: Cancel, upload: Optional[Upload], chunk_size: int,
           send: Callable[[Upload, int], None], blob: Optional[Descriptor] = None) -> None:
-    """Call ``send`` with an upload and the most bytes of a request until it succeeds.
-
-    An upload of ``blob`` is continued; a stream, which has no digest yet, begins anew.
-    """
+    """Call ``send`` with an upload and the most bytes of a request until it succeeds; continue a ``blob``."""
     size = blob.size if blob else 0
     breaks, stuck, best = MAX_BREAKS + (size >> 20), 0, 0
     while True:

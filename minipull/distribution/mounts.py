@@ -31,8 +31,7 @@ def budget(size: int) -> Budget:
 def by_likeness(target: str, key: bytes, entries: Sequence[V2Metadata]) -> List[V2Metadata]:
     """Sort associations, given oldest first, by the likelihood that ``target`` can have their blob.
 
-    The same credentials come first, then more leading path components in common,
-    then the newer association.
+    By credentials first, then by leading path components in common, then the newer one.
     """
     components = target.split("/")
 

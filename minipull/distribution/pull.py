@@ -26,11 +26,10 @@ def pull(name: Union[str, Reference], store: Store, *, platform: Union[str, Plat
          service: Optional[RegistryService] = None, credentials: Optional[Keyring] = None,
          downloads: Optional[LayerDownloadManager] = None,
          cancel: Optional[Cancel] = None) -> Image:
-    """Pull an image into ``store`` and return it.
+    """Pull an image into ``store``, by default for the host's platform, and return it.
 
-    ``platform`` defaults to the host's.  Pulls with the same ``downloads`` share
-    transfers.  Raises any minipull.Error; its text is one line that names the
-    operation and its subject.
+    Pulls with the same ``downloads`` share transfers.  Raises any minipull.Error, whose text
+    is one line that names the operation and its subject.
     """
     with Client(service or RegistryService(), credentials or Keyring()) as client:
         return pull_with(

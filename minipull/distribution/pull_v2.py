@@ -23,7 +23,7 @@ Where this leaves the engine:
 import contextlib
 import functools
 import os
-from typing import Callable, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Callable, List, NamedTuple, Optional, Tuple
 
 from ..cancel import Cancel
 from ..digest import DiffID, Digest
@@ -32,10 +32,10 @@ from ..errors import (
     Unsupported)
 from ..image import manifest
 from ..image.config import Image, ImageConfig
-from ..image.descriptor import INDEX_TYPES, MANIFEST_TYPES, Descriptor, is_foreign, select
+from ..image.descriptor import INDEX_TYPES, MANIFEST_TYPES, Descriptor, is_foreign
 from ..image.manifest import MAX_MANIFEST, Document, Index, Manifest, is_runnable
 from ..image.platform import Platform, preference
-from ..image.walk import walk
+from ..image.walk import choose, walk
 from ..parts import part
 from ..progress import Meter, Output, Progress
 from ..reference import Reference
@@ -141,26 +141,16 @@ class V2Puller(NamedTuple):
 
     def _chosen(self, top: Document) -> List[Document]:
         """Return the manifest of the image for our platform, and the indexes above it up to ``top``."""
-        path: List[Document] = []
-
-        def candidates(index: Index) -> Iterator[Descriptor]:
-            for candidate in select(self.options.platform, _offered(index)):
-                if path:
-                    break
-                yield candidate
-
-        for _, document in walk(top, self._child, candidates):
-            if isinstance(document, Manifest) and not is_runnable(document):
-                kind = ascii(document.artifact_type or document.config.media_type)
-                raise Unsupported("not an image to run but %s; minipull copy takes it as it is" % kind)
-            if document is not None and (path or isinstance(document, Manifest)):
-                path.append(document)
+        path = [document for _, document in choose(self.options.platform, top, self._child)]
         if isinstance(top, Index) and not path:
-            platforms = sorted({str(entry.platform) for entry in _offered(top)
+            platforms = sorted({str(entry.platform) for entry in top.offered
                                 if entry.platform and entry.platform.os != "unknown"})
             raise NotFound(
                 "no matching manifest for %s in the manifest list entries%s"
                 % (str(self.options.platform), "; there is " + ", ".join(platforms) if platforms else ""))
+        if isinstance(path[0], Manifest) and not is_runnable(path[0]):
+            kind = ascii(path[0].artifact_type or path[0].config.media_type)
+            raise Unsupported("not an image to run but %s; minipull copy takes it as it is" % kind)
         return path
 
     def _everything(self, top: Index) -> List[Descriptor]:
@@ -328,7 +318,3 @@ class V2LayerDescriptor(DownloadDescriptor):
         if diff.verified:
             with contextlib.suppress(StorageError):  # metadata is a cache
                 self._store.metadata.add(diff.diff_id, V2Metadata(self.blob.digest, self._repository.name))
-
-
-def _offered(index: Index) -> List[Descriptor]:
-    return [entry for entry in index.manifests if entry.media_type in MANIFEST_TYPES | INDEX_TYPES]

@@ -29,8 +29,7 @@ def push(name: Union[str, Reference], store: Store, *, dest: Union[str, Referenc
 
     ``dest`` is its name at the registry, if not its own; ``chunk_size`` (bytes) is
     the most that one request sends, 0 for all of a blob; ``legacy_schema1`` is for
-    registries too old for the manifest.  Raises any minipull.Error; its text is one
-    line that names the operation and its subject.
+    registries too old for the manifest.  Raises as pull().
     """
     with Client(service or RegistryService(), credentials or Keyring()) as client:
         return push_with(

@@ -231,10 +231,7 @@ class V2PushDescriptor(UploadDescriptor):
         return PushedLayer(self.diff_id, blob, action)
 
     def already_exists(self, elsewhere: bool, most: int, cancel: Cancel) -> Optional[Descriptor]:
-        """Look for the blob in the repository by ``most`` digests that it may have (layerAlreadyExists).
-
-        Digests seen in other repositories count only if ``elsewhere``.
-        """
+        """Look for the blob by ``most`` digests, with ``elsewhere`` also of others' (layerAlreadyExists)."""
         pusher = self._pusher
         for entry in by_likeness(pusher.target.name, pusher.key, self.entries):
             source = entry.source_repository
@@ -257,10 +254,7 @@ class V2PushDescriptor(UploadDescriptor):
 
     def mount(self, candidates: Sequence[V2Metadata],
               cancel: Cancel) -> Tuple[Optional[V2Metadata], Optional[Upload]]:
-        """Mount the blob from the first candidate that has it, and return that association.
-
-        Otherwise return the upload that the registry may have opened instead.
-        """
+        """Return the candidate that the blob was mounted from, or else the upload that was opened instead."""
         pusher, upload = self._pusher, None
         for entry in candidates:
             path = entry.source_repository.partition("/")[2]

@@ -61,10 +61,7 @@ class ImageConfig(NamedTuple):
             string_at(obj, "created", source), diff_ids, history, object_at(obj, "config", source))
 
     def paired(self, layers: Sequence[Descriptor]) -> List[Tuple[Descriptor, DiffID]]:
-        """Pair the layers of the image's manifest with their DiffIDs.
-
-        Raises ContentMismatch if their number differs.
-        """
+        """Pair the manifest's layers with their DiffIDs; raises ContentMismatch if their number differs."""
         if len(layers) != len(self.diff_ids):
             raise ContentMismatch("layers from manifest don't match image configuration")
         return list(zip(layers, self.diff_ids))

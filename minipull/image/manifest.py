@@ -66,6 +66,11 @@ class Index(NamedTuple):
     def blobs(self) -> Tuple[Descriptor, ...]:
         return ()  # those of its manifests are theirs
 
+    @property
+    def offered(self) -> List[Descriptor]:
+        """The entries of a kind that we know."""
+        return [entry for entry in self.manifests if entry.media_type in MANIFEST_TYPES | INDEX_TYPES]
+
 
 Document = Union[Manifest, Index]
 
@@ -73,8 +78,7 @@ Document = Union[Manifest, Index]
 def parse(raw: bytes, content_type: str = "", source: str = "manifest") -> Document:
     """Parse a manifest or index, which came with this Content-Type.
 
-    Raises InvalidDocument, Unsupported for schema 1, and PolicyError past
-    MAX_LAYERS or MAX_ENTRIES.
+    Raises InvalidDocument, Unsupported for schema 1, PolicyError past MAX_LAYERS or MAX_ENTRIES.
     """
     obj = parse_json(raw, source)
     claimed = content_type.partition(";")[0].strip().lower()

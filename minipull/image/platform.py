@@ -29,10 +29,7 @@ class Platform(NamedTuple):
 
     @classmethod
     def parse(cls, text: str, host: Optional["Platform"] = None) -> "Platform":
-        """Parse a platform that a user typed, by containerd's rules; raises InvalidReference.
-
-        A single word is an os or an architecture; the other comes from ``host``.
-        """
+        """Parse a platform as containerd does; ``host`` completes a single word.  Raises InvalidReference."""
         match = _PLATFORM.fullmatch(text)
         system, version, architecture, variant = match.groups("") if match else ("",) * 4
         if system and not architecture and host is not None:

@@ -7,12 +7,13 @@ push, copy, load, save, check, gc and serve all go down it here.
 
 Mirrors containerd's images.Walk.  Spec: image-spec, image-index.md.
 """
-from typing import Callable, Iterable, Iterator, Optional, Set, Tuple, Union
+from typing import Callable, Iterable, Iterator, List, Optional, Set, Tuple, Union
 
 from ..digest import Digest
 from ..errors import InvalidDocument, PolicyError
-from .descriptor import Descriptor
-from .manifest import Document, Index
+from .descriptor import Descriptor, select
+from .manifest import Document, Index, Manifest
+from .platform import Platform
 
 MAX_DEPTH = 8  # indexes above a manifest
 MAX_DOCUMENTS = 1000  # in one tree
@@ -52,9 +53,8 @@ def walk(top: Union[Descriptor, Document], get: Callable[[Descriptor], Optional[
     ``top`` is a descriptor, or a document that is at hand.  ``get`` returns the
     document of a descriptor, or None if it is missing or of an unknown kind.
     ``below`` chooses the entries of an index to follow, lazily.  Entries in ``seen``
-    are left out, and those met are added to it.  One document is held for each
-    level.  Raises PolicyError past MAX_DEPTH, MAX_DOCUMENTS or MAX_BYTES,
-    InvalidDocument for a document that its index describes wrongly.
+    are left out, and those met are added.  One document is held for each level.
+    Raises PolicyError past a bound, InvalidDocument for a child that is not as listed.
     """
     held, top = (None, top) if isinstance(top, Descriptor) else (top, top.descriptor)
     met: Seen = set() if seen is None else seen
@@ -79,3 +79,20 @@ def walk(top: Union[Descriptor, Document], get: Callable[[Descriptor], Optional[
 
     if top[:3] not in met:
         yield from visit(top, 0)
+
+
+def choose(platform: Platform, top: Union[Descriptor, Document],
+           get: Callable[[Descriptor], Optional[Document]]) -> List[Tuple[Descriptor, Document]]:
+    """Return the best manifest for a platform, then the indexes above it; raises as walk()."""
+    path: List[Tuple[Descriptor, Document]] = []
+
+    def candidates(index: Index) -> Iterator[Descriptor]:
+        for candidate in select(platform, index.offered):
+            if path:
+                break
+            yield candidate
+
+    for item, document in walk(top, get, candidates):
+        if document is not None and (path or isinstance(document, Manifest)):
+            path.append((item, document))
+    return path

@@ -101,12 +101,11 @@ def over_endpoints(client: Client, reference: Reference, subject: str, work: Cal
                    cancel: Cancel, output: Output, push: bool = False, legacy: bool = False) -> T:
     """Return the result of ``work`` for the first endpoint of a repository with which it succeeds.
 
-    With ``legacy``, v1 endpoints come last, where the user allows them, and are
-    left out once an endpoint has proved to speak v2.  A host that has spoken TLS
-    is not asked by plain http.  ``output`` gets a warning for each mirror that
-    failed before another endpoint answered, once for a client.  Raises the error
-    that says most, with the texts of all that say as much and of all mirrors
-    after ``subject``.
+    With ``legacy``, v1 endpoints come last, where the user allows them, until one has
+    proved to speak v2.  A host that has spoken TLS is not asked by plain http.
+    ``output`` is warned, once for a client, of each mirror that failed before another
+    endpoint answered.  Raises the error that says most, with the texts of all that
+    say as much and of all mirrors after ``subject``.
     """
     service = client.service
     v2_endpoints = (service.push_endpoints if push else service.pull_endpoints)(reference)

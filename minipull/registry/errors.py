@@ -115,12 +115,11 @@ _V1_MAY_KNOW = frozenset(("UNAUTHORIZED", "MANIFEST_UNKNOWN", "NAME_UNKNOWN", "U
 
 
 def continue_on_error(error: Error, mirror: bool, v1_follows: bool = False) -> bool:
-    """Whether the next endpoint may be tried after this one failed.
+    """Whether the next endpoint may be tried after this one failed (moby: continueOnError).
 
-    A mirror's answer never binds the registry.  The registry's own answer is
-    final, unless a v1 endpoint follows and none has proved to speak v2
-    (``v1_follows``).  Without an answer the next one is asked; after trouble of
-    our own, such as a full disk, none is (moby: continueOnError).
+    A mirror's answer never binds the registry.  The registry's own answer is final,
+    unless a v1 endpoint follows and none has proved to speak v2 (``v1_follows``).
+    Without an answer the next one is asked; after trouble of our own none is.
     """
     if isinstance(error, (Cancelled, StorageError, InvalidReference, Unsupported)):
         return isinstance(error, NoSupport)

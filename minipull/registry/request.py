@@ -15,8 +15,7 @@ PIECE = 64 << 10  # bytes sent at once: 1 KiB a second is no stall yet
 class Body:
     """The body of a request: ``pieces()`` is called anew whenever the request is sent.
 
-    ``size`` is in bytes; a body without one is sent in chunks.  ``sent`` is
-    called with the number of bytes sent so far.
+    ``size`` is in bytes, or None to send chunks.  ``sent`` is called with the bytes sent so far.
     """
 
     def __init__(self, pieces: Callable[[], Iterable[Buffer]], size: Optional[int] = None,

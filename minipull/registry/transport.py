@@ -149,15 +149,13 @@ class Transport:
     def _checkout(self, origin: Origin) -> Connection:
         while True:
             with self._lock:
-                idle = self._idle.get(origin)
-                if not idle:
-                    break
-                conn = idle.pop()
+                conn = self._idle[origin].pop() if self._idle.get(origin) else None
+            if conn is None:
+                return Connection(
+                    origin, self.timeout, lambda: self._context(origin), self._checkin, self._proxy(origin))
             if conn.quiet():
                 return conn
             conn.drop()
-        return Connection(
-            origin, self.timeout, lambda: self._context(origin), self._checkin, self._proxy(origin))
 
     def _checkin(self, conn: Connection) -> None:
         with self._lock:

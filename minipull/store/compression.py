@@ -35,9 +35,9 @@ def decompressed(file: BinaryIO, cancel: Cancel, zstd: Optional[str] = None,
                  raw: Optional[Verifier] = None, source: str = "layer") -> Iterator[Buffer]:
     """Yield the tar stream of a layer file, piece by piece; a piece is valid until the next.
 
-    ``file`` is unbuffered and at its start; ``raw``, if given, hashes every stored
-    byte.  Raises InvalidDocument for a damaged stream or an unknown compression,
-    Unsupported for zstd without a decoder, StorageError, Cancelled.
+    ``file`` is unbuffered and at its start; ``raw`` hashes every stored byte.  Raises
+    InvalidDocument for a damaged stream or an unknown compression, Unsupported for
+    zstd without a decoder, StorageError, Cancelled.
     """
     with storage_errors("read %s" % source):
         magic = file.read(6)

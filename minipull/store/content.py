@@ -60,10 +60,7 @@ class BlobSource(abc.ABC):
 
 
 class ContentStore(BlobSource):
-    """Blobs of one root; creates nothing until written to.
-
-    ``timeout`` (seconds) is how long another owner of a partial may stand still.
-    """
+    """Blobs of one root; ``timeout`` (seconds) is how long another owner of a partial may stand still."""
 
     def __init__(self, root: str, timeout: float = 60.0) -> None:
         self.root = root
@@ -95,9 +92,8 @@ class ContentStore(BlobSource):
         """Store a small blob that is held in memory, unless it is stored and sound."""
         if Digest.of(data, digest.algorithm) != digest:
             raise ContentMismatch("blob %s: content is something else" % digest)
-        with storage_errors("read blob %s" % digest):
-            if self.size(digest) == len(data) and files.read_bytes(self.path(digest), len(data)) == data:
-                return
+        if self.size(digest) == len(data) and files.read_bytes(self.path(digest), len(data)) == data:
+            return
         for directory in (self.scratch, os.path.dirname(self.path(digest))):
             files.make_directory(directory)
         files.write_atomic(self.path(digest), data, self.scratch)
@@ -142,10 +138,9 @@ class ContentStore(BlobSource):
 class Ingest:
     """A blob on its way in, owned by one thread; a context manager.
 
-    Its partial is ``ingest/NAME``; ``offset`` bytes of it are held and hashed, and
-    ``write`` continues there.  A promised blob that the store has is ``complete`` at
-    once.  Without a promised ``digest`` and ``size`` (bytes) the digest is given to
-    ``commit``, or learned from the bytes.
+    ``offset`` bytes of its partial, ``ingest/NAME``, are held and hashed; ``write``
+    continues there.  A promised blob that the store has is ``complete`` at once.
+    Without a promised ``digest`` and ``size`` (bytes), ``commit`` learns the digest.
 
     ``hashed`` is the hash that ran over the partial, if the caller kept it.
     ``create`` makes a partial where there is none.  Another owner is waited for
@@ -221,11 +216,7 @@ class Ingest:
             raise
 
     def commit(self, digest: Optional[Digest] = None) -> Digest:
-        """Verify the bytes, make them durable, and give them their name, which is returned.
-
-        ``digest`` is the promise for a blob that came without one; by default its
-        SHA-256.
-        """
+        """Verify the bytes, make them durable, return their name: ``digest``, or SHA-256, if none was promised."""
         self.digest = self.digest or digest or self.verifier.digest
         if self.complete:
             return self.digest
@@ -258,12 +249,9 @@ class Ingest:
                 self._fd, self._path, True, self._cancel.pause,
                 self._content.timeout if patience is None else patience,
                 alive=lambda: os.fstat(self._fd).st_size if patience is None else 0)
-            try:
-                same = os.path.samestat(os.fstat(self._fd), os.lstat(self._path))
-            except FileNotFoundError:
-                same = False
-            if same:
-                break
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(self._fd), os.lstat(self._path)):
+                    break
             self.close()
         if self.digest is not None and self.size is not None and self._content.has(self.digest, self.size):
             self._remove(self._path, self._path + ".json")  # the note of an owner that was killed in commit
@@ -302,8 +290,7 @@ class Ingest:
         try:
             os.fsync(self._fd)
         except OSError:
-            # Any of it may be lost, and the next fsync would not say so.
-            self.restart()
+            self.restart()  # any of it may be lost, and the next fsync would not say so
             raise
         self._synced = self.offset
 

@@ -45,11 +45,10 @@ class LayerSource:
 
     def diff(self, blob: Digest, cancel: Cancel, raw: Optional[Verifier] = None,
              advance: Callable[[int], None] = lambda count: None) -> Diff:
-        """Decompress a blob to find its DiffID.
+        """Decompress a blob to find its DiffID; ``advance`` is given the number of bytes read.
 
-        ``raw`` hashes the stored bytes, ``advance`` is given the number of bytes read.
-        Raises InvalidDocument for a damaged layer, Unsupported for zstd without
-        a decoder, StorageError, Cancelled.
+        ``raw`` hashes the stored bytes.  Raises InvalidDocument for a damaged layer,
+        Unsupported for zstd without a decoder, StorageError, Cancelled.
         """
         verifier = Verifier()
         with self._content.open(blob) as file:
@@ -94,14 +93,11 @@ class LayerStore(LayerSource):
     def write(self, layer: Layer) -> None:
         path = self.path(layer.chain_id)
         files.make_directory(os.path.dirname(path))
-        record = {
-            "diff_id": layer.diff.diff_id,
-            "parent": layer.parent,
-            "verified": layer.diff.verified,
-            "blobs": [{"digest": digest, "size": size} for digest, size in layer.blobs]}
         # Without blanks every byte has a meaning, so that check finds each one that flips.
-        data = compact(record)
-        files.write_atomic(path, data, self._scratch, durable=False)
+        record = compact({
+            "diff_id": layer.diff.diff_id, "parent": layer.parent, "verified": layer.diff.verified,
+            "blobs": [{"digest": digest, "size": size} for digest, size in layer.blobs]})
+        files.write_atomic(path, record, self._scratch, durable=False)
 
 
 def parse_layer(chain_id: ChainID, data: bytes) -> Layer:

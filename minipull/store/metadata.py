@@ -139,12 +139,9 @@ class V2MetadataService:
         if not entries:
             self.store.delete(self.BY_DIFF_ID, _key(diff_id))
             return
-        value = [
+        self.store.set(self.BY_DIFF_ID, _key(diff_id), compact([
             {"Digest": entry.digest, "SourceRepository": entry.source_repository,
-             "HMAC": entry.hmac, "Sum": entry.checksum}
-            for entry in entries]
-        data = compact(value)
-        self.store.set(self.BY_DIFF_ID, _key(diff_id), data)
+             "HMAC": entry.hmac, "Sum": entry.checksum} for entry in entries]))
 
 
 def parse_metadata(data: bytes) -> List[V2Metadata]:
@@ -152,10 +149,8 @@ def parse_metadata(data: bytes) -> List[V2Metadata]:
     entries = []
     try:
         for item in json.loads(data.decode()):
-            entry = V2Metadata(
-                Digest.parse(item["Digest"]), str(item["SourceRepository"]), str(item["HMAC"]))
-            members = {"Digest", "SourceRepository", "HMAC", "Sum"}
-            if set(item) != members or item["Sum"] != entry.checksum:
+            entry = V2Metadata(Digest.parse(item["Digest"]), item["SourceRepository"], item["HMAC"])
+            if len(item) != 4 or item["Sum"] != entry.checksum:
                 raise InvalidDocument("association fails its checksum")
             entries.append(entry)
     except (ValueError, TypeError, KeyError, RecursionError) as exc:

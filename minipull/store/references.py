@@ -84,10 +84,7 @@ class ReferenceStore(Names):
 
     def set(self, name: Reference, descriptor: Descriptor, source: Digest,
             pause: Callable[[float], object] = time.sleep) -> None:
-        """Point ``name`` to ``descriptor``, durably; raises StorageError.
-
-        ``pause`` is called while the lock is waited for, and may raise.
-        """
+        """Point ``name`` to ``descriptor``, durably; ``pause`` waits for the lock.  Raises StorageError."""
         check_name(name)
         self.put([Association(name, descriptor, source).to_json()], pause)
 

@@ -13,10 +13,10 @@ from ..digest import Digest
 from ..errors import Error, NotFound, PolicyError
 from ..image import manifest
 from ..image.config import Image, ImageConfig
-from ..image.descriptor import INDEX_TYPES, MANIFEST_TYPES, Descriptor, is_foreign, select
+from ..image.descriptor import INDEX_TYPES, MANIFEST_TYPES, Descriptor, is_foreign
 from ..image.manifest import is_runnable
 from ..image.platform import Platform
-from ..image.walk import Seen, walk
+from ..image.walk import Seen, choose, walk
 from ..reference import Reference
 from .content import BlobSource
 from .layer import LayerSource
@@ -109,13 +109,9 @@ class ImageSource:
 
     def on(self, platform: Platform, top: Descriptor) -> Optional[Descriptor]:
         """Return the best manifest for a platform: ``top``, or one of its index; None if none fits."""
-        while top.media_type in INDEX_TYPES:
-            document = self.document(top)
-            matches = select(platform, document.manifests) if isinstance(document, manifest.Index) else []
-            if not matches:
-                return None
-            top = matches[0]
-        return top
+        if top.media_type not in INDEX_TYPES:
+            return top
+        return next((item for item, _ in choose(platform, top, self.document)), None)
 
     def size(self, top: Descriptor) -> int:
         """Return the bytes that an image takes, shared or not; of one over the bounds of a walk, a part."""

@@ -29,8 +29,7 @@ from .source import ImageSource
 class Store(ImageSource):
     """A store under ``root``; creates nothing until written to.
 
-    ``timeout`` (seconds) bounds the wait for a lock; ``zstd`` is the path of that
-    program, for layers that need it.
+    ``timeout`` (seconds) bounds the wait for a lock; ``zstd`` is the path of that program.
     """
     content: ContentStore
     layers: LayerStore

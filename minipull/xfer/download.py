@@ -49,10 +49,7 @@ class DownloadDescriptor(abc.ABC):
 
     @abc.abstractmethod
     def download(self, transfer: Transfer) -> Optional[Descriptor]:
-        """Put the blob into the store and return it, or None if it may stay elsewhere (foreign layers).
-
-        Calls ``transfer.inactive()`` once it needs the network no longer.
-        """
+        """Store the blob and return it; None if it may stay elsewhere.  Ends with ``transfer.inactive()``."""
 
     @abc.abstractmethod
     def diff(self, transfer: Transfer, blob: Optional[Descriptor]) -> Diff:
@@ -81,10 +78,7 @@ class LayerManager:
         self.tick = tick
 
     def attempt(self, transfer: Transfer, work: Callable[[], Any], id: str) -> Any:
-        """Attempt ``work``, with the engine's countdown (5, 10, ... ticks) between two attempts.
-
-        Raises the error of the last attempt, an error without ``retry`` at once, and Cancelled.
-        """
+        """Attempt ``work``, with the engine's countdown (5, 10, ... ticks) in between; raises its last error."""
         for attempt in range(1, self.attempts + 1):
             try:
                 return work()
@@ -108,11 +102,9 @@ class LayerDownloadManager(LayerManager):
 
     def download(self, store: Store, layers: Sequence[DownloadDescriptor], output: Output,
                  cancel: Cancel, beside: Tuple[str, Run]) -> Downloaded:
-        """Download ``layers``, bottom first, and run ``beside``.
+        """Download ``layers``, bottom first; one more transfer, ``beside``, of a key and its work, starts first.
 
-        ``beside`` is the key and the work of one more transfer, which starts
-        first.  Raises the first error of all; a transfer that another pull shares
-        goes on.
+        Raises the first error of all; a transfer that another pull shares goes on.
         """
         manager = self.transfers
         with contextlib.ExitStack() as stack:

@@ -50,10 +50,7 @@ class Watcher:
 
 
 class Transfer:
-    """Work in progress; made by :meth:`TransferManager.transfer` only.
-
-    ``result`` or ``error`` is valid once ``done``.
-    """
+    """Work in progress, made by TransferManager alone; ``result`` or ``error`` is valid once ``done``."""
 
     def __init__(self, manager: "TransferManager", key: str, run: "Run", holding: "Holding") -> None:
         self.key = key
@@ -118,10 +115,9 @@ class TransferManager:
                  cancel: Optional[Cancel] = None, holding: Holding = nothing) -> Watcher:
         """Join the transfer of ``key``, or start it; the caller must release the watcher.
 
-        ``run`` is called with the transfer, within the block of ``holding``, which
-        is called with the transfer's Cancel.  ``waiting`` is the progress until
-        there is a slot.  Raises Cancelled once ``cancel`` is set while a cancelled
-        transfer of this key has not ended.
+        ``run`` is called with the transfer, within the block of ``holding``, which gets
+        the transfer's Cancel.  ``waiting`` is the progress until there is a slot.  Raises
+        Cancelled if ``cancel`` is set before a cancelled transfer of this key has ended.
         """
         cancel = cancel or Cancel()
         with cancel.calling(self._wake), self.changed:

@@ -40,10 +40,7 @@ class LayerUploadManager(LayerManager):
 
     def upload(self, blobs: Sequence[UploadDescriptor], output: Output, cancel: Cancel,
                holding: Holding = nothing) -> List[Any]:
-        """Upload ``blobs``, each within ``holding``, and return their results in order.
-
-        Raises the first error of all; a transfer that another push shares goes on.
-        """
+        """Upload ``blobs``, each within ``holding``; returns their results in order, raises the first error."""
         with contextlib.ExitStack() as stack:
             watchers: Dict[str, Watcher] = {}
             for blob in blobs:
