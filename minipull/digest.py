@@ -9,7 +9,7 @@ Spec: image-spec, descriptor.md "Digests" and config.md "Layer ChainID".
 """
 import hashlib
 import re
-from typing import NewType, Sequence, Union
+from typing import NewType, Optional, Union
 
 from .errors import ContentMismatch, InvalidDocument
 
@@ -53,16 +53,9 @@ ChainID = NewType("ChainID", Digest)  # names that layer on top of its parents
 ImageID = NewType("ImageID", Digest)  # names an image config
 
 
-def chain_id(diff_ids: Sequence[DiffID]) -> ChainID:
-    """Fold diff_ids, bottom layer first; a chain of one is its own DiffID."""
-    chain = ChainID(diff_ids[0])
-    for diff_id in diff_ids[1:]:
-        chain = next_chain_id(chain, diff_id)
-    return chain
-
-
-def next_chain_id(parent: ChainID, diff_id: DiffID) -> ChainID:
-    return ChainID(Digest.of(("%s %s" % (parent, diff_id)).encode("ascii")))
+def next_chain_id(parent: Optional[ChainID], diff_id: DiffID) -> ChainID:
+    """Name a layer on top of its parent; the bottom layer of a chain is its own DiffID."""
+    return ChainID(Digest.of(("%s %s" % (parent, diff_id)).encode()) if parent else diff_id)
 
 
 class Verifier:

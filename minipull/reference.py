@@ -63,8 +63,8 @@ class Reference(NamedTuple):
         if name.lower() != name:
             raise InvalidReference("invalid reference format: repository name (%s) must be"
                                    " lowercase" % shown(name, 100))
-        port = domain.rpartition(":")[2]
         reference = _parse_strict("%s/%s" % (domain, rest) if text else "")
+        port = domain.rpartition(":")[2]
         if port.isdigit() and (len(port) > 5 or int(port) > 65535):
             raise InvalidReference("invalid port in %s" % domain[:100])
         return reference

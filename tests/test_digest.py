@@ -6,8 +6,9 @@ from typing import Any, Mapping
 import pytest
 
 from tests.kit import DATA
-from minipull.digest import ChainID, DiffID, Digest, Verifier, chain_id, next_chain_id
+from minipull.digest import ChainID, DiffID, Digest, Verifier, next_chain_id
 from minipull.errors import ContentMismatch, InvalidDocument
+from tests.kit.layers import chain_id
 
 TABLES = json.loads((DATA / "tables.json").read_text())
 ALGORITHMS = ("sha256", "sha384", "sha512")

@@ -111,7 +111,7 @@ class V1Pusher:
         layers: List[V1Layer] = []
         chain: Optional[ChainID] = None
         for diff_id, blob in zip(image.config.diff_ids, document.layers):
-            chain = next_chain_id(chain, diff_id) if chain else ChainID(diff_id)
+            chain = next_chain_id(chain, diff_id)
             layers.append(_v1_layer(chain.encoded, {}, layers, diff_id, blob))
         top = layers.pop() if layers else V1Layer("", b"", None, None)
         config = parse_json(image.config.raw, "image config")

@@ -79,7 +79,7 @@ class LayerStore(LayerSource):
 
     def register(self, parent: Optional[ChainID], diff: Diff, blob: Optional[Descriptor]) -> Layer:
         """Record that ``blob`` carries ``diff`` on top of ``parent``; nothing is written without a blob."""
-        chain = ChainID(diff.diff_id) if parent is None else next_chain_id(parent, diff.diff_id)
+        chain = next_chain_id(parent, diff.diff_id)
         before = self.get(chain)
         blobs = set(before.blobs) if before else set()
         if blob is not None:
@@ -111,6 +111,6 @@ def parse_layer(chain_id: ChainID, data: bytes) -> Layer:
     parent = None if record["parent"] is None else ChainID(digest_at(record, "parent", source))
     items = objects_at(record, "blobs", source)
     blobs = tuple((digest_at(item, "digest", source), int_at(item, "size", source)) for item in items)
-    if chain_id != (next_chain_id(parent, diff.diff_id) if parent else diff.diff_id):
+    if chain_id != next_chain_id(parent, diff.diff_id):
         raise InvalidDocument("layer record belongs to another ChainID")
     return Layer(chain_id, parent, diff, blobs)

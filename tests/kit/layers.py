@@ -14,8 +14,9 @@ import subprocess
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional, Sequence, Tuple, Union
 
+from minipull.digest import ChainID, DiffID, next_chain_id
 from tests.kit.processes import missing
 
 BLOCK = 512
@@ -47,6 +48,14 @@ def head(name: bytes, kind: bytes = b"0", *, size: Number = 0, mode: Number = 0o
 def base256(value: int, width: int) -> bytes:
     """A number as GNU tar writes one that octal digits can't hold."""
     return bytes([0x80 if value >= 0 else 0xFF]) + (value % (1 << 8 * (width - 1))).to_bytes(width - 1, "big")
+
+
+def chain_id(diff_ids: Sequence[DiffID]) -> ChainID:
+    """The ChainID of the top one of some layers, bottom first."""
+    chain = next_chain_id(None, diff_ids[0])
+    for diff_id in diff_ids[1:]:
+        chain = next_chain_id(chain, diff_id)
+    return chain
 
 
 def padded(data: bytes) -> bytes:

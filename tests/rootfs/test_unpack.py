@@ -17,10 +17,9 @@ from tests.kit import images
 from tests.kit.processes import peer
 from tests.kit.images import Layout, Spec
 from tests.kit.layers import (
-    END, as_nobody, fast_folder, file, folder, head, in_child, needs_root, shown, symlink, things)
+    END, as_nobody, chain_id, fast_folder, file, folder, head, in_child, needs_root, shown, symlink, things)
 from minipull import unpack as unpack_function
 from minipull.image.platform import Platform
-from minipull.digest import chain_id
 from minipull.errors import (
     Cancelled, ContentMismatch, Error, InvalidDocument, NotFound, PolicyError, StorageError, Unsupported)
 from minipull.image.config import Image

@@ -11,10 +11,11 @@ import pytest
 
 from minipull.store.content import ContentStore
 from minipull.image.descriptor import OCI_LAYER, Descriptor
-from minipull.digest import ChainID, DiffID, Digest, Verifier, chain_id
+from minipull.digest import ChainID, DiffID, Digest, Verifier
 from minipull.errors import Cancelled, InvalidDocument, StorageError
 from minipull.store.layer import Diff, Layer, LayerStore, parse_layer
 from minipull.cancel import Cancel
+from tests.kit.layers import chain_id
 from tests.kit.stores import failing
 
 DIFFS = [DiffID(Digest.of(b"tar %d" % n)) for n in range(3)]

@@ -11,11 +11,12 @@ from typing import Any, Callable, List, Optional, Tuple
 
 import pytest
 
+from tests.kit.layers import chain_id
 from tests.kit.processes import wait_until
 from tests.kit.work import Counter, Log, background
 from minipull.store.check import check
 from minipull.image.descriptor import Descriptor
-from minipull.digest import DiffID, Digest, chain_id
+from minipull.digest import DiffID, Digest
 from minipull.xfer.download import DownloadDescriptor, Downloaded, LayerDownloadManager, Turnstile
 from minipull.errors import Cancelled, Error, NetworkError, StorageError
 from minipull.store.layer import Diff
