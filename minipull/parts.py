@@ -23,10 +23,7 @@ def part(name: str) -> Any:
     try:
         return importlib.import_module("." + name, __package__)
     except ModuleNotFoundError as exc:
-        error = left_out(exc)
-        if error is None:
-            raise
-        raise error from exc
+        raise left_out(exc) or exc
 
 
 def left_out(error: ImportError) -> Optional[NotInBuild]:

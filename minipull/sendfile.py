@@ -15,27 +15,23 @@ def send(sock: socket.socket, file: BinaryIO, offset: int, count: int) -> Iterat
     Yields the length of each piece in bytes; ends early where the file does.
     Raises OSError, socket.timeout as the socket does.
     """
-    end = offset + count
-    if not hasattr(os, "sendfile") or sock.getpeername()[:1] == sock.getsockname()[:1]:
-        # To a peer on this machine copying is quicker: the data is in the cache when it reads.
-        while offset < end:
-            piece = os.pread(file.fileno(), min(_COPY, end - offset), offset)
-            if not piece:
-                return
-            sock.sendall(piece)
-            offset += len(piece)
-            yield len(piece)
-        return
-    timeout = sock.gettimeout()
-    poll = select.poll()
-    poll.register(sock, select.POLLOUT)
+    end, timeout = offset + count, sock.gettimeout()
+    # To a peer on this machine copying is quicker: the data is in the cache when it reads.
+    copying = not hasattr(os, "sendfile") or sock.getpeername()[:1] == sock.getsockname()[:1]
     while offset < end:
-        try:
-            sent = os.sendfile(sock.fileno(), file.fileno(), offset, min(_PIECE, end - offset))
-        except BlockingIOError:
-            if not poll.poll(timeout and timeout * 1000):
-                raise socket.timeout("timed out") from None
-            continue
+        if copying:
+            piece = os.pread(file.fileno(), min(_COPY, end - offset), offset)
+            sock.sendall(piece)
+            sent = len(piece)
+        else:
+            try:
+                sent = os.sendfile(sock.fileno(), file.fileno(), offset, min(_PIECE, end - offset))
+            except BlockingIOError:
+                poll = select.poll()
+                poll.register(sock, select.POLLOUT)
+                if not poll.poll(timeout and timeout * 1000):
+                    raise socket.timeout("timed out") from None
+                continue
         if not sent:
             return
         offset += sent

@@ -7,6 +7,7 @@ Where this leaves the engine: the HMAC key of a push without credentials is empt
 so that associations noted by a pull, which have no HMAC, count as its own.
 """
 import contextlib
+import os
 from typing import List, NamedTuple, Sequence, Tuple
 
 from ..errors import InvalidReference
@@ -36,12 +37,8 @@ def by_likeness(target: str, key: bytes, entries: Sequence[V2Metadata]) -> List[
     components = target.split("/")
 
     def rank(entry: V2Metadata) -> Tuple[bool, int]:
-        common = 0
-        for ours, theirs in zip(components, entry.source_repository.split("/")):
-            if ours != theirs:
-                break
-            common += 1
-        return not check_hmac(key, entry), -common
+        common = os.path.commonprefix([components, entry.source_repository.split("/")])
+        return not check_hmac(key, entry), -len(common)
 
     return sorted(reversed(entries), key=rank)
 

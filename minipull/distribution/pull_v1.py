@@ -15,6 +15,7 @@ Where this leaves the engine:
 """
 import contextlib
 import re
+import uuid
 from typing import List, Optional, Tuple
 
 from ..cancel import Cancel
@@ -29,6 +30,7 @@ from ..reference import Reference
 from ..registry.errors import continue_on_error
 from ..registry.response import Response
 from ..registry.v1 import Session, V1Image
+from ..store.content import Ingest
 from ..store.layer import Diff
 from ..store.metadata import MetadataStore, V2Metadata
 from ..store.references import Association
@@ -158,7 +160,9 @@ class V1LayerDescriptor(DownloadDescriptor):
                 total = response.remaining or 0
             return response
 
-        with self._store.content.arrival(transfer.cancel) as arrival:
+        partial = "arrival-%s" % uuid.uuid4()
+        with Ingest(self._store.content, partial, transfer.cancel) as arrival, contextlib.ExitStack() as stack:
+            stack.callback(arrival.discard)  # its digest is not known, so nobody could continue it
             remote = RemoteBlob(self._v1_id, None, opened, transfer.cancel, MAX_FAILURES, RESUME_DELAYS)
             meter: Optional[Meter] = None
             with contextlib.closing(remote):
@@ -213,11 +217,7 @@ class V1IDService:
 
     def get(self, v1_id: str, registry: str) -> Optional[DiffID]:
         """Return the DiffID of a layer pulled from, or pushed to, that registry under this id, or None."""
-        key = _v1_key(v1_id, registry)
-        with contextlib.suppress(Error):
-            value = self.store.get(self.NAMESPACE, key) or b""
-            return DiffID(Digest.parse(value.decode("ascii", "replace")))
-        return None
+        return self.store.diff_id(self.NAMESPACE, _v1_key(v1_id, registry))
 
     def set(self, v1_id: str, registry: str, diff_id: DiffID) -> None:
         """Record the DiffID of a layer; raises StorageError, and InvalidDocument for an invalid id."""

@@ -207,13 +207,13 @@ class V2Puller(NamedTuple):
             return config
 
         for last in (False, True):
-            downloaded = self.downloads.download(self.store, layers, self.output, self.cancel, (key, fetch))
-            config: ImageConfig = downloaded.beside
-            if tuple(layer.diff.diff_id for layer in downloaded.layers) == config.diff_ids:
+            stored, config = self.downloads.download(
+                self.store, layers, self.output, self.cancel, (key, fetch))
+            if tuple(layer.diff.diff_id for layer in stored) == config.diff_ids:
                 break
             if last:
                 raise ContentMismatch("layers from manifest don't match image configuration")
-            for descriptor, layer in zip(layers, downloaded.layers):
+            for descriptor, layer in zip(layers, stored):
                 self._forget(descriptor.blob.digest, layer)
         if chosen:
             self.check_platform(config)

@@ -115,7 +115,11 @@ class V2Pusher:
                 break
             except RegistryError as exc:
                 if exc.status in (400, 404, 405, 415) and exc.code in _TOO_NEW:
-                    return Pushed(self.target.with_tag(tag), self._put_schema1(tag, top, exc), layers)
+                    if isinstance(top, Index) or not is_runnable(top):
+                        raise
+                    if self._schema1 is None:
+                        raise exc.reworded("%s; an old registry may take it with --legacy-schema1" % exc)
+                    return Pushed(self.target.with_tag(tag), self._schema1.push(self, tag, top, exc), layers)
                 if last or exc.code not in ("MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN"):
                     raise
             self.present.clear()
@@ -157,15 +161,6 @@ class V2Pusher:
             return top
         obj = dict(parse_json(top.raw, "manifest"), layers=[blob.to_json() for blob in blobs])
         return manifest.parse(compact(obj), top.media_type)
-
-    def _put_schema1(self, tag: str, document: Document, exc: RegistryError) -> Descriptor:
-        """Push an image as schema 1, if that was asked for, since its manifest was refused with ``exc``."""
-        if isinstance(document, Index) or not is_runnable(document):
-            raise exc
-        if self._schema1 is None:
-            raise exc.reworded("%s; an old registry may take it with --legacy-schema1" % exc)
-        pushed: Descriptor = self._schema1.push(self, tag, document, exc)
-        return pushed
 
     def _put(self, reference: str, document: Document) -> None:
         self.repository.put_manifest(reference, document.raw, document.media_type, self.cancel)

@@ -40,10 +40,9 @@ def pull(puller: V2Puller, reference: Reference, received: Received, pulling: Pr
     blobs = [Descriptor(DOCKER_LAYER, digest, _size(puller, digest)) for digest in old.layers]
     options = puller.options._replace(defer_diff_ids=False)
     layers = [V2LayerDescriptor(puller.repository, puller.store, blob, options, _no_diff_id) for blob in blobs]
-    downloaded = puller.downloads.download(
+    downloaded, _ = puller.downloads.download(
         puller.store, layers, puller.output, puller.cancel, ("schema1:" + old.digest, lambda transfer: None))
-    raw, document = schema1.converted(
-        old, list(zip(blobs, [layer.diff.diff_id for layer in downloaded.layers])))
+    raw, document = schema1.converted(old, list(zip(blobs, [layer.diff.diff_id for layer in downloaded])))
     puller.check_platform(ImageConfig.parse(raw))
     image = Association(reference, document.descriptor, old.digest)
     updated = puller.store.references.get(reference) != image

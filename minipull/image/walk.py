@@ -40,12 +40,8 @@ class Bounds:
             raise PolicyError("%s: more than %d bytes of manifests" % (top, MAX_BYTES))
 
 
-def _entries(index: Index) -> Iterable[Descriptor]:
-    return index.manifests
-
-
 def walk(top: Union[Descriptor, Document], get: Callable[[Descriptor], Optional[Document]],
-         below: Callable[[Index], Iterable[Descriptor]] = _entries,
+         below: Callable[[Index], Iterable[Descriptor]] = lambda index: index.manifests,
          seen: Optional[Seen] = None, bounds: Optional[Bounds] = None
          ) -> Iterator[Tuple[Descriptor, Optional[Document]]]:
     """Go through everything at and below ``top``, each entry once, children before their index.

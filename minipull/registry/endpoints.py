@@ -183,20 +183,15 @@ class RegistryService:
 def validate_mirror(text: str) -> str:
     """A mirror's URL with a slash at the end (moby: ValidateMirror); raises InvalidReference."""
     scheme, _, rest = text.rpartition("://")
-    problem = ""
-    if not scheme:
-        problem = "no scheme specified"
-    elif scheme not in ("http", "https"):
-        problem = 'unsupported scheme "%s"' % shown(scheme)
-    elif "@" in rest:
-        problem = "username/password not allowed in URI"
-    elif "?" in rest or "#" in rest:
-        problem = "query or fragment at end of the URI"
-    elif "/" in rest.rstrip("/"):
-        problem = "path, query, or fragment at end of the URI"
-    if problem:
-        redacted = re.sub("(?s)^([a-z]+://)?.*@", r"\1xxxxx@", text)
-        raise InvalidReference("invalid mirror: %s: %s" % (problem, shown(redacted)))
+    for wrong, problem in (
+            (not scheme, "no scheme specified"),
+            (scheme not in ("http", "https"), 'unsupported scheme "%s"' % shown(scheme)),
+            ("@" in rest, "username/password not allowed in URI"),
+            ("?" in rest or "#" in rest, "query or fragment at end of the URI"),
+            ("/" in rest.rstrip("/"), "path, query, or fragment at end of the URI")):
+        if wrong:
+            redacted = re.sub("(?s)^([a-z]+://)?.*@", r"\1xxxxx@", text)
+            raise InvalidReference("invalid mirror: %s: %s" % (problem, shown(redacted)))
     _check_host(rest.rstrip("/"), "mirror")
     return text.rstrip("/") + "/"
 

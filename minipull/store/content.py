@@ -17,8 +17,7 @@ import contextlib
 import functools
 import json
 import os
-import uuid
-from typing import BinaryIO, Callable, Iterator, List, Optional, Tuple, TypeVar, Union
+from typing import BinaryIO, Callable, List, Optional, Tuple, TypeVar, Union
 
 from .. import files
 from ..cancel import Cancel
@@ -124,15 +123,6 @@ class ContentStore(BlobSource):
     def ingest(self, digest: Digest, size: int, cancel: Cancel) -> "Ingest":
         """Own the partial of a blob; raises Cancelled, and StorageError if its owner stands still too long."""
         return Ingest(self, "%s-%s" % (digest.algorithm, digest.encoded), cancel, digest, size)
-
-    @contextlib.contextmanager
-    def arrival(self, cancel: Cancel) -> Iterator["Ingest"]:
-        """Take a blob whose digest is learned from its bytes; its partial goes unless it is committed."""
-        with Ingest(self, "arrival-%s" % uuid.uuid4(), cancel) as ingest:
-            try:
-                yield ingest
-            finally:
-                ingest.discard()
 
 
 class Ingest:

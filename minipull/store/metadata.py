@@ -39,6 +39,13 @@ class MetadataStore:
         """Return a value, or None; raises StorageError if it can't be read."""
         return files.read_bytes(self.path(namespace, key), _MAX_FILE)
 
+    def diff_id(self, namespace: str, key: str) -> Optional[DiffID]:
+        """Return a value that is a DiffID, or None if it is missing or unsound."""
+        with contextlib.suppress(Error):
+            value = self.get(namespace, key) or b""
+            return DiffID(Digest.parse(value.decode("ascii", "replace")))
+        return None
+
     def set(self, namespace: str, key: str, value: bytes) -> None:
         path = self.path(namespace, key)
         for directory in (self._scratch, os.path.dirname(path)):
@@ -100,10 +107,7 @@ class V2MetadataService:
 
     def get_diff_id(self, digest: Digest) -> Optional[DiffID]:
         """Return the DiffID of a blob that was once decompressed, or None."""
-        with contextlib.suppress(Error):
-            value = self.store.get(self.BY_DIGEST, _key(digest)) or b""
-            return DiffID(Digest.parse(value.decode("ascii", "replace")))
-        return None
+        return self.store.diff_id(self.BY_DIGEST, _key(digest))
 
     def add(self, diff_id: DiffID, entry: V2Metadata) -> None:
         """Record an association as the newest; raises StorageError."""

@@ -59,12 +59,6 @@ class DownloadDescriptor(abc.ABC):
         """Note that the layer has its record."""
 
 
-class Downloaded(NamedTuple):
-    """The layers, bottom first, and the result of the transfer beside them."""
-    layers: List[Layer]
-    beside: Any
-
-
 class LayerManager:
     """Layers on their way; operations with the same manager share transfers and slots.
 
@@ -101,7 +95,7 @@ class LayerDownloadManager(LayerManager):
         self.processors = Turnstile(os.cpu_count() or 1)
 
     def download(self, store: Store, layers: Sequence[DownloadDescriptor], output: Output,
-                 cancel: Cancel, beside: Tuple[str, Run]) -> Downloaded:
+                 cancel: Cancel, beside: Tuple[str, Run]) -> Tuple[List[Layer], Any]:
         """Download ``layers``, bottom first; one more transfer, ``beside``, of a key and its work, starts first.
 
         Raises the first error of all; a transfer that another pull shares goes on.
@@ -140,7 +134,7 @@ class LayerDownloadManager(LayerManager):
                 watchers.append(start(chain_key.hexdigest(), work.run, id))
                 by_key.setdefault(descriptor.key, watchers[-1].transfer)
             results = manager.wait([first] + watchers, cancel)
-            return Downloaded(present + results[1:], results[0])
+            return present + results[1:], results[0]
 
 
 class _LayerDownload(NamedTuple):

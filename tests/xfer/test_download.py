@@ -17,7 +17,7 @@ from tests.kit.work import Counter, Log, background
 from minipull.store.check import check
 from minipull.image.descriptor import Descriptor
 from minipull.digest import DiffID, Digest
-from minipull.xfer.download import DownloadDescriptor, Downloaded, LayerDownloadManager, Turnstile
+from minipull.xfer.download import DownloadDescriptor, LayerDownloadManager, Turnstile
 from minipull.errors import Cancelled, Error, NetworkError, StorageError
 from minipull.store.layer import Diff
 from minipull.store.metadata import V2Metadata
@@ -88,8 +88,8 @@ def manager(**options: Any) -> LayerDownloadManager:
     return LayerDownloadManager(tick=options.pop("tick", 0.001), **options)
 
 
-def diff_ids(done: Downloaded) -> List[str]:
-    return [layer.diff.diff_id for layer in done.layers]
+def diff_ids(done: Tuple[List[Any], Any]) -> List[str]:
+    return [layer.diff.diff_id for layer in done[0]]
 
 
 def six(store: Store, failures: int = 0) -> List[Layer]:
@@ -108,9 +108,9 @@ def test_layers_come_out_as_the_chain_that_was_asked_for(store: Store) -> None:
     done = manager(concurrency=3).download(store, layers, log, Cancel(), BESIDE)
     expected = ["sha256:" + DIFF_IDS[layer.id] for layer in layers]
     assert diff_ids(done) == expected
-    assert [layer.chain_id for layer in done.layers] == [
+    assert [layer.chain_id for layer in done[0]] == [
         chain_id([DiffID(Digest(diff_id)) for diff_id in expected[:n + 1]]) for n in range(6)]
-    assert done.beside == "the config"
+    assert done[1] == "the config"
     assert log.last == {
         "id1": "Already exists", "id2": "Pull complete", "id3": "Pull complete",
         "id4": "Pull complete", "id5": "Pull complete"}
@@ -142,7 +142,7 @@ def test_attempts_are_counted_as_upstream_counts_them(
     downloads = manager(attempts=attempts, tick=0.0001)
     layers = six(store, failures)
     if not error:
-        assert len(downloads.download(store, layers, discard, Cancel(), BESIDE).layers) == 6
+        assert len(downloads.download(store, layers, discard, Cancel(), BESIDE)[0]) == 6
     else:
         with pytest.raises(NetworkError) as caught:
             downloads.download(store, layers, discard, Cancel(), BESIDE)
@@ -189,7 +189,7 @@ def test_a_layer_that_waits_for_a_slot_is_shown_as_waiting(store: Store) -> None
     wait_until(lambda: log.actions("id2") == ["Pulling fs layer", "Waiting"], "the second layer")
     gate.set()
     thread.join(10)
-    assert len(results[0].layers) == 2
+    assert len(results[0][0]) == 2
     assert log.actions("id2") == ["Pulling fs layer", "Waiting", "Downloading", "Pull complete"]
 
 
@@ -202,7 +202,7 @@ def test_a_layer_that_is_decompressed_holds_no_slot(store: Store) -> None:
     assert log.actions("id1")[-1] == "Downloading"
     door.set()
     thread.join(10)
-    assert len(results[0].layers) == 2
+    assert len(results[0][0]) == 2
 
 
 def test_a_layer_is_complete_only_after_its_parent(store: Store) -> None:
@@ -246,7 +246,7 @@ def test_the_same_blob_on_a_new_parent_needs_no_cache(store: Store) -> None:
 
 
 def test_an_image_without_layers_is_its_config(store: Store) -> None:
-    assert manager().download(store, [], discard, Cancel(), BESIDE) == Downloaded([], "the config")
+    assert manager().download(store, [], discard, Cancel(), BESIDE) == ([], "the config")
 
 
 # -- sharing -------------------------------------------------------------------
@@ -285,7 +285,7 @@ def test_a_cancelled_pull_leaves_the_shared_transfers_to_the_other(store: Store)
     seen = len(logs[0].events)
     gate.set()
     second.join(10)
-    assert len(kept[0].layers) == 2 and counter.total == 2
+    assert len(kept[0][0]) == 2 and counter.total == 2
     assert len(logs[0].events) == seen  # nobody calls an output after its pull
 
 
@@ -303,7 +303,7 @@ def test_an_output_that_raises_ends_its_own_pull_only(store: Store) -> None:
         downloads.download(store, shared(store, gate, counter), bad, Cancel(), BESIDE)
     gate.set()
     second.join(10)
-    assert len(kept[0].layers) == 2
+    assert len(kept[0][0]) == 2
 
 
 def test_stores_share_no_transfers(store: Store, tmp_path: Path) -> None:
