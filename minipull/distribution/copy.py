@@ -166,7 +166,7 @@ class _Copy:
         self._uploads = uploads
         self._output = output
         self._cancel = cancel
-        top = source.document(reference, cancel)
+        top = source.get(reference, cancel).document()
         self._top = top.digest
         self._documents = self._below(self._filtered(top), set(), Bounds())
         if options.format:
@@ -196,7 +196,7 @@ class _Copy:
         return Copied(top.descriptor, self._top)
 
     def _get(self, entry: Descriptor) -> Document:
-        return self._source.document(entry.digest, self._cancel)
+        return self._source.get(entry.digest, self._cancel).document()
 
     def _below(self, top: Document, seen: Seen, bounds: Bounds) -> List[Document]:
         """List the manifests below ``top`` that have not been seen, children first, and ``top`` itself."""
@@ -294,7 +294,7 @@ class _Copy:
     def _found(self, reference: str, end: Optional[End] = None) -> Optional[Document]:
         with contextlib.suppress(NotFound):
             try:
-                return (end or self._source).document(reference, self._cancel)
+                return (end or self._source).get(reference, self._cancel).document()
             except RegistryError as exc:
                 if exc.status != 404:
                     raise

@@ -3,12 +3,12 @@
 
 Blobs go straight from end to end: between registries only one buffer of a blob is
 held, and a file is sent by sendfile(2).  An end that keeps bytes verifies them
-first.  The store is a layout whose names are whole references.
+first.  The store is a layout whose names are whole references.  Both ends have the
+same methods.
 """
-import abc
 import contextlib
 import functools
-from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional, Tuple, Union
 
 from ..cancel import Cancel
 from ..digest import Buffer, Digest, Verifier
@@ -33,55 +33,7 @@ from .places import Place
 Source = Callable[[int, int], Body]  # a part of a blob, by offset and size in bytes
 
 
-class End(abc.ABC):
-    """A place that images come from or go to."""
-
-    @abc.abstractmethod
-    def __str__(self) -> str:
-        """A key unique to this end: two ends with the same text share transfers."""
-
-    def holding(self, cancel: Cancel) -> ContextManager[Any]:
-        """Hold the lock that writing to this end needs; a transfer may outlive the copy that began it."""
-        return nothing(cancel)
-
-    @abc.abstractmethod
-    def get(self, reference: str, cancel: Cancel) -> Received:
-        """Return a manifest by tag or :class:`Digest`, verified; raises NotFound, RegistryError."""
-
-    def document(self, reference: str, cancel: Cancel) -> Document:
-        """Return a manifest as get() does, parsed; raises InvalidDocument too."""
-        return self.get(reference, cancel).document()
-
-    @abc.abstractmethod
-    def put(self, document: Document, cancel: Cancel) -> bool:
-        """Take a manifest by its digest; True if this end lists it as a referrer of its subject."""
-
-    @abc.abstractmethod
-    def tag(self, tag: str, document: Document, cancel: Cancel) -> None:
-        """Take a manifest under its name, a tag or a :class:`Digest`."""
-
-    @abc.abstractmethod
-    def referrers(self, digest: Digest, cancel: Cancel) -> Optional[List[Descriptor]]:
-        """List the manifests whose subject is ``digest``; None if this end keeps no such list."""
-
-    @abc.abstractmethod
-    def has(self, blob: Descriptor, cancel: Cancel) -> bool:
-        """Whether this end has a blob."""
-
-    @abc.abstractmethod
-    def reading(self, blob: Descriptor, cancel: Cancel) -> ContextManager[Source]:
-        """Open a blob to be sent to a registry, part by part."""
-
-    @abc.abstractmethod
-    def fetch(self, blob: Descriptor, store: Store, transfer: Transfer) -> None:
-        """Copy a blob of this end into a layout."""
-
-    @abc.abstractmethod
-    def receive(self, blob: Descriptor, source: "End", transfer: Transfer) -> str:
-        """Take a blob of another end; returns the last word of its progress."""
-
-
-class RegistryEnd(End):
+class RegistryEnd:
     """A repository at a registry; ``chunk_size`` (bytes) is the most that one request sends, 0 for all."""
 
     def __init__(self, repository: Repository, chunk_size: int = 0) -> None:
@@ -91,9 +43,15 @@ class RegistryEnd(End):
         self._first: Optional[Tuple[str, Received]] = None
 
     def __str__(self) -> str:
+        """A key unique to this end: two ends with the same text share transfers."""
         return "%s/%s" % (self.repository.endpoint, self.repository.path)
 
+    def holding(self, cancel: Cancel) -> ContextManager[Any]:
+        """Hold the lock that writing to this end needs; a transfer may outlive the copy that began it."""
+        return nothing(cancel)
+
     def get(self, reference: str, cancel: Cancel) -> Received:
+        """Return a manifest by tag or :class:`Digest`, verified; raises NotFound, RegistryError."""
         if self._first is not None and reference == self._first[0]:
             return self._first[1]
         received = persist(self.repository, cancel, self.repository.manifest, reference)
@@ -101,15 +59,19 @@ class RegistryEnd(End):
         return received
 
     def put(self, document: Document, cancel: Cancel) -> bool:
+        """Take a manifest by its digest; True if this end lists it as a referrer of its subject."""
         return self.repository.put_manifest(document.digest, document.raw, document.media_type, cancel)
 
     def tag(self, tag: str, document: Document, cancel: Cancel) -> None:
+        """Take a manifest under its name, a tag or a :class:`Digest`."""
         self.repository.put_manifest(tag, document.raw, document.media_type, cancel)
 
     def referrers(self, digest: Digest, cancel: Cancel) -> Optional[List[Descriptor]]:
+        """List the manifests whose subject is ``digest``; None if this end keeps no such list."""
         return persist(self.repository, cancel, self.repository.referrers, digest)
 
     def has(self, blob: Descriptor, cancel: Cancel) -> bool:
+        """Whether this end has a blob."""
         try:
             return self.repository.stat(blob.digest, cancel) == blob.size
         except RegistryError:
@@ -117,6 +79,7 @@ class RegistryEnd(End):
 
     @contextlib.contextmanager
     def reading(self, blob: Descriptor, cancel: Cancel) -> Iterator[Source]:
+        """Open a blob to be sent to a registry, part by part."""
         verifier = Verifier(blob.digest.algorithm)  # of the bytes that were read without a gap
 
         def opened(offset: int, cancel: Cancel) -> Response:
@@ -144,6 +107,7 @@ class RegistryEnd(End):
             yield lambda offset, size: Body(lambda: pieces(offset, size), size)
 
     def fetch(self, blob: Descriptor, store: Store, transfer: Transfer) -> None:
+        """Copy a blob of this end into a layout."""
         source = functools.partial(self.repository.blob, blob.digest)
         if blob.size <= SMALL:
             # A small blob needs no partial on disk, unless its body breaks off.
@@ -152,7 +116,8 @@ class RegistryEnd(End):
                 return
         fetch_blob(store, blob, source, transfer.cancel, transfer=transfer)
 
-    def receive(self, blob: Descriptor, source: End, transfer: Transfer) -> str:
+    def receive(self, blob: Descriptor, source: "End", transfer: Transfer) -> str:
+        """Take a blob of another end; returns the last word of its progress."""
         cancel, ours, upload = transfer.cancel, self.repository, None
         theirs = source.repository if isinstance(source, RegistryEnd) else ours
         if theirs.path != ours.path and Origin.of(theirs.endpoint.url) == Origin.of(ours.endpoint.url):
@@ -177,7 +142,7 @@ class RegistryEnd(End):
         return "Pushed"
 
 
-class LayoutEnd(End):
+class LayoutEnd:
     """An image layout, or ``store`` where tags are those of the place's name."""
 
     def __init__(self, place: Place, store: Optional[Store]) -> None:
@@ -266,6 +231,9 @@ class LayoutEnd(End):
     def fetch(self, blob: Descriptor, store: Store, transfer: Transfer) -> None:
         store.content.copy(self.source.content, blob.digest, blob.size, transfer.cancel)
 
-    def receive(self, blob: Descriptor, source: End, transfer: Transfer) -> str:
+    def receive(self, blob: Descriptor, source: "End", transfer: Transfer) -> str:
         source.fetch(blob, self.store, transfer)
         return "Download complete"
+
+
+End = Union[RegistryEnd, LayoutEnd]
