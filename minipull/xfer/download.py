@@ -21,6 +21,7 @@ import abc
 import contextlib
 import hashlib
 import itertools
+import math
 import os
 import threading
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
@@ -181,33 +182,29 @@ class Turnstile:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._holders = 0
-        self._queue: List[Tuple[int, int]] = []
         self._arrivals = itertools.count()
+        self._sizes: Dict[int, float] = {}  # of the work, by arrival; a thread with its turn counts as infinite
         self._changed = threading.Condition()
 
     def __repr__(self) -> str:
-        return "<Turnstile: %d of %d in use, %d waiting>" % (self._holders, self._limit, len(self._queue))
+        holders = list(self._sizes.values()).count(math.inf)
+        return "<Turnstile: %d of %d in use, %d waiting>" % (holders, self._limit, len(self._sizes) - holders)
 
     @contextlib.contextmanager
     def turn(self, size: int, cancel: Cancel) -> Iterator[None]:
         """Hold the lock within the block, for work on ``size`` bytes; raises Cancelled while waiting."""
-        with cancel.calling(self._wake), self._changed:
-            entry = (-size, next(self._arrivals))
-            self._queue.append(entry)
-            try:
-                while self._holders >= self._limit or min(self._queue) != entry:
+        arrival = next(self._arrivals)
+        try:
+            with cancel.calling(self._wake), self._changed:
+                self._sizes[arrival] = size
+                while arrival not in sorted(self._sizes, key=lambda n: (-self._sizes[n], n))[:self._limit]:
                     cancel.check()
                     self._changed.wait()
-                self._holders += 1
-            finally:
-                self._queue.remove(entry)
-                self._changed.notify_all()
-        try:
+                self._sizes[arrival] = math.inf
             yield
         finally:
             with self._changed:
-                self._holders -= 1
+                self._sizes.pop(arrival, None)
                 self._changed.notify_all()
 
     def _wake(self) -> None:

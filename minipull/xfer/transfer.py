@@ -44,8 +44,7 @@ class Watcher:
         self.transfer = transfer
         self.output = output
         self.seen = 0  # number of the newest progress delivered
-        self.lock = threading.RLock()  # held while the output is called; taken before the manager's
-        self.busy = False
+        self.busy: Optional[threading.Thread] = None  # the thread that calls the output
         self.error: Optional[BaseException] = None  # raised by the output
 
 
@@ -106,6 +105,7 @@ class TransferManager:
         #: Guards every field here and in the transfers; notified on each change.
         self.changed = threading.Condition()
         self._transfers: Dict[str, Transfer] = {}
+        self._queued = 0  # threads that wait for a busy output
 
     def __repr__(self) -> str:
         return "<TransferManager: %d of %d active, %d waiting>" % (
@@ -173,7 +173,9 @@ class TransferManager:
                     self._finish(transfer, None, Cancelled())
             self.changed.notify_all()
         self.deliver(watcher)
-        with watcher.lock, self.changed:
+        with self.changed:
+            while watcher.busy not in (None, threading.current_thread()):
+                self._wait_for_output()
             watcher.error = watcher.error or Cancelled()  # no more calls of its output
 
     def settle(self, text: str) -> None:
@@ -187,23 +189,26 @@ class TransferManager:
 
         Calls it once at most: newer progress is delivered by the thread that emits it.
         """
-        transfer, number = watcher.transfer, watcher.transfer._count
-        if watcher.seen >= number:
-            return
-        with watcher.lock:
-            with self.changed:
-                if watcher.seen >= number or watcher.busy or watcher.error is not None:
-                    return
-                watcher.busy, watcher.seen, progress = True, transfer._count, transfer._last
-                assert progress is not None
+        transfer, current = watcher.transfer, threading.current_thread()
+        with self.changed:
+            number = transfer._count
+            while watcher.seen < number and watcher.busy not in (None, current):
+                self._wait_for_output()
+            if watcher.seen >= number or watcher.busy or watcher.error is not None:
+                return
+            watcher.busy, watcher.seen, progress = current, transfer._count, transfer._last
+            assert progress is not None
+            self.changed.release()
             try:
                 watcher.output(progress)
             except BaseException as exc:
-                with self.changed:
-                    watcher.error = exc  # raised by wait(), to the watcher's owner alone
-                    self.changed.notify_all()
+                watcher.error = exc  # raised by wait(), to the watcher's owner alone
             finally:
-                watcher.busy = False
+                self.changed.acquire()
+                watcher.busy = None
+                # Waking all threads for each event would cost more than the work.
+                if self._queued or watcher.error is not None:
+                    self.changed.notify_all()
 
     # Called with the lock held, except _work.
 
@@ -228,6 +233,11 @@ class TransferManager:
         transfer.started = transfer._active = True
         self.active += 1
         return transfer
+
+    def _wait_for_output(self) -> None:
+        self._queued += 1  # a count that an interrupt leaves too high only costs time
+        self.changed.wait()
+        self._queued -= 1
 
     def _work(self, first: Transfer) -> None:
         transfer: Optional[Transfer] = first
