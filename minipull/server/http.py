@@ -21,7 +21,7 @@ from typing import Any, Callable, Optional, Set
 from ..cancel import Cancel
 from ..errors import NetworkError, shown
 from ..sendfile import send
-from .message import Body, Head, Refusal, Request, Response, parse_head
+from .message import Refusal, Request, Response, parse_request
 
 MAX_CONNECTIONS = 256
 MAX_HEAD = 64 << 10  # bytes of request line and headers
@@ -150,20 +150,19 @@ class _Connection:
 
     def _exchange(self) -> bool:
         """Answer one request; return whether another may follow."""
-        head, body, keep, note = None, None, False, ""
+        request, keep, note = None, False, ""
         try:
-            data = self._receive_head()
-            if data is None:
+            head = self._receive_head()
+            if head is None:
                 return False
-            head = parse_head(data)
             proceed = functools.partial(self._send, b"HTTP/1.1 100 Continue\r\n\r\n")
-            body = Body(head.length, self._receive, proceed if head.waits else None)
+            request = parse_request(head, self._receive, proceed)
             self._waited, self._moved = 0.0, 0
-            response = self._server.application(Request(head, body))
-            keep = not head.last
+            response = self._server.application(request)
+            keep = not request.last
         except Refusal as exc:
             response = exc.response
-            keep = head is not None and not head.last
+            keep = request is not None and not request.last
             if exc.status >= 500 and exc.__cause__ is not None:
                 note = ": %s" % exc.__cause__
         except _GONE:
@@ -174,9 +173,9 @@ class _Connection:
         with contextlib.ExitStack() as stack:
             if response.file is not None:
                 stack.enter_context(response.file)
-            keep = keep and body is not None and body.drain() and not self._server.leaving
-            self._answer(head, response, keep, note)
-        if not keep and (body is None or not body.finished or self._start < self._end):
+            keep = keep and request is not None and request.body.drain() and not self._server.leaving
+            self._answer(request, response, keep, note)
+        if not keep and (request is None or not request.body.finished or self._start < self._end):
             self._linger()
         return keep
 
@@ -232,7 +231,7 @@ class _Connection:
         self._socket.settimeout(self._server.timeout)
         self._socket.sendall(data)
 
-    def _answer(self, head: Optional[Head], response: Response, keep: bool, note: str) -> None:
+    def _answer(self, request: Optional[Request], response: Response, keep: bool, note: str) -> None:
         status, size = response.status, response.length if response.file else len(response.body)
         lines = ["HTTP/1.1 %d %s" % (status, http.HTTPStatus(status).phrase)]
         fields = [
@@ -248,8 +247,8 @@ class _Connection:
                 raise ValueError("header %s: %s" % (name, ascii(value)))
             lines.append("%s: %s" % (name, value))
         data = "\r\n".join(lines + ["", ""]).encode("ascii")
-        with_body = head is None or head.method != "HEAD"
-        line = "%s %s" % (head.method, shown(head.path)) if head else "malformed request"
+        with_body = request is None or request.method != "HEAD"
+        line = "%s %s" % (request.method, shown(request.path)) if request else "malformed request"
         self._server.log(status, "%s %d%s" % (line, status, note))
         self._send(data + response.body if with_body else data)
         if response.file is not None and with_body and size:  # sendfile(2) refuses a count of 0

@@ -76,12 +76,12 @@ class Registry:
 
     def __call__(self, request: Request) -> Response:
         """Answer a request; raises Refusal."""
-        method = request.head.method
+        method = request.method
         writing = method not in ("GET", "HEAD")
         if writing and not self._writable:
             raise Refusal(405, "UNSUPPORTED", "the registry is read-only", [("Allow", "GET, HEAD")])
         for pattern, handlers in self._routes:
-            match = re.fullmatch(pattern, request.head.path)
+            match = re.fullmatch(pattern, request.path)
             if match is not None:
                 break
         else:
@@ -103,14 +103,14 @@ class Registry:
         digest, media_type = self._manifest(request, name, text)
         etag = '"%s"' % digest
         headers = [("Content-Type", media_type), ("Docker-Content-Digest", digest), ("ETag", etag)]
-        if etag in request.head.headers.get("if-none-match", ""):
+        if etag in request.headers.get("if-none-match", ""):
             return Response(304, headers)
         size = self._content.size(digest) or 0
         return Response(200, headers, file=self._content.open(digest), length=size)
 
     def _put(self, request: Request, name: str, text: str) -> Response:
-        target = self._catalog.target(name, request.head.parameter("ns"))
-        tags = request.head.query.get("tag", [])
+        target = self._catalog.target(name, request.parameter("ns"))
+        tags = request.query.get("tag", [])
         expected = asked_digest(text) if ":" in text else None
         if len(tags) > MAX_TAGS or not all(map(is_tag, tags if expected else [*tags, text])):
             raise Refusal(400, "MANIFEST_INVALID", "malformed tag, or more than %d" % MAX_TAGS)
@@ -119,7 +119,7 @@ class Registry:
             digest = Digest.of(raw, expected.algorithm if expected else "sha256")
             if expected not in (None, digest):
                 raise Refusal(400, "DIGEST_INVALID", "the manifest is %s" % digest)
-            content_type = request.head.headers.get("content-type", "")
+            content_type = request.headers.get("content-type", "")
             media_type, subject = self._acceptable(raw, content_type)
             self._content.put(digest, raw)
         names = [target.with_digest(digest) if expected else target.with_tag(text)]
@@ -167,7 +167,7 @@ class Registry:
         raise Refusal(404, "MANIFEST_UNKNOWN", "manifest unknown")
 
     def _repositories_of(self, request: Request, name: str) -> Iterator[Dict[str, Association]]:
-        return self._catalog.find(name, request.head.parameter("ns"))
+        return self._catalog.find(name, request.parameter("ns"))
 
     @contextlib.contextmanager
     def _reading(self, digest: Digest) -> Iterator[manifest.Document]:
@@ -216,13 +216,13 @@ class Registry:
         raise Refusal(404, "NAME_UNKNOWN", "repository name not known to registry")
 
     def _repositories(self, request: Request) -> Response:
-        page, headers = _page(request, self._catalog.names(request.head.parameter("ns")))
+        page, headers = _page(request, self._catalog.names(request.parameter("ns")))
         return json_response(200, {"repositories": page}, headers)
 
     def _referrers(self, request: Request, name: str, text: str) -> Response:
         """List the manifests whose subject is ``text``, in pages of MAX_REFERRERS bytes."""
-        subject, last = asked_digest(text), request.head.parameter("last")
-        kind = request.head.parameter("artifactType")
+        subject, last = asked_digest(text), request.parameter("last")
+        kind = request.parameter("artifactType")
         headers = [("OCI-Filters-Applied", "artifactType")] if kind else []
         digests = {image.descriptor.digest for repository in self._repositories_of(request, name)
                    for image in repository.values() if self._content.size(image.descriptor.digest)}
@@ -293,8 +293,8 @@ def _referral(document: manifest.Document, digest: Digest) -> Tuple[Optional[Dig
 
 def _page(request: Request, items: Sequence[str]) -> Tuple[List[str], Headers]:
     """Return a page of names, and the headers that link to the next page."""
-    count, last = request.head.parameter("n"), request.head.parameter("last")
-    if "n" in request.head.query and not re.fullmatch("[0-9]{1,18}", count):
+    count, last = request.parameter("n"), request.parameter("last")
+    if "n" in request.query and not re.fullmatch("[0-9]{1,18}", count):
         raise Refusal(400, "UNSUPPORTED", "n must be a number from 0")
     limit = min(int(count or MAX_PAGE), MAX_PAGE)
     left = sorted(item for item in items if item > last)
@@ -305,6 +305,6 @@ def _page(request: Request, items: Sequence[str]) -> Tuple[List[str], Headers]:
 
 
 def _next(request: Request, **changed: str) -> Tuple[str, str]:
-    kept = {key: values[0] for key, values in request.head.query.items()}
+    kept = {key: values[0] for key, values in request.query.items()}
     query = urllib.parse.urlencode({**kept, **changed})
-    return "Link", '<%s?%s>; rel="next"' % (urllib.parse.quote(request.head.path), query)
+    return "Link", '<%s?%s>; rel="next"' % (urllib.parse.quote(request.path), query)
