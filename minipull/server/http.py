@@ -163,7 +163,7 @@ class _Connection:
         except Refusal as exc:
             response = exc.response
             keep = request is not None and not request.last
-            if exc.status >= 500 and exc.__cause__ is not None:
+            if response.status >= 500 and exc.__cause__ is not None:
                 note = ": %s" % exc.__cause__
         except _GONE:
             raise

@@ -55,12 +55,8 @@ class Refusal(Error):
 
     def __init__(self, status: int, code: str, text: str, headers: Headers = ()) -> None:
         super().__init__(text)
-        self.status, self.code, self.headers = status, code, headers
-
-    @property
-    def response(self) -> Response:
-        error = {"code": self.code, "message": str(self), "detail": None}
-        return json_response(self.status, {"errors": [error]}, self.headers)
+        error = {"code": code, "message": text, "detail": None}
+        self.response = json_response(status, {"errors": [error]}, headers)
 
 
 class Body:
