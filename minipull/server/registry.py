@@ -177,15 +177,12 @@ class Registry:
     @contextlib.contextmanager
     def _memory(self, slots: threading.Semaphore, size: Optional[int]) -> Iterator[None]:
         """Limit how many large documents are in memory; ``size`` is in bytes, None if unknown."""
-        if size is not None and size <= SMALL:
+        with contextlib.ExitStack() as stack:
+            if size is None or size > SMALL:
+                if not slots.acquire(timeout=self._store.timeout):
+                    raise RateLimited("too many large manifests at a time")
+                stack.callback(slots.release)
             yield
-        elif not slots.acquire(timeout=self._store.timeout):
-            raise RateLimited("too many large manifests at a time")
-        else:
-            try:
-                yield
-            finally:
-                slots.release()
 
     def _acceptable(self, raw: bytes, content_type: str) -> Tuple[str, Optional[Digest]]:
         """Return media type and subject of a manifest that the store can keep; raises Refusal."""
