@@ -34,10 +34,6 @@ GRACE = 1.2  # seconds for answers under way after a stop
 _GONE = (ConnectionError, TimeoutError, socket.timeout)
 
 
-class Disconnected(ConnectionError):
-    """The client has closed the connection, or sends nothing."""
-
-
 class Server:
     """A server that listens from the start; :meth:`run` serves.
 
@@ -90,7 +86,7 @@ class Server:
             connection = _Connection(client, self)
             self._connections.add(connection)
             held.callback(self._connections.discard, connection)
-            threading.Thread(target=self._serve, args=(connection, held), daemon=True).start()
+            threading.Thread(target=connection.run, args=(held,), daemon=True).start()
             return
         except socket.timeout:
             pass
@@ -99,15 +95,6 @@ class Server:
                 self.log(503, "accept: %s" % exc)
                 time.sleep(TICK)
         held.close()
-
-    def _serve(self, connection: "_Connection", held: contextlib.ExitStack) -> None:
-        with held:
-            try:
-                connection.run()
-            except _GONE:  # no client is left to answer
-                pass
-            except Exception as exc:
-                self.log(500, "internal error: %s: %s" % (type(exc).__name__, exc))
 
     def _settle(self, seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -138,11 +125,18 @@ class _Connection:
         self._start = self._end = 0  # of the bytes in the buffer that are not consumed
         self._waited, self._moved = 0.0, 0  # seconds of waiting for that many bytes of a body
 
-    def run(self) -> None:
-        with contextlib.suppress(OSError):  # the client has closed it
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        while self._exchange():
-            pass
+    def run(self, held: contextlib.ExitStack) -> None:
+        """Answer requests as long as they come, then close ``held``."""
+        with held:
+            try:
+                with contextlib.suppress(OSError):  # the client has closed it
+                    self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                while self._exchange():
+                    pass
+            except _GONE:  # no client is left to answer
+                pass
+            except Exception as exc:
+                self._server.log(500, "internal error: %s: %s" % (type(exc).__name__, exc))
 
     def cut(self) -> None:
         with contextlib.suppress(OSError):
@@ -216,12 +210,12 @@ class _Connection:
             before = time.monotonic()
             self._start, self._end = 0, self._socket.recv_into(self._buffer)
             if not self._end:
-                raise Disconnected("the client has gone")
+                raise ConnectionAbortedError("the client has gone")
             self._waited += time.monotonic() - before
             self._moved += self._end
             if self._waited > self._server.timeout:
                 if self._moved < STALLED:
-                    raise Disconnected("the client is too slow")
+                    raise ConnectionAbortedError("the client is too slow")
                 self._waited, self._moved = 0.0, 0
         piece = self._buffer[self._start:min(self._end, self._start + limit)]
         self._start += len(piece)
@@ -253,7 +247,7 @@ class _Connection:
         self._send(data + response.body if with_body else data)
         if response.file is not None and with_body and size:  # sendfile(2) refuses a count of 0
             if sum(send(self._socket, response.file, response.offset, size)) != size:
-                raise Disconnected("the file is shorter than it was")
+                raise ConnectionAbortedError("the file is shorter than it was")
 
     def _linger(self) -> None:
         """Discard what the client still sends: closing now would reset the connection and lose the answer."""
