@@ -74,10 +74,6 @@ class _Way:
         if len(self.steps) > 1:
             self._size -= len(self.steps.pop()[0]) + 1
 
-    def to_root(self) -> None:
-        del self.steps[1:]
-        self._size = 0
-
     def copy(self) -> "_Way":
         other = _Way(self.steps[0][1])
         other.steps, other._size = list(self.steps), self._size
@@ -215,7 +211,12 @@ class Overlay:
                 continue
             thing = way.folder.names.get(part, (None, 0))[0]
             if isinstance(thing, Entry) and thing.kind == SYMLINK:
-                hops = _follow(thing, way, left, hops)
+                hops += 1
+                if hops > MAX_HOPS:
+                    raise InvalidDocument("too many links on the way")
+                if thing.linkname.startswith(b"/"):
+                    way = _Way(self.root)
+                left += reversed(thing.linkname.split(b"/"))
                 continue
             if not isinstance(thing, Folder):
                 if layer < 0:
@@ -234,16 +235,6 @@ class Overlay:
         way.folder.names[name] = folder, layer
         self._implied(way.path(name))
         return folder
-
-
-def _follow(link: Entry, way: _Way, left: List[bytes], hops: int) -> int:
-    """Put the target of a link before what is left of a path; returns the links followed so far."""
-    if hops == MAX_HOPS:
-        raise InvalidDocument("too many links on the way")
-    if link.linkname.startswith(b"/"):
-        way.to_root()
-    left += link.linkname.split(b"/")[::-1]
-    return hops + 1
 
 
 def parts_of(name: bytes) -> List[bytes]:
