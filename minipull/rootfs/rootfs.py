@@ -214,11 +214,7 @@ class RootFS:
             return
         for key in [key for key in self._fds if key == path or key.startswith(path + b"/")]:
             os.close(self._fds.pop(key))
-        trash = os.open(self._trash, FOLDER, dir_fd=self._fds[b""])
-        try:
-            remove_tree(name, fd, trash)
-        finally:
-            os.close(trash)
+        remove_tree(name, fd, self._folder(self._trash))
 
     def _make_parent(self, path: bytes) -> None:
         """Make a directory that layers name as a parent only."""
