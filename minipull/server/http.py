@@ -16,7 +16,7 @@ import re
 import socket
 import threading
 import time
-from typing import Any, Callable, Optional, Set
+from typing import Callable, Optional, Set
 
 from ..cancel import Cancel
 from ..errors import NetworkError, shown
@@ -54,7 +54,13 @@ class Server:
         try:
             family, _, _, _, address = socket.getaddrinfo(
                 host or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-            self._socket = _listen(family, (address[0], port, *address[2:]))
+            with contextlib.ExitStack() as stack:
+                self._socket = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+                if os.name == "posix":  # on Windows it would let other programs take the port
+                    self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                self._socket.bind((address[0], port, *address[2:]))
+                self._socket.listen(128)
+                stack.pop_all()
         except (OSError, UnicodeError, OverflowError) as exc:
             text = getattr(exc, "strerror", None) or exc
             raise NetworkError("listen on %s:%d: %s" % (host, port, text)) from exc
@@ -100,19 +106,6 @@ class Server:
         end = time.monotonic() + seconds
         while self._connections and time.monotonic() < end:
             time.sleep(0.01)
-
-
-def _listen(family: int, address: Any) -> socket.socket:
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        if os.name == "posix":  # on Windows it would let other programs take the port
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(128)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
 
 
 class _Connection:
@@ -164,9 +157,7 @@ class _Connection:
         except Exception as exc:
             note = ": internal error: %s: %s" % (type(exc).__name__, exc)
             response = Refusal(500, "UNKNOWN", "internal error").response
-        with contextlib.ExitStack() as stack:
-            if response.file is not None:
-                stack.enter_context(response.file)
+        with response.file or contextlib.ExitStack():
             keep = keep and request is not None and request.body.drain() and not self._server.leaving
             self._answer(request, response, keep, note)
         if not keep and (request is None or not request.body.finished or self._start < self._end):
