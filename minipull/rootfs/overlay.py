@@ -97,10 +97,7 @@ class Overlay:
                             for name in sorted(thing.names, reverse=True)]
 
     def add(self, layer: int, position: int, entry: Entry) -> Optional[Place]:
-        """Apply an entry of a layer; returns where it is to be made, None for nowhere.
-
-        Raises InvalidDocument for what no layer may have.
-        """
+        """Apply an entry; return where it is to be made, None for nowhere.  Raises InvalidDocument."""
         parts = parts_of(entry.name)
         if not parts:
             if entry.kind != DIRECTORY:

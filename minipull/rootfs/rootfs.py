@@ -51,10 +51,7 @@ class RootFS:
         self._umask, self._owner = 0o777 & ~status.st_mode, (status.st_uid, status.st_gid)
 
     def apply(self, reader: Reader) -> None:
-        """Apply a layer on top of those so far.
-
-        Raises InvalidDocument, PolicyError for what no layer may have, StorageError.
-        """
+        """Apply a layer on top of those so far; raises InvalidDocument, PolicyError, StorageError."""
         for position, entry in enumerate(reader):
             with entry_errors(entry):
                 self._trim()

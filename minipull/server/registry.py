@@ -47,10 +47,7 @@ _NO_MANIFEST = (InvalidDocument, PolicyError, Unsupported)
 
 
 class Registry:
-    """The application of a Server; pushed images are named under ``domain``.
-
-    Raises InvalidReference for a malformed domain.
-    """
+    """The application of a Server; ``domain`` and errors as Catalog has them."""
 
     def __init__(self, store: Store, writable: bool = False, domain: str = "localhost") -> None:
         self._store = store
