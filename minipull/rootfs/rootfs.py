@@ -13,7 +13,7 @@ Mirrors umoci's oci/layer and moby's pkg/archive (diff.go).
 """
 import os
 import stat
-from typing import Callable, Dict, Set
+from typing import Callable, Dict, Optional, Set, Union
 
 from ..errors import PolicyError
 from ..files import write_all
@@ -104,7 +104,7 @@ class RootFS:
                 for piece in reader.data():
                     write_all(file, piece)
                 self._own(file, entry)
-                os.utime(file, ns=(entry.mtime, entry.mtime))
+                self._set_xattrs(file, entry)
             finally:
                 os.close(file)
         elif entry.kind == DIRECTORY:
@@ -122,10 +122,10 @@ class RootFS:
                 self._once("devices are left out")
         elif entry.kind == SYMLINK:
             os.symlink(entry.linkname, name, dir_fd=fd)
-            self._own_name(fd, name, entry)
+            self._own(name, entry, fd)
         elif entry.kind == FIFO:
             os.mkfifo(name, entry.mode & 0o777, dir_fd=fd)
-            self._own_name(fd, name, entry)
+            self._own(name, entry, fd)
         else:
             self._make_device(entry, fd, name)
 
@@ -138,23 +138,16 @@ class RootFS:
         except PermissionError:
             self._once("devices are left out%s" % (": this root may not make them" if self._root else ""))
         else:
-            self._own_name(fd, name, entry)
+            self._own(name, entry, fd)
 
-    def _own(self, file: int, entry: Entry) -> None:
-        mode = self._mode(entry)
+    def _own(self, new: Union[int, bytes], entry: Entry, folder: Optional[int] = None) -> None:
+        """Give owner, mode and time to an open file, or to a name in ``folder`` that can't be opened."""
+        mode, follow = self._mode(entry), folder is None
         if self._root and (entry.uid, entry.gid) != self._owner:
-            os.fchown(file, entry.uid, entry.gid)
-        if mode & (0o7000 | self._umask):
-            os.fchmod(file, mode)  # after chown, which takes bits away
-        self._set_xattrs(file, entry)
-
-    def _own_name(self, fd: int, name: bytes, entry: Entry) -> None:
-        """As _own(), for what can't be opened."""
-        if self._root and (entry.uid, entry.gid) != self._owner:
-            os.chown(name, entry.uid, entry.gid, dir_fd=fd, follow_symlinks=False)
-        if entry.kind != SYMLINK and self._mode(entry) & (0o7000 | self._umask):
-            os.chmod(name, self._mode(entry), dir_fd=fd)  # we have just made it, and it is no link
-        os.utime(name, ns=(entry.mtime, entry.mtime), dir_fd=fd, follow_symlinks=False)
+            os.chown(new, entry.uid, entry.gid, dir_fd=folder, follow_symlinks=follow)
+        if entry.kind != SYMLINK and mode & (0o7000 | self._umask):
+            os.chmod(new, mode, dir_fd=folder)  # after chown, which takes bits away; a new name is no link
+        os.utime(new, ns=(entry.mtime, entry.mtime), dir_fd=folder, follow_symlinks=follow)
 
     def _mode(self, entry: Entry) -> int:
         # What ran as its owner would run as us, for everybody who finds it (CVE-2021-41091).
