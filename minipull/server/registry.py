@@ -188,10 +188,9 @@ class Registry:
                 document = manifest.parse(raw, content_type)
                 subject, _ = _referral(document, document.digest)
                 for item, _ in self._store.walk(document.descriptor, document):
-                    if item.digest != document.digest and not self._content.has(
-                            item.digest, item.size) and not is_foreign(item.media_type):
-                        raise Refusal(
-                            404, "MANIFEST_BLOB_UNKNOWN", "blob %s is unknown" % item.digest)
+                    known = item.digest == document.digest or self._content.has(item.digest, item.size)
+                    if not known and not is_foreign(item.media_type):
+                        raise Refusal(404, "MANIFEST_BLOB_UNKNOWN", "blob %s is unknown" % item.digest)
         except _NO_MANIFEST as exc:
             raise Refusal(400, "MANIFEST_INVALID", str(exc)) from exc
         except StorageError as exc:
@@ -264,9 +263,8 @@ def _refusing() -> Iterator[None]:
     except Refusal:
         raise
     except (Locked, RateLimited) as exc:
-        raise Refusal(
-            503 if isinstance(exc, Locked) else 429, "TOOMANYREQUESTS", "busy; try again later",
-            [("Retry-After", "10")]) from exc
+        status = 503 if isinstance(exc, Locked) else 429
+        raise Refusal(status, "TOOMANYREQUESTS", "busy; try again later", [("Retry-After", "10")]) from exc
     except StorageError as exc:
         cause = exc.__cause__
         full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -293,9 +291,8 @@ def _page(request: Request, items: Sequence[str]) -> Tuple[List[str], Headers]:
     limit = min(int(count or MAX_PAGE), MAX_PAGE)
     left = sorted(item for item in items if item > last)
     page = left[:limit]
-    if not page or len(left) == len(page):
-        return page, []
-    return page, [_next(request, n=str(limit), last=page[-1])]
+    more = 0 < len(page) < len(left)
+    return page, [_next(request, n=str(limit), last=page[-1])] if more else []
 
 
 def _next(request: Request, **changed: str) -> Tuple[str, str]:
