@@ -20,9 +20,9 @@ from ..files import write_all
 from ..image.tar import CHAR, DIRECTORY, FIFO, FILE, LINK, SYMLINK, Entry, Reader
 from .layers import entry_errors
 from .overlay import Folder, Overlay, Place
-from .removal import FOLDER, remove_tree
 
 _OPEN = 32  # directories kept open
+_FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
 
 
@@ -177,7 +177,7 @@ class RootFS:
                 above = above.rpartition(b"/")[0]
             fd = self._fds[above]
             for part in name[len(above):].strip(b"/").split(b"/"):
-                below = os.open(part, FOLDER, dir_fd=fd)
+                below = os.open(part, _FOLDER, dir_fd=fd)
                 if fd != self._fds[above]:
                     os.close(fd)
                 fd = below
@@ -204,7 +204,7 @@ class RootFS:
             return
         for key in [key for key in self._fds if key == path or key.startswith(path + b"/")]:
             os.close(self._fds.pop(key))
-        remove_tree(name, fd, self._folder(self._trash))
+        _remove_tree(name, fd, self._folder(self._trash))
 
     def _make_parent(self, path: bytes) -> None:
         """Make a directory that layers name as a parent only."""
@@ -214,3 +214,48 @@ class RootFS:
         os.mkdir(name, 0o755, dir_fd=fd)
         if self._umask & 0o755:
             os.chmod(name, 0o755, dir_fd=fd)
+
+
+def clear(path: str) -> None:
+    """Empty a directory; raises OSError."""
+    fd = os.open(path, _FOLDER)
+    try:
+        trash_name = ".minipull-" + os.urandom(8).hex()
+        os.mkdir(trash_name, 0o700, dir_fd=fd)
+        trash = os.open(trash_name, _FOLDER, dir_fd=fd)
+        try:
+            for name in set(os.listdir(fd)) - {trash_name}:
+                if stat.S_ISDIR(os.lstat(name, dir_fd=fd).st_mode):
+                    os.chmod(name, 0o700, dir_fd=fd)
+                    _remove_tree(os.fsencode(name), fd, trash)
+                else:
+                    os.unlink(name, dir_fd=fd)
+        finally:
+            os.close(trash)
+        os.rmdir(trash_name, dir_fd=fd)
+    finally:
+        os.close(fd)
+
+
+def _remove_tree(name: bytes, fd: int, trash: int) -> None:
+    """Remove the directory ``name`` in ``fd`` by way of ``trash``, an empty one.
+
+    Nested directories are moved there, side by side: however deep a layer nests
+    them, two are open.
+    """
+    os.rename(name, b"0", src_dir_fd=fd, dst_dir_fd=trash)
+    count, done = 1, 0
+    while done < count:
+        folder = os.open(b"%d" % done, _FOLDER, dir_fd=trash)
+        try:
+            for child in os.listdir(folder):
+                if stat.S_ISDIR(os.lstat(child, dir_fd=folder).st_mode):
+                    os.chmod(child, 0o700, dir_fd=folder)
+                    os.rename(child, b"%d" % count, src_dir_fd=folder, dst_dir_fd=trash)
+                    count += 1
+                else:
+                    os.unlink(child, dir_fd=folder)
+        finally:
+            os.close(folder)
+        os.rmdir(b"%d" % done, dir_fd=trash)
+        done += 1

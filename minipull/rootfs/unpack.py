@@ -25,8 +25,7 @@ from ..reference import Reference
 from ..store.source import host_platform
 from ..store.store import Store
 from .layers import for_platform, layers_of, reading
-from .removal import clear
-from .rootfs import RootFS
+from .rootfs import RootFS, clear
 
 MAX_UNPACKED = 64 << 30  # bytes
 
