@@ -6,7 +6,7 @@ opened on disk because of what a name or a link says.
 """
 import io
 import os
-from typing import Any, BinaryIO, Dict, Iterator, Optional, Set, Tuple, cast
+from typing import Any, BinaryIO, Dict, Optional, Set, Tuple, cast
 
 from ..digest import Digest
 from ..errors import ContentMismatch, InvalidDocument, PolicyError, shown, storage_errors
@@ -29,17 +29,10 @@ class Members(BlobSource):
         self._files: Dict[str, Tuple[int, int]] = {}  # offset of the data and size, in bytes
         self._links: Dict[str, str] = {}
         self._repeated: Set[str] = set()
-        position, end = 0, os.fstat(file.fileno()).st_size
-
-        def blocks() -> Iterator[bytes]:
-            nonlocal position
-            while position < end:
-                block = os.pread(file.fileno(), BLOCK, position)
-                position += len(block)
-                yield block
-
         with storage_errors("read the archive"):
-            reader = Reader(blocks())
+            end = os.fstat(file.fileno()).st_size
+            archive = cast(BinaryIO, _Extent(file, 0, end))
+            reader = Reader(iter(lambda: archive.read(BLOCK), b""))
             for count, entry in enumerate(reader):
                 name = inside(entry.name.decode("utf-8", "surrogateescape"))
                 if count == MAX_MEMBERS:
@@ -47,12 +40,11 @@ class Members(BlobSource):
                 if entry.kind in (FILE, LINK, SYMLINK) and (name in self._files or name in self._links):
                     self._repeated.add(name)
                 if entry.kind == FILE:
-                    self._files[name] = position, entry.size
+                    self._files[name] = archive.tell(), entry.size
                 elif entry.kind in (LINK, SYMLINK):
                     folder = name.rpartition("/")[0] if entry.kind == SYMLINK else ""
                     self._links[name] = inside(entry.linkname.decode("utf-8", "surrogateescape"), folder)
-                position += reader.skip()
-                if position > end:
+                if archive.seek(reader.skip(), os.SEEK_CUR) > end:
                     raise InvalidDocument("tar: the stream is cut short")
 
     def find(self, name: str) -> Optional[Tuple[int, int]]:

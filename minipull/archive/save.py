@@ -156,10 +156,7 @@ class _Contents:
 
 
 def write_file(path: str, data: Iterator[Buffer]) -> None:
-    """Replace the file at ``path`` in one step, keeping its mode; write into a device or pipe.
-
-    Raises StorageError.
-    """
+    """Replace a file in one step, keeping its mode, or write into a device or pipe; raises StorageError."""
     with file_errors("write %s" % path), contextlib.ExitStack() as stack:
         if os.path.exists(path) and not os.path.isfile(path):
             fd = os.open(path, os.O_WRONLY)

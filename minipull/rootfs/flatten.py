@@ -7,6 +7,7 @@ disk, so owners and devices are the image's, whoever asks.
 
 Mirrors crane's export.  Spec: image-spec layer.md.
 """
+import functools
 from typing import Dict, Iterator, List, Sequence, Tuple
 
 from ..cancel import Cancel
@@ -26,13 +27,11 @@ class Flattened:
     """The tree that the layers of a stored image, bottom first, make.  Raises as unpack()."""
 
     def __init__(self, store: Store, layers: Layers, output: Output, cancel: Cancel) -> None:
-        self._store = store
         self._layers = layers
-        self._output = output
-        self._cancel = cancel
+        self._reading = functools.partial(reading, store, output=output, cancel=cancel)
         self._overlay = Overlay()
         for number, (blob, diff_id) in enumerate(layers):
-            with reading(store, blob, diff_id, output, cancel) as reader:
+            with self._reading(blob, diff_id) as reader:
                 for position, entry in enumerate(reader):
                     try:
                         self._overlay.add(number, position, entry)
@@ -58,7 +57,7 @@ class Flattened:
                 others[id(thing)] = path
                 yield _header(thing._replace(name=path))
         for number, (blob, diff_id) in enumerate(self._layers):
-            with reading(self._store, blob, diff_id, self._output, self._cancel) as reader:
+            with self._reading(blob, diff_id) as reader:
                 for position, entry in enumerate(reader):
                     names = files.get(number << POSITION | position)
                     if names:
@@ -78,7 +77,7 @@ class Flattened:
             raise NotFound("%s: no such file in the image" % path if thing is None else
                            "%s is no file in the image" % path)
         blob, diff_id = self._layers[thing >> POSITION]
-        with reading(self._store, blob, diff_id, self._output, self._cancel) as reader:
+        with self._reading(blob, diff_id) as reader:
             for position, _ in enumerate(reader):
                 if position == thing & (1 << POSITION) - 1:
                     yield from reader.data()

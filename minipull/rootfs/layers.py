@@ -2,9 +2,8 @@
 """The layers of an image, and the entries of one, verified on the way."""
 import contextlib
 import errno
-import queue
-import threading
-from typing import Iterator, List, Optional, Sequence, Tuple
+from concurrent.futures import ThreadPoolExecutor
+from typing import Generator, Iterator, List, Optional, Sequence, Tuple
 
 from ..cancel import Cancel
 from ..digest import Buffer, ChainID, DiffID, Verifier
@@ -69,7 +68,7 @@ def reading(store: Store, blob: Descriptor, diff_id: DiffID, output: Output,
     raw, verifier = Verifier(blob.digest.algorithm), Verifier()
     meter = Meter(output, blob.digest.short, "Extracting", blob.size)
 
-    def inflated() -> Iterator[Buffer]:
+    def inflated() -> Generator[Buffer, None, None]:
         with store.content.open(blob.digest) as file:
             for piece in decompressed(file, cancel, store.layers.zstd, raw):
                 verifier.update(piece)
@@ -98,45 +97,27 @@ def reading(store: Store, blob: Descriptor, diff_id: DiffID, output: Output,
 
 
 @contextlib.contextmanager
-def ahead(pieces: Iterator[Buffer], depth: int = 4) -> Iterator[Iterator[Buffer]]:
+def ahead(pieces: Generator[Buffer, None, None], depth: int = 4) -> Iterator[Iterator[Buffer]]:
     """Make pieces by a thread that is up to ``depth`` of them ahead of the reader.
 
-    Pieces must not change once they are made.  The thread ends with the block.
+    Pieces must not change once they are made.  Thread and generator end with the block.
     """
-    ready: "queue.Queue[Optional[Buffer]]" = queue.Queue(depth)
-    abandoned = threading.Event()
-    errors: List[BaseException] = []
+    with contextlib.closing(pieces), ThreadPoolExecutor(1, "ahead") as pool:
+        pending = [pool.submit(next, pieces, None) for _ in range(depth + 1)]
 
-    def make() -> None:
+        def take() -> Iterator[Buffer]:
+            while True:
+                piece = pending.pop(0).result()
+                if piece is None:
+                    return
+                pending.append(pool.submit(next, pieces, None))
+                yield piece
+
         try:
-            for piece in pieces:
-                ready.put(piece)
-                if abandoned.is_set():
-                    break
-        except BaseException as exc:
-            errors.append(exc)
+            yield take()
         finally:
-            ready.put(None)
-
-    def take() -> Iterator[Buffer]:
-        while True:
-            piece = ready.get()
-            if piece is None:
-                break
-            yield piece
-        if errors:
-            raise errors[0]
-
-    thread = threading.Thread(target=make, name="ahead", daemon=True)
-    thread.start()
-    try:
-        yield take()
-    finally:
-        abandoned.set()
-        while thread.is_alive():
-            with contextlib.suppress(queue.Empty):
-                ready.get(timeout=0.01)
-        thread.join()
+            for future in pending:
+                future.cancel()
 
 
 @contextlib.contextmanager

@@ -50,38 +50,21 @@ class Place(NamedTuple):
     target: bytes = b""
 
 
-class _Way:
-    """A path walked to from the root: the directories on it, each with its name."""
+class _Way(NamedTuple):
+    """The way from the root to a directory; ``path`` has no links in it, and is empty for the root."""
+    folder: Folder
+    path: bytes = b""
+    parent: Optional["_Way"] = None
 
-    def __init__(self, root: Folder) -> None:
-        self.steps: List[Tuple[bytes, Folder]] = [(b"", root)]
-        self._size = 0  # bytes of the path
+    def to(self, name: bytes) -> bytes:
+        """Return the path of a thing in the directory."""
+        return self.path + b"/" + name if self.path else name
 
-    @property
-    def folder(self) -> Folder:
-        return self.steps[-1][1]
-
-    def path(self, name: bytes = b"") -> bytes:
-        return b"/".join([part for part, _ in self.steps[1:]] + ([name] if name else []))
-
-    def down(self, name: bytes, folder: Folder) -> None:
-        self.steps.append((name, folder))
-        self._size += len(name) + 1
-        if self._size > MAX_NAME:
+    def down(self, name: bytes, folder: Folder) -> "_Way":
+        way = _Way(folder, self.to(name), self)
+        if len(way.path) >= MAX_NAME:
             raise InvalidDocument("too deep")
-
-    def up(self) -> None:
-        if len(self.steps) > 1:
-            self._size -= len(self.steps.pop()[0]) + 1
-
-    def to_root(self) -> None:
-        del self.steps[1:]
-        self._size = 0
-
-    def copy(self) -> "_Way":
-        other = _Way(self.steps[0][1])
-        other.steps, other._size = list(self.steps), self._size
-        return other
+        return way
 
 
 class Overlay:
@@ -114,10 +97,7 @@ class Overlay:
                             for name in sorted(thing.names, reverse=True)]
 
     def add(self, layer: int, position: int, entry: Entry) -> Optional[Place]:
-        """Apply an entry of a layer; returns where it is to be made, None for nowhere.
-
-        Raises InvalidDocument for what no layer may have.
-        """
+        """Apply an entry; return where it is to be made, None for nowhere.  Raises InvalidDocument."""
         parts = parts_of(entry.name)
         if not parts:
             if entry.kind != DIRECTORY:
@@ -135,7 +115,7 @@ class Overlay:
         if entry.kind == DIRECTORY and isinstance(present, Folder):
             present.entry = entry
             names[name] = present, layer
-            return Place(way.path(name))
+            return Place(way.to(name))
         if present is not None:
             self._drop(way, name)
         thing: Thing = entry
@@ -150,7 +130,7 @@ class Overlay:
         elif entry.kind == CHAR and entry.major == entry.minor == 0:
             return None
         names[name] = thing, layer
-        return Place(way.path(name), target)
+        return Place(way.to(name), target)
 
     def find(self, path: bytes) -> Optional[Thing]:
         """Look up a path, links followed; None if it leads to nothing.  Raises InvalidDocument."""
@@ -171,9 +151,7 @@ class Overlay:
                 if thing is not None and named_by < layer:
                     self._drop(way, child)
                 elif isinstance(thing, Folder):
-                    below = way.copy()
-                    below.down(child, thing)
-                    pending.append((below, list(thing.names)))
+                    pending.append((way.down(child, thing), list(thing.names)))
 
     def _target(self, entry: Entry) -> Tuple[bytes, Thing]:
         """The path of a hard link's target, and what is there."""
@@ -183,12 +161,12 @@ class Overlay:
         if thing is None or isinstance(thing, Folder):
             raise InvalidDocument("a link to %s, which is %s there" % (
                 ascii(entry.linkname)[1:200], "no file" if isinstance(folder, Folder) else "not"))
-        return way.path(name), thing
+        return way.to(name), thing
 
     def _drop(self, way: _Way, name: bytes) -> None:
         del way.folder.names[name]
         self._last = -1, [], way
-        self._removed(way.path(name))
+        self._removed(way.to(name))
 
     def _parent(self, layer: int, parts: List[bytes]) -> _Way:
         """The way to the parent of an entry, made as far as it is missing."""
@@ -196,8 +174,10 @@ class Overlay:
             return self._last[2]
         way, _ = self._find(parts, layer)
         # A whiteout of this layer hides none of them, wherever it stands.
-        for (_, above), (name, folder) in zip(way.steps, way.steps[1:]):
-            above.names[name] = folder, layer
+        step = way
+        while step.parent is not None:
+            step.parent.folder.names[step.path.rpartition(b"/")[2]] = step.folder, layer
+            step = step.parent
         self._last = layer, parts, way
         return way
 
@@ -211,17 +191,22 @@ class Overlay:
             part = left.pop()
             if part in (b"", b".", b".."):
                 if part == b"..":
-                    way.up()
+                    way = way.parent or way
                 continue
             thing = way.folder.names.get(part, (None, 0))[0]
             if isinstance(thing, Entry) and thing.kind == SYMLINK:
-                hops = _follow(thing, way, left, hops)
+                hops += 1
+                if hops > MAX_HOPS:
+                    raise InvalidDocument("too many links on the way")
+                if thing.linkname.startswith(b"/"):
+                    way = _Way(self.root)
+                left += reversed(thing.linkname.split(b"/"))
                 continue
             if not isinstance(thing, Folder):
                 if layer < 0:
                     return way, None if left else thing
                 thing = self._make_folder(way, part, layer)
-            way.down(part, thing)
+            way = way.down(part, thing)
         return way, way.folder
 
     def _make_folder(self, way: _Way, name: bytes, layer: int) -> Folder:
@@ -232,18 +217,8 @@ class Overlay:
             self._drop(way, name)
         folder = Folder()
         way.folder.names[name] = folder, layer
-        self._implied(way.path(name))
+        self._implied(way.to(name))
         return folder
-
-
-def _follow(link: Entry, way: _Way, left: List[bytes], hops: int) -> int:
-    """Put the target of a link before what is left of a path; returns the links followed so far."""
-    if hops == MAX_HOPS:
-        raise InvalidDocument("too many links on the way")
-    if link.linkname.startswith(b"/"):
-        way.to_root()
-    left += link.linkname.split(b"/")[::-1]
-    return hops + 1
 
 
 def parts_of(name: bytes) -> List[bytes]:

@@ -13,16 +13,16 @@ Mirrors umoci's oci/layer and moby's pkg/archive (diff.go).
 """
 import os
 import stat
-from typing import Callable, Dict, Set
+from typing import Callable, Dict, Optional, Set, Union
 
 from ..errors import PolicyError
 from ..files import write_all
 from ..image.tar import CHAR, DIRECTORY, FIFO, FILE, LINK, SYMLINK, Entry, Reader
 from .layers import entry_errors
 from .overlay import Folder, Overlay, Place
-from .removal import FOLDER, remove_tree
 
 _OPEN = 32  # directories kept open
+_FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
 
 
@@ -51,10 +51,7 @@ class RootFS:
         self._umask, self._owner = 0o777 & ~status.st_mode, (status.st_uid, status.st_gid)
 
     def apply(self, reader: Reader) -> None:
-        """Apply a layer on top of those so far.
-
-        Raises InvalidDocument, PolicyError for what no layer may have, StorageError.
-        """
+        """Apply a layer on top of those so far; raises InvalidDocument, PolicyError, StorageError."""
         for position, entry in enumerate(reader):
             with entry_errors(entry):
                 self._trim()
@@ -107,7 +104,7 @@ class RootFS:
                 for piece in reader.data():
                     write_all(file, piece)
                 self._own(file, entry)
-                os.utime(file, ns=(entry.mtime, entry.mtime))
+                self._set_xattrs(file, entry)
             finally:
                 os.close(file)
         elif entry.kind == DIRECTORY:
@@ -125,10 +122,10 @@ class RootFS:
                 self._once("devices are left out")
         elif entry.kind == SYMLINK:
             os.symlink(entry.linkname, name, dir_fd=fd)
-            self._own_name(fd, name, entry)
+            self._own(name, entry, fd)
         elif entry.kind == FIFO:
             os.mkfifo(name, entry.mode & 0o777, dir_fd=fd)
-            self._own_name(fd, name, entry)
+            self._own(name, entry, fd)
         else:
             self._make_device(entry, fd, name)
 
@@ -141,23 +138,16 @@ class RootFS:
         except PermissionError:
             self._once("devices are left out%s" % (": this root may not make them" if self._root else ""))
         else:
-            self._own_name(fd, name, entry)
+            self._own(name, entry, fd)
 
-    def _own(self, file: int, entry: Entry) -> None:
-        mode = self._mode(entry)
+    def _own(self, new: Union[int, bytes], entry: Entry, folder: Optional[int] = None) -> None:
+        """Give owner, mode and time to an open file, or to a name in ``folder`` that can't be opened."""
+        mode, follow = self._mode(entry), folder is None
         if self._root and (entry.uid, entry.gid) != self._owner:
-            os.fchown(file, entry.uid, entry.gid)
-        if mode & (0o7000 | self._umask):
-            os.fchmod(file, mode)  # after chown, which takes bits away
-        self._set_xattrs(file, entry)
-
-    def _own_name(self, fd: int, name: bytes, entry: Entry) -> None:
-        """As _own(), for what can't be opened."""
-        if self._root and (entry.uid, entry.gid) != self._owner:
-            os.chown(name, entry.uid, entry.gid, dir_fd=fd, follow_symlinks=False)
-        if entry.kind != SYMLINK and self._mode(entry) & (0o7000 | self._umask):
-            os.chmod(name, self._mode(entry), dir_fd=fd)  # we have just made it, and it is no link
-        os.utime(name, ns=(entry.mtime, entry.mtime), dir_fd=fd, follow_symlinks=False)
+            os.chown(new, entry.uid, entry.gid, dir_fd=folder, follow_symlinks=follow)
+        if entry.kind != SYMLINK and mode & (0o7000 | self._umask):
+            os.chmod(new, mode, dir_fd=folder)  # after chown, which takes bits away; a new name is no link
+        os.utime(new, ns=(entry.mtime, entry.mtime), dir_fd=folder, follow_symlinks=follow)
 
     def _mode(self, entry: Entry) -> int:
         # What ran as its owner would run as us, for everybody who finds it (CVE-2021-41091).
@@ -187,7 +177,7 @@ class RootFS:
                 above = above.rpartition(b"/")[0]
             fd = self._fds[above]
             for part in name[len(above):].strip(b"/").split(b"/"):
-                below = os.open(part, FOLDER, dir_fd=fd)
+                below = os.open(part, _FOLDER, dir_fd=fd)
                 if fd != self._fds[above]:
                     os.close(fd)
                 fd = below
@@ -214,11 +204,7 @@ class RootFS:
             return
         for key in [key for key in self._fds if key == path or key.startswith(path + b"/")]:
             os.close(self._fds.pop(key))
-        trash = os.open(self._trash, FOLDER, dir_fd=self._fds[b""])
-        try:
-            remove_tree(name, fd, trash)
-        finally:
-            os.close(trash)
+        _remove_tree(name, fd, self._folder(self._trash))
 
     def _make_parent(self, path: bytes) -> None:
         """Make a directory that layers name as a parent only."""
@@ -228,3 +214,48 @@ class RootFS:
         os.mkdir(name, 0o755, dir_fd=fd)
         if self._umask & 0o755:
             os.chmod(name, 0o755, dir_fd=fd)
+
+
+def clear(path: str) -> None:
+    """Empty a directory; raises OSError."""
+    fd = os.open(path, _FOLDER)
+    try:
+        trash_name = ".minipull-" + os.urandom(8).hex()
+        os.mkdir(trash_name, 0o700, dir_fd=fd)
+        trash = os.open(trash_name, _FOLDER, dir_fd=fd)
+        try:
+            for name in set(os.listdir(fd)) - {trash_name}:
+                if stat.S_ISDIR(os.lstat(name, dir_fd=fd).st_mode):
+                    os.chmod(name, 0o700, dir_fd=fd)
+                    _remove_tree(os.fsencode(name), fd, trash)
+                else:
+                    os.unlink(name, dir_fd=fd)
+        finally:
+            os.close(trash)
+        os.rmdir(trash_name, dir_fd=fd)
+    finally:
+        os.close(fd)
+
+
+def _remove_tree(name: bytes, fd: int, trash: int) -> None:
+    """Remove the directory ``name`` in ``fd`` by way of ``trash``, an empty one.
+
+    Nested directories are moved there, side by side: however deep a layer nests
+    them, two are open.
+    """
+    os.rename(name, b"0", src_dir_fd=fd, dst_dir_fd=trash)
+    count, done = 1, 0
+    while done < count:
+        folder = os.open(b"%d" % done, _FOLDER, dir_fd=trash)
+        try:
+            for child in os.listdir(folder):
+                if stat.S_ISDIR(os.lstat(child, dir_fd=folder).st_mode):
+                    os.chmod(child, 0o700, dir_fd=folder)
+                    os.rename(child, b"%d" % count, src_dir_fd=folder, dst_dir_fd=trash)
+                    count += 1
+                else:
+                    os.unlink(child, dir_fd=folder)
+        finally:
+            os.close(folder)
+        os.rmdir(b"%d" % done, dir_fd=trash)
+        done += 1

@@ -12,7 +12,7 @@ import contextlib
 import os
 import stat
 import tempfile
-from typing import Iterator, Optional, Union
+from typing import Callable, Iterator, Optional, Union
 
 from ..cancel import Cancel
 from ..digest import DiffID
@@ -25,8 +25,7 @@ from ..reference import Reference
 from ..store.source import host_platform
 from ..store.store import Store
 from .layers import for_platform, layers_of, reading
-from .removal import clear
-from .rootfs import RootFS
+from .rootfs import RootFS, clear
 
 MAX_UNPACKED = 64 << 30  # bytes
 
@@ -85,11 +84,12 @@ def _building(directory: str, store: Store) -> Iterator[int]:
                 raise PolicyError("%s is there, and is no empty directory" % directory)
             build = path
             if present:
-                stack.callback(_clear, path)
+                stack.callback(_quietly, clear, path)
             else:
                 # Nobody else gets in before all of it is there.
                 above = tempfile.mkdtemp(prefix=".minipull-", dir=os.path.dirname(path))
-                stack.callback(_discard, above)
+                stack.callback(_quietly, os.rmdir, above)
+                stack.callback(_quietly, clear, above)
                 build = os.path.join(above, "rootfs")
                 os.mkdir(build)
                 os.chmod(build, 0o755)
@@ -108,12 +108,6 @@ def _building(directory: str, store: Store) -> Iterator[int]:
                 os.fchmod(fd, mode)
 
 
-def _clear(path: str) -> None:
+def _quietly(remove: Callable[[str], None], path: str) -> None:
     with contextlib.suppress(OSError):  # what went wrong before is what the user hears of
-        clear(path)
-
-
-def _discard(path: str) -> None:
-    _clear(path)
-    with contextlib.suppress(OSError):
-        os.rmdir(path)
+        remove(path)

@@ -31,7 +31,7 @@ class Blobs:
         self._uploads = UploadStore(store.content)
 
     def get(self, request: Request, name: str, text: str) -> Response:
-        digest, fields = asked_digest(text), request.head.headers
+        digest, fields = asked_digest(text), request.headers
         size = self._content.size(digest)
         if size is None:
             raise Refusal(404, "BLOB_UNKNOWN", "blob unknown to registry")
@@ -40,7 +40,7 @@ class Blobs:
             ("Content-Type", "application/octet-stream"), ("Docker-Content-Digest", digest),
             ("ETag", etag), ("Accept-Ranges", "bytes")]
         status, first, count = 200, 0, size
-        if request.head.method == "GET" and fields.get("if-range", etag) == etag:
+        if request.method == "GET" and fields.get("if-range", etag) == etag:
             part = _range(fields.get("range", ""), size)
             if part is not None:
                 status, (first, count) = 206, part
@@ -58,7 +58,7 @@ class Blobs:
 
     def start(self, request: Request, name: str) -> Response:
         """Open a session, mount a blob of the store, or receive a whole blob."""
-        query = request.head.parameter
+        query = request.parameter
         if query("digest-algorithm") not in ("", "sha256", "sha384", "sha512"):
             raise Refusal(400, "DIGEST_INVALID", "unsupported digest algorithm")
         mounted = asked_digest(query("mount")) if query("mount") else None
@@ -84,7 +84,7 @@ class Blobs:
             return Response(202, _progress(name, session, upload.offset))
 
     def commit(self, request: Request, name: str, session: str) -> Response:
-        digest = asked_digest(request.head.parameter("digest"))
+        digest = asked_digest(request.parameter("digest"))
         with self._owning(name, session) as upload:
             return self._finish(request, name, session, upload, digest)
 
@@ -130,7 +130,7 @@ def _progress(name: str, session: str, size: int) -> Headers:
 
 def _receive(request: Request, name: str, session: str, upload: Upload) -> None:
     """Append the body to a session; raises Refusal where its Content-Range does not continue it."""
-    text, length = request.head.headers.get("content-range"), request.body.length
+    text, length = request.headers.get("content-range"), request.body.length
     end = None if length is None else upload.offset + length
     if text is not None:
         match = _CONTENT_RANGE.fullmatch(text)

@@ -16,12 +16,12 @@ import re
 import socket
 import threading
 import time
-from typing import Any, Callable, Optional, Set
+from typing import Callable, Optional, Set
 
 from ..cancel import Cancel
 from ..errors import NetworkError, shown
 from ..sendfile import send
-from .message import Body, Head, Refusal, Request, Response, parse_head
+from .message import Refusal, Request, Response, parse_request
 
 MAX_CONNECTIONS = 256
 MAX_HEAD = 64 << 10  # bytes of request line and headers
@@ -32,10 +32,6 @@ IDLE_SECONDS = 60.0  # between two requests
 TICK = 0.2  # seconds until a stop is noticed
 GRACE = 1.2  # seconds for answers under way after a stop
 _GONE = (ConnectionError, TimeoutError, socket.timeout)
-
-
-class Disconnected(ConnectionError):
-    """The client has closed the connection, or sends nothing."""
 
 
 class Server:
@@ -58,7 +54,13 @@ class Server:
         try:
             family, _, _, _, address = socket.getaddrinfo(
                 host or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-            self._socket = _listen(family, (address[0], port, *address[2:]))
+            with contextlib.ExitStack() as stack:
+                self._socket = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+                if os.name == "posix":  # on Windows it would let other programs take the port
+                    self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                self._socket.bind((address[0], port, *address[2:]))
+                self._socket.listen(128)
+                stack.pop_all()
         except (OSError, UnicodeError, OverflowError) as exc:
             text = getattr(exc, "strerror", None) or exc
             raise NetworkError("listen on %s:%d: %s" % (host, port, text)) from exc
@@ -90,7 +92,7 @@ class Server:
             connection = _Connection(client, self)
             self._connections.add(connection)
             held.callback(self._connections.discard, connection)
-            threading.Thread(target=self._serve, args=(connection, held), daemon=True).start()
+            threading.Thread(target=connection.run, args=(held,), daemon=True).start()
             return
         except socket.timeout:
             pass
@@ -100,32 +102,10 @@ class Server:
                 time.sleep(TICK)
         held.close()
 
-    def _serve(self, connection: "_Connection", held: contextlib.ExitStack) -> None:
-        with held:
-            try:
-                connection.run()
-            except _GONE:  # no client is left to answer
-                pass
-            except Exception as exc:
-                self.log(500, "internal error: %s: %s" % (type(exc).__name__, exc))
-
     def _settle(self, seconds: float) -> None:
         end = time.monotonic() + seconds
         while self._connections and time.monotonic() < end:
             time.sleep(0.01)
-
-
-def _listen(family: int, address: Any) -> socket.socket:
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        if os.name == "posix":  # on Windows it would let other programs take the port
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(128)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
 
 
 class _Connection:
@@ -138,11 +118,18 @@ class _Connection:
         self._start = self._end = 0  # of the bytes in the buffer that are not consumed
         self._waited, self._moved = 0.0, 0  # seconds of waiting for that many bytes of a body
 
-    def run(self) -> None:
-        with contextlib.suppress(OSError):  # the client has closed it
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        while self._exchange():
-            pass
+    def run(self, held: contextlib.ExitStack) -> None:
+        """Answer requests as long as they come, then close ``held``."""
+        with held:
+            try:
+                with contextlib.suppress(OSError):  # the client has closed it
+                    self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                while self._exchange():
+                    pass
+            except _GONE:  # no client is left to answer
+                pass
+            except Exception as exc:
+                self._server.log(500, "internal error: %s: %s" % (type(exc).__name__, exc))
 
     def cut(self) -> None:
         with contextlib.suppress(OSError):
@@ -150,33 +137,30 @@ class _Connection:
 
     def _exchange(self) -> bool:
         """Answer one request; return whether another may follow."""
-        head, body, keep, note = None, None, False, ""
+        request, keep, note = None, False, ""
         try:
-            data = self._receive_head()
-            if data is None:
+            head = self._receive_head()
+            if head is None:
                 return False
-            head = parse_head(data)
             proceed = functools.partial(self._send, b"HTTP/1.1 100 Continue\r\n\r\n")
-            body = Body(head.length, self._receive, proceed if head.waits else None)
+            request = parse_request(head, self._receive, proceed)
             self._waited, self._moved = 0.0, 0
-            response = self._server.application(Request(head, body))
-            keep = not head.last
+            response = self._server.application(request)
+            keep = not request.last
         except Refusal as exc:
             response = exc.response
-            keep = head is not None and not head.last
-            if exc.status >= 500 and exc.__cause__ is not None:
+            keep = request is not None and not request.last
+            if response.status >= 500 and exc.__cause__ is not None:
                 note = ": %s" % exc.__cause__
         except _GONE:
             raise
         except Exception as exc:
             note = ": internal error: %s: %s" % (type(exc).__name__, exc)
             response = Refusal(500, "UNKNOWN", "internal error").response
-        with contextlib.ExitStack() as stack:
-            if response.file is not None:
-                stack.enter_context(response.file)
-            keep = keep and body is not None and body.drain() and not self._server.leaving
-            self._answer(head, response, keep, note)
-        if not keep and (body is None or not body.finished or self._start < self._end):
+        with response.file or contextlib.ExitStack():
+            keep = keep and request is not None and request.body.drain() and not self._server.leaving
+            self._answer(request, response, keep, note)
+        if not keep and (request is None or not request.body.finished or self._start < self._end):
             self._linger()
         return keep
 
@@ -217,12 +201,12 @@ class _Connection:
             before = time.monotonic()
             self._start, self._end = 0, self._socket.recv_into(self._buffer)
             if not self._end:
-                raise Disconnected("the client has gone")
+                raise ConnectionAbortedError("the client has gone")
             self._waited += time.monotonic() - before
             self._moved += self._end
             if self._waited > self._server.timeout:
                 if self._moved < STALLED:
-                    raise Disconnected("the client is too slow")
+                    raise ConnectionAbortedError("the client is too slow")
                 self._waited, self._moved = 0.0, 0
         piece = self._buffer[self._start:min(self._end, self._start + limit)]
         self._start += len(piece)
@@ -232,7 +216,7 @@ class _Connection:
         self._socket.settimeout(self._server.timeout)
         self._socket.sendall(data)
 
-    def _answer(self, head: Optional[Head], response: Response, keep: bool, note: str) -> None:
+    def _answer(self, request: Optional[Request], response: Response, keep: bool, note: str) -> None:
         status, size = response.status, response.length if response.file else len(response.body)
         lines = ["HTTP/1.1 %d %s" % (status, http.HTTPStatus(status).phrase)]
         fields = [
@@ -248,13 +232,13 @@ class _Connection:
                 raise ValueError("header %s: %s" % (name, ascii(value)))
             lines.append("%s: %s" % (name, value))
         data = "\r\n".join(lines + ["", ""]).encode("ascii")
-        with_body = head is None or head.method != "HEAD"
-        line = "%s %s" % (head.method, shown(head.path)) if head else "malformed request"
+        with_body = request is None or request.method != "HEAD"
+        line = "%s %s" % (request.method, shown(request.path)) if request else "malformed request"
         self._server.log(status, "%s %d%s" % (line, status, note))
         self._send(data + response.body if with_body else data)
         if response.file is not None and with_body and size:  # sendfile(2) refuses a count of 0
             if sum(send(self._socket, response.file, response.offset, size)) != size:
-                raise Disconnected("the file is shorter than it was")
+                raise ConnectionAbortedError("the file is shorter than it was")
 
     def _linger(self) -> None:
         """Discard what the client still sends: closing now would reset the connection and lose the answer."""

@@ -55,12 +55,8 @@ class Refusal(Error):
 
     def __init__(self, status: int, code: str, text: str, headers: Headers = ()) -> None:
         super().__init__(text)
-        self.status, self.code, self.headers = status, code, headers
-
-    @property
-    def response(self) -> Response:
-        error = {"code": self.code, "message": str(self), "detail": None}
-        return json_response(self.status, {"errors": [error]}, self.headers)
+        error = {"code": code, "message": text, "detail": None}
+        self.response = json_response(status, {"errors": [error]}, headers)
 
 
 class Body:
@@ -145,14 +141,13 @@ class Body:
         return bytes(match.group(1))
 
 
-class Head(NamedTuple):
-    """The parsed head of a request: the path decoded once, header names in lower case."""
+class Request(NamedTuple):
+    """A request as the application gets it: the path decoded once, header names in lower case."""
     method: str
     path: str
     query: Dict[str, List[str]]
     headers: Dict[str, str]
-    length: Optional[int]  # bytes of the body; None if it is chunked
-    waits: bool  # the client sends its body after 100 Continue
+    body: Body
     last: bool  # no request follows on this connection
 
     def parameter(self, name: str) -> str:
@@ -160,15 +155,12 @@ class Head(NamedTuple):
         return self.query.get(name, [""])[0]
 
 
-class Request(NamedTuple):
-    """A request as the application gets it."""
-    head: Head
-    body: Body
+def parse_request(head: bytes, receive: Callable[[int], memoryview], proceed: Callable[[], None]) -> Request:
+    """Parse the head of a request, given without the empty line at its end; raises Refusal.
 
-
-def parse_head(data: bytes) -> Head:
-    """Parse the head of a request, given without the empty line at its end; raises Refusal."""
-    first, *lines = data.split(b"\r\n")
+    ``receive`` and ``proceed`` are those of its body.
+    """
+    first, *lines = head.split(b"\r\n")
     match = _REQUEST_LINE.fullmatch(first)
     if match is None:
         raise Refusal(400, "UNSUPPORTED", "malformed request line")
@@ -181,10 +173,10 @@ def parse_head(data: bytes) -> Head:
     path, _, query = target.partition("?")
     if query.count("&") + query.count(";") >= MAX_FIELDS:
         raise Refusal(400, "UNSUPPORTED", "more than %d parameters" % MAX_FIELDS)
-    return Head(
-        method, urllib.parse.unquote(path), urllib.parse.parse_qs(query, keep_blank_values=True),
-        headers, _length(headers, modern),
-        modern and headers.get("expect", "").lower() == "100-continue",
+    waits = modern and headers.get("expect", "").lower() == "100-continue"
+    return Request(
+        method, urllib.parse.unquote(path), urllib.parse.parse_qs(query, keep_blank_values=True), headers,
+        Body(_length(headers, modern), receive, proceed if waits else None),
         not modern or "close" in headers.get("connection", "").lower())
 
 

@@ -47,10 +47,7 @@ _NO_MANIFEST = (InvalidDocument, PolicyError, Unsupported)
 
 
 class Registry:
-    """The application of a Server; pushed images are named under ``domain``.
-
-    Raises InvalidReference for a malformed domain.
-    """
+    """The application of a Server; ``domain`` and errors as Catalog has them."""
 
     def __init__(self, store: Store, writable: bool = False, domain: str = "localhost") -> None:
         self._store = store
@@ -76,12 +73,12 @@ class Registry:
 
     def __call__(self, request: Request) -> Response:
         """Answer a request; raises Refusal."""
-        method = request.head.method
+        method = request.method
         writing = method not in ("GET", "HEAD")
         if writing and not self._writable:
             raise Refusal(405, "UNSUPPORTED", "the registry is read-only", [("Allow", "GET, HEAD")])
         for pattern, handlers in self._routes:
-            match = re.fullmatch(pattern, request.head.path)
+            match = re.fullmatch(pattern, request.path)
             if match is not None:
                 break
         else:
@@ -103,14 +100,14 @@ class Registry:
         digest, media_type = self._manifest(request, name, text)
         etag = '"%s"' % digest
         headers = [("Content-Type", media_type), ("Docker-Content-Digest", digest), ("ETag", etag)]
-        if etag in request.head.headers.get("if-none-match", ""):
+        if etag in request.headers.get("if-none-match", ""):
             return Response(304, headers)
         size = self._content.size(digest) or 0
         return Response(200, headers, file=self._content.open(digest), length=size)
 
     def _put(self, request: Request, name: str, text: str) -> Response:
-        target = self._catalog.target(name, request.head.parameter("ns"))
-        tags = request.head.query.get("tag", [])
+        target = self._catalog.target(name, request.parameter("ns"))
+        tags = request.query.get("tag", [])
         expected = asked_digest(text) if ":" in text else None
         if len(tags) > MAX_TAGS or not all(map(is_tag, tags if expected else [*tags, text])):
             raise Refusal(400, "MANIFEST_INVALID", "malformed tag, or more than %d" % MAX_TAGS)
@@ -119,7 +116,7 @@ class Registry:
             digest = Digest.of(raw, expected.algorithm if expected else "sha256")
             if expected not in (None, digest):
                 raise Refusal(400, "DIGEST_INVALID", "the manifest is %s" % digest)
-            content_type = request.head.headers.get("content-type", "")
+            content_type = request.headers.get("content-type", "")
             media_type, subject = self._acceptable(raw, content_type)
             self._content.put(digest, raw)
         names = [target.with_digest(digest) if expected else target.with_tag(text)]
@@ -167,7 +164,7 @@ class Registry:
         raise Refusal(404, "MANIFEST_UNKNOWN", "manifest unknown")
 
     def _repositories_of(self, request: Request, name: str) -> Iterator[Dict[str, Association]]:
-        return self._catalog.find(name, request.head.parameter("ns"))
+        return self._catalog.find(name, request.parameter("ns"))
 
     @contextlib.contextmanager
     def _reading(self, digest: Digest) -> Iterator[manifest.Document]:
@@ -177,15 +174,12 @@ class Registry:
     @contextlib.contextmanager
     def _memory(self, slots: threading.Semaphore, size: Optional[int]) -> Iterator[None]:
         """Limit how many large documents are in memory; ``size`` is in bytes, None if unknown."""
-        if size is not None and size <= SMALL:
+        with contextlib.ExitStack() as stack:
+            if size is None or size > SMALL:
+                if not slots.acquire(timeout=self._store.timeout):
+                    raise RateLimited("too many large manifests at a time")
+                stack.callback(slots.release)
             yield
-        elif not slots.acquire(timeout=self._store.timeout):
-            raise RateLimited("too many large manifests at a time")
-        else:
-            try:
-                yield
-            finally:
-                slots.release()
 
     def _acceptable(self, raw: bytes, content_type: str) -> Tuple[str, Optional[Digest]]:
         """Return media type and subject of a manifest that the store can keep; raises Refusal."""
@@ -194,10 +188,9 @@ class Registry:
                 document = manifest.parse(raw, content_type)
                 subject, _ = _referral(document, document.digest)
                 for item, _ in self._store.walk(document.descriptor, document):
-                    if item.digest != document.digest and not self._content.has(
-                            item.digest, item.size) and not is_foreign(item.media_type):
-                        raise Refusal(
-                            404, "MANIFEST_BLOB_UNKNOWN", "blob %s is unknown" % item.digest)
+                    known = item.digest == document.digest or self._content.has(item.digest, item.size)
+                    if not known and not is_foreign(item.media_type):
+                        raise Refusal(404, "MANIFEST_BLOB_UNKNOWN", "blob %s is unknown" % item.digest)
         except _NO_MANIFEST as exc:
             raise Refusal(400, "MANIFEST_INVALID", str(exc)) from exc
         except StorageError as exc:
@@ -216,13 +209,13 @@ class Registry:
         raise Refusal(404, "NAME_UNKNOWN", "repository name not known to registry")
 
     def _repositories(self, request: Request) -> Response:
-        page, headers = _page(request, self._catalog.names(request.head.parameter("ns")))
+        page, headers = _page(request, self._catalog.names(request.parameter("ns")))
         return json_response(200, {"repositories": page}, headers)
 
     def _referrers(self, request: Request, name: str, text: str) -> Response:
         """List the manifests whose subject is ``text``, in pages of MAX_REFERRERS bytes."""
-        subject, last = asked_digest(text), request.head.parameter("last")
-        kind = request.head.parameter("artifactType")
+        subject, last = asked_digest(text), request.parameter("last")
+        kind = request.parameter("artifactType")
         headers = [("OCI-Filters-Applied", "artifactType")] if kind else []
         digests = {image.descriptor.digest for repository in self._repositories_of(request, name)
                    for image in repository.values() if self._content.size(image.descriptor.digest)}
@@ -270,9 +263,8 @@ def _refusing() -> Iterator[None]:
     except Refusal:
         raise
     except (Locked, RateLimited) as exc:
-        raise Refusal(
-            503 if isinstance(exc, Locked) else 429, "TOOMANYREQUESTS", "busy; try again later",
-            [("Retry-After", "10")]) from exc
+        status = 503 if isinstance(exc, Locked) else 429
+        raise Refusal(status, "TOOMANYREQUESTS", "busy; try again later", [("Retry-After", "10")]) from exc
     except StorageError as exc:
         cause = exc.__cause__
         full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -293,18 +285,17 @@ def _referral(document: manifest.Document, digest: Digest) -> Tuple[Optional[Dig
 
 def _page(request: Request, items: Sequence[str]) -> Tuple[List[str], Headers]:
     """Return a page of names, and the headers that link to the next page."""
-    count, last = request.head.parameter("n"), request.head.parameter("last")
-    if "n" in request.head.query and not re.fullmatch("[0-9]{1,18}", count):
+    count, last = request.parameter("n"), request.parameter("last")
+    if "n" in request.query and not re.fullmatch("[0-9]{1,18}", count):
         raise Refusal(400, "UNSUPPORTED", "n must be a number from 0")
     limit = min(int(count or MAX_PAGE), MAX_PAGE)
     left = sorted(item for item in items if item > last)
     page = left[:limit]
-    if not page or len(left) == len(page):
-        return page, []
-    return page, [_next(request, n=str(limit), last=page[-1])]
+    more = 0 < len(page) < len(left)
+    return page, [_next(request, n=str(limit), last=page[-1])] if more else []
 
 
 def _next(request: Request, **changed: str) -> Tuple[str, str]:
-    kept = {key: values[0] for key, values in request.head.query.items()}
+    kept = {key: values[0] for key, values in request.query.items()}
     query = urllib.parse.urlencode({**kept, **changed})
-    return "Link", '<%s?%s>; rel="next"' % (urllib.parse.quote(request.head.path), query)
+    return "Link", '<%s?%s>; rel="next"' % (urllib.parse.quote(request.path), query)

@@ -32,16 +32,16 @@ class Application:
         self.content.write_bytes(bytes(range(256)) * 64)
 
     def __call__(self, request: Request) -> Response:
-        self.asked.append("%s %s" % (request.head.method, request.head.path))
-        self.inside.append(request.head.path)
+        self.asked.append("%s %s" % (request.method, request.path))
+        self.inside.append(request.path)
         self.most = max(self.most, len(self.inside))
         try:
-            handler = getattr(self, "_" + request.head.path.strip("/").partition("/")[0], None)
+            handler = getattr(self, "_" + request.path.strip("/").partition("/")[0], None)
             answer = handler(request) if handler else Response(200, [("X-Path", "none")], b"hello")
             assert isinstance(answer, Response)
             return answer
         finally:
-            self.inside.remove(request.head.path)
+            self.inside.remove(request.path)
 
     def _echo(self, request: Request) -> Response:
         return Response(200, (), request.body.read(1 << 20))
@@ -67,16 +67,16 @@ class Application:
         return Response(201)
 
     def _status(self, request: Request) -> Response:
-        return json_response(int(request.head.parameter("is")), {"text": "html <b>"})
+        return json_response(int(request.parameter("is")), {"text": "html <b>"})
 
     def _nothing(self, request: Request) -> Response:
-        return Response(int(request.head.parameter("is")), [("ETag", '"x"')])
+        return Response(int(request.parameter("is")), [("ETag", '"x"')])
 
     def _file(self, request: Request) -> Response:
-        path = Path(request.head.parameter("path") or self.content)
+        path = Path(request.parameter("path") or self.content)
         file = path.open("rb")
         self.files.append(file)
-        first, count = (int(request.head.parameter(name)) for name in ("offset", "length"))
+        first, count = (int(request.parameter(name)) for name in ("offset", "length"))
         return Response(206, (), b"", file, first, count)
 
     def _vast(self, request: Request) -> Response:
@@ -86,11 +86,11 @@ class Application:
         raise KeyError("two\nlines")
 
     def _trouble(self, request: Request) -> Response:
-        status = int(request.head.parameter("is"))
+        status = int(request.parameter("is"))
         raise Refusal(status, "UNKNOWN", "no") from StorageError("the disk is full")
 
     def _split(self, request: Request) -> Response:
-        return Response(200, [("Location", request.head.parameter("to"))], b"hello")
+        return Response(200, [("Location", request.parameter("to"))], b"hello")
 
 
 class Listener:

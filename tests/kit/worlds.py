@@ -6,8 +6,7 @@ from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 
 from tests.kit.layers import END, NOBODY, Thing, as_nobody, head, needs_root, shown, symlink, things
-from minipull.rootfs.removal import clear
-from minipull.rootfs.rootfs import RootFS
+from minipull.rootfs.rootfs import RootFS, clear
 from minipull.image.tar import Reader
 SECOND = 10 ** 9
 UNLIMITED = 1 << 40

@@ -332,7 +332,7 @@ def test_a_file_system_without_attributes_is_told_of_once(
 # -- what the disk says -------------------------------------------------------------
 
 
-@pytest.mark.parametrize("call", ["open", "mkdir", "symlink", "mkfifo", "link", "fchown", "utime", "write"])
+@pytest.mark.parametrize("call", ["open", "mkdir", "symlink", "mkfifo", "link", "chown", "utime", "write"])
 def test_a_disk_that_fails_is_an_error_of_the_storage(
         as_root: World, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     """HL08: a link that can't be made is not copied either."""

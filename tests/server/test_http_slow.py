@@ -74,7 +74,7 @@ def test_a_body_that_stands_still_is_given_up_and_what_came_is_kept(
         client.drips(drip)
         assert client.ended()
     assert b"abc" in listener.application.received
-    assert listener.application.ended in (["Disconnected"], ["timeout"], ["TimeoutError"])
+    assert listener.application.ended in (["ConnectionAbortedError"], ["timeout"], ["TimeoutError"])
     assert listener.log == []
 
 
@@ -135,7 +135,7 @@ def test_a_body_that_was_quick_at_first_may_not_stall(plodding: Listener) -> Non
             wait_until(lambda: len(plodding.application.received) == end * 10000, "a piece")
         client.drips(b"x")
         assert client.ended()
-    assert plodding.application.ended == ["Disconnected"]
+    assert plodding.application.ended == ["ConnectionAbortedError"]
 
 
 def test_a_slow_application_is_not_a_slow_client(listen: Listen, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +163,8 @@ def test_a_client_that_goes_leaves_what_it_sent_and_no_trouble(
     with Client(listener, request("PUT", "/keep", *fields, body=body)):
         wait_until(lambda: listener.application.received == b"abc", "the first piece")
     wait_until(lambda: bool(listener.application.ended), "the end")
-    assert (bytes(listener.application.received), listener.application.ended) == (b"abc", ["Disconnected"])
+    assert (bytes(listener.application.received), listener.application.ended) == (
+        b"abc", ["ConnectionAbortedError"])
     assert listener.log == []
     with Client(listener, b"GET / HT"), Client(listener, request("GET", "/", body=b"x" * 50)[:-9]):
         pass

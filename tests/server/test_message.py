@@ -6,24 +6,29 @@ from typing import Callable, Dict, List, Optional, Tuple
 
 import pytest
 
-from minipull.server.message import MAX_DRAINED, MAX_FIELDS, MAX_LINE, Body, Refusal, json_response, parse_head
+from minipull.server.message import (
+    MAX_DRAINED, MAX_FIELDS, MAX_LINE, Body, Refusal, Request, json_response, parse_request)
 
 
 def lines(*fields: bytes, first: bytes = b"GET / HTTP/1.1", host: bool = True) -> bytes:
     return b"\r\n".join([first, *([b"Host: r"] if host else []), *fields])
 
 
+def parsed(head: bytes, proceed: Callable[[], None] = lambda: None) -> Request:
+    return parse_request(head, Wire(b"x"), proceed)
+
+
 def refused(head: bytes) -> int:
     with pytest.raises(Refusal) as caught:
-        parse_head(head)
-    return caught.value.status
+        parsed(head)
+    return caught.value.response.status
 
 
 # -- heads ---------------------------------------------------------------------
 
 
 def test_a_head_is_understood() -> None:
-    head = parse_head(lines(
+    head = parsed(lines(
         b"Content-Type:text/plain", b"X-Empty:", b"x-more: \t one \t", b"X-More: t\xf6o",
         b"Content-Length: 12", first=b"PUT /v2/a%2Fb/%252e?n=1&n=2&last=%41+b&empty= HTTP/1.1"))
     assert (head.method, head.path) == ("PUT", "/v2/a/b/%2e")  # decoded once
@@ -31,7 +36,7 @@ def test_a_head_is_understood() -> None:
     assert [head.parameter(name) for name in ("n", "last", "empty", "none")] == ["1", "A b", "", ""]
     assert head.headers == {"host": "r", "content-type": "text/plain", "x-empty": "", "x-more": "one, t\xf6o",
                             "content-length": "12"}
-    assert (head.length, head.waits, head.last) == (12, False, False)
+    assert (head.body.length, head.last) == (12, False)
 
 
 @pytest.mark.parametrize("first", [
@@ -87,7 +92,7 @@ def test_a_body_in_another_coding_is_refused(value: bytes) -> None:
     ([b"Content-Length: " + b"9" * 18], 10**18 - 1),
     ([b"Transfer-Encoding: chunked"], None), ([b"tRANSFER-eNCODING:  Chunked\t"], None)])
 def test_the_length_of_a_body_is_told(fields: List[bytes], length: Optional[int]) -> None:
-    assert parse_head(lines(*fields)).length == length
+    assert parsed(lines(*fields)).body.length == length
 
 
 def test_chunks_are_unknown_to_the_old_protocol() -> None:
@@ -96,7 +101,7 @@ def test_chunks_are_unknown_to_the_old_protocol() -> None:
 
 def test_host_is_needed_but_in_the_old_protocol() -> None:
     assert refused(lines(host=False)) == 400
-    assert parse_head(lines(first=b"GET / HTTP/1.0", host=False)).headers == {}
+    assert parsed(lines(first=b"GET / HTTP/1.0", host=False)).headers == {}
 
 
 @pytest.mark.parametrize("version,fields,waits,last", [
@@ -108,17 +113,18 @@ def test_host_is_needed_but_in_the_old_protocol() -> None:
     (b"HTTP/1.0", [b"Expect: 100-continue", b"Connection: keep-alive"], False, True)])
 def test_expect_100_continue_is_recognised(
         version: bytes, fields: List[bytes], waits: bool, last: bool) -> None:
-    head = parse_head(lines(*fields, first=b"PUT / " + version))
-    assert (head.waits, head.last) == (waits, last)
+    told: List[int] = []
+    request = parsed(lines(b"Content-Length: 1", *fields, first=b"PUT / " + version), lambda: told.append(1))
+    assert (request.body.read(1), told, request.last) == (b"x", [1] * waits, last)
 
 
 def test_headers_and_parameters_have_a_number() -> None:
     fields = [b"X-%d: y" % number for number in range(MAX_FIELDS - 1)]
-    assert len(parse_head(lines(*fields)).headers) == MAX_FIELDS
+    assert len(parsed(lines(*fields)).headers) == MAX_FIELDS
     assert refused(lines(*fields, b"X: y")) == 431
     for separator in (b"&", b";"):
         query = separator.join(b"n=%d" % number for number in range(MAX_FIELDS))
-        assert parse_head(lines(first=b"GET /?" + query + b" HTTP/1.1")).parameter("n")[0] == "0"
+        assert parsed(lines(first=b"GET /?" + query + b" HTTP/1.1")).parameter("n")[0] == "0"
         assert refused(lines(first=b"GET /?" + query + separator + b" HTTP/1.1")) == 400
 
 
@@ -134,14 +140,14 @@ def test_a_spoilt_head_is_refused_or_unambiguous() -> None:
             at = dice.randrange(len(data))
             data[at:at + dice.randint(0, 2)] = dice.choice(spoils)
         try:
-            parsed = parse_head(bytes(data))
+            request = parsed(bytes(data))
         except Refusal as exc:
-            assert exc.status in (400, 431, 501, 505)
+            assert exc.response.status in (400, 431, 501, 505)
         else:
             understood += 1
             names = [line.partition(b":")[0].lower() for line in bytes(data).split(b"\r\n")]
             assert names.count(b"content-length") + names.count(b"transfer-encoding") <= 1
-            assert not any(set(value) & {"\r", "\n", "\0"} for value in parsed.headers.values())
+            assert not any(set(value) & {"\r", "\n", "\0"} for value in request.headers.values())
             assert data.count(b"\r") == data.count(b"\n") == data.count(b"\r\n")
     assert understood > 100
 
@@ -217,7 +223,7 @@ def test_a_malformed_chunk_is_refused(data: bytes) -> None:
         with pytest.raises(Refusal) as caught:
             for _ in body:
                 pass
-        assert caught.value.status == 400
+        assert caught.value.response.status == 400
         assert (body.finished, body.drain(), list(body)) == (False, False, [])
 
 
@@ -247,7 +253,8 @@ def test_a_small_body_is_read_up_to_its_limit(encode: Encoding) -> None:
     body = Body(length, wire)
     with pytest.raises(Refusal) as caught:
         body.read(19999)
-    assert (caught.value.status, caught.value.code, body.finished) == (413, "SIZE_INVALID", False)
+    assert (caught.value.response.status, body.finished) == (413, False)
+    assert b'"code":"SIZE_INVALID"' in caught.value.response.body
     assert length is None or wire.taken == 0
 
 
