@@ -19,8 +19,7 @@ from ..image.walk import Seen
 from ..progress import Meter, Output, Progress, discard, serialized
 from ..reference import Reference
 from ..store.references import Association, image_of
-from ..store.source import MAX_CONFIG, ImageSource
-from ..store.store import Store
+from ..store.store import MAX_CONFIG, ImageSource, Store
 from .reader import opened
 
 UNNAMED = Reference("localhost", "loaded")  # with its digest, the name of an image that has none

@@ -33,7 +33,7 @@ from ..store.compression import decompressed, is_compressed, pieces
 from ..store.content import hash_file
 from ..store.layer import LayerSource
 from ..store.references import REF_NAME, Names, check_name, named
-from ..store.source import MAX_CONFIG, ImageSource, host_platform
+from ..store.store import MAX_CONFIG, ImageSource, host_platform
 from .members import Members, inside
 
 MAX_DOCUMENTS = 64 << 20  # bytes; of all documents of docker's own

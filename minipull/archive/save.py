@@ -28,7 +28,7 @@ from ..progress import Meter, Output, Progress, discard, serialized
 from ..reference import Reference
 from ..store.compression import BUFFER, pieces
 from ..store.references import IMAGE_NAME, LAYOUT, REF_NAME, Named
-from ..store.source import ImageSource, host_platform
+from ..store.store import ImageSource, host_platform
 
 
 def save(refs: Sequence[Union[str, Reference]], store: ImageSource, file: Union[str, BinaryIO], *,

@@ -17,7 +17,7 @@ from ..image.platform import Platform
 from ..reference import Reference
 from ..registry.client import Client, over_endpoints
 from ..registry.v2 import Repository
-from ..store.source import host_platform
+from ..store.store import host_platform
 from .context import Context, described, reference, stripped
 
 

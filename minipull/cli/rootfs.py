@@ -17,7 +17,7 @@ from ..image.platform import Platform, preference
 from ..rootfs.flatten import Flattened
 from ..rootfs.layers import for_platform, layers_of, remember
 from ..rootfs.unpack import MAX_UNPACKED, unpack
-from ..store.source import host_platform
+from ..store.store import host_platform
 from .context import Context, reference, stripped
 
 

@@ -15,7 +15,7 @@ from ..progress import Output
 from ..reference import Reference
 from ..registry.request import PIECE, Body
 from ..store.references import Named, named
-from ..store.source import host_platform
+from ..store.store import host_platform
 from ..xfer.transfer import TransferManager
 from .ends import LayoutEnd, Source
 from .places import Place

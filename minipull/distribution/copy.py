@@ -32,8 +32,7 @@ from ..registry.client import Client, over_endpoints
 from ..registry.endpoints import Endpoint, RegistryService
 from ..registry.errors import RegistryError
 from ..registry.v2 import MAX_REFERRERS
-from ..store.source import host_platform
-from ..store.store import Store
+from ..store.store import Store, host_platform
 from ..xfer.transfer import Transfer
 from ..xfer.upload import LayerUploadManager, UploadDescriptor
 from .convert import FORMATS, converted, rewritten

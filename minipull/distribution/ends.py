@@ -24,8 +24,7 @@ from ..registry.response import Response
 from ..registry.url import Origin
 from ..registry.v2 import Received, Repository
 from ..store.references import REF_NAME, named
-from ..store.source import ImageSource
-from ..store.store import Store, damaged
+from ..store.store import ImageSource, Store, damaged
 from ..xfer.transfer import Transfer, nothing
 from .blobs import SMALL, RemoteBlob, fetch_blob, persist, send_blob
 from .places import Place

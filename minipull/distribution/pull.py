@@ -15,8 +15,7 @@ from ..reference import Reference
 from ..registry.auth import Keyring
 from ..registry.client import Client, over_endpoints
 from ..registry.endpoints import Endpoint, RegistryService
-from ..store.source import host_platform
-from ..store.store import Store
+from ..store.store import Store, host_platform
 from ..xfer.download import LayerDownloadManager
 from .pull_v2 import PullOptions, Pulled, V2Puller
 

@@ -44,8 +44,7 @@ from ..registry.v2 import Received, Repository
 from ..store.layer import Diff, Layer
 from ..store.metadata import V2Metadata
 from ..store.references import Association
-from ..store.source import MAX_CONFIG
-from ..store.store import Store
+from ..store.store import MAX_CONFIG, Store
 from ..xfer.download import DownloadDescriptor, LayerDownloadManager
 from ..xfer.transfer import Transfer
 from .blobs import Opener, fetch_blob, persist

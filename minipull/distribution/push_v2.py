@@ -42,8 +42,7 @@ from ..registry.request import Body, FileBody
 from ..registry.v2 import Repository, Upload
 from ..store.compression import BUFFER, pieces
 from ..store.metadata import V2Metadata, check_hmac, hmac_key
-from ..store.source import MAX_CONFIG
-from ..store.store import Store
+from ..store.store import MAX_CONFIG, Store
 from ..xfer.transfer import Transfer
 from ..xfer.upload import LayerUploadManager, UploadDescriptor
 from .blobs import send_blob, send_stream

@@ -23,7 +23,7 @@ from ..registry.errors import RegistryError
 from ..registry.request import Body
 from ..registry.v2 import Received
 from ..store.references import Association
-from ..store.source import MAX_CONFIG
+from ..store.store import MAX_CONFIG
 from .blobs import persist, send_blob
 from .pull_v2 import Pulled, V2LayerDescriptor, V2Puller
 from .push_v2 import V2Pusher

@@ -22,8 +22,7 @@ from ..image.descriptor import Descriptor
 from ..image.platform import Platform
 from ..progress import Output, Progress, discard, serialized
 from ..reference import Reference
-from ..store.source import host_platform
-from ..store.store import Store
+from ..store.store import Store, host_platform
 from .layers import for_platform, layers_of, reading
 from .rootfs import RootFS, clear
 

@@ -8,7 +8,6 @@ The modules in reading order:
     layer          one record a ChainID
     references     index.json: names to manifests
     metadata       the layer of each blob, and the repositories that have it
-    source         images to be read, from a store or an archive alike
     store          all of these under one root
     gc             remove the blobs that no name needs
     check          is every byte what its name says?

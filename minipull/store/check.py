@@ -28,8 +28,7 @@ from .content import listing
 from .layer import parse_layer
 from .metadata import parse_metadata
 from .references import IMAGE_NAME, LAYOUT, REF_NAME, SOURCE_DIGEST, association, parse_index
-from .source import MAX_CONFIG, ImageSource
-from .store import Store
+from .store import MAX_CONFIG, ImageSource, Store
 
 UNVERIFIED = "unverified"  # the one kind that is no damage
 _MAX_FILE = 64 << 20  # bytes; of a file that is no blob

@@ -10,20 +10,122 @@ Mirrors moby's daemon wiring of its layer, image and reference stores.
 """
 import contextlib
 import os
-from typing import ContextManager, Iterator, Optional, Union
+import re
+from typing import ContextManager, Iterator, List, Optional, Set, Tuple, Union
 
 from .. import files
 from ..cancel import Cancel
-from ..errors import InvalidDocument, InvalidReference, NotFound, StorageError
-from ..image import manifest
-from ..image.config import Image
-from ..image.descriptor import Descriptor
+from ..digest import Digest
+from ..errors import Error, InvalidDocument, InvalidReference, NotFound, PolicyError, StorageError
+from ..image.config import Image, ImageConfig
+from ..image.descriptor import INDEX_TYPES, MANIFEST_TYPES, Descriptor, is_foreign
+from ..image.manifest import MAX_MANIFEST, Document, Manifest, is_runnable, parse
+from ..image.platform import Platform
+from ..image.walk import Seen, choose, walk
 from ..reference import Reference
-from .content import ContentStore
-from .layer import LayerStore
+from .content import BlobSource, ContentStore
+from .layer import LayerSource, LayerStore
 from .metadata import MetadataStore, V2MetadataService
-from .references import Association, ReferenceStore
-from .source import ImageSource
+from .references import Association, Names, ReferenceStore
+
+MAX_CONFIG = 8 << 20  # bytes
+
+_MACHINES = {"armv5tel": "arm/v5", "armv6l": "arm/v6", "armv7l": "arm/v7", "armv8l": "arm/v7",
+             "i586": "386", "i686": "386", "loongarch64": "loong64"}
+
+
+class ImageSource:
+    """Images to be read; ``root`` is the path of the store or archive."""
+    root: str
+    content: BlobSource
+    layers: LayerSource
+    references: Names
+
+    @contextlib.contextmanager
+    def reading(self, cancel: Optional[Cancel] = None) -> Iterator[None]:
+        """Keep every blob in its place for the block; an archive needs no lock for that."""
+        yield
+
+    def image(self, name: Union[str, Reference]) -> Image:
+        """Find an image by name, image ID or a prefix of that; raises NotFound, InvalidReference."""
+        if isinstance(name, str) and re.fullmatch(r"(sha256:)?[0-9a-f]{6,64}", name):
+            prefix = name.partition(":")[2] or name
+            images = {image.id: image for image in self.images() if image.id.encoded.startswith(prefix)}
+            if len(images) > 1:
+                raise NotFound("image ID prefix %s is ambiguous" % prefix)
+            if images:
+                return images.popitem()[1]
+            if len(prefix) == 64:
+                raise NotFound("No such image: %s" % name)
+        reference = (name if isinstance(name, Reference) else Reference.parse(name)).docker_ref()
+        association = self.references.get(reference)
+        if association is None:
+            raise NotFound("No such image: %s" % reference.familiar)
+        return self.load(association)
+
+    def images(self) -> List[Image]:
+        """List every named image whose config can be read, by name."""
+        images = []
+        for association in self.references.all():
+            with contextlib.suppress(Error):
+                images.append(self.load(association))
+        return images
+
+    def load(self, association: Association) -> Image:
+        """Return the image of a name; raises an Error if its documents are damaged."""
+        config = None
+        if association.descriptor.media_type in MANIFEST_TYPES:
+            document = self.document(association.descriptor)
+            if isinstance(document, Manifest) and is_runnable(document):
+                config = ImageConfig.parse(self.content.read(document.config.digest, MAX_CONFIG))
+        return Image(association.name, association.descriptor, association.source, config)
+
+    def document(self, descriptor: Descriptor) -> Document:
+        """Read and verify a manifest or index; raises an Error if it is damaged."""
+        return parse(
+            self.content.read(descriptor.digest, MAX_MANIFEST), descriptor.media_type)
+
+    def stored(self, descriptor: Descriptor) -> Optional[Document]:
+        """Return a manifest or index, or None if it is missing or of another kind; raises as document()."""
+        is_document = descriptor.media_type in MANIFEST_TYPES | INDEX_TYPES
+        stored = is_document and self.content.size(descriptor.digest) is not None
+        return self.document(descriptor) if stored else None
+
+    def walk(self, top: Descriptor, document: Optional[Document] = None,
+             seen: Optional[Seen] = None) -> Iterator[Tuple[Descriptor, Optional[Document]]]:
+        """Yield every blob and document that ``top`` needs, once; a document after all that it needs.
+
+        ``document`` is that of a ``top`` that may not be stored yet.  Documents in ``seen``
+        are left out.  Raises as image.walk and document().
+        """
+        blobs: Set[Digest] = set()
+        for item, parsed in walk(document or top, self.stored, seen=seen):
+            for blob in parsed.blobs if parsed else ():
+                if blob.digest not in blobs:
+                    blobs.add(blob.digest)
+                    yield blob, None
+            yield item, parsed
+
+    def missing(self, top: Descriptor, foreign: bool = False) -> Iterator[Descriptor]:
+        """Yield the blobs that ``top`` needs and that are missing; foreign layers only if ``foreign``."""
+        for item, _ in self.walk(top):
+            if not self.content.has(item.digest, item.size):
+                if foreign or not is_foreign(item.media_type):
+                    yield item
+
+    def on(self, platform: Platform, top: Descriptor) -> Optional[Descriptor]:
+        """Return the best manifest for a platform: ``top``, or one of its index; None if none fits."""
+        if top.media_type not in INDEX_TYPES:
+            return top
+        return next((item for item, _ in choose(platform, top, self.document)), None)
+
+    def size(self, top: Descriptor) -> int:
+        """Return the bytes that an image takes, shared or not; of one over the bounds of a walk, a part."""
+        digests = set()
+        with contextlib.suppress(PolicyError):
+            for item, _ in self.walk(top):
+                digests.add(item.digest)
+        return sum(self.content.size(digest) or 0 for digest in digests)
 
 
 class Store(ImageSource):
@@ -79,7 +181,7 @@ class Store(ImageSource):
         with damaged():
             return super().load(association)
 
-    def document(self, descriptor: Descriptor) -> manifest.Document:
+    def document(self, descriptor: Descriptor) -> Document:
         with damaged():
             return super().document(descriptor)
 
@@ -110,3 +212,11 @@ def damaged() -> Iterator[None]:
         yield
     except InvalidDocument as exc:
         raise StorageError("%s; run minipull check" % exc) from exc
+
+
+def host_platform() -> Platform:
+    """Return the platform of images that run on this machine: Windows there, Linux elsewhere."""
+    if os.name == "nt":
+        return Platform("windows", "amd64")
+    machine = os.uname().machine
+    return Platform.parse("linux/" + _MACHINES.get(machine, machine))

@@ -12,7 +12,7 @@ from tests.kit.processes import free_port
 from minipull.registry.auth import Credential
 from minipull.distribution.pull import pull_options
 from minipull.distribution.push import pushed_images
-from minipull.store.source import host_platform
+from minipull.store.store import host_platform
 from minipull.registry.endpoints import Host
 from minipull.errors import InvalidReference, NetworkError, NoSupport, NotFound, StorageError
 from minipull.registry.errors import RegistryError

@@ -10,8 +10,7 @@ from typing import IO, Any, Callable, Dict, List, Mapping, NamedTuple, Sequence,
 
 from minipull.image.descriptor import DOCKER_LAYER, DOCKER_TAR
 from minipull.progress import Progress
-from minipull.store.source import host_platform
-from minipull.store.store import Store
+from minipull.store.store import Store, host_platform
 from tests.kit import images
 from tests.kit.images import Layout, to_json
 

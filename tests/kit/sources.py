@@ -15,7 +15,7 @@ from minipull.progress import discard
 from minipull.reference import Reference
 from minipull.store.check import check_images
 from minipull.store.references import image_of
-from minipull.store.source import ImageSource
+from minipull.store.store import ImageSource
 from tests.kit import images
 from tests.kit.images import Layout
 from tests.kit.stores import NAME, descriptor, multi
