@@ -22,7 +22,7 @@ from ..digest import DiffID, Digest, Verifier, check_v1_id
 from ..errors import ContentMismatch, Error, InvalidDocument, NetworkError, NoSupport, StorageError
 from ..image.config import Image
 from ..image.descriptor import DOCKER_LAYER, DOCKER_TAR, Descriptor
-from ..image.schema1 import Entry, converted
+from ..image.schema1 import Entry, Schema1, converted
 from ..image.strictjson import parse_json, string_at
 from ..progress import Meter, Output, Progress
 from ..reference import Reference
@@ -96,7 +96,8 @@ class V1Puller:
         missing = any(layer.present() is None for layer in layers)
         nothing = ("v1:nothing", lambda transfer: None)
         self._downloads.download(store, layers, self._output, self._cancel, nothing)
-        config, document = converted(entries, [layer.stored() for layer in layers])
+        config, document = converted(
+            Schema1(b"", entries[-1].blob, tuple(entries)), [layer.stored() for layer in layers])
         former = store.references.get(reference)
         association = Association(reference, document.descriptor, document.digest)
         store.content.put(document.config.digest, config)

@@ -47,7 +47,7 @@ class Schema1Puller(V2Puller):
         downloaded = self._downloads.download(
             self._store, layers, self._output, self._cancel, ("schema1:" + old.digest, lambda transfer: None))
         raw, document = schema1.converted(
-            old.entries, list(zip(blobs, [layer.diff.diff_id for layer in downloaded.layers])))
+            old, list(zip(blobs, [layer.diff.diff_id for layer in downloaded.layers])))
         self._check_platform(ImageConfig.parse(raw))
         image = Association(reference, document.descriptor, old.digest)
         updated = self._store.references.get(reference) != image
