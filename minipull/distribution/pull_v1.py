@@ -14,7 +14,6 @@ Where this leaves the engine:
 - cookies and the mirrors of an index are left out.
 """
 import contextlib
-import re
 import uuid
 from typing import List, Optional, Tuple
 
@@ -41,7 +40,6 @@ from .blobs import RemoteBlob, persist
 
 MAX_FAILURES = 5  # of one layer whose body breaks off
 RESUME_DELAYS = (0.5, 1.0, 1.5, 2.0)  # seconds, before a body is opened again that broke off at its first byte
-_RANGE = re.compile("(?:bytes )?([0-9]{1,18})-")  # docker-registry 0.9 leaves the unit out
 
 
 class V1Puller:
@@ -85,9 +83,8 @@ class V1Puller:
         self._output(Progress(id=v1_id[:12], message="Pulling dependent layers"))
         entries: List[Entry] = []
         layers: List[V1LayerDescriptor] = []
-        ids = self._session.ancestry(registry, v1_id, self._cancel)
-        parent = ""
-        for image_id in reversed(ids):
+        ids = self._session.ancestry(registry, v1_id, self._cancel)[::-1]
+        for image_id, parent in zip(ids, ["", *ids]):
             self._output(Progress(id=image_id[:12], message="Pulling metadata"))
             image = persist(None, self._cancel, self._session.image, registry, image_id)
             v1 = parse_json(image.raw, "image JSON")
@@ -96,7 +93,6 @@ class V1Puller:
             v1.pop("throwaway", None)  # in this protocol every image has a layer
             entries.append(Entry(Digest.of(image.raw), v1))
             layers.append(V1LayerDescriptor(self._session, store, registry, image_id, image))
-            parent = image_id
         missing = any(layer.present() is None for layer in layers)
         nothing = ("v1:nothing", lambda transfer: None)
         self._downloads.download(store, layers, self._output, self._cancel, nothing)
@@ -154,9 +150,7 @@ class V1LayerDescriptor(DownloadDescriptor):
             if offset and not total:
                 raise NetworkError("%s gives a layer in one piece only" % self._registry)
             response = self._session.layer(self._registry, self._v1_id, cancel, offset, total)
-            if offset:
-                _check_range(response, offset)
-            elif "bytes" in response.header("Accept-Ranges"):
+            if not offset and "bytes" in response.header("Accept-Ranges"):
                 total = response.remaining or 0
             return response
 
@@ -197,19 +191,8 @@ class V1LayerDescriptor(DownloadDescriptor):
             self._ids.set(self._v1_id, self._session.domain, diff.diff_id)
 
 
-def _check_range(response: Response, start: int) -> None:
-    """Raise ContentMismatch, after which the layer is fetched anew, unless an answer begins at ``start``."""
-    match = _RANGE.match(response.header("Content-Range"))
-    if response.status != 206 or match is None or int(match.group(1)) != start:
-        response.close()
-        raise ContentMismatch("%s answered with another range" % (response.origin,), retry=True)
-
-
 class V1IDService:
-    """The DiffIDs of layers by their v1 ids at a registry, which is given by its domain.
-
-    Mirrors moby's distribution/metadata/v1_id_service.go.
-    """
+    """The DiffIDs of layers by v1 id and the registry's domain (moby: metadata/v1_id_service.go)."""
     NAMESPACE = "v1id-mappings"
 
     def __init__(self, store: MetadataStore) -> None:

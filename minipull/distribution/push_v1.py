@@ -16,12 +16,13 @@ import contextlib
 import functools
 import hashlib
 import io
+import itertools
 import json
 import zlib
 from typing import Any, BinaryIO, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from ..cancel import Cancel
-from ..digest import Buffer, ChainID, DiffID, Verifier, next_chain_id
+from ..digest import Buffer, DiffID, Verifier, next_chain_id
 from ..errors import NetworkError, NotFound, StorageError, Unsupported, corrupt
 from ..image import tar
 from ..image.config import Image
@@ -87,12 +88,12 @@ class V1Pusher:
         results: Dict[str, str] = {}
         for registry in session.registries:
             self._output(Progress(message="Pushing repository %s" % session.name))
-            present = self._run([(functools.partial(self._has, registry, v1_id), discard) for v1_id in layers])
+            present = self._run(discard, [functools.partial(self._has, registry, v1_id) for v1_id in layers])
             for layer, exists in zip(layers.values(), present):
                 results[layer.id] = "Already exists"
                 if not exists:
-                    run = functools.partial(self._send, registry, layer)
-                    results[layer.id] = self._run([(run, self._output)])[0]
+                    send = functools.partial(self._send, registry, layer)
+                    results[layer.id] = self._run(self._output, [send])[0]
                 self._output(Progress(id=layer.id[:12], action=results[layer.id]))
                 for tag in layer.tags:
                     url = session.put_tag(registry, tag, layer.id, cancel)
@@ -108,22 +109,27 @@ class V1Pusher:
                 image.name.familiar))
         document = self._store.document(image.descriptor)
         assert isinstance(document, Manifest)
-        layers: List[V1Layer] = []
-        chain: Optional[ChainID] = None
-        for diff_id, blob in zip(image.config.diff_ids, document.layers):
-            chain = next_chain_id(chain, diff_id)
-            layers.append(_v1_layer(chain.encoded, {}, layers, diff_id, blob))
-        top = layers.pop() if layers else V1Layer("", b"", None, None)
         config = parse_json(image.config.raw, "image config")
         for member in ("rootfs", "history", "parent"):
             config.pop(member, None)
-        return layers + [_v1_layer(image.id.encoded, config, layers, top.diff_id, top.blob)]
+        pairs = list(zip(image.config.diff_ids, document.layers))
+        chain_ids = itertools.accumulate((diff_id for diff_id, _ in pairs), next_chain_id)
+        ids = [chain_id.encoded for chain_id in chain_ids][:-1] + [image.id.encoded]
+        contents: Sequence[Tuple[Optional[DiffID], Optional[Descriptor]]] = pairs or [(None, None)]
+        layers: List[V1Layer] = []
+        for v1_id, (diff_id, blob) in zip(ids, contents):
+            members = dict(config if v1_id == ids[-1] else {}, id=v1_id)
+            if layers:
+                members["parent"] = layers[-1].id
+            raw = json.dumps(members, separators=(",", ":"), sort_keys=True, ensure_ascii=False).encode()
+            layers.append(V1Layer(v1_id, raw, diff_id, blob))
+        return layers
 
-    def _run(self, jobs: Sequence[Tuple[Run, Output]]) -> List[Any]:
-        """Run jobs side by side, as far as there are slots, and return their results in order."""
+    def _run(self, output: Output, runs: Sequence[Run]) -> List[Any]:
+        """Run transfers side by side, as far as there are slots, and return their results in order."""
         with contextlib.ExitStack() as stack:
             watchers = []
-            for number, (run, output) in enumerate(jobs):
+            for number, run in enumerate(runs):
                 watchers.append(self._transfers.transfer(
                     "v1push:%d" % number, run, output, None, self._cancel, self._store.reading))
                 stack.callback(self._transfers.release, watchers[-1])
@@ -146,21 +152,23 @@ class V1Pusher:
         if not session.put_image(registry, layer.id, layer.raw, cancel):
             return "Image already pushed, skipping"
         meter = Meter(transfer.progress, layer.id[:12], "Pushing", layer.blob.size if layer.blob else 0)
-        payload, diff = _verifier_of(start), Verifier()
+        payload, diff = Verifier(), Verifier()
+        payload.update(start)
         with self._open(layer.blob) as file:
             zipped = file.read(2) == b"\x1f\x8b"
             file.seek(0)
-            stream = self._stream(file, cancel, payload if zipped else None)
-            checksum = tarsum(_hashed(stream, diff), layer.raw)
+            stream = functools.partial(decompressed, file, cancel, self._store.layers.zstd)
+            checksum = tarsum(_hashed(stream(payload if zipped else None), diff), layer.raw)
             if layer.diff_id not in (None, diff.digest):
                 raise corrupt(layer.diff_id, "layer")
 
             def compressed() -> Iterator[Buffer]:
                 nonlocal payload
-                payload = _verifier_of(start)
+                payload = Verifier()
+                payload.update(start)
                 compressor = zlib.compressobj(wbits=31)  # a header without name and time
                 file.seek(0)
-                for piece in self._stream(file, cancel):
+                for piece in stream():
                     yield from _hashed([compressor.compress(piece)], payload)
                 yield from _hashed([compressor.flush()], payload)
 
@@ -183,18 +191,6 @@ class V1Pusher:
                                " or with --foreign" % blob.digest)
         return self._store.content.open(blob.digest)
 
-    def _stream(self, file: BinaryIO, cancel: Cancel, raw: Optional[Verifier] = None) -> Iterator[Buffer]:
-        return decompressed(file, cancel, self._store.layers.zstd, raw)
-
-
-def _v1_layer(v1_id: str, members: Dict[str, Any], below: Sequence[V1Layer], diff_id: Optional[DiffID],
-              blob: Optional[Descriptor]) -> V1Layer:
-    members["id"] = v1_id
-    if below:
-        members["parent"] = below[-1].id
-    raw = json.dumps(members, separators=(",", ":"), sort_keys=True, ensure_ascii=False).encode()
-    return V1Layer(v1_id, raw, diff_id, blob)
-
 
 def tarsum(stream: Iterator[Buffer], raw: bytes) -> str:
     """Return the checksum, version 0, of a tar stream and the JSON of its image (moby's pkg/tarsum)."""
@@ -211,12 +207,6 @@ def tarsum(stream: Iterator[Buffer], raw: bytes) -> str:
         sums.append(checksum.hexdigest())
     reader.drain()
     return "tarsum+sha256:" + hashlib.sha256(raw + "".join(sorted(sums)).encode()).hexdigest()
-
-
-def _verifier_of(start: bytes) -> Verifier:
-    verifier = Verifier()
-    verifier.update(start)
-    return verifier
 
 
 def _hashed(stream: Iterable[Buffer], verifier: Verifier) -> Iterator[Buffer]:

@@ -18,7 +18,7 @@ from typing import Callable, Collection, Dict, List, NamedTuple, Sequence
 
 from ..cancel import Cancel
 from ..digest import check_v1_id
-from ..errors import InvalidDocument, NetworkError, NoSupport, NotFound, PolicyError, shown
+from ..errors import ContentMismatch, InvalidDocument, NetworkError, NoSupport, NotFound, PolicyError, shown
 from ..image.manifest import MAX_LAYERS
 from ..image.strictjson import as_object, compact, parse_json, parse_value
 from ..reference import Reference
@@ -35,6 +35,7 @@ MAX_JSON = 8 << 20  # bytes, of one image
 _MAX_LIST = 64 << 20  # bytes, of the images of a repository
 _JSON = {"Content-Type": "application/json"}
 _TOKEN = re.compile(r"(?:Token )?([!-~]+)")
+_RANGE = re.compile("(?:bytes )?([0-9]{1,18})-")  # docker-registry 0.9 leaves the unit out
 #: tarsum+sha256 is none of these.
 _CHECKSUM = re.compile("(?<![+.0-9a-z])sha256:[0-9a-f]{64}")
 
@@ -97,7 +98,7 @@ class Session:
 
     def start_push(self, images: List[Dict[str, str]], cancel: Cancel) -> None:
         """Announce the images of a push to the index."""
-        request = Request("PUT", self._repository, cancel, _JSON, _json(images))
+        request = Request("PUT", self._repository, cancel, _JSON, Body.of(compact(images)))
         response = self._send(request, "trying to push repository %s" % self.name, index=True)
         self._learn(response)
         if not response.header("X-Docker-Endpoints"):
@@ -106,7 +107,7 @@ class Session:
     def end_push(self, images: List[Dict[str, str]], cancel: Cancel) -> None:
         """Tell the index that the registries have all images."""
         headers = dict(_JSON, **{"X-Docker-Endpoints": ",".join(self.registries)})
-        request = Request("PUT", self._repository + "images", cancel, headers, _json(images))
+        request = Request("PUT", self._repository + "images", cancel, headers, Body.of(compact(images)))
         self._send(request, "trying to push checksums %s" % self.name, index=True).discard()
 
     def _learn(self, response: Response) -> None:
@@ -168,11 +169,16 @@ class Session:
             return V1Image(response.read(MAX_JSON), checksums)
 
     def layer(self, registry: str, v1_id: str, cancel: Cancel, start: int = 0, size: int = 0) -> Response:
-        """Fetch the layer of an image, or what is left of its ``size`` bytes from ``start`` on."""
+        """Fetch a layer, or the rest of its ``size`` bytes from ``start`` on; raises ContentMismatch too."""
         # docker-registry 0.9 promises one byte too many for a range without an end.
         headers = {"Range": "bytes=%d-%d" % (start, size - 1)} if start else {}
-        return self._send(Request("GET", "%simages/%s/layer" % (registry, v1_id), cancel, headers),
-                          "while fetching image layer (%s)" % v1_id)
+        response = self._send(Request("GET", "%simages/%s/layer" % (registry, v1_id), cancel, headers),
+                              "while fetching image layer (%s)" % v1_id)
+        match = _RANGE.match(response.header("Content-Range"))
+        if start and (response.status != 206 or match is None or int(match.group(1)) != start):
+            response.close()
+            raise ContentMismatch("%s answered with another range" % (response.origin,), retry=True)
+        return response
 
     def put_image(self, registry: str, v1_id: str, raw: bytes, cancel: Cancel) -> bool:
         """Start an image with its JSON; False if the registry has it already."""
@@ -200,7 +206,7 @@ class Session:
     def put_tag(self, registry: str, tag: str, v1_id: str, cancel: Cancel) -> str:
         """Let a tag point to an image; returns the URL of the tag."""
         url = self._tag_url(registry, tag)
-        self._send(Request("PUT", url, cancel, _JSON, _json(v1_id)),
+        self._send(Request("PUT", url, cancel, _JSON, Body.of(compact(v1_id))),
                    "trying to push tag %s on %s" % (tag, self.name)).discard()
         return url
 
@@ -235,7 +241,3 @@ class Session:
         elif self._token:
             headers["Authorization"] = "Token " + self._token
         return self._transport.send(request.with_headers(headers))
-
-
-def _json(value: object) -> Body:
-    return Body.of(compact(value))
