@@ -80,9 +80,8 @@ class V2Pusher:
         self.chunk_size = chunk_size
         credential = repository.credential()
         self.has_auth_info = bool(credential.registry_token or credential.username and credential.password)
-        self.key = hmac_key(None if credential.anonymous else {
-            "username": credential.username, "password": credential.password,
-            "identitytoken": credential.identity_token, "registrytoken": credential.registry_token})
+        members = dict(zip(("username", "password", "identitytoken", "registrytoken"), credential))
+        self.key = hmac_key(None if credential.anonymous else members)
         #: Blobs that the repository has, by the digest in the store; never asked for again.
         self.present: Dict[Digest, Descriptor] = {}
         self.checked: Set[Digest] = set()  # configs looked for before anything was sent

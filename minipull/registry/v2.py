@@ -11,7 +11,7 @@ Spec: distribution-spec.
 import contextlib
 import re
 import urllib.parse
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Set
+from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Set
 
 from ..cancel import Cancel
 from ..digest import Digest
@@ -115,7 +115,8 @@ class Repository:
     def blob(self, digest: Digest, offset: int, cancel: Cancel) -> Response:
         """Fetch a blob from ``offset`` (bytes) on, or with 200 all of it; raises RegistryError."""
         # If-Range is not needed: a blob that has changed fails its digest.
-        return _ranged(self._ask("GET", "blobs/" + digest, cancel, headers=_range(offset)), offset)
+        request = Request("GET", self._base + "blobs/" + digest + self._query, cancel)
+        return _from_offset(request, offset, self.send)
 
     def stat(self, digest: Digest, cancel: Cancel) -> Optional[int]:
         """The size of a blob in bytes, or None if it does not exist; raises RegistryError."""
@@ -134,8 +135,8 @@ class Repository:
         """Fetch a foreign layer from a URL in a manifest, by https and without credentials."""
         if Origin.of(url).scheme != "https":
             raise PolicyError("foreign layer at %s, without https, refused" % ascii(url)[:200])
-        request = Request("GET", url, cancel, _range(offset), only_public=self._is_public)
-        return _ranged(_succeeded(self._transport.send(request)), offset)
+        request = Request("GET", url, cancel, only_public=self._is_public)
+        return _from_offset(request, offset, lambda request: _succeeded(self._transport.send(request)))
 
     def tags(self, cancel: Cancel) -> List[str]:
         """All tags in the registry's order; raises RegistryError, NetworkError."""
@@ -279,12 +280,9 @@ def _succeeded(response: Response) -> Response:
     raise answer_error(response)
 
 
-def _range(offset: int) -> Dict[str, str]:
-    return {"Range": "bytes=%d-" % offset} if offset else {}
-
-
-def _ranged(response: Response, offset: int) -> Response:
-    """The answer itself; raises ContentMismatch if it is a range from elsewhere than ``offset``."""
+def _from_offset(request: Request, offset: int, send: Callable[[Request], Response]) -> Response:
+    """Ask for the bytes from ``offset`` on; raises ContentMismatch for a range from elsewhere."""
+    response = send(request.with_headers({"Range": "bytes=%d-" % offset}) if offset else request)
     if response.status == 206:
         match = _CONTENT_RANGE.fullmatch(response.header("Content-Range"))
         start, end, total = match.groups() if match else ("-1", "-1", "*")

@@ -109,13 +109,6 @@ class ContentStore(BlobSource):
                         advance(len(piece))
                 ingest.commit()
 
-    def adopt(self, path: str, digest: Digest) -> None:
-        """Rename a verified and synced file to its blob; an OSError is the caller's to map."""
-        final = self.path(digest)
-        files.make_directory(os.path.dirname(final))
-        os.rename(path, final)
-        files.sync_directory(os.path.dirname(final))
-
     def digests(self) -> List[Digest]:
         """List every stored blob."""
         return [digest for digest, _ in listing(os.path.join(self.root, "blobs"))]
@@ -215,7 +208,10 @@ class Ingest:
                 self._hash(self.digest.algorithm)
             self.verify("upload" if self.size is None else "blob %s" % self.digest)
             self._sync()
-            self._content.adopt(self._path, self.digest)
+            final = self._content.path(self.digest)
+            files.make_directory(os.path.dirname(final))
+            os.rename(self._path, final)
+            files.sync_directory(os.path.dirname(final))
             self.complete = True
             self._remove(self._path + ".json")
         return self.digest

@@ -165,15 +165,15 @@ class Store(ImageSource):
 
     def writing(self, cancel: Optional[Cancel] = None) -> ContextManager[None]:
         """Hold the same lock and make sure that there is one; raises StorageError, Cancelled."""
-        files.make_directory(self.root)
         return self._locked(False, cancel)
 
     def alone(self, cancel: Optional[Cancel] = None) -> ContextManager[None]:
         """Hold the lock exclusively, to remove blobs; raises StorageError, Cancelled."""
-        files.make_directory(self.root)
         return self._locked(True, cancel)
 
     def _locked(self, exclusive: bool, cancel: Optional[Cancel], *flags: int) -> ContextManager[None]:
+        if not flags:
+            files.make_directory(self.root)
         pause = (cancel or Cancel()).pause
         return files.locked(os.path.join(self.root, "lock"), exclusive, pause, self.timeout, *flags)
 

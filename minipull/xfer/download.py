@@ -67,8 +67,11 @@ class LayerManager:
     the countdown between them.
     """
 
-    def __init__(self, concurrency: int, attempts: int = MAX_ATTEMPTS, tick: float = 1.0) -> None:
-        self.transfers = TransferManager(concurrency)
+    concurrency = CONCURRENT_DOWNLOADS
+
+    def __init__(self, concurrency: Optional[int] = None, attempts: int = MAX_ATTEMPTS,
+                 tick: float = 1.0) -> None:
+        self.transfers = TransferManager(self.concurrency if concurrency is None else concurrency)
         self.attempts = attempts
         self.tick = tick
 
@@ -90,7 +93,7 @@ class LayerManager:
 class LayerDownloadManager(LayerManager):
     """Downloads of layers; pulls with the same manager share processors too."""
 
-    def __init__(self, concurrency: int = CONCURRENT_DOWNLOADS, attempts: int = MAX_ATTEMPTS,
+    def __init__(self, concurrency: Optional[int] = None, attempts: int = MAX_ATTEMPTS,
                  tick: float = 1.0) -> None:
         super().__init__(concurrency, attempts, tick)
         self.processors = Turnstile(os.cpu_count() or 1)

@@ -15,7 +15,7 @@ from typing import Any, Dict, List, Sequence
 
 from ..cancel import Cancel
 from ..progress import Output, Progress
-from .download import MAX_ATTEMPTS, LayerManager
+from .download import LayerManager
 from .transfer import Holding, Run, Transfer, Watcher, nothing
 
 CONCURRENT_UPLOADS = 5
@@ -33,10 +33,7 @@ class UploadDescriptor(abc.ABC):
 
 class LayerUploadManager(LayerManager):
     """Uploads of layers and other blobs."""
-
-    def __init__(self, concurrency: int = CONCURRENT_UPLOADS, attempts: int = MAX_ATTEMPTS,
-                 tick: float = 1.0) -> None:
-        super().__init__(concurrency, attempts, tick)
+    concurrency = CONCURRENT_UPLOADS
 
     def upload(self, blobs: Sequence[UploadDescriptor], output: Output, cancel: Cancel,
                holding: Holding = nothing) -> List[Any]:

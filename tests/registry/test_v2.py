@@ -224,16 +224,16 @@ def test_a_foreign_layer_is_fetched_anonymously(make: Made, server: ScriptedServ
     with ScriptedServer("127.0.0.2", certificates.context()) as other:
         repository = make(server, credentials=credentials, service=service)
         other.on("GET", "/good", content(BLOB))
-        with repository.foreign_blob(other.url + "/good", Cancel(), 4) as response:
+        with repository.foreign_blob(other.url + "/good", 4, Cancel()) as response:
             assert response.read(100) == BLOB[4:]
-        with repository.foreign_blob(other.url + "/good", Cancel(), 0) as response:
+        with repository.foreign_blob(other.url + "/good", 0, Cancel()) as response:
             assert (response.status, response.read(100)) == (200, BLOB)
         other.on("GET", "/ask", challenge('Basic realm="x"'))
         with pytest.raises(RegistryError, match="unauthorized"):
-            repository.foreign_blob(other.url + "/ask", Cancel(), 0)
+            repository.foreign_blob(other.url + "/ask", 0, Cancel())
         other.on("GET", "/down", redirect(server.url))
         with pytest.raises(PolicyError, match="https to http"):
-            repository.foreign_blob(other.url + "/down", Cancel(), 0)
+            repository.foreign_blob(other.url + "/down", 0, Cancel())
         other.assert_no_credentials()
         assert len(other.requests) == 4
     assert server.requests == []
@@ -242,7 +242,7 @@ def test_a_foreign_layer_is_fetched_anonymously(make: Made, server: ScriptedServ
 @pytest.mark.parametrize("url", ["http://127.0.0.2/x", "ftp://127.0.0.2/x", "file:///etc/passwd", "x", "https://u@h/"])
 def test_a_foreign_layer_without_https_is_refused(repository: Repository, url: str) -> None:
     with pytest.raises(PolicyError, match="refused"):
-        repository.foreign_blob(url, Cancel(), 0)
+        repository.foreign_blob(url, 0, Cancel())
 
 
 # -- tags ----------------------------------------------------------------------
