@@ -88,12 +88,12 @@ class V1Pusher:
         results: Dict[str, str] = {}
         for registry in session.registries:
             self._output(Progress(message="Pushing repository %s" % session.name))
-            present = self._run([(functools.partial(self._has, registry, v1_id), discard) for v1_id in layers])
+            present = self._run(discard, [functools.partial(self._has, registry, v1_id) for v1_id in layers])
             for layer, exists in zip(layers.values(), present):
                 results[layer.id] = "Already exists"
                 if not exists:
-                    run = functools.partial(self._send, registry, layer)
-                    results[layer.id] = self._run([(run, self._output)])[0]
+                    send = functools.partial(self._send, registry, layer)
+                    results[layer.id] = self._run(self._output, [send])[0]
                 self._output(Progress(id=layer.id[:12], action=results[layer.id]))
                 for tag in layer.tags:
                     url = session.put_tag(registry, tag, layer.id, cancel)
@@ -120,11 +120,11 @@ class V1Pusher:
             config.pop(member, None)
         return layers + [_v1_layer(image.id.encoded, config, layers, top.diff_id, top.blob)]
 
-    def _run(self, jobs: Sequence[Tuple[Run, Output]]) -> List[Any]:
-        """Run jobs side by side, as far as there are slots, and return their results in order."""
+    def _run(self, output: Output, runs: Sequence[Run]) -> List[Any]:
+        """Run transfers side by side, as far as there are slots, and return their results in order."""
         with contextlib.ExitStack() as stack:
             watchers = []
-            for number, (run, output) in enumerate(jobs):
+            for number, run in enumerate(runs):
                 watchers.append(self._transfers.transfer(
                     "v1push:%d" % number, run, output, None, self._cancel, self._store.reading))
                 stack.callback(self._transfers.release, watchers[-1])
@@ -147,21 +147,23 @@ class V1Pusher:
         if not session.put_image(registry, layer.id, layer.raw, cancel):
             return "Image already pushed, skipping"
         meter = Meter(transfer.progress, layer.id[:12], "Pushing", layer.blob.size if layer.blob else 0)
-        payload, diff = _verifier_of(start), Verifier()
+        payload, diff = Verifier(), Verifier()
+        payload.update(start)
         with self._open(layer.blob) as file:
             zipped = file.read(2) == b"\x1f\x8b"
             file.seek(0)
-            stream = self._stream(file, cancel, payload if zipped else None)
-            checksum = tarsum(_hashed(stream, diff), layer.raw)
+            stream = functools.partial(decompressed, file, cancel, self._store.layers.zstd)
+            checksum = tarsum(_hashed(stream(payload if zipped else None), diff), layer.raw)
             if layer.diff_id not in (None, diff.digest):
                 raise corrupt(layer.diff_id, "layer")
 
             def compressed() -> Iterator[Buffer]:
                 nonlocal payload
-                payload = _verifier_of(start)
+                payload = Verifier()
+                payload.update(start)
                 compressor = zlib.compressobj(wbits=31)  # a header without name and time
                 file.seek(0)
-                for piece in self._stream(file, cancel):
+                for piece in stream():
                     yield from _hashed([compressor.compress(piece)], payload)
                 yield from _hashed([compressor.flush()], payload)
 
@@ -183,9 +185,6 @@ class V1Pusher:
             raise StorageError("blob %s is not in the store, so it can't be pushed; pull its image again,"
                                " or with --foreign" % blob.digest)
         return self._store.content.open(blob.digest)
-
-    def _stream(self, file: BinaryIO, cancel: Cancel, raw: Optional[Verifier] = None) -> Iterator[Buffer]:
-        return decompressed(file, cancel, self._store.layers.zstd, raw)
 
 
 def _v1_layer(v1_id: str, members: Dict[str, Any], below: Sequence[V1Layer], diff_id: Optional[DiffID],
@@ -212,12 +211,6 @@ def tarsum(stream: Iterator[Buffer], raw: bytes) -> str:
         sums.append(checksum.hexdigest())
     reader.drain()
     return "tarsum+sha256:" + hashlib.sha256(raw + "".join(sorted(sums)).encode()).hexdigest()
-
-
-def _verifier_of(start: bytes) -> Verifier:
-    verifier = Verifier()
-    verifier.update(start)
-    return verifier
 
 
 def _hashed(stream: Iterable[Buffer], verifier: Verifier) -> Iterator[Buffer]:

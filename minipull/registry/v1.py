@@ -18,7 +18,7 @@ from typing import Callable, Collection, Dict, List, NamedTuple, Sequence
 
 from ..cancel import Cancel
 from ..digest import check_v1_id
-from ..errors import InvalidDocument, NetworkError, NoSupport, NotFound, PolicyError, shown
+from ..errors import ContentMismatch, InvalidDocument, NetworkError, NoSupport, NotFound, PolicyError, shown
 from ..image.manifest import MAX_LAYERS
 from ..image.strictjson import as_object, compact, parse_json, parse_value
 from ..reference import Reference
@@ -35,6 +35,7 @@ MAX_JSON = 8 << 20  # bytes, of one image
 _MAX_LIST = 64 << 20  # bytes, of the images of a repository
 _JSON = {"Content-Type": "application/json"}
 _TOKEN = re.compile(r"(?:Token )?([!-~]+)")
+_RANGE = re.compile("(?:bytes )?([0-9]{1,18})-")  # docker-registry 0.9 leaves the unit out
 #: tarsum+sha256 is none of these.
 _CHECKSUM = re.compile("(?<![+.0-9a-z])sha256:[0-9a-f]{64}")
 
@@ -168,11 +169,19 @@ class Session:
             return V1Image(response.read(MAX_JSON), checksums)
 
     def layer(self, registry: str, v1_id: str, cancel: Cancel, start: int = 0, size: int = 0) -> Response:
-        """Fetch the layer of an image, or what is left of its ``size`` bytes from ``start`` on."""
+        """Fetch the layer of an image, or what is left of its ``size`` bytes from ``start`` on.
+
+        Raises ContentMismatch, after which the layer is to be fetched anew, for another range.
+        """
         # docker-registry 0.9 promises one byte too many for a range without an end.
         headers = {"Range": "bytes=%d-%d" % (start, size - 1)} if start else {}
-        return self._send(Request("GET", "%simages/%s/layer" % (registry, v1_id), cancel, headers),
-                          "while fetching image layer (%s)" % v1_id)
+        response = self._send(Request("GET", "%simages/%s/layer" % (registry, v1_id), cancel, headers),
+                              "while fetching image layer (%s)" % v1_id)
+        match = _RANGE.match(response.header("Content-Range"))
+        if start and (response.status != 206 or match is None or int(match.group(1)) != start):
+            response.close()
+            raise ContentMismatch("%s answered with another range" % (response.origin,), retry=True)
+        return response
 
     def put_image(self, registry: str, v1_id: str, raw: bytes, cancel: Cancel) -> bool:
         """Start an image with its JSON; False if the registry has it already."""
