@@ -9,11 +9,12 @@ noted first, and compared when the bytes have been hashed, in one pass.
 
 Mirrors `git fsck` more than anything in moby.
 """
+import collections
 import concurrent.futures
 import contextlib
 import json
 import os
-from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import DefaultDict, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from .. import files
 from ..cancel import Cancel
@@ -71,7 +72,7 @@ class _Checker:
         self._content = source.content
         self._cancel = cancel
         # For a blob: its DiffID, by which kind of file, and that file's path.
-        self._claims: Dict[Digest, List[Tuple[DiffID, str, str]]] = {}
+        self._claims: DefaultDict[Digest, List[Tuple[DiffID, str, str]]] = collections.defaultdict(list)
 
     def needed(self, tops: Sequence[Descriptor]) -> Set[Digest]:
         """Check the documents of some images; return the digest of every blob that they need."""
@@ -103,9 +104,6 @@ class _Checker:
         except Error as exc:
             self._report(path, kind, exc)
 
-    def _claim(self, blob: Digest, diff_id: DiffID, kind: str, path: str) -> None:
-        self._claims.setdefault(blob, []).append((diff_id, kind, path))
-
     def _image(self, top: Descriptor, seen: Seen) -> Iterator[Digest]:
         """Yield the digests of all that an image needs; notes the claims of its configs."""
         with self._blaming(self._content.path(top.digest), "image"):
@@ -129,7 +127,7 @@ class _Checker:
                 raise StorageError("config has %d layers, manifest %s has %d" % (
                     len(config.diff_ids), document.digest, len(document.layers)))
             for layer, diff_id in zip(document.layers, config.diff_ids):
-                self._claim(layer.digest, diff_id, "config", path)
+                self._claims[layer.digest].append((diff_id, "config", path))
 
     def _blob(self, digest: Digest) -> Optional[DiffID]:
         """Hash one blob; return its DiffID if it is sound and some file claims that it is a layer."""
@@ -151,10 +149,7 @@ class _Checker:
 
 class _StoreChecker(_Checker):
     """Checks all of a store: its index, its records and every blob besides."""
-
-    def __init__(self, store: Store, cancel: Cancel) -> None:
-        super().__init__(store, cancel)
-        self._store = store
+    _source: Store
 
     def run(self) -> List[Problem]:
         self.needed(self._index())
@@ -162,20 +157,20 @@ class _StoreChecker(_Checker):
         self._records()
         self._metadata()
         self._strays()
-        return self.compared(self._store.content.digests())
+        return self.compared(self._source.content.digests())
 
     def _layout(self) -> None:
-        path = os.path.join(self._store.root, "oci-layout")
+        path = os.path.join(self._source.root, "oci-layout")
         with self._blaming(path, "layout"):
             data = files.read_bytes(path, _MAX_FILE)
-            if data is None and not os.path.lexists(self._store.references.path):
+            if data is None and not os.path.lexists(self._source.references.path):
                 return
             if parse_json(data or b"", "oci-layout") != parse_json(LAYOUT, ""):
                 raise StorageError("not the layout file of an image layout 1.0.0")
 
     def _index(self) -> List[Descriptor]:
         """List the images of index.json, read anew."""
-        path, tops = self._store.references.path, []
+        path, tops = self._source.references.path, []
         with self._blaming(path, "index"):
             data = files.read_bytes(path, _MAX_FILE)
             if data is None:
@@ -206,29 +201,29 @@ class _StoreChecker(_Checker):
         return top
 
     def _records(self) -> None:
-        for chain_id, path in listing(self._store.layers.root):
+        for chain_id, path in listing(self._source.layers.root):
             with self._blaming(path, "record"):
                 layer = parse_layer(ChainID(chain_id), files.read_bytes(path, _MAX_FILE) or b"")
                 for digest, size in layer.blobs:
                     if not self._content.has(digest, size):
                         raise StorageError("blob %s of %d bytes is not stored" % (digest, size))
-                    self._claim(digest, layer.diff.diff_id, "record", path)
+                    self._claims[digest].append((layer.diff.diff_id, "record", path))
 
     def _metadata(self) -> None:
-        service = self._store.metadata
+        service = self._source.metadata
         for blob, path in listing(service.store.path(service.BY_DIGEST, "")):
             claim = service.get_diff_id(blob)
             if claim is None:
                 self._report(path, "metadata", "not a digest")
             else:
-                self._claim(blob, claim, "metadata", path)
+                self._claims[blob].append((claim, "metadata", path))
         for diff_id, path in listing(service.store.path(service.BY_DIFF_ID, "")):
             with self._blaming(path, "metadata"):
                 for entry in parse_metadata(files.read_bytes(path, _MAX_FILE) or b""):
-                    self._claim(entry.digest, DiffID(diff_id), "metadata", path)
+                    self._claims[entry.digest].append((DiffID(diff_id), "metadata", path))
 
     def _strays(self) -> None:
-        blobs = os.path.join(self._store.root, "blobs")
+        blobs = os.path.join(self._source.root, "blobs")
         paths = {os.path.join(folder, name) for folder, _, names in os.walk(blobs) for name in names}
         for path in paths.difference(path for _, path in listing(blobs)):
             self._report(path, "stray", "no digest for a name")
