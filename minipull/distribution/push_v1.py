@@ -16,12 +16,13 @@ import contextlib
 import functools
 import hashlib
 import io
+import itertools
 import json
 import zlib
 from typing import Any, BinaryIO, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from ..cancel import Cancel
-from ..digest import Buffer, ChainID, DiffID, Verifier, next_chain_id
+from ..digest import Buffer, DiffID, Verifier, next_chain_id
 from ..errors import NetworkError, NotFound, StorageError, Unsupported, corrupt
 from ..image import tar
 from ..image.config import Image
@@ -109,16 +110,21 @@ class V1Pusher:
                 image.name.familiar))
         document = self._store.document(image.descriptor)
         assert isinstance(document, Manifest)
-        layers: List[V1Layer] = []
-        chain: Optional[ChainID] = None
-        for diff_id, blob in zip(image.config.diff_ids, document.layers):
-            chain = next_chain_id(chain, diff_id) if chain else ChainID(diff_id)
-            layers.append(_v1_layer(chain.encoded, {}, layers, diff_id, blob))
-        top = layers.pop() if layers else V1Layer("", b"", None, None)
         config = parse_json(image.config.raw, "image config")
         for member in ("rootfs", "history", "parent"):
             config.pop(member, None)
-        return layers + [_v1_layer(image.id.encoded, config, layers, top.diff_id, top.blob)]
+        pairs = list(zip(image.config.diff_ids, document.layers))
+        chain_ids = itertools.accumulate((diff_id for diff_id, _ in pairs), next_chain_id)
+        ids = [chain_id.encoded for chain_id in chain_ids][:-1] + [image.id.encoded]
+        contents: Sequence[Tuple[Optional[DiffID], Optional[Descriptor]]] = pairs or [(None, None)]
+        layers: List[V1Layer] = []
+        for v1_id, (diff_id, blob) in zip(ids, contents):
+            members = dict(config if v1_id == ids[-1] else {}, id=v1_id)
+            if layers:
+                members["parent"] = layers[-1].id
+            raw = json.dumps(members, separators=(",", ":"), sort_keys=True, ensure_ascii=False).encode()
+            layers.append(V1Layer(v1_id, raw, diff_id, blob))
+        return layers
 
     def _run(self, output: Output, runs: Sequence[Run]) -> List[Any]:
         """Run transfers side by side, as far as there are slots, and return their results in order."""
@@ -185,15 +191,6 @@ class V1Pusher:
             raise StorageError("blob %s is not in the store, so it can't be pushed; pull its image again,"
                                " or with --foreign" % blob.digest)
         return self._store.content.open(blob.digest)
-
-
-def _v1_layer(v1_id: str, members: Dict[str, Any], below: Sequence[V1Layer], diff_id: Optional[DiffID],
-              blob: Optional[Descriptor]) -> V1Layer:
-    members["id"] = v1_id
-    if below:
-        members["parent"] = below[-1].id
-    raw = json.dumps(members, separators=(",", ":"), sort_keys=True, ensure_ascii=False).encode()
-    return V1Layer(v1_id, raw, diff_id, blob)
 
 
 def tarsum(stream: Iterator[Buffer], raw: bytes) -> str:
