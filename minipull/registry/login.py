@@ -122,7 +122,12 @@ class Logins:
             with storage_errors("lock %s" % path):
                 fd = open_regular(path + ".lock", os.O_RDWR | os.O_CREAT)
             with open(fd, "rb"):
-                self._lock(fd, path, cancel)
+                try:
+                    lock(fd, path, True, cancel.pause, self._timeout)
+                except Locked:
+                    raise
+                except StorageError:  # a file system without locks; docker takes none anywhere
+                    pass
                 document = parse_json((read_bytes(path, MAX_FILE) or b"").strip() or b"{}", path)
                 document["auths"] = object_at(document, "auths", path)
                 change(document["auths"])
@@ -133,11 +138,3 @@ class Logins:
                 raise
             problem = str(exc).partition("; ")[0]  # without the hint, which is about the store
             raise StorageError("%s; --authfile names another file" % problem) from exc
-
-    def _lock(self, fd: int, path: str, cancel: Cancel) -> None:
-        try:
-            lock(fd, path, True, cancel.pause, self._timeout)
-        except Locked:
-            raise
-        except StorageError:  # a file system without locks; docker takes none anywhere
-            pass
