@@ -98,17 +98,14 @@ def do_push(context: Context, flags: argparse.Namespace) -> None:
             client, images, store, settings.uploads(), context.renderer, context.cancel,
             settings.size("chunk_size"), settings.truth("legacy_schema1"))
     context.renderer.finish()
-    shown = []
-    for pushed in results:
-        top = pushed.descriptor
-        shown.append({
-            "name": str(pushed.name), "tag": pushed.name.tag, "digest": top.digest, "size": top.size,
-            "layers": [{"diff_id": layer.diff_id, "digest": layer.blob.digest,
-                        "size": layer.blob.size, "result": layer.result} for layer in pushed.layers]})
-    context.answer(shown, [
-        "%s@%s" % (pushed.name.name, pushed.descriptor.digest) if context.quiet else
-        "%s: digest: %s size: %d" % (pushed.name.tag, pushed.descriptor.digest, pushed.descriptor.size)
-        for pushed in results])
+    rows = [{
+        "name": str(name), "tag": name.tag, "digest": top.digest, "size": top.size,
+        "layers": [{"diff_id": layer.diff_id, "digest": layer.blob.digest,
+                    "size": layer.blob.size, "result": layer.result} for layer in layers],
+    } for name, top, layers in results]
+    context.answer(rows, [
+        "%s@%s" % (name.name, top.digest) if context.quiet else
+        "%s: digest: %s size: %d" % (name.tag, top.digest, top.size) for name, top, _ in results])
 
 
 def do_copy(context: Context, flags: argparse.Namespace) -> None:

@@ -33,7 +33,13 @@ def _image(context: Context, text: str) -> Iterator[Tuple[Image, List[Tuple[Desc
                 fitting.matches(image.config.platform) for fitting in preference(platform)):
             raise NotFound("it is stored for another platform")
     except NotFound:
-        image, pulled = _pulled(context, text, foreign), True
+        from ..distribution.pull import pull_options, pull_with
+
+        name, pulled = reference(text), True
+        options = pull_options(settings.platform, False, foreign)._replace(defer_diff_ids=True)
+        with context.client([name.domain]) as client:
+            image = pull_with(client, name, store, settings.downloads(), options, context.renderer,
+                              context.cancel).image
     with store.reading(context.cancel):
         image = for_platform(image, store, platform)
         layers = layers_of(image, store)
@@ -41,16 +47,6 @@ def _image(context: Context, text: str) -> Iterator[Tuple[Image, List[Tuple[Desc
         if pulled:
             remember(image, store, layers)
     context.renderer.finish()
-
-
-def _pulled(context: Context, text: str, foreign: bool) -> Image:
-    from ..distribution.pull import pull_options, pull_with
-
-    name, settings = reference(text), context.settings
-    options = pull_options(settings.platform, False, foreign)._replace(defer_diff_ids=True)
-    with context.client([name.domain]) as client:
-        return pull_with(client, name, context.store, settings.downloads(), options, context.renderer,
-                         context.cancel).image
 
 
 def do_unpack(context: Context, flags: argparse.Namespace) -> None:
