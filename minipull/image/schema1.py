@@ -75,10 +75,9 @@ def payload(raw: bytes) -> bytes:
 def parse(raw: bytes) -> Schema1:
     """Parse a manifest and verify all its signatures; raises InvalidDocument, PolicyError."""
     signed = payload(raw)
-    signers = []
-    for header, signature, protected in _signatures(raw):
-        message = "%s.%s" % (protected, _base64(signed))
-        signers.append(_verified(header, message.encode(), signature))
+    encoded = _base64(signed)
+    signers = [_verified(header, ("%s.%s" % (protected, encoded)).encode(), signature)
+               for header, signature, protected in _signatures(raw)]
     return read(signed)._replace(signers=tuple(signers))
 
 
