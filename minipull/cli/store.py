@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands on the store: images, inspect, tag, rm, gc, check, save, load."""
 import argparse
+import itertools
 import json
 import os
 import re
 import sys
-from typing import List, Optional, Sequence
 
 from ..errors import InvalidDocument, InvalidReference, StorageError
 from ..image.manifest import Manifest
-from ..store.check import UNVERIFIED, Problem, check
+from ..store.check import UNVERIFIED, check
 from ..store.gc import gc
 from .context import Context, described, reference, stripped
 from .render import human_size
@@ -36,11 +36,9 @@ def do_inspect(context: Context, flags: argparse.Namespace) -> None:
         document = store.document(image.descriptor)
         shown = dict(described(store, image), source=image.source, media_type=document.media_type)
         if isinstance(document, Manifest):
-            diff_ids: Sequence[Optional[str]] = image.config.diff_ids if image.config else ()
-            shown["layers"] = [
-                dict(layer.to_json(), diff_id=diff_id)
-                for layer, diff_id in zip(
-                    document.layers, list(diff_ids) + [None] * len(document.layers))]
+            diff_ids = itertools.chain(image.config.diff_ids if image.config else (), itertools.repeat(None))
+            shown["layers"] = [dict(layer.to_json(), diff_id=diff_id)
+                               for layer, diff_id in zip(document.layers, diff_ids)]
             shown["config"] = json.loads(image.config.raw.decode()) if image.config else None
         else:
             shown["manifests"] = [child.to_json() for child in document.manifests]
@@ -84,28 +82,25 @@ def do_gc(context: Context, flags: argparse.Namespace) -> None:
 
 def do_check(context: Context, flags: argparse.Namespace) -> int:
     store, code = context.store, 0
-    problems: List[Problem] = []
-    lines: List[str] = []
-
-    def report(subject: str, new: Sequence[Problem], damage: str, failed: int) -> None:
-        nonlocal code
-        ok = all(problem.kind == UNVERIFIED for problem in new)
-        code = code if ok else failed
-        problems.extend(new)
-        lines.extend("%s: %s: %s" % problem for problem in new)
-        lines.append("%s: %s" % (subject, "ok" if ok else damage))
-
+    results = []
     archives = [name for name in flags.refs if os.path.isfile(name)]
     for path in archives:
         from ..archive.check import check_archive
 
-        report(path, check_archive(path, context.cancel, store.layers.zstd), "damaged",
-               InvalidDocument.exit_code)
+        problems = check_archive(path, context.cancel, store.layers.zstd)
+        results.append((path, problems, "damaged", InvalidDocument.exit_code))
     tops = [store.image(stripped(name)).descriptor for name in flags.refs if name not in archives]
     if tops or not archives:
-        report(store.root, check(store, context.cancel, tops),
-               "damaged; rm the images, gc --keep 0, and pull them again", StorageError.exit_code)
-    context.answer({"ok": not code, "problems": [problem._asdict() for problem in problems]}, lines)
+        damage = "damaged; rm the images, gc --keep 0, and pull them again"
+        results.append((store.root, check(store, context.cancel, tops), damage, StorageError.exit_code))
+    lines = []
+    for subject, problems, damage, failed in results:
+        ok = all(problem.kind == UNVERIFIED for problem in problems)
+        code = code if ok else failed
+        lines += ["%s: %s: %s" % problem for problem in problems]
+        lines.append("%s: %s" % (subject, "ok" if ok else damage))
+    context.answer({"ok": not code, "problems": [
+        problem._asdict() for _, problems, _, _ in results for problem in problems]}, lines)
     return code
 
 
