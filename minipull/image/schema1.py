@@ -66,7 +66,13 @@ class Schema1(NamedTuple):
 
 def payload(raw: bytes) -> bytes:
     """Return the bytes that all signatures are of, not verified yet; raises InvalidDocument."""
-    payloads = {_payload(raw, protected) for _, _, protected in _signatures(raw)}
+    payloads, source = set(), _SOURCE + ": protected header"
+    for _, _, protected in _signatures(raw):
+        header = parse_json(_decoded(protected, "protected"), source)
+        length = int_at(header, "formatLength", source)
+        if length > len(raw):
+            raise InvalidDocument("%s: formatLength is too much" % source)
+        payloads.add(raw[:length] + _bytes_at(header, "formatTail"))
     if len(payloads) != 1:
         raise InvalidDocument("%s: its signatures are of different payloads" % _SOURCE)
     return payloads.pop()
@@ -129,15 +135,6 @@ def _signatures(raw: bytes) -> List[Tuple[Dict[str, Any], bytes, str]]:
         raise InvalidDocument("%s: %d signatures, want 1 to %d" % (_SOURCE, len(items), MAX_SIGNATURES))
     return [(object_at(item, "header", _SOURCE), _bytes_at(item, "signature"),
              string_at(item, "protected", _SOURCE)) for item in items]
-
-
-def _payload(raw: bytes, protected: str) -> bytes:
-    source = _SOURCE + ": protected header"
-    header = parse_json(_decoded(protected, "protected"), source)
-    length = int_at(header, "formatLength", source)
-    if length > len(raw):
-        raise InvalidDocument("%s: formatLength is too much" % source)
-    return raw[:length] + _bytes_at(header, "formatTail")
 
 
 def _verified(header: Dict[str, Any], message: bytes, signature: bytes) -> str:
