@@ -49,7 +49,6 @@ def do_pull(context: Context, flags: argparse.Namespace) -> int:
             thread.start()
         for thread in threads:
             thread.join()
-    output.finish()
     if context.json:
         context.dump([dict(described(store, image), updated=updated)
                       for pulled in results.values() for image, updated in pulled])
@@ -97,7 +96,6 @@ def do_push(context: Context, flags: argparse.Namespace) -> None:
         results = push_with(
             client, images, store, settings.uploads(), context.renderer, context.cancel,
             settings.size("chunk_size"), settings.truth("legacy_schema1"))
-    context.renderer.finish()
     rows = [{
         "name": str(name), "tag": name.tag, "digest": top.digest, "size": top.size,
         "layers": [{"diff_id": layer.diff_id, "digest": layer.blob.digest,
@@ -121,7 +119,6 @@ def do_copy(context: Context, flags: argparse.Namespace) -> None:
     with context.client(source.domains, "src") as reader, context.client(target.domains, "dest") as writer:
         copies = copy_with(source, target, (reader, writer), context.store, options, settings.uploads(),
                            context.renderer, context.cancel)
-    context.renderer.finish()
     for copied in copies:
         digest = copied.descriptor.digest
         context.show(digest if context.quiet else "Digest: %s" % digest)

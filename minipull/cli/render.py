@@ -70,9 +70,6 @@ class Renderer:
                 except (OSError, ValueError):  # broken, or closed
                     self._stream = None
 
-    def finish(self) -> None:
-        """Leave the lines drawn so far as they are; later events are drawn below them."""
-
     def _draw(self, event: Progress) -> str:
         return ""
 
@@ -141,10 +138,6 @@ class Terminal(Renderer):
         self._size = size or (lambda: _terminal_size(stream))
         self._last_size = (0, 0)
         self._lines: Dict[str, _Line] = {}
-
-    def finish(self) -> None:
-        with self._lock:
-            self._lines.clear()
 
     def _draw(self, event: Progress) -> str:
         if event.message:

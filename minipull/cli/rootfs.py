@@ -46,7 +46,6 @@ def _image(context: Context, text: str) -> Iterator[Tuple[Image, List[Tuple[Desc
         yield image, layers
         if pulled:
             remember(image, store, layers)
-    context.renderer.finish()
 
 
 def do_unpack(context: Context, flags: argparse.Namespace) -> None:

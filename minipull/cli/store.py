@@ -116,7 +116,6 @@ def do_save(context: Context, flags: argparse.Namespace) -> None:
     else:
         context.write(saved(
             names, context.store, context.settings.platform, context.renderer, context.cancel))
-    context.renderer.finish()
 
 
 def do_load(context: Context, flags: argparse.Namespace) -> None:
@@ -126,7 +125,6 @@ def do_load(context: Context, flags: argparse.Namespace) -> None:
         raise InvalidReference("requested load from stdin, but stdin is empty; give -i FILE")
     images = load(flags.input or sys.stdin.buffer, context.store, progress=context.renderer,
                   cancel=context.cancel)
-    context.renderer.finish()
     context.answer([described(context.store, image) for image in images], [
         "Loaded image ID: %s" % image.id if image.name.name == UNNAMED.name else
         "Loaded image: %s" % image.name.familiar for image in images])

@@ -309,16 +309,6 @@ def test_after_a_message_every_id_starts_a_new_line() -> None:
     assert screen.shown() == ["a: Waiting", "Status: x", "a: Pull complete"]
 
 
-def test_finish_leaves_the_cursor_below_and_what_comes_later_too() -> None:
-    renderer, screen, _ = terminal()
-    renderer(Progress(id="a", action="Waiting"))
-    renderer(Progress(id="a", action="Downloading"))
-    renderer.finish()
-    assert screen.shown() == ["a: Downloading"]
-    renderer(Progress(id="a", action="Pull complete"))
-    assert screen.shown() == ["a: Downloading", "a: Pull complete"]
-
-
 def test_keys_typed_during_a_pull_are_overwritten() -> None:
     renderer, screen, _ = terminal()
     screen.write("^C^C and more than a word")
@@ -434,7 +424,6 @@ def test_a_broken_pipe_silences_the_renderer(mode: str) -> None:
     renderer = choose(mode, stream, {})
     for number in range(100):
         renderer(Progress(id=str(number), action="Waiting"))
-    renderer.finish()
     with pytest.raises(BrokenPipeError):
         stream.close()
 
@@ -446,7 +435,6 @@ def test_a_closed_stream_silences_the_renderer(mode: str) -> None:
     stream.close()
     renderer(Progress(message="x"))
     renderer(Progress(id="a", action="x"))
-    renderer.finish()
 
 
 # --- Which one ---------------------------------------------------------------
@@ -485,7 +473,6 @@ def test_none_draws_nothing() -> None:
     for renderer in (choose("none", stream, {}), Renderer(stream)):
         renderer(Progress(message="x"))
         renderer(Progress(id="a", action="x"))
-        renderer.finish()
     assert stream.getvalue() == ""
 
 
