@@ -152,10 +152,9 @@ class AuthFile:
         # A registry token is sent as it is, and must not end the header.
         self._check(bool(re.fullmatch("[!-~]*", registry_token)))
         if auth:
-            try:
+            text = ""
+            with contextlib.suppress(ValueError):
                 text = base64.b64decode("".join(auth.split()), validate=True).decode("utf-8")
-            except ValueError:
-                text = ""
             username, colon, password = text.partition(":")
             self._check(bool(username and colon))
         credential = Credential(username, password.rstrip("\0"), identity_token, registry_token)

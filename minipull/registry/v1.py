@@ -98,7 +98,7 @@ class Session:
 
     def start_push(self, images: List[Dict[str, str]], cancel: Cancel) -> None:
         """Announce the images of a push to the index."""
-        request = Request("PUT", self._repository, cancel, _JSON, _json(images))
+        request = Request("PUT", self._repository, cancel, _JSON, Body.of(compact(images)))
         response = self._send(request, "trying to push repository %s" % self.name, index=True)
         self._learn(response)
         if not response.header("X-Docker-Endpoints"):
@@ -107,7 +107,7 @@ class Session:
     def end_push(self, images: List[Dict[str, str]], cancel: Cancel) -> None:
         """Tell the index that the registries have all images."""
         headers = dict(_JSON, **{"X-Docker-Endpoints": ",".join(self.registries)})
-        request = Request("PUT", self._repository + "images", cancel, headers, _json(images))
+        request = Request("PUT", self._repository + "images", cancel, headers, Body.of(compact(images)))
         self._send(request, "trying to push checksums %s" % self.name, index=True).discard()
 
     def _learn(self, response: Response) -> None:
@@ -209,7 +209,7 @@ class Session:
     def put_tag(self, registry: str, tag: str, v1_id: str, cancel: Cancel) -> str:
         """Let a tag point to an image; returns the URL of the tag."""
         url = self._tag_url(registry, tag)
-        self._send(Request("PUT", url, cancel, _JSON, _json(v1_id)),
+        self._send(Request("PUT", url, cancel, _JSON, Body.of(compact(v1_id))),
                    "trying to push tag %s on %s" % (tag, self.name)).discard()
         return url
 
@@ -244,7 +244,3 @@ class Session:
         elif self._token:
             headers["Authorization"] = "Token " + self._token
         return self._transport.send(request.with_headers(headers))
-
-
-def _json(value: object) -> Body:
-    return Body.of(compact(value))
