@@ -66,5 +66,4 @@ def do_export(context: Context, flags: argparse.Namespace) -> None:
 
 def do_cat(context: Context, flags: argparse.Namespace) -> None:
     with _image(context, flags.ref) as (_, layers):
-        context.write(
-            Flattened(context.store, layers, context.renderer, context.cancel).file(flags.path))
+        context.write(Flattened(context.store, layers, context.renderer, context.cancel).file(flags.path))

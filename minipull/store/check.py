@@ -58,9 +58,8 @@ def check_images(source: ImageSource, tops: Sequence[Descriptor], cancel: Cancel
     """Return every problem of some images of a store or an archive; raises Cancelled."""
     with source.reading(cancel):
         checker = _Checker(source, cancel)
-        needed = checker.needed(tops)
         return checker.compared(sorted(
-            digest for digest in needed if source.content.size(digest) is not None))
+            digest for digest in checker.needed(tops) if source.content.size(digest) is not None))
 
 
 class _Checker:
