@@ -156,8 +156,7 @@ class Settings:
             if not re.fullmatch("[!-~]*", token):
                 raise InvalidReference("--registry-token must be visible ASCII")
             username, _, password = creds.partition(":")
-            credential = Credential(username, password, registry_token=token)
-            explicit = {domain: credential for domain in domains}
+            explicit = dict.fromkeys(domains, Credential(username, password, registry_token=token))
         return Credentials(self.sources(), explicit=explicit,
                            helper_environ=self.helper_environ, warn=self._warn)
 
@@ -193,8 +192,7 @@ class Settings:
 
     def _headers(self) -> Dict[str, str]:
         headers: Dict[str, str] = {}
-        lines = self._flags.get("header") or self.environ.get("MINIPULL_HEADER", "").splitlines()
-        for line in lines:
+        for line in self._flags.get("header") or self.environ.get("MINIPULL_HEADER", "").splitlines():
             # Neither name nor value may end the header line (CVE-2016-5699).
             match = re.fullmatch(r"([A-Za-z0-9_-]+):([ -~]*)", line)
             if match is None or match.group(1).lower() in _SECRET_HEADERS:
