@@ -24,10 +24,7 @@ if TYPE_CHECKING:
     from ..registry.proxy import Proxies
 
 MAX_FILE = 1 << 20  # bytes of a settings file
-#: Downloads at once on the command line; the engine's default is 3.
-JOBS = 6
-#: Flags that either end of a copy may have for itself.
-END_FLAGS = ("creds", "registry_token", "authfile", "tls_verify", "plain_http", "ca_file", "cert_dir")
+JOBS = 6  # downloads at once on the command line; the engine's default is 3
 _TRUTH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 #: Headers that --header would send to every host; --creds and --registry-token go to one.
 _SECRET_HEADERS = ("authorization", "cookie", "proxy-authorization")
@@ -80,8 +77,8 @@ class Settings:
 
     def end(self, side: str) -> "Settings":
         """The settings for one end of a copy, where --src-... or --dest-... wins."""
-        given = {name: self.text("%s_%s" % (side, name)) for name in END_FLAGS}
-        flags = dict(self._flags, **{name: value for name, value in given.items() if value})
+        own = [name for name in self._flags if name.startswith(side + "_") and self.text(name)]
+        flags = dict(self._flags, **{name[len(side) + 1:]: self.text(name) for name in own})
         return Settings(self.environ, flags, self._warn)
 
     @property
