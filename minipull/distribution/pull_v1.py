@@ -192,10 +192,7 @@ class V1LayerDescriptor(DownloadDescriptor):
 
 
 class V1IDService:
-    """The DiffIDs of layers by their v1 ids at a registry, which is given by its domain.
-
-    Mirrors moby's distribution/metadata/v1_id_service.go.
-    """
+    """The DiffIDs of layers by v1 id and the registry's domain (moby: metadata/v1_id_service.go)."""
     NAMESPACE = "v1id-mappings"
 
     def __init__(self, store: MetadataStore) -> None:

@@ -27,10 +27,7 @@ class Collected(NamedTuple):
 
 
 def gc(store: Store, keep: float = 24 * 3600.0, cancel: Optional[Cancel] = None) -> Collected:
-    """Remove blobs and partials that no name needs and that are older than ``keep`` seconds.
-
-    Raises StorageError if the manifest of a name can't be read.
-    """
+    """Remove blobs and partials older than ``keep`` seconds that no name needs; raises StorageError."""
     if not os.path.isdir(store.root):
         return Collected([], 0)
     horizon = time.time() - keep if keep > 0 else float("inf")
