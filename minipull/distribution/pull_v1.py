@@ -82,9 +82,8 @@ class V1Puller:
         self._output(Progress(id=v1_id[:12], message="Pulling dependent layers"))
         entries: List[Entry] = []
         layers: List[V1LayerDescriptor] = []
-        ids = self._session.ancestry(registry, v1_id, self._cancel)
-        parent = ""
-        for image_id in reversed(ids):
+        ids = self._session.ancestry(registry, v1_id, self._cancel)[::-1]
+        for image_id, parent in zip(ids, ["", *ids]):
             self._output(Progress(id=image_id[:12], message="Pulling metadata"))
             image = persist(None, self._cancel, functools.partial(
                 self._session.image, registry, image_id, self._cancel))
@@ -94,7 +93,6 @@ class V1Puller:
             v1.pop("throwaway", None)  # in this protocol every image has a layer
             entries.append(Entry(Digest.of(image.raw), v1))
             layers.append(V1LayerDescriptor(self._session, store, registry, image_id, image))
-            parent = image_id
         missing = any(layer.present() is None for layer in layers)
         nothing = ("v1:nothing", lambda transfer: None)
         self._downloads.download(store, layers, self._output, self._cancel, nothing)
