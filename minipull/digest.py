@@ -80,10 +80,3 @@ class Verifier:
             raise ContentMismatch("%s: size is %d, expected %d" % (subject, self.size, size))
         if self.digest != digest:
             raise ContentMismatch("%s: content is %s, expected %s" % (subject, self.digest, digest))
-
-
-def check_v1_id(text: object) -> str:
-    """An image id of the v1 protocol; raises InvalidDocument for anything else."""
-    if not isinstance(text, str) or not re.fullmatch("[0-9a-f]{64}", text):
-        raise InvalidDocument("image ID %s is invalid" % ascii(text)[:100])
-    return text

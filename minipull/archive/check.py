@@ -6,8 +6,7 @@ from typing import List, Optional
 from ..cancel import Cancel
 from ..errors import Error
 from ..store.check import Problem, check_images
-from ..store.references import image_of
-from .reader import opened
+from .reader import image_of, opened
 
 
 def check_archive(path: str, cancel: Cancel, zstd: Optional[str] = None) -> List[Problem]:

@@ -18,9 +18,9 @@ from ..image.manifest import Manifest, is_runnable
 from ..image.walk import Seen
 from ..progress import Meter, Output, Progress, discard, serialized
 from ..reference import Reference
-from ..store.references import Association, image_of
+from ..store.references import Association
 from ..store.store import MAX_CONFIG, ImageSource, Store
-from .reader import opened
+from .reader import image_of, opened
 
 UNNAMED = Reference("localhost", "loaded")  # with its digest, the name of an image that has none
 

@@ -32,9 +32,10 @@ from ..reference import Reference
 from ..store.compression import decompressed, is_compressed, pieces
 from ..store.content import hash_file
 from ..store.layer import LayerSource
-from ..store.references import REF_NAME, Names, check_name, named
+from ..store.references import REF_NAME, Names, association, check_name, named
 from ..store.store import MAX_CONFIG, ImageSource, host_platform
 from .members import Members, inside
+from .save import Named
 
 MAX_DOCUMENTS = 64 << 20  # bytes; of all documents of docker's own
 
@@ -205,7 +206,7 @@ class Archive(ImageSource):
                     layers.insert(0, self._layer(parent + "/layer.tar", None))
                     chain.insert(0, schema1.Entry(layers[0][0].digest, dict({"os": "linux"}, **v1)))
                     parent = string_at(v1, "parent", parent[:12])
-                config, document = schema1.converted(schema1.Schema1(b"", Digest(), tuple(chain)), layers)
+                config, document = schema1.converted(chain, layers)
                 self._members.make(config, DOCKER_CONFIG)
                 top = self._members.make(document.raw, DOCKER_MANIFEST)
                 self._names.add(_tagged("%s:%s" % (path, tag)), top)
@@ -263,3 +264,9 @@ def _tagged(text: str) -> Reference:
     if name is None:
         raise InvalidDocument("invalid tag %s" % shown(text, 200))
     return name
+
+
+def image_of(entry: Dict[str, Any]) -> Named:
+    """Return the name, if it is a full reference, and the descriptor of an entry."""
+    ours = association(entry)
+    return ours.name if ours else None, Descriptor.from_json(entry, "index.json")._replace(annotations=None)

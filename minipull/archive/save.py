@@ -27,8 +27,10 @@ from ..image.tar import DIRECTORY, END, FILE, Entry, header, padding
 from ..progress import Meter, Output, Progress, discard, serialized
 from ..reference import Reference
 from ..store.compression import BUFFER, pieces
-from ..store.references import IMAGE_NAME, LAYOUT, REF_NAME, Named
+from ..store.references import IMAGE_NAME, LAYOUT, REF_NAME
 from ..store.store import ImageSource, host_platform
+
+Named = Tuple[Optional[Reference], Descriptor]  # an image and its name, if it has one
 
 
 def save(refs: Sequence[Union[str, Reference]], store: ImageSource, file: Union[str, BinaryIO], *,

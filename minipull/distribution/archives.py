@@ -6,7 +6,7 @@ import tempfile
 from typing import Iterator, List, Optional
 
 from ..archive.reader import Archive, opened
-from ..archive.save import packed, write_file
+from ..archive.save import Named, packed, write_file
 from ..cancel import Cancel
 from ..digest import Buffer
 from ..errors import storage_errors
@@ -14,7 +14,7 @@ from ..image.descriptor import Descriptor
 from ..progress import Output
 from ..reference import Reference
 from ..registry.request import PIECE, Body
-from ..store.references import Named, named
+from ..store.references import named
 from ..store.store import host_platform
 from ..xfer.transfer import TransferManager
 from .ends import LayoutEnd, Source

@@ -18,17 +18,17 @@ import uuid
 from typing import List, Optional, Tuple
 
 from ..cancel import Cancel
-from ..digest import DiffID, Digest, Verifier, check_v1_id
+from ..digest import DiffID, Digest, Verifier
 from ..errors import ContentMismatch, Error, InvalidDocument, NetworkError, NoSupport, StorageError
 from ..image.config import Image
 from ..image.descriptor import DOCKER_LAYER, DOCKER_TAR, Descriptor
-from ..image.schema1 import Entry, Schema1, converted
+from ..image.schema1 import Entry, converted
 from ..image.strictjson import parse_json, string_at
 from ..progress import Meter, Output, Progress
 from ..reference import Reference
 from ..registry.errors import continue_on_error
 from ..registry.response import Response
-from ..registry.v1 import Session, V1Image
+from ..registry.v1 import Session, V1Image, check_v1_id
 from ..store.content import Ingest
 from ..store.layer import Diff
 from ..store.metadata import MetadataStore, V2Metadata
@@ -96,8 +96,7 @@ class V1Puller:
         missing = any(layer.present() is None for layer in layers)
         nothing = ("v1:nothing", lambda transfer: None)
         self._downloads.download(store, layers, self._output, self._cancel, nothing)
-        config, document = converted(
-            Schema1(b"", entries[-1].blob, tuple(entries)), [layer.stored() for layer in layers])
+        config, document = converted(entries, [layer.stored() for layer in layers])
         former = store.references.get(reference)
         association = Association(reference, document.descriptor, document.digest)
         store.content.put(document.config.digest, config)

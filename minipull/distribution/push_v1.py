@@ -112,12 +112,12 @@ class V1Pusher:
         config = parse_json(image.config.raw, "image config")
         for member in ("rootfs", "history", "parent"):
             config.pop(member, None)
-        pairs = list(zip(image.config.diff_ids, document.layers))
-        chain_ids = itertools.accumulate((diff_id for diff_id, _ in pairs), next_chain_id)
+        pairs = image.config.paired(document.layers)
+        chain_ids = itertools.accumulate(image.config.diff_ids, next_chain_id)
         ids = [chain_id.encoded for chain_id in chain_ids][:-1] + [image.id.encoded]
-        contents: Sequence[Tuple[Optional[DiffID], Optional[Descriptor]]] = pairs or [(None, None)]
         layers: List[V1Layer] = []
-        for v1_id, (diff_id, blob) in zip(ids, contents):
+        contents: Iterable[Tuple[Optional[Descriptor], Optional[DiffID]]] = pairs or [(None, None)]
+        for v1_id, (blob, diff_id) in zip(ids, contents):
             members = dict(config if v1_id == ids[-1] else {}, id=v1_id)
             if layers:
                 members["parent"] = layers[-1].id

@@ -207,12 +207,13 @@ def _decoded(text: str, key: str) -> bytes:
 # From schema 1 to schema 2.
 
 
-def converted(old: Schema1, layers: Sequence[Tuple[Descriptor, DiffID]]) -> Tuple[bytes, Manifest]:
+def converted(entries: Sequence[Entry],
+              layers: Sequence[Tuple[Descriptor, DiffID]]) -> Tuple[bytes, Manifest]:
     """Return the config and the schema 2 manifest of an image with these layers, always the same bytes."""
-    top = old.entries[-1].v1
+    top = entries[-1].v1
     config: Dict[str, Any] = {key: top[key] for key in top if key not in _V1_ONLY}
     config["rootfs"] = {"type": "layers", "diff_ids": [diff_id for _, diff_id in layers]}
-    config["history"] = [_history(entry) for entry in old.entries]
+    config["history"] = [_history(entry) for entry in entries]
     raw = _json({key: config[key] for key in sorted(config)}).encode()
     descriptor = Descriptor.of(raw, DOCKER_CONFIG)
     document = _json({"schemaVersion": 2, "mediaType": DOCKER_MANIFEST, "config": descriptor.to_json(),

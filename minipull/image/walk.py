@@ -30,10 +30,10 @@ class Bounds:
         self.documents = MAX_DOCUMENTS if documents is None else documents
         self.size = MAX_BYTES
 
-    def count(self, document: Optional[Document], top: Digest) -> None:
-        """Take an entry off the bounds; raises PolicyError, whose text names the top of the tree."""
-        self.documents -= 1
-        self.size -= len(document.raw) if document else 0
+    def count(self, documents: int, size: int, top: Digest) -> None:
+        """Take documents and bytes off the bounds; raises PolicyError, whose text names the top of the tree."""
+        self.documents -= documents
+        self.size -= size
         if self.documents < 0:
             raise PolicyError("%s: more than %d manifests in all" % (top, MAX_DOCUMENTS))
         if self.size < 0:
@@ -58,10 +58,11 @@ def walk(top: Union[Descriptor, Document], get: Callable[[Descriptor], Optional[
 
     def visit(item: Descriptor, depth: int) -> Iterator[Tuple[Descriptor, Optional[Document]]]:
         met.add(item[:3])
+        room.count(1, 0, top.digest)
         document = get(item) if depth or held is None else held
-        room.count(document, top.digest)
         if document is not None:
             document = document._replace(digest=item.digest)
+            room.count(0, len(document.raw), top.digest)
             if depth and (document.media_type, len(document.raw)) != (item.media_type, item.size):
                 raise InvalidDocument("manifest %s is not as its index says" % item.digest)
         if isinstance(document, Index):

@@ -17,7 +17,6 @@ import re
 from typing import Callable, Collection, Dict, List, NamedTuple, Sequence
 
 from ..cancel import Cancel
-from ..digest import check_v1_id
 from ..errors import ContentMismatch, InvalidDocument, NetworkError, NoSupport, NotFound, PolicyError, shown
 from ..image.manifest import MAX_LAYERS
 from ..image.strictjson import as_object, compact, parse_json, parse_value
@@ -241,3 +240,10 @@ class Session:
         elif self._token:
             headers["Authorization"] = "Token " + self._token
         return self._transport.send(request.with_headers(headers))
+
+
+def check_v1_id(text: object) -> str:
+    """An image id of the v1 protocol; raises InvalidDocument for anything else."""
+    if not isinstance(text, str) or not re.fullmatch("[0-9a-f]{64}", text):
+        raise InvalidDocument("image ID %s is invalid" % ascii(text)[:100])
+    return text

@@ -28,8 +28,6 @@ LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 _EMPTY = b'{"schemaVersion":2,"mediaType":"%s","manifests":[]}' % OCI_INDEX.encode()
 _MAX_INDEX = 64 << 20  # bytes
 
-Named = Tuple[Optional[Reference], Descriptor]  # an image and its name, if it has one
-
 
 class Association(NamedTuple):
     """A name, its manifest or index, and the digest that its tag resolved to."""
@@ -164,9 +162,3 @@ def named(entry: Dict[str, Any]) -> str:
     notes = entry.get("annotations")
     name = (notes.get(IMAGE_NAME) or notes.get(REF_NAME)) if isinstance(notes, dict) else ""
     return name if isinstance(name, str) else ""
-
-
-def image_of(entry: Dict[str, Any]) -> Named:
-    """Return the name, if it is a full reference, and the descriptor of an entry."""
-    ours = association(entry)
-    return ours.name if ours else None, Descriptor.from_json(entry, "index.json")._replace(annotations=None)

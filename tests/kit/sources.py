@@ -14,7 +14,7 @@ from minipull.image.platform import Platform
 from minipull.progress import discard
 from minipull.reference import Reference
 from minipull.store.check import check_images
-from minipull.store.references import image_of
+from minipull.archive.reader import image_of
 from minipull.store.store import ImageSource
 from tests.kit import images
 from tests.kit.images import Layout
