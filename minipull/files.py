@@ -58,10 +58,7 @@ def sync_directory(path: str) -> None:
 
 
 def open_regular(path: str, flags: int = os.O_RDONLY) -> int:
-    """Open a regular file without following a link in its last component: it may have been planted.
-
-    Raises OSError as open(2) does, and StorageError for anything but a file.
-    """
+    """Open a regular file, and no link, which may have been planted; raises OSError, StorageError."""
     fd = os.open(path, flags | _NOFOLLOW | getattr(os, "O_NONBLOCK", 0), 0o600)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
@@ -107,8 +104,7 @@ def write_atomic(path: str, data: bytes, scratch: str, durable: bool = True) -> 
 def replacing(path: str, scratch: str, durable: bool = True) -> Iterator[int]:
     """Open a temporary file that replaces ``path`` when the block ends well; an OSError is the caller's to map.
 
-    Durable means file and directory are synced: after a power cut the old or
-    the new content is there.  Without it only a crash of the process is safe.
+    After a power cut the old or the new content is there, if ``durable``; after a crash always.
     """
     fd, temporary = tempfile.mkstemp(prefix="tmp-", dir=scratch)
     try:

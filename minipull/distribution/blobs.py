@@ -61,10 +61,9 @@ class RemoteBlob:
         self._stuck_delays = stuck_delays
 
     def pieces(self, offset: int, size: Optional[int] = None) -> Iterator[memoryview]:
-        """Yield ``size`` bytes from ``offset`` on, or all to the end, each piece as it arrives.
+        """Yield ``size`` bytes from ``offset`` on, or all to the end, unverified, as they arrive.
 
-        Raises NetworkError, ContentMismatch for a body of another size, and what
-        ``source`` raises.  Nothing is verified.
+        Raises NetworkError, ContentMismatch for a body of another size, and as the opener does.
         """
         if offset != self._position:
             self.close()

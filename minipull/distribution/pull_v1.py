@@ -116,7 +116,7 @@ class V1LayerDescriptor(DownloadDescriptor):
         self._registry = registry
         self._v1_id = v1_id
         self._image = image
-        self._ids = V1IDService(store.metadata.store)
+        self._ids = V1IDService(store.metadata)
         self._arrived: Optional[Digest] = None
 
     def present(self) -> Optional[Tuple[Descriptor, Diff]]:

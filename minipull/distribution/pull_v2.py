@@ -110,8 +110,6 @@ class V2Puller(NamedTuple):
             self.store.references.set(reference, chosen.descriptor, top.digest, self.cancel.pause)
         return Pulled(self.store.load(association), updated)
 
-    # Manifests.
-
     def _resolve(self, reference: Reference, stored: bool) -> Received:
         """Return the verified manifest of a reference, from the store if it has been pulled and not moved."""
         digest = reference.digest
@@ -153,10 +151,7 @@ class V2Puller(NamedTuple):
         return path
 
     def _everything(self, top: Index) -> List[Descriptor]:
-        """Store every document below an index; return the descriptors of the manifests and indexes.
-
-        Documents are read again from the store when their turn comes: there may be 64 MiB of them.
-        """
+        """Store every document below an index; return their descriptors, since the documents may be 64 MiB."""
 
         def get(item: Descriptor) -> Optional[Document]:
             if item.media_type in MANIFEST_TYPES | INDEX_TYPES:
@@ -181,8 +176,6 @@ class V2Puller(NamedTuple):
         with contextlib.suppress(StorageError):
             return not any(self.store.missing(top.descriptor, self.options.foreign))
         return False
-
-    # Configs and layers.
 
     def _pull_manifest(self, document: Manifest, chosen: bool) -> None:
         """Download every blob of a manifest; ``chosen`` if it is the image that gets the name."""
@@ -256,10 +249,7 @@ class V2Puller(NamedTuple):
 
 
 class V2LayerDescriptor(DownloadDescriptor):
-    """A layer of a manifest; ``claimed`` returns the DiffID that the image config claims for it.
-
-    The claim is used, unverified, where the layer can't be decompressed.
-    """
+    """A layer; where it can't be decompressed, ``claimed`` returns the DiffID that the config claims for it."""
 
     def __init__(self, repository: Repository, store: Store, blob: Descriptor, options: PullOptions,
                  claimed: Callable[[Cancel], DiffID]) -> None:

@@ -142,8 +142,8 @@ class V1Pusher:
         return False  # so the layer is sent, and the answer tells
 
     def _send(self, registry: str, layer: V1Layer, transfer: Transfer) -> str:
-        result: str = self._uploads.attempt(
-            transfer, lambda: self._put(registry, layer, transfer), layer.id[:12])
+        put = functools.partial(self._put, registry, layer)
+        result: str = self._uploads.attempt(transfer, put, layer.id[:12])
         return result
 
     def _put(self, registry: str, layer: V1Layer, transfer: Transfer) -> str:
@@ -180,7 +180,7 @@ class V1Pusher:
         self._sums[layer.id] = checksum
         if layer.diff_id is not None:
             with contextlib.suppress(StorageError):
-                V1IDService(self._store.metadata.store).set(layer.id, session.domain, layer.diff_id)
+                V1IDService(self._store.metadata).set(layer.id, session.domain, layer.diff_id)
         return "Image successfully pushed"
 
     def _open(self, blob: Optional[Descriptor]) -> BinaryIO:

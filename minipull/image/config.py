@@ -70,9 +70,9 @@ class ImageConfig(NamedTuple):
 class Image(NamedTuple):
     """A named image, as pull() returns it and Store.tag() takes it.
 
-    ``descriptor`` is the manifest or index that the name points to.  ``source`` is
-    the digest that the registry's tag resolved to: that of an index if a platform
-    was selected from one.  ``config`` is None for an index as a whole.
+    ``descriptor`` is the manifest or index that the name points to; ``source`` the digest
+    that the registry's tag resolved to, which may be that of an index above it.
+    ``config`` is None for an index as a whole.
     """
     name: Reference
     descriptor: Descriptor

@@ -34,10 +34,7 @@ def is_foreign(media_type: str) -> bool:
 
 
 def select(platform: Platform, descriptors: Sequence["Descriptor"]) -> List["Descriptor"]:
-    """Return the descriptors that run on a platform, the best first, those without a platform last.
-
-    Mirrors containerd's images.Manifest, which ranks by its platforms.Only.
-    """
+    """Return the descriptors that run on a platform, the best first, those without one last (containerd)."""
     order = preference(platform)
     ranked = []
     for descriptor in descriptors:

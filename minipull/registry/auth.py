@@ -122,14 +122,14 @@ class Authorizer:
         response = self._transport.send(request.with_headers(used))
         if response.status != 401 or response.origin != self._origin:
             return response
-        challenges = parse_challenges(response.values("WWW-Authenticate"))
-        answerable = [challenge for challenge in challenges if challenge.scheme in ("bearer", "basic")]
-        if not answerable:
+        challenges = reversed(parse_challenges(response.values("WWW-Authenticate")))
+        by_scheme = {challenge.scheme: challenge for challenge in challenges}  # the first of each
+        challenge = by_scheme.get("bearer") or by_scheme.get("basic")
+        if challenge is None:
             return response
         refusal = answer_error(response)
         with self._lock:
-            # A token is preferred to a password, where the registry offers both.
-            self._challenge = sorted(answerable, key=lambda challenge: challenge.scheme != "bearer")[0]
+            self._challenge = challenge
             # Unless another thread has renewed the token already.
             if used.get("Authorization") == "Bearer " + self._tokens.get(scopes, ("", 0.0))[0]:
                 del self._tokens[scopes]
@@ -235,7 +235,7 @@ def answer_error(response: Response) -> RegistryError:
     # docker-registry 2.8 sends less body with a 416 than its Content-Length says.
     with response, contextlib.suppress(NetworkError, PolicyError):
         body = response.read(_MAX_ANSWER)
-    challenges = parse_challenges(response.values("WWW-Authenticate"))
-    bearer = [challenge.parameters for challenge in challenges if challenge.scheme == "bearer"]
-    return decode_answer(response.status, response.reason, response.header("Content-Type"), body,
-                         bearer[0].get("error", "") if bearer else "")
+    bearer_errors = [challenge.parameters.get("error", "") for challenge in parse_challenges(
+        response.values("WWW-Authenticate")) if challenge.scheme == "bearer"]
+    return decode_answer(
+        response.status, response.reason, response.header("Content-Type"), body, *bearer_errors[:1])

@@ -7,7 +7,7 @@ import enum
 import functools
 import re
 import threading
-from typing import TYPE_CHECKING, Callable, Dict, NamedTuple, Tuple, TypeVar
+from typing import TYPE_CHECKING, Callable, ContextManager, Dict, NamedTuple, Tuple, TypeVar
 
 from ..cancel import Cancel
 from ..errors import Error, NetworkError, NoSupport, NotFound
@@ -27,7 +27,7 @@ T = TypeVar("T")
 _MAX_MIRROR_TEXT = 300  # characters
 
 
-class Client:
+class Client(ContextManager["Client"]):
     """Repositories that share connections, each made once for an endpoint; use it in a ``with``."""
 
     def __init__(self, service: RegistryService, credentials: Keyring) -> None:
@@ -38,9 +38,6 @@ class Client:
         self.failures: Dict[Endpoint, "_Failure"] = {}
         self._lock = threading.Lock()
         self._repositories: Dict[Tuple[Endpoint, str, bool], Repository] = {}
-
-    def __enter__(self) -> "Client":
-        return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.transport.close()
@@ -64,8 +61,7 @@ class Client:
 
     def spoke_tls(self, endpoint: Endpoint) -> bool:
         """Whether the host of an endpoint has spoken TLS, so that plain http is no longer tried."""
-        origin = Origin.of(endpoint.url)
-        spoken = self.transport.spoke_tls
+        origin, spoken = Origin.of(endpoint.url), self.transport.spoke_tls
         return any((origin.host, port) in spoken for port in {origin.port, 443})
 
 

@@ -222,10 +222,9 @@ class Connection(io.RawIOBase):
         with raw:
             self._cancel.check()
             # suppress_ragged_eofs would take a cut connection for the end of the body.
-            tls = context.wrap_socket(
+            self._socket = tls = context.wrap_socket(
                 raw, server_hostname=self.origin.host.strip("[]"), do_handshake_on_connect=False,
                 suppress_ragged_eofs=False)
-        self._socket = tls
         self._cancel.check()
         tls.do_handshake()
         return tls

@@ -37,8 +37,7 @@ _OWN_HEADERS = frozenset((
 class Endpoint(NamedTuple):
     """A host that may have a repository; ``url`` is scheme, host and port.
 
-    Credentials are looked up for ``host``: the reference's domain, or a mirror's
-    own host.  ``version`` is that of the protocol.
+    Credentials are looked up for ``host``: the reference's domain, or a mirror's own host.
     """
     url: str
     host: str

@@ -76,10 +76,7 @@ class RegistryError(Error):
 
 def decode_answer(status: int, reason: str, content_type: str, body: bytes,
                   bearer_error: str = "") -> RegistryError:
-    """The error for an answer; ``bearer_error`` is the ``error`` of its Bearer challenge (RFC 6750).
-
-    Mirrors docker/distribution's registry/client/errors.go (HandleErrorResponse).
-    """
+    """The error for an answer; ``bearer_error`` is that of its challenge (moby: HandleErrorResponse)."""
     words = ("%d %s" % (status, reason)).strip()
     if not 400 <= status < 500:
         return RegistryError(status, text="received unexpected HTTP status: %s" % words)

@@ -13,10 +13,7 @@ PIECE = 64 << 10  # bytes sent at once: 1 KiB a second is no stall yet
 
 
 class Body:
-    """The body of a request: ``pieces()`` is called anew whenever the request is sent.
-
-    ``size`` is in bytes, or None to send chunks.  ``sent`` is called with the bytes sent so far.
-    """
+    """The body of a request, made anew by ``pieces()`` for each sending; of a ``size``, or sent in chunks."""
 
     def __init__(self, pieces: Callable[[], Iterable[Buffer]], size: Optional[int] = None,
                  sent: Callable[[int], None] = lambda count: None) -> None:

@@ -20,11 +20,11 @@ _MAX_TRAILERS = 100
 _CHUNK = re.compile(br"([0-9A-Fa-f]{1,15})[ \t]*(?:;.*)?\r\n")
 
 
-class Response:
+class Response(ContextManager["Response"]):
     """An HTTP response; close() it, or use it in a ``with``.
 
-    ``errors`` maps foreign errors while the body is read; ``done`` ends the
-    exchange and is told whether the connection can be used again.
+    ``errors`` maps foreign errors while the body is read; ``done`` is told at the end
+    whether the connection can be used again.
     """
 
     def __init__(self, raw: http.client.HTTPResponse, url: str, origin: Origin,
@@ -42,9 +42,6 @@ class Response:
         self._ahead = True  # the buffer may hold bytes of the body, read along with the head or a chunk size
         #: Bytes of the body still to come, or None if the server did not say.
         self.remaining = self._length()
-
-    def __enter__(self) -> "Response":
-        return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()

@@ -174,8 +174,6 @@ class Repository:
                 raise PolicyError(
                     "%s: next page of list of %s is elsewhere, refused" % (self.endpoint, subject))
 
-    # Writing.
-
     def start_upload(self, cancel: Cancel, mount: str = "", source: str = "") -> Optional["Upload"]:
         """Open an upload; None if the registry mounted the blob ``mount`` from the repository ``source``."""
         query, scope = "", ""

@@ -209,13 +209,13 @@ class _StoreChecker(_Checker):
 
     def _metadata(self) -> None:
         service = self._source.metadata
-        for blob, path in listing(service.store.path(service.BY_DIGEST, "")):
+        for blob, path in listing(service.path(service.BY_DIGEST, "")):
             claim = service.get_diff_id(blob)
             if claim is None:
                 self._report(path, "metadata", "not a digest")
             else:
                 self._claims[blob].append((claim, "metadata", path))
-        for diff_id, path in listing(service.store.path(service.BY_DIFF_ID, "")):
+        for diff_id, path in listing(service.path(service.BY_DIFF_ID, "")):
             with self._blaming(path, "metadata"):
                 for entry in parse_metadata(files.read_bytes(path, _MAX_FILE) or b""):
                     self._claims[entry.digest].append((DiffID(diff_id), "metadata", path))

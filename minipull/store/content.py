@@ -17,7 +17,7 @@ import contextlib
 import functools
 import json
 import os
-from typing import BinaryIO, Callable, List, Optional, Tuple, TypeVar, Union
+from typing import BinaryIO, Callable, ContextManager, List, Optional, Tuple, Union
 
 from .. import files
 from ..cancel import Cancel
@@ -27,7 +27,6 @@ from ..image.strictjson import int_at, parse_json, string_at
 from .compression import BUFFER, pieces
 
 SYNC_EVERY = 64 << 20  # bytes of a partial between two fsyncs
-Self = TypeVar("Self", bound="Ingest")
 
 
 class BlobSource(abc.ABC):
@@ -118,7 +117,7 @@ class ContentStore(BlobSource):
         return Ingest(self, "%s-%s" % (digest.algorithm, digest.encoded), cancel, digest, size)
 
 
-class Ingest:
+class Ingest(ContextManager["Ingest"]):
     """A blob on its way in, owned by one thread; a context manager.
 
     ``offset`` bytes of its partial, ``ingest/NAME``, are held and hashed; ``write``
@@ -155,9 +154,6 @@ class Ingest:
     def offset(self) -> int:
         return self.verifier.size
 
-    def __enter__(self: Self) -> Self:
-        return self
-
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
@@ -187,8 +183,7 @@ class Ingest:
     def verify(self, source: str) -> None:
         """Compare size and hash with what was promised; on a mismatch no byte is kept.
 
-        The ContentMismatch may be retried only if some of the bytes came from
-        an earlier attempt, which may be the one that was wrong.
+        It may be retried if some bytes came from an earlier attempt, which may be the wrong one.
         """
         assert self.digest is not None
         try:

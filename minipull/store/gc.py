@@ -95,10 +95,10 @@ def _forget(store: Store, doomed: Set[Digest]) -> None:
         elif kept != layer.blobs:
             store.layers.write(layer._replace(blobs=kept))
     service = store.metadata
-    for digest, path in listing(service.store.path(service.BY_DIGEST, "")):
+    for digest, path in listing(service.path(service.BY_DIGEST, "")):
         if gone(digest):
             _delete(path)
-    for diff_id, path in listing(service.store.path(service.BY_DIFF_ID, "")):
+    for diff_id, path in listing(service.path(service.BY_DIFF_ID, "")):
         service.retain(diff_id, lambda entry: not gone(entry.digest))
 
 

@@ -92,22 +92,19 @@ def check_hmac(key: bytes, entry: V2Metadata) -> bool:
     return hmac.compare_digest(compute_hmac(key, entry).encode(), entry.hmac.encode())
 
 
-class V2MetadataService:
+class V2MetadataService(MetadataStore):
     """Associations DiffID to blobs, newest last, and blob to DiffID."""
     BY_DIFF_ID = "v2metadata-by-diffid"
     BY_DIGEST = "diffid-by-digest"
 
-    def __init__(self, store: MetadataStore) -> None:
-        self.store = store
-
     def get_metadata(self, diff_id: DiffID) -> List[V2Metadata]:
         with contextlib.suppress(Error):
-            return parse_metadata(self.store.get(self.BY_DIFF_ID, _key(diff_id)) or b"[]")
+            return parse_metadata(self.get(self.BY_DIFF_ID, _key(diff_id)) or b"[]")
         return []
 
     def get_diff_id(self, digest: Digest) -> Optional[DiffID]:
         """Return the DiffID of a blob that was once decompressed, or None."""
-        return self.store.diff_id(self.BY_DIGEST, _key(digest))
+        return self.diff_id(self.BY_DIGEST, _key(digest))
 
     def add(self, diff_id: DiffID, entry: V2Metadata) -> None:
         """Record an association as the newest; raises StorageError."""
@@ -116,11 +113,11 @@ class V2MetadataService:
         if entries != old:
             self._set(diff_id, entries)
         if self.get_diff_id(entry.digest) != diff_id:
-            self.store.set(self.BY_DIGEST, _key(entry.digest), diff_id.encode())
+            self.set(self.BY_DIGEST, _key(entry.digest), diff_id.encode())
 
     def forget(self, digest: Digest) -> None:
         """Remove the DiffID of a blob, so that it is found out again."""
-        self.store.delete(self.BY_DIGEST, _key(digest))
+        self.delete(self.BY_DIGEST, _key(digest))
 
     def tag_and_add(self, diff_id: DiffID, key: bytes, entry: V2Metadata) -> None:
         """Record an association that the credentials behind ``key`` have proved."""
@@ -141,9 +138,9 @@ class V2MetadataService:
 
     def _set(self, diff_id: Digest, entries: List[V2Metadata]) -> None:
         if not entries:
-            self.store.delete(self.BY_DIFF_ID, _key(diff_id))
+            self.delete(self.BY_DIFF_ID, _key(diff_id))
             return
-        self.store.set(self.BY_DIFF_ID, _key(diff_id), compact([
+        self.set(self.BY_DIFF_ID, _key(diff_id), compact([
             {"Digest": entry.digest, "SourceRepository": entry.source_repository,
              "HMAC": entry.hmac, "Sum": entry.checksum} for entry in entries]))
 

@@ -25,7 +25,7 @@ from ..image.walk import Seen, choose, walk
 from ..reference import Reference
 from .content import BlobSource, ContentStore
 from .layer import LayerSource, LayerStore
-from .metadata import MetadataStore, V2MetadataService
+from .metadata import V2MetadataService
 from .references import Association, Names, ReferenceStore
 
 MAX_CONFIG = 8 << 20  # bytes
@@ -144,15 +144,13 @@ class Store(ImageSource):
         scratch = self.content.scratch
         self.layers = LayerStore(os.path.join(self.root, "layers"), scratch, self.content, zstd)
         self.references = ReferenceStore(self.root, scratch, timeout)
-        self.metadata = V2MetadataService(
-            MetadataStore(os.path.join(self.root, "metadata"), scratch))
+        self.metadata = V2MetadataService(os.path.join(self.root, "metadata"), scratch)
 
     @contextlib.contextmanager
     def reading(self, cancel: Optional[Cancel] = None) -> Iterator[None]:
-        """Hold the store's lock, shared with all but gc.
+        """Hold the store's lock, shared with all but gc; raises Cancelled, and Locked if gc does not end.
 
         Continues without one where there is no lock file, or no lock in this file system.
-        Raises Locked if gc does not end in time, Cancelled.
         """
         with contextlib.ExitStack() as stack:
             try:

@@ -24,7 +24,7 @@ import itertools
 import math
 import os
 import threading
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from ..cancel import Cancel
 from ..digest import ChainID
@@ -63,8 +63,7 @@ class DownloadDescriptor(abc.ABC):
 class LayerManager:
     """Layers on their way; operations with the same manager share transfers and slots.
 
-    ``attempts`` counts all attempts at one layer; ``tick`` (seconds) is the step of
-    the countdown between them.
+    A layer has ``attempts`` in all; the countdown between them goes by ``tick`` seconds.
     """
 
     concurrency = CONCURRENT_DOWNLOADS
@@ -75,11 +74,11 @@ class LayerManager:
         self.attempts = attempts
         self.tick = tick
 
-    def attempt(self, transfer: Transfer, work: Callable[[], Any], id: str) -> Any:
+    def attempt(self, transfer: Transfer, work: Run, id: str) -> Any:
         """Attempt ``work``, with the engine's countdown (5, 10, ... ticks) in between; raises its last error."""
         for attempt in range(1, self.attempts + 1):
             try:
-                return work()
+                return work(transfer)
             except Error as exc:
                 transfer.cancel.check()
                 if not exc.retry or attempt == self.attempts:
@@ -162,7 +161,7 @@ class _LayerDownload(NamedTuple):
 
     def _fetch(self, transfer: Transfer) -> Tuple[Optional[Descriptor], Diff]:
         blob: Optional[Descriptor] = self.manager.attempt(
-            transfer, lambda: self.descriptor.download(transfer), self.descriptor.id)
+            transfer, self.descriptor.download, self.descriptor.id)
         transfer.inactive()
         with self.manager.processors.turn(blob.size if blob else 0, transfer.cancel):
             return blob, self.descriptor.diff(transfer, blob)

@@ -141,8 +141,7 @@ class TransferManager:
     def wait(self, watchers: Sequence[Watcher], cancel: Cancel) -> List[Any]:
         """Return the results of the watched transfers, in their order.
 
-        Raises the first error of a transfer or of a watcher's own output, without
-        waiting for the rest, and Cancelled when ``cancel`` is set.
+        Raises the first error of a transfer or output, without waiting for the rest, and Cancelled.
         """
         with cancel.calling(self._wake), self.changed:
             while True:

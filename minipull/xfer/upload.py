@@ -11,12 +11,13 @@ an error ends the upload as soon as it occurs, not in the order of the layers.
 """
 import abc
 import contextlib
+import functools
 from typing import Any, Dict, List, Sequence
 
 from ..cancel import Cancel
 from ..progress import Output, Progress
 from .download import LayerManager
-from .transfer import Holding, Run, Transfer, Watcher, nothing
+from .transfer import Holding, Transfer, Watcher, nothing
 
 CONCURRENT_UPLOADS = 5
 
@@ -45,11 +46,9 @@ class LayerUploadManager(LayerManager):
                     output(Progress(id=blob.id, action="Preparing"))
                 if blob.key not in watchers:
                     waiting = Progress(id=blob.id, action="Waiting") if blob.id else None
+                    run = functools.partial(self.attempt, work=blob.upload, id=blob.id)
                     watchers[blob.key] = self.transfers.transfer(
-                        blob.key, self._run(blob), output, waiting, cancel, holding)
+                        blob.key, run, output, waiting, cancel, holding)
                     stack.callback(self.transfers.release, watchers[blob.key])
             self.transfers.wait(list(watchers.values()), cancel)
             return [watchers[blob.key].transfer.result for blob in blobs]
-
-    def _run(self, blob: UploadDescriptor) -> Run:
-        return lambda transfer: self.attempt(transfer, lambda: blob.upload(transfer), blob.id)

@@ -62,7 +62,7 @@ def test_nothing_is_stored_under_an_id_which_is_only_remembered(
     ids = v1.add(layers, "1")
     pull(server, store)
     assert not {digest.encoded for digest in store.content.digests()} & set(ids)
-    known = V1IDService(store.metadata.store)
+    known = V1IDService(store.metadata)
     assert [known.get(each, server.host) for each in reversed(ids)] == [digest_of(tar_of(each)) for each in layers]
     assert known.get(ids[0], "other.example.com") is None
     assert list(Path(store.root, "ingest").iterdir()) == []
@@ -270,7 +270,7 @@ def test_a_tag_that_is_not_there_is_not_found(server: ScriptedServer, store: min
 def test_a_layer_without_a_stored_id_can_not_be_pulled(
         server: ScriptedServer, store: minipull.Store, monkeypatch: pytest.MonkeyPatch) -> None:
     V1Server(server).add(blobs(1), "1")
-    monkeypatch.setattr(store.metadata.store, "set", lambda *arguments: None)
+    monkeypatch.setattr(store.metadata, "set", lambda *arguments: None)
     with pytest.raises(StorageError, match="what is known of layer"):
         pull(server, store)
 

@@ -223,7 +223,7 @@ def test_a_wrong_diff_id_in_the_cache_heals_itself(
     pull(server, store)
     store.remove(Reference.parse(server.host + "/r:latest"))
     wrong = stored_layers(made)[1]
-    Path(store.metadata.store.path("diffid-by-digest", wrong.replace(":", "/"))).write_text(
+    Path(store.metadata.path("diffid-by-digest", wrong.replace(":", "/"))).write_text(
         made.layers[0].diff_id)
     asked(server)
     pull(server, store)

@@ -70,7 +70,7 @@ def test_an_image_is_a_chain_named_by_its_chain_ids_and_its_image_id(
     assert v1.indexed == [("/v1/repositories/ns/r/", listed), ("/v1/repositories/ns/r/images", sums)]
     assert [layer.diff_id for layer in pushed.layers] == made.diff_ids
     assert {layer.result for layer in pushed.layers} == {"Image successfully pushed"}
-    known = V1IDService(store.metadata.store)
+    known = V1IDService(store.metadata)
     assert [known.get(v1_id, server.host) for v1_id in ids] == made.diff_ids
 
 

@@ -236,8 +236,8 @@ def test_caches_that_contradict_the_blobs_are_found(store: Store, layout: Layout
     service = store.metadata
     for entry in service.get_metadata(DiffID(Digest(made.diff_ids[0]))):
         service.add(other, entry)
-    wrong = [store.layers.path(ChainID(other)), service.store.path(service.BY_DIFF_ID, other.replace(":", "/")),
-             service.store.path(service.BY_DIGEST, blob.digest.replace(":", "/"))]
+    wrong = [store.layers.path(ChainID(other)), service.path(service.BY_DIFF_ID, other.replace(":", "/")),
+             service.path(service.BY_DIGEST, blob.digest.replace(":", "/"))]
     assert [problem.path for problem in problems(store)] == sorted(
         os.path.relpath(path, store.root) for path in wrong)
 

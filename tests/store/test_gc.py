@@ -104,7 +104,7 @@ def test_gc_removes_records_that_are_torn_or_name_missing_blobs(store: Store, la
     keep(store, layout, two, "two:1")
     Path(store.layers.path(ChainID(Digest(one.diff_ids[0])))).write_bytes(b"")
     service = store.metadata
-    Path(service.store.path(service.BY_DIFF_ID, one.diff_ids[0].replace(":", "/"))).write_bytes(b"[")
+    Path(service.path(service.BY_DIFF_ID, one.diff_ids[0].replace(":", "/"))).write_bytes(b"[")
     os.unlink(store.content.path(Digest(two.layers[0].descriptor["digest"])))
     assert {problem.kind for problem in problems(store)} == {"record", "metadata", "missing"}
     gc(store)

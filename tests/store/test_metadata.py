@@ -30,11 +30,11 @@ def store(tmp_path: Path) -> MetadataStore:
 
 @pytest.fixture
 def service(store: MetadataStore) -> V2MetadataService:
-    return V2MetadataService(store)
+    return V2MetadataService(store.root, str(Path(store.root).parent / "ingest"))
 
 
 def list_file(service: V2MetadataService, diff_id: DiffID) -> Path:
-    return Path(service.store.path(service.BY_DIFF_ID, diff_id.replace(":", "/")))
+    return Path(service.path(service.BY_DIFF_ID, diff_id.replace(":", "/")))
 
 
 # -- the store of files --------------------------------------------------------
@@ -96,7 +96,7 @@ def test_the_files_are_as_the_engine_lays_them_out(service: V2MetadataService) -
     found = json.loads(list_file(service, DIFF[0]).read_text())
     del found[0]["Sum"]
     assert found == [{"Digest": BLOB[0], "SourceRepository": REPOSITORY, "HMAC": ""}]
-    back = Path(service.store.root, "diffid-by-digest", "sha256", BLOB[0].encoded)
+    back = Path(service.root, "diffid-by-digest", "sha256", BLOB[0].encoded)
     assert back.read_bytes() == DIFF[0].encode()
     assert b" " not in list_file(service, DIFF[0]).read_bytes()
 
@@ -237,7 +237,7 @@ def test_a_torn_list_is_no_list_and_is_replaced(service: V2MetadataService, data
 @pytest.mark.parametrize("data", [b"", b"sha256:0", DIFF[0].encode() + b"\n", b"\xff", b"x" * (2 << 20)],
                          ids=["empty", "short", "longer", "binary", "endless"])
 def test_a_torn_diff_id_is_none(service: V2MetadataService, data: bytes) -> None:
-    service.store.set(service.BY_DIGEST, BLOB[0].replace(":", "/"), data)
+    service.set(service.BY_DIGEST, BLOB[0].replace(":", "/"), data)
     assert service.get_diff_id(BLOB[0]) is None
 
 

@@ -9,6 +9,7 @@ from minipull.cancel import Cancel
 from minipull.errors import Cancelled, Error, NetworkError, StorageError
 from minipull.progress import discard
 from minipull.xfer.download import LayerManager
+from minipull.xfer.transfer import Transfer
 
 TIMEOUT = 30.0  # seconds; only a failing test waits that long
 
@@ -18,7 +19,7 @@ def attempted(errors: Sequence[Error], count: int = 5, tick: float = 0.0001) -> 
     layers, shown, left = LayerManager(1, count, tick), [], list(errors)
     manager = layers.transfers
 
-    def work() -> str:
+    def work(transfer: Transfer) -> str:
         if left:
             raise left.pop(0)
         return "ok"
@@ -48,14 +49,14 @@ def test_attempts_end_at_their_number_or_at_a_permanent_error() -> None:
     layers = LayerManager(1, 5, 0)
     with pytest.raises(ZeroDivisionError):
         layers.transfers.wait([layers.transfers.transfer(
-            "key", lambda transfer: layers.attempt(transfer, lambda: 1 // 0, "id"), discard)], Cancel())
+            "key", lambda transfer: layers.attempt(transfer, lambda transfer: 1 // 0, "id"), discard)], Cancel())
 
 
 def test_a_countdown_ends_with_its_last_watcher() -> None:
     layers, seen = LayerManager(1, 5, 60.0), threading.Event()
     manager = layers.transfers
 
-    def fail() -> None:
+    def fail(transfer: Transfer) -> None:
         raise NetworkError("x")
 
     watcher = manager.transfer(
