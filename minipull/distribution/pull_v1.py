@@ -182,7 +182,7 @@ class V1LayerDescriptor(DownloadDescriptor):
         cached = self._store.metadata.get_diff_id(blob.digest)
         meter = Meter(transfer.progress, self.id, "Extracting", blob.size)
         return Diff(cached) if cached else self._store.layers.diff(
-            blob.digest, transfer.cancel, advance=meter.advance)
+            blob.digest, transfer.cancel, move=meter.move)
 
     def registered(self, diff: Diff) -> None:
         if self._arrived is not None:

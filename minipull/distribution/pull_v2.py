@@ -298,7 +298,7 @@ class V2LayerDescriptor(DownloadDescriptor):
             return Diff(self._claimed(transfer.cancel), verified=False)
         meter = Meter(transfer.progress, self.id, "Extracting", blob.size)
         try:
-            return self._store.layers.diff(blob.digest, transfer.cancel, advance=meter.advance)
+            return self._store.layers.diff(blob.digest, transfer.cancel, move=meter.move)
         except Unsupported as exc:
             transfer.progress(Progress(id=self.id, message="Not verified: %s" % exc))
             return Diff(self._claimed(transfer.cancel), verified=False)

@@ -47,9 +47,8 @@ class Client(ContextManager["Client"]):
         key = (endpoint, reference.name, push)
         with self._lock:
             if key not in self._repositories:
-                actions = "pull,push" if push else "pull"
                 self._repositories[key] = Repository(
-                    endpoint, reference, self.transport, self.credentials, actions)
+                    endpoint, reference, self.transport, self.credentials, "pull,push" if push else "pull")
             return self._repositories[key]
 
     def session(self, endpoint: Endpoint, reference: Reference) -> "Session":

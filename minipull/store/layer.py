@@ -44,19 +44,17 @@ class LayerSource:
         self.zstd = zstd
 
     def diff(self, blob: Digest, cancel: Cancel, raw: Optional[Verifier] = None,
-             advance: Callable[[int], None] = lambda count: None) -> Diff:
-        """Decompress a blob to find its DiffID; ``advance`` is given the number of bytes read.
+             move: Callable[[int], None] = lambda position: None) -> Diff:
+        """Decompress a blob to find its DiffID; ``move`` is told how many bytes are read so far.
 
         ``raw`` hashes the stored bytes.  Raises InvalidDocument for a damaged layer,
         Unsupported for zstd without a decoder, StorageError, Cancelled.
         """
         verifier = Verifier()
         with self._content.open(blob) as file:
-            position = 0
             for piece in decompressed(file, cancel, self.zstd, raw):
                 verifier.update(piece)
-                advance(file.tell() - position)
-                position = file.tell()
+                move(file.tell())
         return Diff(DiffID(verifier.digest))
 
 
