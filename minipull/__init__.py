@@ -86,10 +86,7 @@ __all__ = sorted(_HOME) + ["__version__"]
 
 
 class _Package(types.ModuleType):
-    """Loads a public name when it is first used, so that importing the package is cheap.
-
-    A module's own ``__getattr__`` (PEP 562) needs Python 3.7.
-    """
+    """Loads a public name when it is first used; a module's own ``__getattr__`` needs Python 3.7."""
 
     def __getattr__(self, name: str) -> object:
         if name not in _HOME:

@@ -29,8 +29,7 @@ from ..image.strictjson import as_object, compact, object_at, parse_json, parse_
 from ..image.walk import Bounds, Seen, walk
 from ..parts import part
 from ..reference import Reference
-from ..store.compression import decompressed, is_compressed, pieces
-from ..store.content import hash_file
+from ..store.compression import decompressed, hash_file, is_compressed, pieces
 from ..store.layer import LayerSource
 from ..store.references import REF_NAME, Names, association, check_name, named
 from ..store.store import MAX_CONFIG, ImageSource, host_platform

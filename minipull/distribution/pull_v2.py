@@ -30,10 +30,9 @@ from ..digest import DiffID, Digest
 from ..errors import (
     Cancelled, ContentMismatch, Error, InvalidDocument, NetworkError, NotFound, PolicyError, StorageError,
     Unsupported)
-from ..image import manifest
 from ..image.config import Image, ImageConfig
 from ..image.descriptor import INDEX_TYPES, MANIFEST_TYPES, Descriptor, is_foreign
-from ..image.manifest import MAX_MANIFEST, Document, Index, Manifest, is_runnable
+from ..image.manifest import MAX_MANIFEST, Document, Index, Manifest, is_runnable, is_schema1
 from ..image.platform import Platform, preference
 from ..image.walk import choose, walk
 from ..parts import part
@@ -88,7 +87,7 @@ class V2Puller(NamedTuple):
         received = self._resolve(reference, former is not None)
         label = str(reference) if reference.digest else reference.tag
         pulling = Progress(id=label, message="Pulling from %s" % reference.path)
-        if manifest.is_schema1(received.raw, received.content_type):
+        if is_schema1(received.raw, received.content_type):
             pulled: Pulled = part("distribution.schema1").pull(self, reference, received, pulling)
             return pulled
         top = received.document()

@@ -107,9 +107,8 @@ class V2Pusher:
             layers = self._blobs(documents)
             top = self._rebuilt(documents[-1], layers)
             try:
-                for child in documents[:-1]:
-                    self._put(str(child.digest), child)
-                self._put(tag, top)
+                for name, document in [(str(child.digest), child) for child in documents[:-1]] + [(tag, top)]:
+                    self.repository.put_manifest(name, document.raw, document.media_type, self.cancel)
                 break
             except RegistryError as exc:
                 if exc.status in (400, 404, 405, 415) and exc.code in _TOO_NEW:
@@ -159,9 +158,6 @@ class V2Pusher:
             return top
         obj = dict(parse_json(top.raw, "manifest"), layers=[blob.to_json() for blob in blobs])
         return manifest.parse(compact(obj), top.media_type)
-
-    def _put(self, reference: str, document: Document) -> None:
-        self.repository.put_manifest(reference, document.raw, document.media_type, self.cancel)
 
 
 class V2PushDescriptor(UploadDescriptor):

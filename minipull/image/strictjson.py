@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """JSON from outside, read one way only.
 
-:func:`parse_json` and the ``*_at`` accessors turn foreign bytes into typed
-values or raise InvalidDocument, which begins with ``source``, the name of the
-document.  A null string, array or object counts as absent, as in Go.
+Foreign bytes become typed values, or InvalidDocument is raised, which begins with
+``source``, the document.  A null string, array or object counts as absent, as in Go.
 """
 import json
 from typing import Any, Dict, List, Mapping, Tuple, TypeVar

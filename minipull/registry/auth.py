@@ -5,9 +5,8 @@ A request is sent without a credential first; the registry answers 401 with a
 challenge, and the request is sent again.  From then on requests bring what that
 challenge asks for.  The rules:
 
-- a credential goes to the origin that it is for and to the token server that
-  this origin names, if that is on the same host or both are reached by verified
-  TLS;
+- a credential goes to the origin that it is for, and to the token server that it
+  names if that is on the same host or both are reached by verified TLS;
 - a token is fetched once for all threads that need it, and renewed once for a
   request that is refused with it;
 - challenges of other origins, such as the target of a redirect, are not answered.
@@ -97,9 +96,8 @@ def parse_challenges(headers: List[str]) -> List[Challenge]:
 class Authorizer:
     """Sends requests for one repository to its registry, with the authorization that this asks for.
 
-    ``credential`` is called only when the registry asks.  ``scope`` is what the
-    token for each request must grant; empty for nothing.  ``offline`` asks for a
-    refresh token, which login keeps instead of the password.
+    ``credential`` is called only then.  ``scope`` is what a token must grant; empty for
+    nothing.  ``offline`` asks for a refresh token, which login keeps instead of a password.
     """
 
     def __init__(self, transport: Transport, origin: Origin, credential: Callable[[], Credential],

@@ -108,9 +108,8 @@ def over_endpoints(client: Client, reference: Reference, subject: str, work: Cal
     v2_confirmed = False
     failures: Dict[str, _Failure] = {}  # by host: an error over http says more than one over https
     for endpoint in v2_endpoints + v1_endpoints:
-        if endpoint.version == 1 and v2_confirmed:
-            continue
-        if endpoint.url.startswith("http:") and client.spoke_tls(endpoint):
+        outdated = endpoint.version == 1 and v2_confirmed
+        if outdated or endpoint.url.startswith("http:") and client.spoke_tls(endpoint):
             continue
         try:
             if v1_endpoints and endpoint.version == 2:

@@ -44,11 +44,10 @@ _FOLLOWING = frozenset(("accept", "range", "if-range", "user-agent"))
 
 
 class Transport:
-    """A pool of connections to any number of origins, shared by threads.
+    """A pool of connections to any number of origins, shared by threads; ``timeout`` is in seconds.
 
-    ``tls`` returns the TLS context for an origin, ``proxy`` its proxy; ``timeout``
-    is in seconds; ``warn`` is called for each warning of a registry.  close() ends
-    idle connections; one in use ends with its response.
+    ``tls`` returns the TLS context for an origin, ``proxy`` its proxy; ``warn`` gets each
+    warning of a registry.  close() ends idle connections; one in use ends with its response.
     """
 
     def __init__(self, tls: Callable[[Origin], ssl.SSLContext], timeout: float = 60.0,

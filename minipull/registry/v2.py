@@ -135,7 +135,7 @@ class Repository:
         """Fetch a foreign layer from a URL in a manifest, by https and without credentials."""
         if Origin.of(url).scheme != "https":
             raise PolicyError("foreign layer at %s, without https, refused" % ascii(url)[:200])
-        request = Request("GET", url, cancel, only_public=self._is_public)
+        request = Request("GET", url, cancel, only_public=self._origin in self._transport.public)
         return _from_offset(request, offset, lambda request: _succeeded(self._transport.send(request)))
 
     def tags(self, cancel: Cancel) -> List[str]:
@@ -196,13 +196,10 @@ class Repository:
         if Origin.of(request.url) == self._origin:
             response = self._authorizer.send(request)
         else:
-            response = self._transport.send(request._replace(only_public=self._is_public))
+            public = self._origin in self._transport.public
+            response = self._transport.send(request._replace(only_public=public))
         self.answered = True
         return _succeeded(response)
-
-    @property
-    def _is_public(self) -> bool:
-        return self._origin in self._transport.public
 
     def _ask(self, method: str, path: str, cancel: Cancel, **fields: Any) -> Response:
         return self.send(Request(method, self._base + path + self._query, cancel, **fields))

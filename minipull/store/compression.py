@@ -46,8 +46,7 @@ def decompressed(file: BinaryIO, cancel: Cancel, zstd: Optional[str] = None,
             yield from _gunzip(pieces(file, cancel, raw), source)
         elif _ZSTD.match(magic):
             if raw is not None:  # the decoder reads the file by itself
-                for _ in pieces(file, cancel, raw):
-                    pass
+                hash_file(file, raw, cancel)
                 file.seek(0)
             yield from _unzstd(file, cancel, zstd, source)
         elif is_compressed(magic):
@@ -68,6 +67,12 @@ def pieces(file: Union[int, BinaryIO], cancel: Cancel, raw: Optional[Verifier] =
         if raw is not None:
             raw.update(buffer[:count])
         yield buffer[:count]
+
+
+def hash_file(file: Union[int, BinaryIO], verifier: Verifier, cancel: Cancel) -> None:
+    """Show the rest of an open file to ``verifier``; an OSError is the caller's to map."""
+    for _ in pieces(file, cancel, verifier, BUFFER):
+        pass
 
 
 def _gunzip(pieces: Iterator[memoryview], source: str) -> Iterator[bytes]:

@@ -17,14 +17,14 @@ import contextlib
 import functools
 import json
 import os
-from typing import BinaryIO, Callable, ContextManager, List, Optional, Tuple, Union
+from typing import BinaryIO, Callable, ContextManager, List, Optional, Tuple
 
 from .. import files
 from ..cancel import Cancel
 from ..digest import Buffer, Digest, Verifier
 from ..errors import ContentMismatch, InvalidDocument, StorageError, corrupt, storage_errors
 from ..image.strictjson import int_at, parse_json, string_at
-from .compression import BUFFER, pieces
+from .compression import BUFFER, hash_file, pieces
 
 SYNC_EVERY = 64 << 20  # bytes of a partial between two fsyncs
 
@@ -285,12 +285,6 @@ class Ingest(ContextManager["Ingest"]):
         for path in paths:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
-
-
-def hash_file(file: Union[int, BinaryIO], verifier: Verifier, cancel: Cancel) -> None:
-    """Show the rest of an open file to ``verifier``; an OSError is the caller's to map."""
-    for _ in pieces(file, cancel, verifier, BUFFER):
-        pass
 
 
 def listing(folder: str) -> List[Tuple[Digest, str]]:
