@@ -81,10 +81,7 @@ def _images(ref: Union[str, Reference], store: ImageSource) -> List[Named]:
 
 def packed(store: ImageSource, images: Sequence[Named], platform: Platform, output: Output,
            cancel: Cancel) -> Iterator[Buffer]:
-    """Yield the archive of some images; docker's part of it lists those for ``platform``.
-
-    Raises StorageError for a blob that is missing or corrupt.
-    """
+    """Yield the archive of some images, docker's part of it for ``platform``; raises StorageError."""
     contents = _Contents(store, platform, output)
     for name, top in sorted(images, key=lambda pair: (str(pair[0] or ""), pair[1].digest)):
         contents.add(name, top)

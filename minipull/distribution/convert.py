@@ -43,10 +43,7 @@ def rewritten(document: Document, media_type: str, **members: Any) -> Document:
 
 
 def converted(documents: Sequence[Document], format: str, output: Output) -> List[Document]:
-    """Return the manifests in ``format``, children before their index; raises Unsupported.
-
-    Manifests of an index that are no images are left out, and ``output`` is told how many.
-    """
+    """Return the manifests in ``format``, children first; ``output`` is told of any left out; raises Unsupported."""
     names = FORMATS[format]
     media_types = [document.media_type for document in documents]
     for document in documents:

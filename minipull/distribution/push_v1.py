@@ -68,10 +68,7 @@ class V1Pusher:
 
     def push(self, images: Sequence[Tuple[Image, Reference]]) -> List[List[
             Tuple[Optional[DiffID], Descriptor, str]]]:
-        """Push images under their tags, and return the layers of each with the last word of their progress.
-
-        The caller holds the store's shared lock.
-        """
+        """Push images, whose store is locked; returns the layers of each and the last word of their progress."""
         session, cancel = self._session, self._cancel
         chains = [self._chain(image) for image, _ in images]
         layers: Dict[str, V1Layer] = {}

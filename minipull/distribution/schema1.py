@@ -42,7 +42,8 @@ def pull(puller: V2Puller, reference: Reference, received: Received, pulling: Pr
     layers = [V2LayerDescriptor(puller.repository, puller.store, blob, options, _no_diff_id) for blob in blobs]
     downloaded, _ = puller.downloads.download(
         puller.store, layers, puller.output, puller.cancel, ("schema1:" + old.digest, lambda transfer: None))
-    raw, document = schema1.converted(old.entries, list(zip(blobs, [layer.diff.diff_id for layer in downloaded])))
+    stored_layers = list(zip(blobs, (layer.diff.diff_id for layer in downloaded)))
+    raw, document = schema1.converted(old.entries, stored_layers)
     puller.check_platform(ImageConfig.parse(raw))
     image = Association(reference, document.descriptor, old.digest)
     updated = puller.store.references.get(reference) != image

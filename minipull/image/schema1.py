@@ -234,10 +234,7 @@ def _history(entry: Entry) -> Dict[str, Any]:
 
 
 def build(path: str, tag: str, config: ImageConfig, layers: Sequence[Digest]) -> bytes:
-    """Return the payload for an image of a repository; ``layers`` are its blobs, the bottom one first.
-
-    Raises Unsupported if its history does not fit the layers.
-    """
+    """Return the payload for an image, whose ``layers`` are bottom first; raises Unsupported for odd history."""
     history = config.history or (History(),) * len(layers)
     if not layers or sum(not item.empty_layer for item in history) != len(layers):
         raise Unsupported("the history of the image does not fit its layers, as schema 1 would have it")

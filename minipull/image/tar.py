@@ -60,10 +60,7 @@ class Entry(NamedTuple):
 
 
 class Reader:
-    """Iterates over the entries of a tar stream, whose bytes come in ``pieces``.
-
-    Raises InvalidDocument for a malformed stream, PolicyError for one past our limits.
-    """
+    """Iterates over the entries of a tar stream in ``pieces``; raises InvalidDocument, PolicyError."""
 
     def __init__(self, pieces: Iterator[Buffer]) -> None:
         self._pieces = pieces
@@ -116,11 +113,7 @@ class Reader:
             yield piece
 
     def skip(self) -> int:
-        """Abandon the current entry's data.
-
-        Returns how many bytes (data and padding) the caller must leave out of the
-        pieces that it feeds.
-        """
+        """Abandon the current entry's data; returns the bytes, padding too, to leave out of the pieces fed."""
         count = self._left + self._padding
         self._left = self._padding = 0
         return count

@@ -69,10 +69,7 @@ def login(client: Client, name: Reference, credential: Credential, cancel: Cance
 
 
 class Logins:
-    """The credentials in a file and at its helpers; methods raise StorageError, InvalidDocument.
-
-    ``timeout`` is in seconds, for the lock of the file.
-    """
+    """The credentials in a file, whose lock is waited for ``timeout`` seconds, and at its helpers."""
 
     def __init__(self, path: str, helper_environ: Mapping[str, str], timeout: float = 60,
                  helper_timeout: float = 30) -> None:

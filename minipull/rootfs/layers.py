@@ -33,10 +33,7 @@ def for_platform(image: Image, store: Store, platform: Platform) -> Image:
 
 
 def layers_of(image: Image, store: Store) -> List[Tuple[Descriptor, DiffID]]:
-    """Return the layers of an image, bottom first, with their DiffIDs.
-
-    Raises NotFound for an index or artifact, StorageError for a layer that is not stored.
-    """
+    """Return an image's layers, bottom first, with DiffIDs; raises NotFound for what is none, StorageError."""
     document = store.document(image.descriptor)
     if image.config is None or not isinstance(document, Manifest):
         raise NotFound("%s is no image that has a root file system" % image.name.familiar)

@@ -37,10 +37,7 @@ def within(domain: str, path: str) -> Optional[Reference]:
 
 
 class Catalog:
-    """The names of a store by repository; pushed images are named under ``domain``.
-
-    Raises InvalidReference for a malformed domain.
-    """
+    """The names of a store by repository, under ``domain``; raises InvalidReference for a malformed one."""
 
     def __init__(self, references: ReferenceStore, domain: str) -> None:
         if within(domain, "a/b") is None:

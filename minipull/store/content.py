@@ -194,7 +194,7 @@ class Ingest(ContextManager["Ingest"]):
             raise
 
     def commit(self, digest: Optional[Digest] = None) -> Digest:
-        """Verify the bytes, make them durable, return their name: ``digest``, or SHA-256, if none was promised."""
+        """Verify the bytes, make them durable, return their name: ``digest`` or SHA-256 if none was promised."""
         self.digest = self.digest or digest or self.verifier.digest
         if self.complete:
             return self.digest

@@ -75,7 +75,7 @@ class LayerManager:
         self.tick = tick
 
     def attempt(self, transfer: Transfer, work: Run, id: str) -> Any:
-        """Attempt ``work``, with the engine's countdown (5, 10, ... ticks) in between; raises its last error."""
+        """Attempt ``work``, with the engine's countdown (5, 10, ... ticks) between; raises its last error."""
         for attempt in range(1, self.attempts + 1):
             try:
                 return work(transfer)
@@ -99,7 +99,7 @@ class LayerDownloadManager(LayerManager):
 
     def download(self, store: Store, layers: Sequence[DownloadDescriptor], output: Output,
                  cancel: Cancel, beside: Tuple[str, Run]) -> Tuple[List[Layer], Any]:
-        """Download ``layers``, bottom first; one more transfer, ``beside``, of a key and its work, starts first.
+        """Download ``layers``, bottom first; a transfer ``beside``, of a key and its work, starts first.
 
         Raises the first error of all; a transfer that another pull shares goes on.
         """
