@@ -12,13 +12,13 @@ from typing import Dict, Iterator, List, Sequence, Tuple
 
 from ..cancel import Cancel
 from ..digest import Buffer, DiffID
-from ..errors import InvalidDocument, NotFound
+from ..errors import InvalidDocument, NotFound, PolicyError
 from ..image.descriptor import Descriptor
 from ..image.tar import DIRECTORY, END, LINK, Entry, header, padding
 from ..progress import Output
 from ..store.store import Store
 from .layers import reading
-from .overlay import POSITION, Folder, Overlay
+from .overlay import POSITION, Folder, Overlay, Trail, path_of
 
 Layers = Sequence[Tuple[Descriptor, DiffID]]
 
@@ -35,39 +35,38 @@ class Flattened:
                 for position, entry in enumerate(reader):
                     try:
                         self._overlay.add(number, position, entry)
-                    except InvalidDocument as exc:
+                    except (InvalidDocument, PolicyError) as exc:
                         raise exc.within("layer %s: entry %s" % (blob.digest.short, entry)) from exc
             self._overlay.finish_layer()
 
     def tar(self) -> Iterator[Buffer]:
         """The tar, in pieces: files, links, and then directories, which get their times last."""
-        files: Dict[int, List[bytes]] = {}
-        others: Dict[int, bytes] = {}  # the first name of each thing without data
-        folders: List[Entry] = []
-        for path, thing in self._overlay.walk():
+        files: Dict[int, List[Trail]] = {}
+        others: Dict[int, Trail] = {}  # the first name of each thing without data
+        for trail, thing in self._overlay.walk():
             if isinstance(thing, int):
-                files.setdefault(thing, []).append(path)
-            elif isinstance(thing, Folder):
-                if path or thing.entry:
-                    entry = thing.entry or Entry(path, DIRECTORY, mode=0o755)
-                    folders.append(entry._replace(name=(path or b".") + b"/"))
-            elif id(thing) in others:
-                yield _header(Entry(path, LINK, linkname=others[id(thing)]))
-            else:
-                others[id(thing)] = path
-                yield _header(thing._replace(name=path))
+                files.setdefault(thing, []).append(trail)
+            elif isinstance(thing, Entry):
+                first = others.setdefault(id(thing), trail)
+                if first is trail:
+                    yield _header(thing._replace(name=path_of(trail)))
+                else:
+                    yield _header(Entry(path_of(trail), LINK, linkname=path_of(first)))
         for number, (blob, diff_id) in enumerate(self._layers):
             with self._reading(blob, diff_id) as reader:
                 for position, entry in enumerate(reader):
-                    names = files.get(number << POSITION | position)
-                    if names:
-                        yield _header(entry._replace(name=names[0]))
+                    trails = files.get(number << POSITION | position)
+                    if trails:
+                        yield _header(entry._replace(name=path_of(trails[0])))
                         yield from reader.data()
                         yield padding(entry.size)
-        for names in files.values():
-            for name in names[1:]:
-                yield _header(Entry(name, LINK, linkname=names[0]))
-        yield from map(_header, folders)
+        for first, *more in files.values():
+            for trail in more:
+                yield _header(Entry(path_of(trail), LINK, linkname=path_of(first)))
+        for trail, thing in self._overlay.walk():
+            if isinstance(thing, Folder) and (trail or thing.entry):
+                entry = thing.entry or Entry(b"", DIRECTORY, mode=0o755)
+                yield _header(entry._replace(name=(path_of(trail) or b".") + b"/"))
         yield END
 
     def file(self, path: str) -> Iterator[Buffer]:

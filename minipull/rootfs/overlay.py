@@ -16,15 +16,20 @@ the end.  The rules:
 - a character device 0:0, which an overlay takes for a whiteout, is left out and
   removes what has its name.
 
+What is kept of all layers has one bound, so memory has one, however little of a
+layer holds it once it is compressed.
+
 Mirrors umoci's oci/layer and moby's pkg/archive (diff.go).  Spec: image-spec
 layer.md.
 """
-from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
-from ..errors import InvalidDocument
+from ..errors import InvalidDocument, PolicyError
 from ..image.tar import CHAR, DIRECTORY, FILE, LINK, MAX_NAME, SYMLINK, Entry
 
 MAX_HOPS = 255  # links followed on the way to one entry
+MAX_KEPT = 32 << 20  # bytes of names, link targets and attributes
+_PER_ENTRY, _PER_IMPLIED = 16, 400  # bytes that an entry counts for besides, and a directory without one
 _MAX_PART = 255  # bytes of one name, as file systems have it
 WHITEOUT, META, OPAQUE = b".wh.", b".wh..wh.", b".wh..wh..opq"
 PLNK = b".wh..wh.plnk"  # where AUFS kept what it hard-linked; gone when its layer is done
@@ -42,6 +47,8 @@ class Folder:
 #: A directory, a file by its layer and position there, or an entry without data.
 Thing = Union[Folder, int, Entry]
 POSITION = 32  # bits of a file's number that hold its position in the layer
+#: A directory's trail and a name in it; a path would take memory for all of those above.
+Trail = Any
 
 
 class Place(NamedTuple):
@@ -79,22 +86,35 @@ class Overlay:
         self.root = Folder()
         self._removed = removed
         self._implied = implied
+        self._room = MAX_KEPT
+        self._bare: Set[int] = set()  # directories from which this layer has hidden all of those below
         #: The layer, the parent and the way of the entry before: most lie beside it.
         self._last: Tuple[int, List[bytes], _Way] = (-1, [], _Way(self.root))
 
     def finish_layer(self) -> None:
+        self._bare.clear()
         if PLNK in self.root.names:
             self._drop(_Way(self.root), PLNK)
 
-    def walk(self) -> Iterator[Tuple[bytes, Thing]]:
-        """Yield paths and things in order, parents first; the root's path is empty."""
-        pending: List[Tuple[bytes, Thing]] = [(b"", self.root)]
+    def walk(self) -> Iterator[Tuple[Trail, Thing]]:
+        """Yield trails and things in order, parents first."""
+        pending: List[Tuple[Trail, Thing]] = [((), self.root)]
         while pending:
-            path, thing = pending.pop()
-            yield path, thing
+            trail, thing = pending.pop()
+            yield trail, thing
             if isinstance(thing, Folder):
-                pending += [(path + b"/" + name if path else name, thing.names[name][0])
-                            for name in sorted(thing.names, reverse=True)]
+                pending += [((trail, name), thing.names[name][0]) for name in sorted(thing.names, reverse=True)]
+
+    def _keep(self, entry: Entry, name: bytes) -> Entry:
+        """Count what is kept of an entry, which is returned; raises PolicyError past MAX_KEPT."""
+        self._room -= _PER_ENTRY + len(name)
+        if entry.kind not in (FILE, LINK):
+            entry = entry._replace(name=b"")
+            self._room -= len(entry.linkname) + len(entry.uname) + len(entry.gname) + sum(
+                len(key) + len(value) for key, value in entry.xattrs.items())
+        if self._room < 0:
+            raise PolicyError("names, links and attributes of more than %d bytes in all" % MAX_KEPT)
+        return entry
 
     def add(self, layer: int, position: int, entry: Entry) -> Optional[Place]:
         """Apply an entry; return where it is to be made, None for nowhere.  Raises InvalidDocument."""
@@ -102,7 +122,7 @@ class Overlay:
         if not parts:
             if entry.kind != DIRECTORY:
                 raise InvalidDocument("it would replace the root")
-            self.root.entry = entry
+            self.root.entry = self._keep(entry, b"")
             return None
         *above, name = parts
         if name.startswith(WHITEOUT) and parts != [PLNK]:
@@ -110,19 +130,20 @@ class Overlay:
             return None
         if len(name) > _MAX_PART:
             raise InvalidDocument("File name too long")
+        kept = self._keep(entry, name)
         way = self._parent(layer, above)
         names, present = way.folder.names, way.folder.names.get(name, (None, 0))[0]
         if entry.kind == DIRECTORY and isinstance(present, Folder):
-            present.entry = entry
+            present.entry = kept
             names[name] = present, layer
             return Place(way.to(name))
         if present is not None:
             self._drop(way, name)
-        thing: Thing = entry
+        thing: Thing = kept
         target = b""
         if entry.kind == DIRECTORY:
             thing = Folder()
-            thing.entry = entry
+            thing.entry = kept
         elif entry.kind == FILE:
             thing = layer << POSITION | position
         elif entry.kind == LINK:
@@ -143,15 +164,22 @@ class Overlay:
         way, folder = self._find(above)
         if not isinstance(folder, Folder) or name.startswith(META) and name != OPAQUE:
             return
-        pending = [(way, list(folder.names) if name == OPAQUE else [hidden])]
+        pending = [way]
+        if name != OPAQUE:
+            thing, named_by = folder.names.get(hidden, (None, 0))
+            if thing is not None and named_by < layer:
+                self._drop(way, hidden)
+            pending = [way.down(hidden, thing)] if isinstance(thing, Folder) and named_by == layer else []
         while pending:
-            way, names = pending.pop()
-            for child in names:
-                thing, named_by = way.folder.names.get(child, (None, 0))
-                if thing is not None and named_by < layer:
+            way = pending.pop()
+            if id(way.folder) in self._bare:
+                continue  # by an earlier whiteout of this layer: nothing of those below has come since
+            self._bare.add(id(way.folder))
+            for child, (thing, named_by) in list(way.folder.names.items()):
+                if named_by < layer:
                     self._drop(way, child)
                 elif isinstance(thing, Folder):
-                    pending.append((way.down(child, thing), list(thing.names)))
+                    pending.append(way.down(child, thing))
 
     def _target(self, entry: Entry) -> Tuple[bytes, Thing]:
         """The path of a hard link's target, and what is there."""
@@ -215,10 +243,21 @@ class Overlay:
             raise InvalidDocument("File name too long")
         if name in way.folder.names:
             self._drop(way, name)
+        self._room -= _PER_IMPLIED
+        self._keep(Entry(b""), name)
         folder = Folder()
         way.folder.names[name] = folder, layer
         self._implied(way.to(name))
         return folder
+
+
+def path_of(trail: Trail) -> bytes:
+    """The path of a thing, relative to the root, whose own is empty."""
+    parts = []
+    while trail:
+        trail, name = trail
+        parts.append(name)
+    return b"/".join(reversed(parts))
 
 
 def parts_of(name: bytes) -> List[bytes]:

@@ -19,7 +19,7 @@ from ..errors import PolicyError
 from ..files import write_all
 from ..image.tar import CHAR, DIRECTORY, FIFO, FILE, LINK, SYMLINK, Entry, Reader
 from .layers import entry_errors
-from .overlay import Folder, Overlay, Place
+from .overlay import Folder, Overlay, Place, path_of
 
 _OPEN = 32  # directories kept open
 _FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
@@ -77,11 +77,11 @@ class RootFS:
         with entry_errors(None):
             os.rmdir(self._trash, dir_fd=self._fds[b""])
             # The deepest first: a mode may close the way to what is below.
-            entries = [(path, thing.entry) for path, thing in self._overlay.walk()
+            entries = [(trail, thing.entry) for trail, thing in self._overlay.walk()
                        if isinstance(thing, Folder) and thing.entry]
-            for path, entry in reversed(entries):
+            for trail, entry in reversed(entries):
                 self._trim()
-                fd = self._folder(path)
+                fd = self._folder(path_of(trail))
                 if self._root:
                     os.fchown(fd, entry.uid, entry.gid)
                 self._set_xattrs(fd, entry)
@@ -99,12 +99,13 @@ class RootFS:
         parent, _, name = place.path.rpartition(b"/")
         fd = self._folder(parent)
         if entry.kind == FILE:
-            file = os.open(name, _NEW, entry.mode & 0o777, dir_fd=fd)
+            # Attributes are for a file that may be written to.
+            mode = entry.mode | 0o200 if entry.xattrs else entry.mode
+            file = os.open(name, _NEW, mode & 0o777, dir_fd=fd)
             try:
                 for piece in reader.data():
                     write_all(file, piece)
                 self._own(file, entry)
-                self._set_xattrs(file, entry)
             finally:
                 os.close(file)
         elif entry.kind == DIRECTORY:
@@ -145,12 +146,16 @@ class RootFS:
         mode, follow = self._mode(entry), folder is None
         if self._root and (entry.uid, entry.gid) != self._owner:
             os.chown(new, entry.uid, entry.gid, dir_fd=folder, follow_symlinks=follow)
-        if entry.kind != SYMLINK and mode & (0o7000 | self._umask):
+        if isinstance(new, int):
+            self._set_xattrs(new, entry)
+        if entry.kind != SYMLINK and (entry.xattrs or mode & (0o7000 | self._umask)):
             os.chmod(new, mode, dir_fd=folder)  # after chown, which takes bits away; a new name is no link
         os.utime(new, ns=(entry.mtime, entry.mtime), dir_fd=folder, follow_symlinks=follow)
 
     def _mode(self, entry: Entry) -> int:
         # What ran as its owner would run as us, for everybody who finds it (CVE-2021-41091).
+        if entry.mode & 0o6000 and not self._root and entry.kind != SYMLINK:
+            self._once("setuid and setgid bits are left out")
         return entry.mode if self._root else entry.mode & 0o1777
 
     def _set_xattrs(self, fd: int, entry: Entry) -> None:
@@ -177,9 +182,11 @@ class RootFS:
                 above = above.rpartition(b"/")[0]
             fd = self._fds[above]
             for part in name[len(above):].strip(b"/").split(b"/"):
-                below = os.open(part, _FOLDER, dir_fd=fd)
-                if fd != self._fds[above]:
-                    os.close(fd)
+                try:
+                    below = os.open(part, _FOLDER, dir_fd=fd)
+                finally:
+                    if fd != self._fds[above]:
+                        os.close(fd)
                 fd = below
             self._fds[name] = fd
         return fd

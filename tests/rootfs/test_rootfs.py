@@ -286,7 +286,7 @@ def test_attributes_of_users_are_set_and_all_others_are_left_out_with_a_warning(
         return record(b"SCHILY.xattr." + key, value)
 
     others = [b"trusted.overlay.opaque", b"security.selinux", b"system.posix_acl_access", b"nothing"]
-    world.build(extended(named(b"user.a", b"1\0") + named(b"user.b", b"")) + file(b"f", b"x")
+    world.build(extended(named(b"user.a", b"1\0") + named(b"user.b", b"")) + file(b"f", b"x", mode=0o444)
                 + xattrs(c=b"3") + folder(b"d")
                 + extended(named(b"security.capability", CAPABILITY) + b"".join(map(named, others)))
                 + file(b"g", b"x", mode=0o4755, uid=1))
@@ -294,7 +294,10 @@ def test_attributes_of_users_are_set_and_all_others_are_left_out_with_a_warning(
     assert dict(world.thing("d").xattrs) == {"user.c": b"3"}
     assert dict(world.thing("g").xattrs) == ({"security.capability": CAPABILITY} if world.root else {})
     left = others if world.root else [b"security.capability", *others]
-    assert world.warnings == ["extended attributes such as %s are left out" % key.decode() for key in left]
+    told = [] if world.root else ["setuid and setgid bits are left out"]
+    assert world.warnings == told + [
+        "extended attributes such as %s are left out" % key.decode() for key in left]
+    assert world.thing("f").mode == 0o444
 
 
 def test_a_flood_of_attributes_is_warned_of_a_few_times(world: World) -> None:

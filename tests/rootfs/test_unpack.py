@@ -153,7 +153,8 @@ def test_what_somebody_without_rights_unpacks_is_theirs_whatever_its_modes(place
             place.unpack(progress=seen.append)
         return [event.message for event in seen if event.message]
 
-    assert as_nobody(act) == ["warning: devices are left out"] * 2
+    assert as_nobody(act) == [
+        "warning: setuid and setgid bits are left out", "warning: devices are left out"] * 2
     for name in ("first", "target"):
         found = things(place.parent / name)
         assert {path: thing.mode for path, thing in found.items()} == {
