@@ -12,10 +12,11 @@ Spec: FIPS 186-4; RFC 6979; RFC 7518, "Digital Signature with ECDSA".
 import hashlib
 import hmac
 import itertools
-import sys
-from typing import Iterator, Optional, Tuple
+from typing import Iterator, Tuple
 
 Point = Tuple[int, int]
+#: Jacobian X, Y and Z, where x is X/Z² and y is Y/Z³; the point at infinity if Z is 0.
+_Jacobian = Tuple[int, int, int]
 
 _P = 2**256 - 2**224 + 2**192 + 2**96 - 1
 ORDER = 0xffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551
@@ -26,9 +27,7 @@ _G = (0x6b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296,
 
 def public(key: int) -> Point:
     """Return the public key of a private one, which is from 1 to ORDER - 1."""
-    point = _times(key, _G)
-    assert point is not None
-    return point
+    return _affine(_times(key, _G))
 
 
 def on_curve(point: Point) -> bool:
@@ -41,11 +40,10 @@ def sign(key: int, message: bytes) -> bytes:
     """Sign a message; returns the 64 bytes of r and s."""
     e = _hashed(message)
     for nonce in _nonces(key, e):
-        if 0 < nonce < ORDER:
-            r = public(nonce)[0] % ORDER
-            s = _inverse(nonce, ORDER) * (e + r * key) % ORDER
-            if r and s:
-                break
+        r = public(nonce)[0] % ORDER
+        s = _inverse(nonce, ORDER) * (e + r * key) % ORDER
+        if nonce < ORDER and r and s:
+            break
     return r.to_bytes(32, "big") + s.to_bytes(32, "big")
 
 
@@ -56,7 +54,7 @@ def verify(key: Point, message: bytes, signature: bytes) -> bool:
         return False
     w = _inverse(s, ORDER)
     point = _add(_times(_hashed(message) * w % ORDER, _G), _times(r * w % ORDER, key))
-    return point is not None and point[0] % ORDER == r
+    return point[2] != 0 and _affine(point)[0] % ORDER == r
 
 
 def _hashed(message: bytes) -> int:
@@ -80,28 +78,41 @@ def _mac(key: bytes, data: bytes) -> bytes:
 
 
 def _inverse(number: int, modulus: int) -> int:
-    return pow(number, -1 if sys.version_info >= (3, 8) else modulus - 2, modulus)  # the latter is slower
+    return pow(number, modulus - 2, modulus)
 
 
-def _times(factor: int, point: Point) -> Optional[Point]:
-    result = None
+def _affine(point: _Jacobian) -> Point:
+    x, y, z = point
+    inverse = _inverse(z, _P)
+    return x * inverse**2 % _P, y * inverse**3 % _P
+
+
+def _times(factor: int, point: Point) -> _Jacobian:
+    result = (1, 1, 0)
     for bit in bin(factor)[2:]:
-        result = _add(result, result)
+        result = _double(result)
         if bit == "1":
-            result = _add(result, point)
+            result = _add(result, point + (1,))
     return result
 
 
-def _add(one: Optional[Point], other: Optional[Point]) -> Optional[Point]:
-    """Add two points; None is the point at infinity."""
-    if one is None or other is None:
-        return other if one is None else one
-    (x1, y1), (x2, y2) = one, other
-    if one == other:
-        slope = 3 * (x1 * x1 - 1) * _inverse(2 * y1, _P)
-    elif x1 != x2:
-        slope = (y2 - y1) * _inverse(x2 - x1, _P)
-    else:
-        return None
-    x = (slope * slope - x1 - x2) % _P
-    return x, (slope * (x1 - x) - y1) % _P
+def _double(point: _Jacobian) -> _Jacobian:
+    x, y, z = point
+    zz, yy = z * z % _P, y * y % _P
+    slope, xyy = 3 * (x - zz) * (x + zz) % _P, x * yy % _P
+    doubled = (slope * slope - 8 * xyy) % _P
+    return doubled, (slope * (4 * xyy - doubled) - 8 * yy * yy) % _P, 2 * y * z % _P
+
+
+def _add(one: _Jacobian, other: _Jacobian) -> _Jacobian:
+    (x1, y1, z1), (x2, y2, z2) = one, other
+    if not z1 or not z2:
+        return other if not z1 else one
+    u1, u2 = x1 * z2 * z2 % _P, x2 * z1 * z1 % _P
+    s1, s2 = y1 * z2**3 % _P, y2 * z1**3 % _P
+    h, r = (u2 - u1) % _P, (s2 - s1) % _P
+    if not h:
+        return (1, 1, 0) if r else _double(one)
+    hh = h * h % _P
+    x = (r * r - h * hh - 2 * u1 * hh) % _P
+    return x, (r * (u1 * hh - x) - s1 * h * hh) % _P, h * z1 * z2 % _P
