@@ -58,7 +58,7 @@ def sync_directory(path: str) -> None:
 
 
 def open_regular(path: str, flags: int = os.O_RDONLY) -> int:
-    """Open a regular file, and no link, which may have been planted; raises OSError, StorageError."""
+    """Open a file as open(2) does, and no link or device, which may have been planted (StorageError)."""
     fd = os.open(path, flags | _NOFOLLOW | getattr(os, "O_NONBLOCK", 0), 0o600)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)

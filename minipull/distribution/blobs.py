@@ -133,7 +133,7 @@ class RemoteBlob:
 
 def fetch_blob(store: Store, blob: Descriptor, source: Opener, cancel: Cancel, kind: str = "blob",
                transfer: Optional[Transfer] = None) -> None:
-    """Download a blob into the store, from where an earlier attempt left it; raises as RemoteBlob.pieces()."""
+    """Download a blob into the store, from where an earlier attempt left it, and verify it."""
     output = transfer.progress if transfer else discard
     with store.content.ingest(blob.digest, blob.size, cancel) as ingest:
         if ingest.complete:
@@ -164,7 +164,7 @@ def fetch_blob(store: Store, blob: Descriptor, source: Opener, cancel: Cancel, k
 
 
 def persist(repository: Optional[Repository], cancel: Cancel, work: Callable[..., T], *args: object) -> T:
-    """Call ``work`` with ``args`` and ``cancel``, which asks for a small document, up to five times."""
+    """Call ``work``, which asks for a small document, with ``args`` and ``cancel``, up to five times."""
     for delay in DOCUMENT_DELAYS:
         try:
             return work(*args, cancel)
@@ -200,7 +200,7 @@ def send_blob(repository: Repository, blob: Descriptor, source: Callable[[int, i
 
 def send_stream(repository: Repository, stream: Callable[[], Iterable[Buffer]], cancel: Cancel,
                 upload: Optional[Upload] = None, chunk_size: int = 0) -> Verifier:
-    """Send a blob that is made on its way, in chunks held in memory; returns its size and digest."""
+    """Send a blob that is made on its way, after a break all of it; returns its size and digest."""
     verifier = Verifier()
 
     def pieces() -> Iterator[Buffer]:

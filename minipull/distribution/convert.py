@@ -43,7 +43,7 @@ def rewritten(document: Document, media_type: str, **members: Any) -> Document:
 
 
 def converted(documents: Sequence[Document], format: str, output: Output) -> List[Document]:
-    """Return the manifests in ``format``, children first; ``output`` is told of any left out; raises Unsupported."""
+    """Return the manifests in ``format``, children first; tells ``output`` how many are left out."""
     names = FORMATS[format]
     media_types = [document.media_type for document in documents]
     for document in documents:

@@ -7,7 +7,7 @@ Where this leaves the engine: the HMAC key of a push without credentials is empt
 so that associations noted by a pull, which have no HMAC, count as its own.
 """
 import contextlib
-import os
+import itertools
 from typing import List, NamedTuple, Sequence, Tuple
 
 from ..errors import InvalidReference
@@ -37,8 +37,9 @@ def by_likeness(target: str, key: bytes, entries: Sequence[V2Metadata]) -> List[
     components = target.split("/")
 
     def rank(entry: V2Metadata) -> Tuple[bool, int]:
-        common = os.path.commonprefix([components, entry.source_repository.split("/")])
-        return not check_hmac(key, entry), -len(common)
+        pairs = zip(components, entry.source_repository.split("/"))
+        common = itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)
+        return not check_hmac(key, entry), -len(list(common))
 
     return sorted(reversed(entries), key=rank)
 

@@ -27,8 +27,7 @@ def pull(name: Union[str, Reference], store: Store, *, platform: Union[str, Plat
          cancel: Optional[Cancel] = None) -> Image:
     """Pull an image into ``store``, by default for the host's platform, and return it.
 
-    Pulls with the same ``downloads`` share transfers.  Raises any minipull.Error, whose text
-    is one line that names the operation and its subject.
+    Pulls with the same ``downloads`` share transfers.  Raises any minipull.Error, told in a line.
     """
     with Client(service or RegistryService(), credentials or Keyring()) as client:
         return pull_with(

@@ -150,7 +150,7 @@ class V2Puller(NamedTuple):
         return path
 
     def _everything(self, top: Index) -> List[Descriptor]:
-        """Store every document below an index; return their descriptors, since the documents may be 64 MiB."""
+        """Store every document below an index; return their descriptors, since all may be 64 MiB."""
 
         def get(item: Descriptor) -> Optional[Document]:
             if item.media_type in MANIFEST_TYPES | INDEX_TYPES:

@@ -68,7 +68,7 @@ class V1Pusher:
 
     def push(self, images: Sequence[Tuple[Image, Reference]]) -> List[List[
             Tuple[Optional[DiffID], Descriptor, str]]]:
-        """Push images, whose store is locked; returns the layers of each and the last word of their progress."""
+        """Push images; returns the layers of each with the last word of progress.  The store is locked."""
         session, cancel = self._session, self._cancel
         chains = [self._chain(image) for image, _ in images]
         layers: Dict[str, V1Layer] = {}

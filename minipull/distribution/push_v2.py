@@ -220,7 +220,7 @@ class V2PushDescriptor(UploadDescriptor):
         return PushedLayer(self.diff_id, blob, action)
 
     def already_exists(self, elsewhere: bool, most: int, cancel: Cancel) -> Optional[Descriptor]:
-        """Look for the blob by ``most`` digests, with ``elsewhere`` also of others' (layerAlreadyExists)."""
+        """Look for the blob here by ``most`` digests, if ``elsewhere`` by those seen elsewhere too."""
         pusher = self._pusher
         for entry in by_likeness(pusher.target.name, pusher.key, self.entries):
             source = entry.source_repository

@@ -70,9 +70,8 @@ class ImageConfig(NamedTuple):
 class Image(NamedTuple):
     """A named image, as pull() returns it and Store.tag() takes it.
 
-    ``descriptor`` is the manifest or index that the name points to; ``source`` the digest
-    that the registry's tag resolved to, which may be that of an index above it.
-    ``config`` is None for an index as a whole.
+    ``descriptor`` is the manifest or index that the name points to; ``source`` what the
+    registry's tag resolved to, perhaps an index above it.  An index has no ``config``.
     """
     name: Reference
     descriptor: Descriptor

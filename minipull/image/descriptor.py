@@ -34,7 +34,7 @@ def is_foreign(media_type: str) -> bool:
 
 
 def select(platform: Platform, descriptors: Sequence["Descriptor"]) -> List["Descriptor"]:
-    """Return the descriptors that run on a platform, the best first, those without one last (containerd)."""
+    """Return the descriptors that run on a platform, the best first, those that name none last (containerd)."""
     order = preference(platform)
     ranked = []
     for descriptor in descriptors:

@@ -234,7 +234,7 @@ def _history(entry: Entry) -> Dict[str, Any]:
 
 
 def build(path: str, tag: str, config: ImageConfig, layers: Sequence[Digest]) -> bytes:
-    """Return the payload for an image, whose ``layers`` are bottom first; raises Unsupported for odd history."""
+    """Return the payload for an image, ``layers`` bottom first; raises Unsupported if history differs."""
     history = config.history or (History(),) * len(layers)
     if not layers or sum(not item.empty_layer for item in history) != len(layers):
         raise Unsupported("the history of the image does not fit its layers, as schema 1 would have it")

@@ -113,7 +113,7 @@ class Reader:
             yield piece
 
     def skip(self) -> int:
-        """Abandon the current entry's data; returns the bytes, padding too, to leave out of the pieces fed."""
+        """Abandon the current entry's data; returns how many bytes, padding too, not to feed to us."""
         count = self._left + self._padding
         self._left = self._padding = 0
         return count

@@ -79,7 +79,7 @@ def walk(top: Union[Descriptor, Document], get: Callable[[Descriptor], Optional[
 
 def choose(platform: Platform, top: Union[Descriptor, Document],
            get: Callable[[Descriptor], Optional[Document]]) -> List[Tuple[Descriptor, Document]]:
-    """Return the best manifest for a platform, then the indexes above it; raises as walk()."""
+    """Return the best manifest for a platform, then the indexes above it, or nothing; raises as walk()."""
     path: List[Tuple[Descriptor, Document]] = []
 
     def candidates(index: Index) -> Iterator[Descriptor]:

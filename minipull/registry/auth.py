@@ -96,8 +96,8 @@ def parse_challenges(headers: List[str]) -> List[Challenge]:
 class Authorizer:
     """Sends requests for one repository to its registry, with the authorization that this asks for.
 
-    ``credential`` is called only then.  ``scope`` is what a token must grant; empty for
-    nothing.  ``offline`` asks for a refresh token, which login keeps instead of a password.
+    ``credential`` is called after a challenge.  ``scope`` is what a token must grant, if
+    anything.  ``offline`` asks for a refresh token, which login keeps, not the password.
     """
 
     def __init__(self, transport: Transport, origin: Origin, credential: Callable[[], Credential],

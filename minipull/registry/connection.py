@@ -42,8 +42,8 @@ _UNKNOWN_CA = frozenset((2, 18, 19, 20, 21))  # OpenSSL's X509_V_ERR_* of a chai
 class Connection(io.RawIOBase):
     """A connection to one origin, used by one thread at a time; ``timeout`` is in seconds.
 
-    ``context`` makes the TLS context for https; ``keep`` is called when the connection
-    can be used again.  A ``proxy`` looks up the host, so no address is checked.
+    ``context`` makes the TLS context for https; ``keep`` gets the connection when it can
+    be used again.  A ``proxy`` looks up the host, so no address is checked.
     """
 
     def __init__(self, origin: Origin, timeout: float, context: Callable[[], ssl.SSLContext],

@@ -95,7 +95,7 @@ class RegistryService:
         self._cert_dirs = {_check_host(name, "host"): folder for name, folder in (cert_dirs or {}).items()}
         self._warn = warn
         self._warnings: Set[str] = set()
-        self._lock = threading.RLock()  # a warning may cause another
+        self._lock = threading.Lock()
         self._legacy = {_check_host(name, "legacy registry") for name in legacy}
         self._legacy_v1 = legacy_v1
         self._timeout = timeout
@@ -118,9 +118,10 @@ class RegistryService:
     def warn(self, text: str) -> None:
         """Pass a warning on to the caller, once."""
         with self._lock:
-            if text not in self._warnings:
-                self._warnings.add(text)
-                self._warn(text)
+            first = text not in self._warnings
+            self._warnings.add(text)
+        if first:  # called without the lock, since a caller's output may wait
+            self._warn(text)
 
     def transport(self) -> Transport:
         """A pool of connections with these settings; the caller closes it."""

@@ -58,20 +58,21 @@ class Place(NamedTuple):
 
 
 class _Way(NamedTuple):
-    """The way from the root to a directory; ``path`` has no links in it, and is empty for the root."""
+    """The way from the root to a directory, without links; ``length`` is that of its path."""
     folder: Folder
-    path: bytes = b""
+    trail: Trail = ()
+    length: int = 0
     parent: Optional["_Way"] = None
 
     def to(self, name: bytes) -> bytes:
         """Return the path of a thing in the directory."""
-        return self.path + b"/" + name if self.path else name
+        return path_of((self.trail, name))
 
     def down(self, name: bytes, folder: Folder) -> "_Way":
-        way = _Way(folder, self.to(name), self)
-        if len(way.path) >= MAX_NAME:
+        length = self.length + 1 + len(name) if self.length else len(name)
+        if length >= MAX_NAME:
             raise InvalidDocument("too deep")
-        return way
+        return _Way(folder, (self.trail, name), length, self)
 
 
 class Overlay:
@@ -204,7 +205,7 @@ class Overlay:
         # A whiteout of this layer hides none of them, wherever it stands.
         step = way
         while step.parent is not None:
-            step.parent.folder.names[step.path.rpartition(b"/")[2]] = step.folder, layer
+            step.parent.folder.names[step.trail[1]] = step.folder, layer
             step = step.parent
         self._last = layer, parts, way
         return way

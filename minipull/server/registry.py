@@ -47,7 +47,7 @@ _NO_MANIFEST = (InvalidDocument, PolicyError, Unsupported)
 
 
 class Registry:
-    """The application of a Server; images are named under ``domain``, or InvalidReference is raised."""
+    """The application of a Server; images are named under ``domain``, if that is well-formed."""
 
     def __init__(self, store: Store, writable: bool = False, domain: str = "localhost") -> None:
         self._store = store

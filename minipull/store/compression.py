@@ -99,7 +99,7 @@ def _gunzip(pieces: Iterator[memoryview], source: str) -> Iterator[bytes]:
 
 
 def _unzstd(file: BinaryIO, cancel: Cancel, program: Optional[str], source: str) -> Iterator[bytes]:
-    """Decode zstd by the interpreter's own module (3.14), or by the program, run bare (CVE-2014-9357)."""
+    """Decode zstd by Python's own module (3.14), or the program without shell or environment (CVE-2014-9357)."""
     try:
         module: Any = importlib.import_module("compression.zstd")
     except ImportError:

@@ -183,7 +183,7 @@ class Ingest(ContextManager["Ingest"]):
     def verify(self, source: str) -> None:
         """Compare size and hash with what was promised; on a mismatch no byte is kept.
 
-        It may be retried if some bytes came from an earlier attempt, which may be the wrong one.
+        ContentMismatch may be retried if some bytes came from an earlier attempt: they may be wrong.
         """
         assert self.digest is not None
         try:

@@ -154,7 +154,7 @@ class Store(ImageSource):
         """
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(self._locked(False, cancel, os.O_RDONLY))
+                stack.enter_context(self._locked(False, cancel, create=False))
             except files.Locked:
                 raise
             except StorageError:
@@ -169,11 +169,12 @@ class Store(ImageSource):
         """Hold the lock exclusively, to remove blobs; raises StorageError, Cancelled."""
         return self._locked(True, cancel)
 
-    def _locked(self, exclusive: bool, cancel: Optional[Cancel], *flags: int) -> ContextManager[None]:
-        if not flags:
+    def _locked(self, exclusive: bool, cancel: Optional[Cancel], create: bool = True) -> ContextManager[None]:
+        if create:
             files.make_directory(self.root)
         pause = (cancel or Cancel()).pause
-        return files.locked(os.path.join(self.root, "lock"), exclusive, pause, self.timeout, *flags)
+        flags = os.O_RDWR | os.O_CREAT if create else os.O_RDONLY
+        return files.locked(os.path.join(self.root, "lock"), exclusive, pause, self.timeout, flags)
 
     def load(self, association: Association) -> Image:
         with damaged():

@@ -50,7 +50,7 @@ class DownloadDescriptor(abc.ABC):
 
     @abc.abstractmethod
     def download(self, transfer: Transfer) -> Optional[Descriptor]:
-        """Store the blob and return it; None if it may stay elsewhere.  Ends with ``transfer.inactive()``."""
+        """Store the blob and return it, or None if it may stay elsewhere; frees the slot when it is received."""
 
     @abc.abstractmethod
     def diff(self, transfer: Transfer, blob: Optional[Descriptor]) -> Diff:
@@ -61,16 +61,15 @@ class DownloadDescriptor(abc.ABC):
 
 
 class LayerManager:
-    """Layers on their way; operations with the same manager share transfers and slots.
+    """What downloads and uploads share: transfers, their slots, and ``attempts`` at each layer.
 
-    A layer has ``attempts`` in all; the countdown between them goes by ``tick`` seconds.
+    The countdown between two attempts goes by ``tick`` seconds.
     """
-
-    concurrency = CONCURRENT_DOWNLOADS
+    default_concurrency = CONCURRENT_DOWNLOADS
 
     def __init__(self, concurrency: Optional[int] = None, attempts: int = MAX_ATTEMPTS,
                  tick: float = 1.0) -> None:
-        self.transfers = TransferManager(self.concurrency if concurrency is None else concurrency)
+        self.transfers = TransferManager(self.default_concurrency if concurrency is None else concurrency)
         self.attempts = attempts
         self.tick = tick
 

@@ -34,7 +34,7 @@ class UploadDescriptor(abc.ABC):
 
 class LayerUploadManager(LayerManager):
     """Uploads of layers and other blobs."""
-    concurrency = CONCURRENT_UPLOADS
+    default_concurrency = CONCURRENT_UPLOADS
 
     def upload(self, blobs: Sequence[UploadDescriptor], output: Output, cancel: Cancel,
                holding: Holding = nothing) -> List[Any]:
