@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """check: is every byte of an archive what its name says?"""
 import os
-from typing import List, Optional
+from typing import Callable, List, Optional
 
 from ..cancel import Cancel
 from ..errors import Error
@@ -9,10 +9,11 @@ from ..store.check import Problem, check_images
 from .reader import image_of, opened
 
 
-def check_archive(path: str, cancel: Cancel, zstd: Optional[str] = None) -> List[Problem]:
+def check_archive(path: str, cancel: Cancel, zstd: Optional[str] = None,
+                  warn: Callable[[str], None] = lambda text: None) -> List[Problem]:
     """Return every problem of the images in an archive; raises Cancelled."""
     try:
-        with opened(path, cancel, zstd) as archive:
+        with opened(path, cancel, zstd, warn=warn) as archive:
             tops = [top for _, top in map(image_of, archive.references.descriptors())]
             return [problem._replace(path=os.path.join(path, problem.path))
                     for problem in check_images(archive, tops, cancel)]

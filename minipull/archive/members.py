@@ -4,9 +4,12 @@
 A member is found by its name within the archive, links included; nothing is ever
 opened on disk because of what a name or a link says.
 """
+import functools
 import io
+import itertools
 import os
-from typing import Any, BinaryIO, Dict, Optional, Set, Tuple, cast
+import re
+from typing import Any, BinaryIO, Dict, List, Optional, Tuple, Union, cast
 
 from ..digest import Digest
 from ..errors import ContentMismatch, InvalidDocument, PolicyError, shown, storage_errors
@@ -15,7 +18,13 @@ from ..image.tar import BLOCK, FILE, LINK, SYMLINK, Reader
 from ..store.content import BlobSource
 
 MAX_MEMBERS = 100000
+MAX_NAMES = 16 << 20  # bytes of all names and links
 MAX_HOPS = 8  # links on the way to one member
+
+
+#: Offset and size of the data in bytes, or the name that a link leads to.
+Member = Union[Tuple[int, int], str]
+_BLOB = re.compile("blobs/sha(?:256|384|512)/[0-9a-f]+")
 
 
 class Members(BlobSource):
@@ -26,36 +35,50 @@ class Members(BlobSource):
         self.named: Dict[Digest, str] = {}  # member of a blob that does not lie where a layout has it
         self._made: Dict[Digest, bytes] = {}  # documents that are no members
         self._file = file
-        self._files: Dict[str, Tuple[int, int]] = {}  # offset of the data and size, in bytes
-        self._links: Dict[str, str] = {}
-        self._repeated: Set[str] = set()
+        self._members: Dict[str, Member] = {}
+        self._repeated: Dict[str, List[Member]] = {}  # further ones of the same name
+        room = MAX_NAMES
         with storage_errors("read the archive"):
             end = os.fstat(file.fileno()).st_size
             archive = cast(BinaryIO, _Extent(file, 0, end))
             reader = Reader(iter(lambda: archive.read(BLOCK), b""))
             for count, entry in enumerate(reader):
                 name = inside(entry.name.decode("utf-8", "surrogateescape"))
-                if count == MAX_MEMBERS:
-                    raise PolicyError("more than %d members" % MAX_MEMBERS)
-                if entry.kind in (FILE, LINK, SYMLINK) and (name in self._files or name in self._links):
-                    self._repeated.add(name)
+                room -= len(entry.name) + len(entry.linkname)
+                if count == MAX_MEMBERS or room < 0:
+                    raise PolicyError("more than %d members, or %d bytes of names" % (MAX_MEMBERS, MAX_NAMES))
                 if entry.kind == FILE:
-                    self._files[name] = archive.tell(), entry.size
+                    self._define(name, (archive.tell(), entry.size))
                 elif entry.kind in (LINK, SYMLINK):
                     folder = name.rpartition("/")[0] if entry.kind == SYMLINK else ""
-                    self._links[name] = inside(entry.linkname.decode("utf-8", "surrogateescape"), folder)
+                    self._define(name, inside(entry.linkname.decode("utf-8", "surrogateescape"), folder))
                 if archive.seek(reader.skip(), os.SEEK_CUR) > end:
                     raise InvalidDocument("tar: the stream is cut short")
+
+    def _define(self, name: str, member: Member) -> None:
+        if self._members.setdefault(name, member) != member:
+            self._repeated.setdefault(name, []).append(member)
 
     def find(self, name: str) -> Optional[Tuple[int, int]]:
         """Return offset and size of a member's data, or None; raises InvalidDocument for an ambiguous name."""
         for _ in range(MAX_HOPS + 1):
-            if name in self._repeated:
-                raise InvalidDocument("%s is in it twice" % shown(name, 200))
-            if name not in self._links:
-                return self._files.get(name)
-            name = self._links[name]
+            first = self._members.get(name)
+            # A blob is verified by its digest whenever it is read, whichever of them it is.
+            for other in [] if _BLOB.fullmatch(name) else self._repeated.pop(name, []):
+                if not self._same(first, other):
+                    self._repeated[name] = [other]
+                    raise InvalidDocument("%s is in it twice" % shown(name, 200))
+            if not isinstance(first, str):
+                return first
+            name = first
         raise InvalidDocument("%s lies behind more than %d links" % (shown(name, 200), MAX_HOPS))
+
+    def _same(self, one: Optional[Member], other: Member) -> bool:
+        """Whether two members of one name are files of the same bytes."""
+        if not isinstance(one, tuple) or not isinstance(other, tuple) or one[1] != other[1]:
+            return False
+        pair = [iter(functools.partial(_Extent(self._file, *extent).read, 1 << 20), b"") for extent in (one, other)]
+        return all(ours == theirs for ours, theirs in itertools.zip_longest(*pair))
 
     def member(self, name: str, limit: int = 1 << 62) -> BinaryIO:
         """Open a member; raises InvalidDocument, and PolicyError past ``limit`` bytes."""

@@ -14,7 +14,7 @@ import os
 import re
 import stat
 import tempfile
-from typing import Any, BinaryIO, Dict, Iterator, List, Optional, Tuple, Union, cast
+from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Optional, Tuple, Union, cast
 
 from ..cancel import Cancel
 from ..digest import Buffer, DiffID, Digest, Verifier
@@ -26,10 +26,11 @@ from ..image.descriptor import (
     DOCKER_CONFIG, DOCKER_MANIFEST, DOCKER_TAR, INDEX_TYPES, MANIFEST_TYPES, Descriptor, is_foreign, select)
 from ..image.manifest import MAX_LAYERS, MAX_MANIFEST, Index, Manifest, is_runnable
 from ..image.strictjson import as_object, compact, object_at, parse_json, parse_value, string_at, strings_at
+from ..image.tar import Reader
 from ..image.walk import Bounds, Seen, walk
 from ..parts import part
 from ..reference import Reference
-from ..store.compression import decompressed, hash_file, is_compressed, pieces
+from ..store.compression import decompressed, hash_file, is_compressed
 from ..store.layer import LayerSource
 from ..store.references import REF_NAME, Names, association, check_name, named
 from ..store.store import MAX_CONFIG, ImageSource, host_platform
@@ -41,22 +42,19 @@ MAX_DOCUMENTS = 64 << 20  # bytes; of all documents of docker's own
 
 @contextlib.contextmanager
 def opened(file: Union[str, BinaryIO], cancel: Cancel, zstd: Optional[str] = None,
-           scratch: Optional[str] = None) -> Iterator["Archive"]:
+           scratch: Optional[str] = None, warn: Callable[[str], None] = lambda text: None) -> Iterator["Archive"]:
     """Open the archive at a path or in an open file; raises as load().
 
     An archive from a pipe or a compressed one is first copied to an unnamed file in
-    the directory ``scratch``.
+    the directory ``scratch``: no more of it than is a tar, up to the tar's end.
     """
     path = file if isinstance(file, str) else ""
     with contextlib.ExitStack() as stack:
 
-        def spooled(data: Iterator[Buffer]) -> BinaryIO:
-            with storage_errors("write a temporary file"):
-                copy = stack.enter_context(tempfile.TemporaryFile(buffering=0, dir=scratch))
-                for piece in data:
-                    write_all(copy.fileno(), memoryview(piece))
-                copy.seek(0)
-            return cast(BinaryIO, copy)
+        def copied(data: Iterator[Buffer], fd: int) -> Iterator[Buffer]:
+            for piece in data:
+                write_all(fd, memoryview(piece))
+                yield piece
 
         regular = False
         with file_errors("open %s" % path), contextlib.suppress(io.UnsupportedOperation):
@@ -64,11 +62,42 @@ def opened(file: Union[str, BinaryIO], cancel: Cancel, zstd: Optional[str] = Non
                 file = stack.enter_context(open(file, "rb", buffering=0))
             regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
         assert not isinstance(file, str)
-        if not regular:
-            file = spooled(pieces(file, cancel))
-        if is_compressed(os.pread(file.fileno(), 6, 0)):
-            file = spooled(decompressed(file, cancel, zstd, source="archive"))
+        if not regular or is_compressed(os.pread(file.fileno(), 6, 0)):
+            warn("%s is unpacked in %s first" % (path or "the archive", scratch or tempfile.gettempdir()))
+            data = decompressed(
+                file if regular else cast(BinaryIO, _Pipe(file)), cancel, zstd, source="archive")
+            with storage_errors("write a temporary file"):
+                copy = stack.enter_context(tempfile.TemporaryFile(buffering=0, dir=scratch))
+                for _ in Reader(copied(data, copy.fileno())):
+                    pass
+            file = cast(BinaryIO, copy)
         yield Archive(path, file, cancel, zstd)
+
+
+class _Pipe(io.RawIOBase):
+    """A stream whose first six bytes, which say how it is compressed, can be read twice."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._head = b""
+        while len(self._head) < 6:
+            data = file.read(6 - len(self._head))
+            if not data:
+                break
+            self._head += data
+        self._position = 0
+
+    def readinto(self, buffer: Any) -> int:
+        count = min(len(buffer), len(self._head) - self._position)
+        if count <= 0:
+            return cast(io.RawIOBase, self._file).readinto(buffer) or 0
+        buffer[:count] = self._head[self._position:self._position + count]
+        self._position += count
+        return count
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._position = offset
+        return offset
 
 
 class Archive(ImageSource):

@@ -87,7 +87,7 @@ def do_check(context: Context, flags: argparse.Namespace) -> int:
     for path in archives:
         from ..archive.check import check_archive
 
-        problems = check_archive(path, context.cancel, store.layers.zstd)
+        problems = check_archive(path, context.cancel, store.layers.zstd, context.warn)
         results.append((path, problems, "damaged", InvalidDocument.exit_code))
     tops = [store.image(stripped(name)).descriptor for name in flags.refs if name not in archives]
     if tops or not archives:

@@ -2,6 +2,7 @@
 """Archives as ends of a copy, read or written; reached by name, since a build may leave ``archive/`` out."""
 import contextlib
 import os
+import shutil
 import tempfile
 from typing import Iterator, List, Optional
 
@@ -11,7 +12,7 @@ from ..cancel import Cancel
 from ..digest import Buffer
 from ..errors import storage_errors
 from ..image.descriptor import Descriptor
-from ..progress import Output
+from ..progress import Output, Progress
 from ..reference import Reference
 from ..registry.request import PIECE, Body
 from ..store.references import named
@@ -61,8 +62,8 @@ def archive_end(place: Place, transfers: TransferManager, output: Output,
     path = os.path.realpath(place.folder)
     with contextlib.ExitStack() as stack:
         with storage_errors("write %s" % place.folder):
-            folder = stack.enter_context(
-                tempfile.TemporaryDirectory(prefix=".minipull-", dir=os.path.dirname(path)))
+            folder = tempfile.mkdtemp(prefix=".minipull-", dir=os.path.dirname(path))
+        stack.callback(_remove, folder, output)
         stack.callback(transfers.settle, folder)
         end = LayoutEnd(place._replace(folder=folder), None)
         yield end
@@ -72,3 +73,10 @@ def archive_end(place: Place, transfers: TransferManager, output: Output,
             images.append((Reference.parse(label).with_default_tag() if label else None,
                            Descriptor.from_json(entry, "index.json")))
         write_file(place.folder, packed(end.store, images, host_platform(), output, cancel))
+
+
+def _remove(folder: str, output: Output) -> None:
+    """Remove a directory as far as that goes: the archive is complete, or there is a worse error."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if os.path.lexists(folder):
+        output(Progress(message="warning: %s could not be removed" % folder))

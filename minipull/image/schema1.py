@@ -210,6 +210,8 @@ def _decoded(text: str, key: str) -> bytes:
 def converted(entries: Sequence[Entry],
               layers: Sequence[Tuple[Descriptor, DiffID]]) -> Tuple[bytes, Manifest]:
     """Return the config and the schema 2 manifest of an image with these layers, always the same bytes."""
+    if not entries:
+        raise InvalidDocument("an image of no layers, which this format does not have")
     top = entries[-1].v1
     config: Dict[str, Any] = {key: top[key] for key in top if key not in _V1_ONLY}
     config["rootfs"] = {"type": "layers", "diff_ids": [diff_id for _, diff_id in layers]}
