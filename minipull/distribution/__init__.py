@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pull, push and copy: images between registries, the store and files.
 
-The modules in reading order, with moby's names where moby has them; most end
-their docstring with the points in which they leave the engine:
+The modules in reading order, with moby's names where moby has them; those that
+decide otherwise than moby's end their docstring with the points:
 
     blobs      one blob in or out, continued where it broke off
     pull_v2    an image from one endpoint

@@ -107,7 +107,10 @@ class V2Puller(NamedTuple):
             for document in documents:
                 self.store.content.put(document.digest, document.raw)
             self.store.references.set(reference, chosen.descriptor, top.digest, self.cancel.pause)
-        return Pulled(self.store.load(association), updated)
+        image = self.store.load(association)
+        if image.config is not None:
+            self.check_platform(image.config)
+        return Pulled(image, updated)
 
     def _resolve(self, reference: Reference, stored: bool) -> Received:
         """Return the verified manifest of a reference, from the store if it has been pulled and not moved."""
@@ -206,8 +209,6 @@ class V2Puller(NamedTuple):
                 raise ContentMismatch("layers from manifest don't match image configuration")
             for descriptor, layer in zip(layers, stored):
                 self._forget(descriptor.blob.digest, layer)
-        if chosen:
-            self.check_platform(config)
 
     def _forget(self, blob: Digest, layer: Layer) -> None:
         """Drop the cached DiffID and the record of a layer, which may be wrong."""

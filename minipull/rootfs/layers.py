@@ -11,7 +11,7 @@ from ..errors import ContentMismatch, InvalidDocument, NotFound, PolicyError, St
 from ..image.config import Image
 from ..image.descriptor import Descriptor
 from ..image.manifest import Manifest
-from ..image.platform import Platform
+from ..image.platform import Platform, preference
 from ..image.tar import Entry, Reader
 from ..progress import Meter, Output
 from ..store.compression import decompressed
@@ -24,12 +24,17 @@ from ..store.store import Store
 _IMPOSSIBLE = frozenset((errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EILSEQ, errno.EINVAL))
 
 
-def for_platform(image: Image, store: Store, platform: Platform) -> Image:
-    """Choose the image for a platform from an index; raises NotFound."""
+def for_platform(image: Image, store: Store, platform: Platform, exact: bool = False) -> Image:
+    """Choose the image for a platform from an index; raises NotFound.
+
+    With ``exact``, an image that is none of an index must be for that platform too.
+    """
     descriptor = store.on(platform, image.descriptor)
-    if descriptor is None:
+    chosen = descriptor and store.load(Association(image.name, descriptor, image.source))
+    if not chosen or exact and chosen.config and not any(
+            runnable.matches(chosen.config.platform) for runnable in preference(platform)):
         raise NotFound("%s has nothing for %s" % (image.name.familiar, str(platform)))
-    return store.load(Association(image.name, descriptor, image.source))
+    return chosen
 
 
 def layers_of(image: Image, store: Store) -> List[Tuple[Descriptor, DiffID]]:

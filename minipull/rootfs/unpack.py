@@ -47,7 +47,8 @@ def unpack(image: Union[Image, str, Reference], store: Store, directory: str, *,
         stored = image if isinstance(image, Image) else store.image(image)
         if isinstance(platform, str):
             platform = Platform.parse(platform, host_platform())
-        layers = layers_of(for_platform(stored, store, platform or host_platform()), store)
+        chosen = for_platform(stored, store, platform or host_platform(), exact=platform is not None)
+        layers = layers_of(chosen, store)
         with _building(directory, store) as fd:
             root = RootFS(fd, max_unpacked, lambda text: output(Progress(message="warning: " + text)))
             try:

@@ -23,7 +23,7 @@ from ..digest import Digest
 from ..errors import (
     ContentMismatch, Error, InvalidDocument, InvalidReference, NotFound, PolicyError, RateLimited,
     StorageError, Unsupported)
-from ..files import Locked
+from ..files import Locked, make_directory
 from ..image import manifest
 from ..image.descriptor import OCI_INDEX, Descriptor, is_foreign
 from ..reference import is_tag
@@ -247,9 +247,11 @@ def serve(store: Store, host: str = "127.0.0.1", port: int = 5000, writable: boo
     """Serve a store as a registry until cancelled.
 
     ``ready`` is called with the URL, ``log`` with the status and a line for each
-    answer.  Raises NetworkError if it can't listen, InvalidReference for a
-    malformed ``domain``.
+    answer.  Raises NetworkError if it can't listen, StorageError if a store to
+    write to can't be made, InvalidReference for a malformed ``domain``.
     """
+    if writable:
+        make_directory(store.root)
     server = Server(host, port, Registry(store, writable, domain), store.timeout, log)
     ready("http://" + server.address)
     server.run(cancel or Cancel())

@@ -340,9 +340,13 @@ def test_a_config_of_another_platform_is_told(
     serve(server, layout)
     assert "image is for linux/s390x, not for linux/amd64" in refused(
         NotFound, server, store, platform="linux/amd64")
-    log = Log()
-    pull(server, store, progress=log)
-    assert log.tells("WARNING: image is for linux/s390x, not for ")
+    for _ in range(2):  # up to date, the second time
+        log = Log()
+        pull(server, store, progress=log)
+        assert log.tells("WARNING: image is for linux/s390x, not for ")
+        with pytest.raises(NotFound, match="image is for linux/s390x, not for linux/arm64"):
+            pull(server, store, platform="linux/arm64")
+    assert pull(server, store, platform="linux/s390x").architecture == "s390x"
 
 
 def test_a_config_that_says_no_platform_fits_all(

@@ -476,6 +476,9 @@ def test_of_an_index_the_wanted_platform_is_unpacked(place: Place) -> None:
         place.unpack(platform="linux/s390x")
     with pytest.raises(NotFound, match="is no image that has a root file system$"):
         layers_of(store.image(NAME), store)
+    place.set(packed(file(b"one") + END))
+    with pytest.raises(NotFound, match="^r.example/x:1 has nothing for linux/arm64$"):
+        place.unpack(platform="linux/arm64")
 
 
 def test_an_image_may_be_named_in_all_ways(place: Place) -> None:

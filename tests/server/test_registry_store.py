@@ -12,7 +12,7 @@ import pytest
 import minipull
 from minipull import files
 from minipull.cancel import Cancel
-from minipull.errors import InvalidReference, NetworkError
+from minipull.errors import InvalidReference, NetworkError, StorageError
 from minipull.server.registry import serve
 from minipull.store.gc import gc
 from minipull.store.store import Store
@@ -240,3 +240,9 @@ def test_an_impossible_address_or_domain_is_an_error(tmp_path: Path) -> None:
         with pytest.raises(NetworkError, match="listen on 127.0.0.1:%d" % port):
             serve(store, port=port)
     assert not os.path.exists(store.root)
+
+
+def test_a_store_that_can_not_be_made_ends_a_writable_server_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="^create %s" % (tmp_path / "file")):
+        serve(Store(str(tmp_path / "file" / "root")), port=0, writable=True)
