@@ -95,7 +95,9 @@ class V2Puller(NamedTuple):
         documents = [top] if self.options.all_platforms and isinstance(top, Index) else self._chosen(top)
         chosen = documents[0]
         association = Association(reference, chosen.descriptor, top.digest)
-        updated = former != association or not self._complete(chosen)
+        updated = True
+        with contextlib.suppress(StorageError):
+            updated = former != association or any(self.store.missing(chosen.descriptor, self.options.foreign))
         if updated:
             if isinstance(chosen, Manifest):
                 self._pull_manifest(chosen, True)
@@ -172,12 +174,6 @@ class V2Puller(NamedTuple):
                 self.store.content.put(item.digest, document.raw)
                 descriptors.append(item)
         return descriptors
-
-    def _complete(self, top: Document) -> bool:
-        """Whether every blob is stored, except foreign layers that nobody asked for."""
-        with contextlib.suppress(StorageError):
-            return not any(self.store.missing(top.descriptor, self.options.foreign))
-        return False
 
     def _pull_manifest(self, document: Manifest, chosen: bool) -> None:
         """Download every blob of a manifest; ``chosen`` if it is the image that gets the name."""

@@ -54,7 +54,7 @@ class ImageSource:
             if len(images) > 1:
                 raise NotFound("image ID prefix %s is ambiguous" % prefix)
             if images:
-                return images.popitem()[1]
+                return self.load(Association(*images.popitem()[1][:3]))
             if len(prefix) == 64:
                 raise NotFound("No such image: %s" % name)
         reference = (name if isinstance(name, Reference) else Reference.parse(name)).docker_ref()
@@ -64,11 +64,15 @@ class ImageSource:
         return self.load(association)
 
     def images(self) -> List[Image]:
-        """List every named image whose config can be read, by name."""
-        images = []
+        """List every named image whose config can be read, by name; the configs without their ``raw`` bytes."""
+        images, configs = [], {}
         for association in self.references.all():
             with contextlib.suppress(Error):
-                images.append(self.load(association))
+                digest = association.descriptor.digest
+                if digest not in configs:  # one may be large, and have many names
+                    config = self.load(association).config
+                    configs[digest] = config and config._replace(raw=b"")
+                images.append(Image(*association, configs[digest]))
         return images
 
     def load(self, association: Association) -> Image:

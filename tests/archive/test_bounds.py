@@ -134,6 +134,10 @@ def test_a_config_that_many_names_share_is_held_once(store: Store, layout: Layou
     images = load(str(path), store)
     assert len(images) == 200 and len({id(image.config) for image in images}) == 1
     assert sorted(image.name.familiar for image in images) == sorted("a:%d" % n for n in range(200))
+    listed = store.images()
+    assert len(listed) == 200 and len({id(image.config) for image in listed}) == 1
+    assert listed[0].config is not None and listed[0].config.raw == b""
+    assert store.image(listed[0].id).config == images[0].config
 
 
 def test_a_staging_directory_that_stays_is_a_warning(
