@@ -62,10 +62,11 @@ class Blobs:
         if query("digest-algorithm") not in ("", "sha256", "sha384", "sha512"):
             raise Refusal(400, "DIGEST_INVALID", "unsupported digest algorithm")
         mounted = asked_digest(query("mount")) if query("mount") else None
-        if mounted is not None and self._content.size(mounted) is not None:
-            return Response(201, created("/v2/%s/blobs/%s" % (name, mounted), mounted))
         digest = asked_digest(query("digest")) if query("digest") else None
-        session = self._uploads.start(name)
+        with self._store.writing():
+            if mounted is not None and self._content.size(mounted) is not None:
+                return Response(201, created("/v2/%s/blobs/%s" % (name, mounted), mounted))
+            session = self._uploads.start(name)
         if digest is None:
             return Response(202, _progress(name, session, 0))
         with self._uploads.owning(name, session) as upload:
@@ -91,7 +92,8 @@ class Blobs:
     def _finish(self, request: Request, name: str, session: str, upload: Upload,
                 digest: Digest) -> Response:
         _receive(request, name, session, upload)
-        upload.commit(digest)
+        with self._store.writing():
+            upload.commit(digest)
         return Response(201, created("/v2/%s/blobs/%s" % (name, digest), digest))
 
     def abandon(self, request: Request, name: str, session: str) -> Response:

@@ -90,8 +90,8 @@ class Registry:
             allowed = ", ".join([*handlers, *(["HEAD"] if "GET" in handlers else [])])
             raise Refusal(405, "UNSUPPORTED", "not possible here", [("Allow", allowed)])
         with _refusing(), contextlib.ExitStack() as stack:
-            if method != "DELETE":  # gc.delete() takes the exclusive lock itself
-                stack.enter_context(self._store.writing() if writing else self._store.reading())
+            if not writing:  # else the handler locks the store, not as long as a client takes to send
+                stack.enter_context(self._store.reading())
             return handler(request, *match.groups())
 
     # Manifests.
@@ -116,12 +116,12 @@ class Registry:
             digest = Digest.of(raw, expected.algorithm if expected else "sha256")
             if expected not in (None, digest):
                 raise Refusal(400, "DIGEST_INVALID", "the manifest is %s" % digest)
-            content_type = request.headers.get("content-type", "")
-            media_type, subject = self._acceptable(raw, content_type)
-            self._content.put(digest, raw)
-        names = [target.with_digest(digest) if expected else target.with_tag(text)]
-        for reference in names + [target.with_tag(tag) for tag in tags]:
-            self._store.references.set(reference, Descriptor(media_type, digest, len(raw)), digest)
+            with self._store.writing():
+                media_type, subject = self._acceptable(raw, request.headers.get("content-type", ""))
+                self._content.put(digest, raw)
+                names = [target.with_digest(digest) if expected else target.with_tag(text)]
+                for reference in names + [target.with_tag(tag) for tag in tags]:
+                    self._store.references.set(reference, Descriptor(media_type, digest, len(raw)), digest)
         headers = created("/v2/%s/manifests/%s" % (name, digest), digest)
         headers += [("OCI-Tag", tag) for tag in tags]
         return Response(201, headers + ([("OCI-Subject", subject)] if subject else []))

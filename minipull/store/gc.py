@@ -7,6 +7,7 @@ the manifest of any name can't be read, nothing is removed.
 
 Mirrors what docker/distribution's garbage collector learned the hard way.
 """
+import contextlib
 import os
 import time
 from typing import List, NamedTuple, Optional, Set
@@ -14,6 +15,7 @@ from typing import List, NamedTuple, Optional, Set
 from ..cancel import Cancel
 from ..digest import ChainID, Digest
 from ..errors import PolicyError, StorageError, storage_errors
+from ..files import Locked, locked
 from ..image.descriptor import Descriptor
 from .content import listing
 from .references import SOURCE_DIGEST
@@ -39,9 +41,9 @@ def gc(store: Store, keep: float = 24 * 3600.0, cancel: Optional[Cancel] = None)
         # Records first: after a crash in between, no record names a missing blob.
         _forget(store, set(doomed))
         size = sum(content.size(digest) or 0 for digest in doomed)
-        stale = [path for path in _unowned(content.scratch) if _mtime(path) < horizon]
-        for path in [content.path(digest) for digest in doomed] + stale:
-            _delete(path)
+        for digest in doomed:
+            _delete(content.path(digest))
+        _sweep(content.scratch, horizon)
     return Collected(doomed, size)
 
 
@@ -73,12 +75,22 @@ def _needed(store: Store) -> Set[Digest]:
     return needed
 
 
-def _unowned(scratch: str) -> List[str]:
-    """List partials and temporary files: their owners held the store's lock, so they have ended."""
+def _sweep(scratch: str, horizon: float) -> None:
+    """Remove old partials, their notes and temporary files.
+
+    Their owners hold the store's lock, so they have ended; a served upload holds its
+    partial's own lock alone while it is received, and is left.
+    """
     with storage_errors("list %s" % scratch):
         names = sorted(os.listdir(scratch)) if os.path.isdir(scratch) else []
-    paths = [os.path.join(scratch, name) for name in names]
-    return [path for path in paths if not os.path.isdir(path)]
+    for path in [os.path.join(scratch, name) for name in names]:
+        partial = path[:-len(".json")] if path.endswith(".json") else path
+        with contextlib.suppress(Locked), contextlib.ExitStack() as stack:
+            if os.path.isdir(path) or not os.path.lexists(path) or _mtime(path) >= horizon:
+                continue
+            if os.path.isfile(partial) and not os.path.islink(partial):
+                stack.enter_context(locked(partial, True, timeout=0, flags=os.O_RDWR))
+            _delete(path)
 
 
 def _forget(store: Store, doomed: Set[Digest]) -> None:

@@ -10,7 +10,6 @@ from typing import List, Tuple
 import pytest
 
 import minipull
-from minipull import files
 from minipull.cancel import Cancel
 from minipull.errors import InvalidReference, NetworkError, StorageError
 from minipull.server.registry import serve
@@ -121,15 +120,26 @@ def test_gc_between_two_requests_is_told_to_the_client(site: Site) -> None:
     assert gc(site.store, 0).blobs == [] and problems(site.store) == []
 
 
-def test_gc_does_not_interrupt_a_request(site: Site) -> None:
+def test_gc_and_delete_neither_interrupt_nor_wait_for_a_body_that_is_being_received(start: Start) -> None:
+    """However slowly a client sends, it holds its own session alone."""
+    site = start(timeout=1)
+    site.push("needed")
+    doomed = site.blob(b"doomed")["digest"]
     location = site.session()
     with half_sent(site, "PATCH", location, "Content-Length: 1000", DATA[:600]) as client:
         wait_until(lambda: site.held(location) == "0-599", "the first bytes")
-        with pytest.raises(files.Locked):
-            gc(Store(str(site.root), timeout=0.1), 0)
+        assert gc(Store(str(site.root), timeout=0.1), 0).blobs == [doomed]
+        other = site.blob(b"other")["digest"]
+        assert site.ask("DELETE", "/v2/app/blobs/" + other).status == 202
         client.sendall(DATA[600:1000])
         assert client.recv(4096).startswith(b"HTTP/1.1 202 ")
     finish(site, location, rest=DATA[1000:])
+    with half_sent(site, "PUT", "/v2/app/manifests/slow", "Content-Length: 1000", b"{"):
+        assert gc(Store(str(site.root), timeout=0.1), 24 * 3600).blobs == []
+    location = site.session()
+    append(site, location, DATA[:100])
+    gc(site.store, 0)
+    assert site.ask("PATCH", location, DATA[100:]).status == 404 and problems(site.store) == []
 
 
 def test_clients_get_retry_after_while_gc_works(start: Start) -> None:
