@@ -6,12 +6,13 @@ default.  The environment is an argument, so a program that embeds minipull may
 pass a mapping of its own.  The settings file has the keys of the engine's
 daemon.json.
 """
+import contextlib
 import os
 import re
 import shutil
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Sequence
 
-from ..errors import InvalidReference
+from ..errors import InvalidReference, StorageError
 from ..files import read_file
 from ..image.strictjson import object_at, parse_json, string_at, strings_at
 from ..store.store import Store
@@ -42,9 +43,16 @@ class Settings:
         self.environ = environ
         self._flags = flags
         self._warn = warn
-        self._home = environ.get("HOME") or os.path.expanduser("~")
-        self._config = environ.get("XDG_CONFIG_HOME") or os.path.join(self._home, ".config")
+        self._home = _home(environ)
+        self._config = self._folder("XDG_CONFIG_HOME", ".config")
         self._file = self._read(self._flags.get("config"))
+
+    def _folder(self, variable: str, *below: str) -> str:
+        """An absolute directory, by a variable or ``below`` the home directory; empty if there is neither."""
+        folder = self.environ.get(variable, "")
+        if os.path.isabs(folder):  # others are to be ignored (XDG Base Directory Specification)
+            return folder
+        return os.path.join(self._home, *below) if self._home and below else ""
 
     def text(self, name: str, default: str = "", key: str = "") -> str:
         """The value of a flag, or of its variable, or in the settings file under ``key``."""
@@ -92,7 +100,9 @@ class Settings:
     def store(self) -> Store:
         root = self.text("root")
         if not root:
-            data = self.environ.get("XDG_DATA_HOME") or os.path.join(self._home, ".local", "share")
+            data = self._folder("XDG_DATA_HOME", ".local", "share")
+            if not data:
+                raise StorageError("no home directory: give --root")
             root = os.path.join(data, "minipull")
         return Store(root, self.timeout, find_zstd(self.environ.get("PATH", os.defpath)))
 
@@ -134,7 +144,7 @@ class Settings:
             tls_verify=self.truth("tls_verify", True), ca_file=self.text("ca_file"),
             timeout=self.timeout, headers=self._headers(), proxies=self.proxies(),
             certs=[os.path.join(folder, name, "certs.d")
-                   for folder in (self._config, "/etc") for name in ("containers", "docker")],
+                   for folder in (self._config, "/etc") if folder for name in ("containers", "docker")],
             cert_dirs=dict.fromkeys(domains, self.text("cert_dir")), warn=self._warn,
             legacy=strings_at(self._file, "legacy-registries", "settings"),
             legacy_v1=self.truth("legacy_v1"))
@@ -170,7 +180,10 @@ class Settings:
 
     @property
     def docker_config(self) -> str:
-        folder = self.environ.get("DOCKER_CONFIG") or os.path.join(self._home, ".docker")
+        """The path of docker's file of credentials; raises InvalidReference where there is no home."""
+        folder = self.environ.get("DOCKER_CONFIG") or self._home and os.path.join(self._home, ".docker")
+        if not folder:
+            raise InvalidReference("no home directory: give --authfile")
         return os.path.join(folder, "config.json")
 
     def sources(self) -> List["Source"]:
@@ -180,12 +193,13 @@ class Settings:
             if not os.path.exists(self.authfile):
                 raise InvalidReference("authfile %s does not exist" % ascii(self.authfile))
             return [Source(self.authfile)]
-        text, runtime = self.environ.get("DOCKER_AUTH_CONFIG"), self.environ.get("XDG_RUNTIME_DIR")
+        text = self.environ.get("DOCKER_AUTH_CONFIG")
         sources = [Source("DOCKER_AUTH_CONFIG", text)] if text else []
-        sources.append(Source(self.docker_config))
-        for folder in filter(None, (runtime, self._config)):
+        with contextlib.suppress(InvalidReference):
+            sources.append(Source(self.docker_config))
+        for folder in filter(None, (self._folder("XDG_RUNTIME_DIR"), self._config)):
             sources.append(Source(os.path.join(folder, "containers", "auth.json")))
-        return sources + [Source(os.path.join(self._home, ".dockercfg"), flat=True)]
+        return sources + ([Source(os.path.join(self._home, ".dockercfg"), flat=True)] if self._home else [])
 
     def _headers(self) -> Dict[str, str]:
         headers: Dict[str, str] = {}
@@ -200,14 +214,26 @@ class Settings:
     def _read(self, path: Optional[str]) -> Dict[str, Any]:
         """The settings in the file at ``path``, else in the user's, else in the system's."""
         path = path or self.environ.get("MINIPULL_CONFIG")
-        own = os.path.join(self._config, "minipull", "config.json")
-        for name in [path] if path else [own, "/etc/minipull/config.json"]:
+        own = [os.path.join(self._config, "minipull", "config.json")] if self._config else []
+        for name in [path] if path else [*own, "/etc/minipull/config.json"]:
             data = read_file(name, MAX_FILE)
             if data is not None:
                 return parse_json(data, name)
         if path:
             raise InvalidReference("settings file %s does not exist" % ascii(path))
         return {}
+
+
+def _home(environ: Mapping[str, str]) -> str:
+    """The home directory, or nothing: a relative one would be whoever's the working directory is."""
+    home = environ.get("HOME", "")
+    if os.name == "posix" and not os.path.isabs(home):
+        import pwd
+        with contextlib.suppress(KeyError):  # a user without an entry, as containers have them
+            home = pwd.getpwuid(os.getuid()).pw_dir
+    elif not home:
+        home = os.path.expanduser("~")
+    return home if os.path.isabs(home) else ""
 
 
 def find_zstd(path: str = os.defpath) -> Optional[str]:

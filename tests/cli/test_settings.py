@@ -2,6 +2,7 @@
 """Flags beat the environment, which beats the file; nothing else is read."""
 import json
 import os
+import pwd
 import stat
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional
@@ -9,6 +10,7 @@ from typing import Any, Dict, List, Mapping, Optional
 import pytest
 
 from minipull.registry.auth import Credential
+from minipull.registry.endpoints import RegistryService
 from minipull.errors import InvalidDocument, InvalidReference, StorageError
 from minipull.reference import Reference
 from minipull.cli.settings import Settings, find_zstd
@@ -318,3 +320,49 @@ def test_only_a_zstd_in_an_absolute_directory_is_found(
     assert find_zstd(str(sound)) is None
     assert find_zstd("") is None
     find_zstd()
+
+
+# -- no home ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory of somebody else's, for a user who has no entry in the passwd file."""
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    for folder in ("~", "x", "."):
+        written(tmp_path / folder, {"registry-mirrors": ["https://evil.example.com"]})
+        written(tmp_path / folder, {"auths": {}}, ".docker/config.json")
+        written(tmp_path / folder, {"registry-mirrors": ["https://evil.example.com"]}, "minipull/config.json")
+        written(tmp_path / folder, {"auths": {}}, "containers/auth.json")
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HOME")
+    return tmp_path
+
+
+@pytest.mark.parametrize("env", [
+    {}, {"HOME": ""}, {"HOME": "x"}, {"HOME": "~"}, {"HOME": "."}, {"XDG_CONFIG_HOME": "x"},
+    {"XDG_DATA_HOME": "x", "XDG_RUNTIME_DIR": "x", "XDG_CONFIG_HOME": "."}])
+def test_without_a_home_nothing_of_the_working_directory_is_read_or_written(
+        elsewhere: Path, env: Mapping[str, str]) -> None:
+    made = Settings(env, {})
+    assert made.service().pull_endpoints(Reference.parse("alpine")) == RegistryService().pull_endpoints(
+        Reference.parse("alpine"))
+    assert made.sources() == []
+    with pytest.raises(StorageError, match="^no home directory: give --root$"):
+        made.store()
+    with pytest.raises(InvalidReference, match="^no home directory: give --authfile$"):
+        made.docker_config
+    assert Settings(env, {"root": "here"}).store().root == str(elsewhere / "here")
+    absolute = Settings(dict(env, XDG_DATA_HOME=str(elsewhere)), {})
+    assert absolute.store().root == str(elsewhere / "minipull")
+
+
+@pytest.mark.parametrize("home", [None, "", "x"])
+def test_a_relative_home_is_that_of_the_passwd_file_instead(home: Optional[str]) -> None:
+    entry = pwd.getpwuid(os.getuid()).pw_dir
+    made = Settings({} if home is None else {"HOME": home}, {})
+    assert made.store().root == os.path.join(entry, ".local/share/minipull")
+    assert made.docker_config == os.path.join(entry, ".docker/config.json")
