@@ -41,7 +41,7 @@ class Context:
     @property
     def settings(self) -> Settings:
         if self._settings is None:
-            self._settings = Settings(os.environ, vars(self._flags), self.warn)
+            self._settings = Settings(os.environ, vars(self._flags), self.warn, self.alert)
         return self._settings
 
     @property
@@ -76,6 +76,13 @@ class Context:
 
     def warn(self, text: str) -> None:
         self.renderer(Progress(message="warning: " + text))
+
+    def alert(self, text: str) -> None:
+        """Warn, also where progress is not shown."""
+        if self.quiet:
+            say("warning: " + text)
+        else:
+            self.warn(text)
 
     def failed(self, error: BaseException) -> int:
         """Print an error as one line; returns the exit code."""

@@ -39,10 +39,12 @@ class Settings:
     """
 
     def __init__(self, environ: Mapping[str, str], flags: Mapping[str, Any],
-                 warn: Callable[[str], None] = lambda text: None) -> None:
+                 warn: Callable[[str], None] = lambda text: None,
+                 alert: Optional[Callable[[str], None]] = None) -> None:
         self.environ = environ
         self._flags = flags
         self._warn = warn
+        self._alert = alert or warn  # of what explains a failure that may follow
         self._home = _home(environ)
         self._config = self._folder("XDG_CONFIG_HOME", ".config")
         self._file = self._read(self._flags.get("config"))
@@ -87,7 +89,7 @@ class Settings:
         """The settings for one end of a copy, where --src-... or --dest-... wins."""
         own = [name for name in self._flags if name.startswith(side + "_") and self.text(name)]
         flags = dict(self._flags, **{name[len(side) + 1:]: self.text(name) for name in own})
-        return Settings(self.environ, flags, self._warn)
+        return Settings(self.environ, flags, self._warn, self._alert)
 
     @property
     def timeout(self) -> float:
@@ -165,7 +167,7 @@ class Settings:
             username, _, password = creds.partition(":")
             explicit = dict.fromkeys(domains, Credential(username, password, registry_token=token))
         return Credentials(self.sources(), explicit=explicit,
-                           helper_environ=self.helper_environ, warn=self._warn)
+                           helper_environ=self.helper_environ, warn=self._alert)
 
     @property
     def helper_environ(self) -> Dict[str, str]:
@@ -192,7 +194,7 @@ class Settings:
         if self.authfile:
             if not os.path.exists(self.authfile):
                 raise InvalidReference("authfile %s does not exist" % ascii(self.authfile))
-            return [Source(self.authfile)]
+            return [Source(self.authfile, required=True)]
         text = self.environ.get("DOCKER_AUTH_CONFIG")
         sources = [Source("DOCKER_AUTH_CONFIG", text)] if text else []
         with contextlib.suppress(InvalidReference):

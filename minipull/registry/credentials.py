@@ -21,7 +21,7 @@ import re
 import shutil
 import subprocess
 import threading
-from typing import Any, Callable, Dict, Iterator, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 from ..errors import InvalidDocument, StorageError
 from ..files import read_file
@@ -33,10 +33,14 @@ _HUB_NAMES = ("https://index.docker.io/v1/", "docker.io", "index.docker.io", "re
 
 
 class Source(NamedTuple):
-    """A file, or a ``text`` that messages call ``name``; ``flat`` is the form of .dockercfg: entries alone."""
+    """A file, or a ``text`` that messages call ``name``; ``flat`` is the form of .dockercfg: entries alone.
+
+    One that is not ``required`` is passed over, with a warning, if it can't be read.
+    """
     name: str
     text: Optional[str] = None
     flat: bool = False
+    required: bool = False
 
     def __repr__(self) -> str:
         return "Source(%r)" % self.name
@@ -61,23 +65,36 @@ class Credentials(Keyring):
         self._warn = warn
         self._lock = threading.Lock()
         self._files: Dict[Source, AuthFile] = {}
+        self._problems: Set[str] = set()  # that the user has been warned of
         self._asked: Dict[Tuple[str, str], Optional[Credential]] = {}
 
     def get(self, host: str, path: str = "") -> Credential:
-        """As Keyring.get; raises StorageError or InvalidDocument for a source that can't be read."""
+        """As Keyring.get; raises StorageError or InvalidDocument for a required source that can't be read."""
         host = host.lower()
         if host in self._explicit:
             return self._explicit[host]
         with self._lock:
             for source in self._sources:
-                if source not in self._files:
-                    self._files[source] = AuthFile(source)
-                    if self._files[source].exposed:
-                        self._warn("%s can be read by others; chmod 600 it" % source.name)
-                for credential in self._candidates(self._files[source], host, path):
-                    if credential is not None:
-                        return credential
+                try:
+                    credential = self._first(source, host, path)
+                except (StorageError, InvalidDocument) as exc:
+                    if source.required:
+                        raise
+                    credential, problem = None, "%s; going on without it" % exc
+                    if problem not in self._problems:
+                        self._problems.add(problem)
+                        self._warn(problem)
+                if credential is not None:
+                    return credential
         return Credential()
+
+    def _first(self, source: Source, host: str, path: str) -> Optional[Credential]:
+        if source not in self._files:
+            self._files[source] = AuthFile(source)
+            if self._files[source].exposed:
+                self._warn("%s can be read by others; chmod 600 it" % source.name)
+        candidates = self._candidates(self._files[source], host, path)
+        return next((credential for credential in candidates if credential is not None), None)
 
     def _candidates(self, file: "AuthFile", host: str, path: str) -> Iterator[Optional[Credential]]:
         while path:

@@ -48,9 +48,9 @@ class ErrorDetail(NamedTuple):
 #: Codes that stand for a class of ours, and get its exit code.
 _CLASSES = {
     "UNAUTHORIZED": Unauthorized, "DENIED": Unauthorized, "TOOMANYREQUESTS": RateLimited,
-    "NAME_INVALID": InvalidReference, "TAG_INVALID": InvalidReference,
     "MANIFEST_UNKNOWN": NotFound, "NAME_UNKNOWN": NotFound, "BLOB_UNKNOWN": NotFound}
 
+MAX_TEXT = 1000  # characters of an answer in an error
 #: Codes that another attempt would not change (moby: retryOnError).
 _DO_NOT_RETRY = frozenset(
     ("UNAUTHORIZED", "UNSUPPORTED", "DENIED", "TOOMANYREQUESTS", "NAME_UNKNOWN", "BLOB_UNKNOWN"))
@@ -64,7 +64,7 @@ class RegistryError(Error):
     """An answer that refuses a request; ``status`` is the HTTP status."""
 
     def __init__(self, status: int, details: Sequence[ErrorDetail] = (), text: str = "") -> None:
-        super().__init__(text or "; ".join(str(detail) for detail in details))
+        super().__init__((text or "; ".join(map(str, details)))[:MAX_TEXT])
         self.status = status
         self.details = details
         #: The first code, or nothing if the body named none.

@@ -171,7 +171,7 @@ def test_an_entry_is_decoded(entry: object, found: Credential) -> None:
 )
 def test_a_broken_entry_is_named_without_its_secret(entry: object) -> None:
     with pytest.raises(InvalidDocument) as caught:
-        lookup({"auths": {"r.io": entry}}, "r.io")
+        Credentials([text({"auths": {"r.io": entry}})._replace(required=True)]).get("r.io")
     assert str(caught.value) == "TEXT: Invalid auth configuration file"
 
 
@@ -190,7 +190,7 @@ def test_a_broken_entry_of_another_host_does_no_harm() -> None:
 )
 def test_a_malformed_document_is_one_clear_line(document: str) -> None:
     with pytest.raises(InvalidDocument) as caught:
-        Credentials([Source("/etc/x.json", document)]).get("r.io")
+        Credentials([Source("/etc/x.json", document, required=True)]).get("r.io")
     assert str(caught.value) == "/etc/x.json: Invalid auth configuration file"
 
 
@@ -222,9 +222,9 @@ def test_a_missing_or_empty_file_is_no_source(tmp_path: Path) -> None:
     assert credentials.get("a.io").username == "a.io"
 
 
-def test_an_unreadable_file_is_a_storage_error_with_its_name(tmp_path: Path) -> None:
+def test_an_unreadable_file_that_is_required_is_a_storage_error_with_its_name(tmp_path: Path) -> None:
     with pytest.raises(StorageError) as caught:
-        Credentials([Source(str(tmp_path))]).get("a.io")
+        Credentials([Source(str(tmp_path), required=True)]).get("a.io")
     assert str(caught.value) == "read %s: Is a directory" % tmp_path
 
 
@@ -235,8 +235,26 @@ def test_a_file_of_anything_else_is_named_without_its_content(
     path = tmp_path / "config.json"
     path.write_bytes(content)
     with pytest.raises(InvalidDocument) as caught:
-        Credentials([Source(str(path))]).get("a.io")
+        Credentials([Source(str(path), required=True)]).get("a.io")
     assert str(caught.value) == "%s: Invalid auth configuration file" % path
+
+
+@pytest.mark.parametrize("content", [None, b"{", b"[]", b'{"auths": {"a.io": 5}}', b'{"credsStore": "../x"}', b"\xff"])
+def test_a_source_that_can_not_be_read_is_warned_of_once_and_passed_over(
+        tmp_path: Path, content: Optional[bytes]) -> None:
+    """As docker does."""
+    path = tmp_path / "config.json"
+    warnings: List[str] = []
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+        path.chmod(0o600)
+    credentials = Credentials([Source(str(path)), text(auths("a.io"))], warn=warnings.append)
+    for _ in range(3):
+        assert credentials.get("a.io").username == "a.io"
+    [warning] = warnings
+    assert str(path) in warning and warning.endswith("; going on without it")
 
 
 def test_a_file_of_secrets_that_others_can_read_is_warned_of_once(tmp_path: Path) -> None:

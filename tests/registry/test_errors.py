@@ -126,9 +126,12 @@ DECODED = [
      "name unknown: {'a': 1}", "NAME_UNKNOWN", 3, False),
     (404, {"errors": [{"code": "NAME_UNKNOWN"}, 7]}, "name unknown", "NAME_UNKNOWN", 3, False),
     (429, {"details": "later"}, "toomanyrequests: later", "TOOMANYREQUESTS", 8, False),
-    (404, {"details": "x" * 5000}, "unknown: " + "x" * 1000, "UNKNOWN", 5, True),
+    (404, {"details": "x" * 5000}, ("unknown: " + "x" * 1000)[:1000], "UNKNOWN", 5, True),
     (404, {"errors": [{"code": "NAME_INVALID", "message": "x" * 5000}]},
-     "name invalid: " + "x" * 1000, "NAME_INVALID", 2, True),
+     ("name invalid: " + "x" * 1000)[:1000], "NAME_INVALID", 5, True),
+    (404, {"errors": [{"code": "UNKNOWN", "message": "x" * 900}] * 1000},
+     ("unknown: " + "x" * 900 + "; unknown: " + "x" * 900)[:1000], "UNKNOWN", 5, True),
+    (400, {"errors": [{"code": "TAG_INVALID"}]}, "tag invalid", "TAG_INVALID", 5, True),
     (404, {"details": ""}, None, "", 5, False),
     (404, {"errors": []}, None, "", 5, False),
     (404, {"errors": None}, None, "", 5, False),
@@ -169,7 +172,7 @@ def test_the_error_of_a_bearer_challenge_comes_first(bearer_error: str, text: st
     (401, b"", "unauthorized: 401 Reason"),
     (403, b" <html>no\n ", "denied: <html>no"),
     (429, b"\xff", "toomanyrequests: \ufffd"),
-    (404, b"x" * 5000, "unknown: " + "x" * 1000),
+    (404, b"x" * 5000, ("unknown: " + "x" * 1000)[:1000]),
     (404, b" \n", "unknown: 404 Reason"),
 ])
 def test_a_body_that_is_not_json_gets_the_code_of_its_status(status: int, body: bytes, text: str) -> None:
