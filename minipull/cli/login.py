@@ -24,7 +24,7 @@ def do_login(context: Context, flags: argparse.Namespace) -> None:
     name, settings = registry(flags.registry), context.settings
     username, password = _user_and_password(context, flags)
     with Client(settings.service([name.domain]), Keyring()) as client:
-        credential = login(client, name, Credential(username, password), context.cancel)
+        credential = login(client, name, Credential(username, password), context.cancel, context.alert)
     _logins(context).keep(name.domain, credential, context.cancel)
     context.answer({"registry": name.domain, "username": username}, ["Login Succeeded"])
 

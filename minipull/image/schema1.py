@@ -217,6 +217,7 @@ def converted(entries: Sequence[Entry],
     config["rootfs"] = {"type": "layers", "diff_ids": [diff_id for _, diff_id in layers]}
     config["history"] = [_history(entry) for entry in entries]
     raw = _json({key: config[key] for key in sorted(config)}).encode()
+    ImageConfig.parse(raw)  # before it has a name, rather than whenever it is read
     descriptor = Descriptor.of(raw, DOCKER_CONFIG)
     document = _json({"schemaVersion": 2, "mediaType": DOCKER_MANIFEST, "config": descriptor.to_json(),
                       "layers": [blob.to_json() for blob, _ in layers]}).encode()

@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import re
+import threading
 from typing import Any, Callable, Dict, Mapping, Optional
 
 from ..cancel import Cancel
@@ -42,7 +43,8 @@ def registry(text: str) -> Reference:
     raise InvalidReference("%s is no registry: want HOST[:PORT]" % shown(text.rpartition("@")[2], 300))
 
 
-def login(client: Client, name: Reference, credential: Credential, cancel: Cancel) -> Credential:
+def login(client: Client, name: Reference, credential: Credential, cancel: Cancel,
+          warn: Callable[[str], None] = lambda text: None) -> Credential:
     """Log in to the registry of ``name``; returns the credential to store: the password or a token."""
     try:
         username, password = (text.encode("utf-8", "surrogateescape").decode() for text in credential[:2])
@@ -53,8 +55,13 @@ def login(client: Client, name: Reference, credential: Credential, cancel: Cance
     credential = Credential(username, password)
 
     def accepted(endpoint: Endpoint) -> Credential:
-        url = endpoint.url + "/v2/"
-        authorizer = Authorizer(client.transport, Origin.of(url), lambda: credential, "", offline=True)
+        url, asked = endpoint.url + "/v2/", threading.Event()
+
+        def challenged() -> Credential:
+            asked.set()
+            return credential
+
+        authorizer = Authorizer(client.transport, Origin.of(url), challenged, "", offline=True)
         response = authorizer.send(Request("GET", url, cancel))
         if response.status == 401:
             raise Unauthorized(str(answer_error(response)))
@@ -62,6 +69,8 @@ def login(client: Client, name: Reference, credential: Credential, cancel: Cance
         if response.status != 200:
             raise RegistryError(response.status, text="login attempt to %s failed with status: %d %s" % (
                 url, response.status, response.reason))
+        if not asked.is_set():
+            warn("%s asked for no credentials, so these are not verified" % (endpoint,))
         token = authorizer.refresh_token
         return Credential(username, identity_token=token) if token else credential
 

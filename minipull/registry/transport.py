@@ -180,5 +180,5 @@ def retry_after(text: str) -> float:
         return float(text)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    except (TypeError, ValueError, LookupError, OverflowError):
+    except Exception:  # Python 3.6 to 3.8 raise UnboundLocalError for some dates
         return 0.0

@@ -490,3 +490,11 @@ def test_docker_and_minipull_use_each_others_logins(
     kept = file.read_text()
     assert run_minipull("logout", tokens.host).code == login(tokens.host).code == 0
     assert file.read_text() == kept
+
+
+def test_login_where_nothing_was_asked_for_says_that_nothing_was_verified(
+        server: ScriptedServer, login: Login, file: Path) -> None:
+    server.on("GET", "/v2/$", reply(200))
+    done = login(server.host)
+    assert (done.code, done.out) == (0, "Login Succeeded\n")
+    assert done.err == "warning: %s asked for no credentials, so these are not verified\n" % server.host

@@ -449,3 +449,13 @@ def test_an_index_is_refused_as_it_was(server: ScriptedServer, store: minipull.S
         with pytest.raises(RegistryError) as caught:
             push(server, store, legacy_schema1=legacy)
         assert "legacy" not in str(caught.value)
+
+
+@pytest.mark.parametrize("v1", [
+    None, {"os": 5}, {"os": "linux", "architecture": []}, {"os": "linux", "config": "x"},
+    {"os": "linux", "created": 1}], ids=str)
+def test_what_makes_no_config_is_refused_before_it_has_a_name(v1: Any) -> None:
+    """Old archives and v1 registries bring such images."""
+    entries = [] if v1 is None else [schema1.Entry(Digest.of(b"x"), v1)]
+    with pytest.raises(InvalidDocument):
+        schema1.converted(entries, [])

@@ -104,6 +104,11 @@ def test_retry_after_is_seconds_or_a_date_or_nothing(text: str, seconds: float) 
     assert retry_after(text) == seconds
 
 
+def test_a_retry_after_that_breaks_the_parser_of_some_versions_is_nothing() -> None:
+    for text in ("1 Jan 1 0.0.0.0", "Mon, 1 Jan 1 0.0.0.0", "1 Jan 99999 00:00:00 +9999999999"):
+        assert retry_after(text) == 0.0
+
+
 def test_retry_after_as_a_date_is_counted_from_now() -> None:
     assert 50 < retry_after(email.utils.formatdate(time.time() + 60, usegmt=True)) <= 60
 
