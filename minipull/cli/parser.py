@@ -146,6 +146,7 @@ def _rootfs_commands(add: _Add, remote: Sequence[Parser]) -> None:
                             help="fetch layers from the URLs that a manifest names")
         parser.add_argument("--jobs", metavar="N", help="downloads at once (6)")
     unpack.add_argument("--max-unpacked", metavar="SIZE", help="the most data it may hold (64G)")
+    unpack.add_argument("--sync", action="store_true", help="wait until a power cut can't take any of it")
 
 
 def _store_commands(add: _Add, progress: Parser) -> None:

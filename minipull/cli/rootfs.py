@@ -51,8 +51,8 @@ def _image(context: Context, text: str) -> Iterator[Tuple[Image, List[Tuple[Desc
 def do_unpack(context: Context, flags: argparse.Namespace) -> None:
     limit = context.settings.size("max_unpacked") or MAX_UNPACKED
     with _image(context, flags.ref) as (image, _):
-        unpack(image, context.store, flags.dir, max_unpacked=limit, progress=context.renderer,
-               cancel=context.cancel)
+        unpack(image, context.store, flags.dir, max_unpacked=limit, durable=flags.sync,
+               progress=context.renderer, cancel=context.cancel)
     if not context.quiet:
         context.show("Unpacked %s to %s" % (image, flags.dir))
 

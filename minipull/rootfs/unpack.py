@@ -3,12 +3,14 @@
 
 Layers are applied in order, each verified on the way: the blob against its
 digest, its tar stream against its DiffID.  One thread inflates while another
-writes.  The directory is built beside its final name and renamed, or, where it
-is there and empty, built in place; nothing is left of one that fails.
+writes.  The directory is built beside its final name and renamed, over an empty
+one too, unless that is a mount; nothing is left of one that fails, and what a
+kill leaves goes with the next unpack there.
 
 Mirrors umoci's raw unpack.  Spec: image-spec layer.md.
 """
 import contextlib
+import functools
 import os
 import stat
 import tempfile
@@ -16,7 +18,8 @@ from typing import Callable, Iterator, Optional, Union
 
 from ..cancel import Cancel
 from ..digest import DiffID
-from ..errors import Error, PolicyError, Unsupported, storage_errors
+from ..errors import Error, PolicyError, StorageError, Unsupported, storage_errors
+from ..files import lock, sync_directory
 from ..image.config import Image
 from ..image.descriptor import Descriptor
 from ..image.platform import Platform
@@ -27,16 +30,19 @@ from .layers import for_platform, layers_of, reading
 from .rootfs import RootFS, clear
 
 MAX_UNPACKED = 64 << 30  # bytes
+_PREFIX = ".minipull-unpack-"
+_CLOSED = 0o1700  # the mode of a directory that is filled where it is, and that no image is likely to ask for
 
 
 def unpack(image: Union[Image, str, Reference], store: Store, directory: str, *,
            platform: Union[str, Platform, None] = None, max_unpacked: int = MAX_UNPACKED,
-           progress: Output = discard, cancel: Optional[Cancel] = None) -> None:
+           durable: bool = False, progress: Output = discard, cancel: Optional[Cancel] = None) -> None:
     """Make the root file system of an image in ``directory``, new or empty.
 
     ``platform`` (the host's) chooses from an index; ``max_unpacked`` (bytes) is how
-    much data it may hold.  As root, entries keep their owners; else the caller
-    owns them, without devices and setuid bits.
+    much data it may hold; ``durable`` waits until a power cut can't take any of it.
+    As root, entries keep their owners; else the caller owns them, without devices
+    and setuid bits.
     Raises NotFound, PolicyError, InvalidDocument, ContentMismatch, StorageError,
     Cancelled.
     """
@@ -49,7 +55,7 @@ def unpack(image: Union[Image, str, Reference], store: Store, directory: str, *,
             platform = Platform.parse(platform, host_platform())
         chosen = for_platform(stored, store, platform or host_platform(), exact=platform is not None)
         layers = layers_of(chosen, store)
-        with _building(directory, store) as fd:
+        with _building(directory, store, durable) as fd:
             root = RootFS(fd, max_unpacked, lambda text: output(Progress(message="warning: " + text)))
             try:
                 for blob, diff_id in layers:
@@ -72,40 +78,83 @@ def apply(root: RootFS, store: Store, blob: Descriptor, diff_id: DiffID, output:
 
 
 @contextlib.contextmanager
-def _building(directory: str, store: Store) -> Iterator[int]:
+def _building(directory: str, store: Store, durable: bool) -> Iterator[int]:
     """Open an empty directory for the block, which becomes ``directory`` if that ends well."""
     path = os.path.abspath(directory)
     if (os.path.realpath(path) + os.sep).startswith(os.path.realpath(store.root) + os.sep):
         raise PolicyError("%s lies in the store" % directory)
     with contextlib.ExitStack() as stack:
         with storage_errors("unpack to %s" % directory):
-            present = os.path.lexists(path)
-            if present and (os.path.islink(path) or not os.path.isdir(path) or os.listdir(path)):
+            former = os.lstat(path) if os.path.lexists(path) else None
+            if former and (not stat.S_ISDIR(former.st_mode) or os.listdir(path)):
                 raise PolicyError("%s is there, and is no empty directory" % directory)
-            build = path
-            if present:
-                stack.callback(_quietly, clear, path)
-            else:
-                # Nobody else gets in before all of it is there.
-                above = tempfile.mkdtemp(prefix=".minipull-", dir=os.path.dirname(path))
-                stack.callback(_quietly, os.rmdir, above)
-                stack.callback(_quietly, clear, above)
-                build = os.path.join(above, "rootfs")
+            mine = not former or os.geteuid() in (0, former.st_uid)
+            # What is mounted, or somebody else's, or in a directory that we can't write to, stays in its place.
+            above = _workshop(path, stack) if mine and not os.path.ismount(path) else ""
+            build = os.path.join(above, "rootfs") if above else path
+            if above:
                 os.mkdir(build)
-                os.chmod(build, 0o755)
             fd = os.open(build, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             stack.callback(os.close, fd)
-        yield fd
-        with storage_errors("unpack to %s" % directory):
-            if present:
-                os.close(fd)
-                stack.pop_all()
-            else:
-                # Elsewhere goes only a directory that one may write to.
-                mode = stat.S_IMODE(os.fstat(fd).st_mode)
-                os.fchmod(fd, mode | 0o700)
-                os.rename(build, path)
-                os.fchmod(fd, mode)
+            mode = stat.S_IMODE(former.st_mode) if former else 0o755
+            if above and former and os.geteuid() == 0:
+                os.fchown(fd, former.st_uid, former.st_gid)
+            if mine:
+                os.fchmod(fd, mode if above else _CLOSED)
+        try:
+            yield fd
+            with storage_errors("unpack to %s" % directory):
+                _finish(fd, build, path, mode, durable)
+        except BaseException:
+            if not above:
+                _quietly(clear, path)
+                _quietly(functools.partial(os.chmod, mode=mode), path)
+            raise
+
+
+def _finish(fd: int, build: str, path: str, mode: int, durable: bool) -> None:
+    """Give a complete directory its place, and its former ``mode`` if it has been closed."""
+    if durable:
+        os.sync()
+    final = stat.S_IMODE(os.fstat(fd).st_mode)
+    if build != path:
+        os.fchmod(fd, final | 0o700)  # elsewhere goes only a directory that one may write to
+        os.rename(build, path)
+        os.fchmod(fd, final)
+    elif final == _CLOSED:
+        os.fchmod(fd, mode)
+    if durable:
+        sync_directory(os.path.dirname(path))
+
+
+def _workshop(path: str, stack: contextlib.ExitStack) -> str:
+    """Make a directory beside ``path`` to build in; empty if ``path`` is there and none may be made.
+
+    It is locked as long as it is used; others, which a kill has left, are removed.
+    """
+    parent = os.path.dirname(path)
+    for name in os.listdir(parent) if os.access(parent, os.R_OK) else []:
+        if name.startswith(_PREFIX):
+            with contextlib.suppress(OSError, StorageError), contextlib.ExitStack() as left:
+                fd = os.open(os.path.join(parent, name), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+                left.callback(os.close, fd)
+                if os.fstat(fd).st_uid == os.geteuid():
+                    lock(fd, name, True, timeout=0)
+                    clear(os.path.join(parent, name))
+                    os.rmdir(os.path.join(parent, name))
+    try:
+        above = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
+    except PermissionError:
+        if os.path.isdir(path):
+            return ""
+        raise
+    fd = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    stack.callback(os.close, fd)
+    stack.callback(_quietly, os.rmdir, above)
+    stack.callback(_quietly, clear, above)
+    with contextlib.suppress(StorageError):  # a file system without locks
+        lock(fd, above, True)
+    return above
 
 
 def _quietly(remove: Callable[[str], None], path: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any, Iterator
 import pytest
 
 from tests.kit.layers import fast_folder
+from tests.kit.places import Place
 from tests.kit.worlds import World, make_world
 
 
@@ -31,3 +32,10 @@ def as_root(base: Path) -> World:
 @pytest.fixture
 def unprivileged(base: Path) -> World:
     return make_world(base, "nobody")
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    with fast_folder() as path:
+        path.chmod(0o755)
+        yield Place(path)

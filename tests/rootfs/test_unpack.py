@@ -2,22 +2,22 @@
 """unpack(): all of an image's root file system, verified, or nothing."""
 import errno
 import gzip
-import json
 import os
 import stat
 import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any, Callable, Dict, Generator, Iterator, List, NamedTuple, Optional, Union
+from typing import Any, Callable, Dict, Generator, List, NamedTuple, Union
 
 import pytest
 
 from tests.kit import images
+from tests.kit.places import LOWER, NAME, TREE, UPPER, Place, packed
 from tests.kit.processes import peer
-from tests.kit.images import Layout, Spec
+from tests.kit.images import Spec
 from tests.kit.layers import (
-    END, as_nobody, chain_id, fast_folder, file, folder, head, in_child, needs_root, shown, symlink, things)
+    END, as_nobody, chain_id, file, folder, head, needs_root, shown, things)
 from minipull import unpack as unpack_function
 from minipull.image.platform import Platform
 from minipull.errors import (
@@ -31,62 +31,6 @@ from minipull.digest import Buffer
 from minipull.rootfs.layers import ahead
 from minipull.rootfs.layers import for_platform, layers_of, remember
 from minipull.rootfs.unpack import unpack
-
-NAME = "r.example/x:1"
-LOWER = folder(b"d", 0o751) + file(b"d/f", b"one") + file(b"gone", b"x" * 3000) + END
-UPPER = file(b".wh.gone") + symlink(b"l", b"d/f") + file(b"d/g", b"two" * 1000) + END
-TREE = {"d": "dir", "d/f": "'one'", "d/g": repr("two" * 1000), "l": "-> d/f"}
-
-
-def packed(tar: bytes) -> Spec:
-    return Spec(raw=gzip.compress(tar, mtime=0))
-
-
-class Place:
-    """A store that holds one image, and the directory in which a target is to be."""
-
-    def __init__(self, base: Path) -> None:
-        self.root, self.parent = base / "store", base / "parent"
-        self.target = self.parent / "target"
-        self.parent.mkdir()
-        self.parent.chmod(0o777)
-        self.layout = Layout(self.root)
-        self.image = self.layout.image([packed(LOWER), packed(UPPER)], NAME)
-
-    def set(self, *layers: Spec, **fields: Any) -> None:
-        self.image = self.layout.image(layers, NAME, **fields)
-
-    def rewrite(self, change: Callable[[List[Any], List[str]], object]) -> None:
-        """The image with other lists of layers and of DiffIDs."""
-        manifest, diff_ids = json.loads(self.image.raw), self.image.diff_ids
-        change(manifest["layers"], diff_ids)
-        config = {"os": "linux", "architecture": "amd64", "rootfs": {"type": "layers", "diff_ids": diff_ids}}
-        manifest["config"] = self.layout.blob(images.to_json(config), images.OCI_CONFIG)
-        raw = images.to_json(manifest)
-        descriptor = self.layout.blob(raw, images.OCI_MANIFEST)
-        self.layout.name(descriptor, NAME)
-        self.image = images.Image(descriptor, manifest["config"], [
-            images.Layer(*pair) for pair in zip(manifest["layers"], diff_ids)], raw)
-
-    def blob(self, number: int = -1) -> Path:
-        return self.layout.path(self.image.layers[number].descriptor["digest"])
-
-    def unpack(self, zstd: Optional[str] = None, **options: Any) -> None:
-        """Unpack; see to it that no thread and no descriptor is left, whatever happens."""
-        before = sorted(os.listdir("/proc/self/fd"))
-        try:
-            unpack(NAME, Store(str(self.root), zstd=zstd), str(self.target), **options)
-        finally:
-            assert sorted(os.listdir("/proc/self/fd")) == before
-            assert [thread for thread in threading.enumerate() if thread.name.startswith(("ahead", "feeder"))] == []
-
-
-@pytest.fixture
-def place() -> Iterator[Place]:
-    with fast_folder() as path:
-        path.chmod(0o755)
-        yield Place(path)
-
 
 # -- it works ----------------------------------------------------------------------
 
@@ -400,20 +344,6 @@ def test_what_can_not_be_cleared_away_does_not_hide_what_went_wrong(
         patch.setattr(os, "unlink", fail)
         with pytest.raises(StorageError, match=CORRUPT):
             place.unpack()
-
-
-def test_a_kill_leaves_no_target(place: Place) -> None:
-    """CR07: what it was doing lies beside it, under a name that says whose it is."""
-    def killed(event: Progress) -> None:
-        if event.action == "Extracted":
-            os._exit(9)
-
-    with pytest.raises(EOFError):
-        in_child(lambda: place.unpack(progress=killed))
-    [left] = os.listdir(str(place.parent))
-    assert left.startswith(".minipull-") and stat.S_IMODE((place.parent / left).stat().st_mode) == 0o700
-    place.unpack()
-    assert shown(place.target) == TREE
 
 
 def test_without_posix_it_is_not_to_be_had(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
