@@ -147,7 +147,7 @@ def lock(fd: int, path: str, exclusive: bool, pause: Callable[[float], object] =
         if alive() != sign:
             deadline, sign = time.monotonic() + timeout, alive()
         if time.monotonic() >= deadline:
-            raise Locked("%s is locked by %s; wait for it or raise --timeout" % (path, _holder(fd)))
+            raise Locked("%s is locked by %s; wait for it or raise MINIPULL_TIMEOUT" % (path, _holder(fd)))
         pause(delay)
         delay = min(delay * 1.5, 0.2)
 

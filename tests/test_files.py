@@ -273,7 +273,7 @@ def test_an_exclusive_lock_shuts_everybody_else_out(
     if both:
         lock(other, path, second)
     else:
-        with pytest.raises(Locked, match="lock is locked by .*; wait for it or raise --timeout"):
+        with pytest.raises(Locked, match=r"lock is locked by .*; wait for it or raise MINIPULL_TIMEOUT$"):
             lock(other, path, second, timeout=0)
 
 
