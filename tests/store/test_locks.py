@@ -67,7 +67,7 @@ def test_a_lock_that_times_out_names_its_holder(store: Store) -> None:
         for hold in (store.reading, store.writing, store.alone):
             with pytest.raises(StorageError) as info, hold():
                 pass
-            assert str(process.pid) in str(info.value) and "--timeout" in str(info.value)
+            assert str(process.pid) in str(info.value) and "MINIPULL_TIMEOUT" in str(info.value)
             assert info.value.exit_code == 7
 
 
