@@ -12,7 +12,7 @@ from minipull.rootfs import overlay
 from minipull.rootfs.overlay import Overlay, path_of
 from tests.kit.layers import file, folder, pax, symlink, xattrs
 
-DEEP = b"x/" * 2000
+DEEP = b"x/" * 500
 #: By what they fill a memory with: streams without an end, each entry of which is small once compressed.
 FLOODS = {
     "attributes of directories": lambda n: xattrs(a=bytes(1 << 19), b=bytes(1 << 18)) + folder(b"%d" % n),
@@ -34,10 +34,10 @@ def lie(tree: Overlay, number: int, layer: Iterator[bytes]) -> None:
 def test_what_is_kept_of_layers_has_one_bound(
         flood: Callable[[int], bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     assert overlay.MAX_KEPT == 32 << 20
-    monkeypatch.setattr(overlay, "MAX_KEPT", 2 << 20)
+    monkeypatch.setattr(overlay, "MAX_KEPT", 1 << 20)
     tracemalloc.start()
     try:
-        with pytest.raises(PolicyError, match="names, links and attributes of more than %d bytes" % (2 << 20)):
+        with pytest.raises(PolicyError, match="names, links and attributes of more than %d bytes" % (1 << 20)):
             lie(Overlay(), 0, (flood(n) for n in range(300000)))
         assert tracemalloc.get_traced_memory()[1] < 8 << 20
     finally:
@@ -52,14 +52,14 @@ def test_files_of_any_number_of_attributes_take_none_of_the_bound() -> None:
 
 def test_deep_paths_are_not_kept_once_for_each_directory_on_them() -> None:
     tree = Overlay()
-    lie(tree, 0, (pax(path=b"%d/" % n + DEEP + b"f") + file(b"x") for n in range(5)))
+    lie(tree, 0, (pax(path=b"%d/" % n + DEEP + b"f") + file(b"x") for n in range(4)))
     tracemalloc.start()
     try:
         trails = [trail for trail, _ in tree.walk()]
-        assert tracemalloc.get_traced_memory()[1] < 200 * len(trails) and len(trails) > 5 * 2000
+        assert tracemalloc.get_traced_memory()[1] < 200 * len(trails) and len(trails) > 4 * 500
     finally:
         tracemalloc.stop()
-    assert max(map(len, map(path_of, trails))) == len(b"4/" + DEEP + b"f")
+    assert max(map(len, map(path_of, trails))) == len(b"3/" + DEEP + b"f")
 
 
 @pytest.mark.parametrize("marker", [b"d/.wh..wh..opq", b".wh.d", b".wh..wh..opq"])
