@@ -235,7 +235,7 @@ class Archive(ImageSource):
                     chain.insert(0, schema1.Entry(layers[0][0].digest, dict({"os": "linux"}, **v1)))
                     parent = string_at(v1, "parent", parent[:12])
                 config, document = schema1.converted(chain, layers)
-                self._members.make(config, DOCKER_CONFIG)
+                self._members.make(config.raw, DOCKER_CONFIG)
                 top = self._members.make(document.raw, DOCKER_MANIFEST)
                 self._names.add(_tagged("%s:%s" % (path, tag)), top)
 

@@ -44,7 +44,7 @@ _COSIGN = (".sig", ".att", ".sbom")
 
 
 class Options(NamedTuple):
-    """Which parts of an image to copy, and how."""
+    """The parts of an image to copy, and the way to copy them."""
     platforms: Sequence[Platform] = ()  # of an index; all of it if there are none
     format: str = ""  # "oci" or "docker"; as it is if empty
     referrers: bool = False  # signatures and attestations as well

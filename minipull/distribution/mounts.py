@@ -16,7 +16,7 @@ from ..store.metadata import V2Metadata, check_hmac
 
 
 class Budget(NamedTuple):
-    """How often a registry may be asked for a layer before it is sent."""
+    """The requests that a registry may get for a layer before it is sent."""
     mounts: int
     checks: int
     elsewhere: bool  # also by digests seen in other repositories only

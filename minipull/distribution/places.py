@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How an end of a copy is written."""
+"""Places: the ends of a copy as they are written."""
 from typing import List, NamedTuple
 
 from ..errors import InvalidReference

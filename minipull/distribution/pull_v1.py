@@ -99,7 +99,7 @@ class V1Puller:
         config, document = converted(entries, [layer.stored() for layer in layers])
         former = store.references.get(reference)
         association = Association(reference, document.descriptor, document.digest)
-        store.content.put(document.config.digest, config)
+        store.content.put(document.config.digest, config.raw)
         store.content.put(document.digest, document.raw)
         store.references.set(reference, document.descriptor, document.digest, self._cancel.pause)
         return association, missing or former != association

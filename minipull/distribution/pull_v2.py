@@ -52,7 +52,7 @@ ENGINE_MAX_LAYERS = 125
 
 
 class PullOptions(NamedTuple):
-    """Which images of a name to pull, and how.
+    """The images of a name to pull, and the way to pull them.
 
     ``exact``: the user asked for the platform, so an image for another is an error.
     ``foreign``: fetch layers from the URLs that a manifest names.

@@ -43,12 +43,12 @@ def pull(puller: V2Puller, reference: Reference, received: Received, pulling: Pr
     downloaded, _ = puller.downloads.download(
         puller.store, layers, puller.output, puller.cancel, ("schema1:" + old.digest, lambda transfer: None))
     stored_layers = list(zip(blobs, (layer.diff.diff_id for layer in downloaded)))
-    raw, document = schema1.converted(old.entries, stored_layers)
-    puller.check_platform(ImageConfig.parse(raw))
+    config, document = schema1.converted(old.entries, stored_layers)
+    puller.check_platform(config)
     image = Association(reference, document.descriptor, old.digest)
     updated = puller.store.references.get(reference) != image
     for digest, data in (
-            (old.digest, old.raw), (document.config.digest, raw), (document.digest, document.raw)):
+            (old.digest, old.raw), (document.config.digest, config.raw), (document.digest, document.raw)):
         puller.store.content.put(digest, data)
     if updated:
         puller.store.references.set(reference, document.descriptor, old.digest, puller.cancel.pause)

@@ -208,7 +208,7 @@ def _decoded(text: str, key: str) -> bytes:
 
 
 def converted(entries: Sequence[Entry],
-              layers: Sequence[Tuple[Descriptor, DiffID]]) -> Tuple[bytes, Manifest]:
+              layers: Sequence[Tuple[Descriptor, DiffID]]) -> Tuple[ImageConfig, Manifest]:
     """Return the config and the schema 2 manifest of an image with these layers, always the same bytes."""
     if not entries:
         raise InvalidDocument("an image of no layers, which this format does not have")
@@ -217,12 +217,12 @@ def converted(entries: Sequence[Entry],
     config["rootfs"] = {"type": "layers", "diff_ids": [diff_id for _, diff_id in layers]}
     config["history"] = [_history(entry) for entry in entries]
     raw = _json({key: config[key] for key in sorted(config)}).encode()
-    ImageConfig.parse(raw)  # before it has a name, rather than whenever it is read
     descriptor = Descriptor.of(raw, DOCKER_CONFIG)
     document = _json({"schemaVersion": 2, "mediaType": DOCKER_MANIFEST, "config": descriptor.to_json(),
                       "layers": [blob.to_json() for blob, _ in layers]}).encode()
     blobs = tuple(blob for blob, _ in layers)
-    return raw, Manifest(document, Digest.of(document), DOCKER_MANIFEST, descriptor, blobs)
+    # Parsed before it has a name, rather than whenever it is read.
+    return ImageConfig.parse(raw), Manifest(document, Digest.of(document), DOCKER_MANIFEST, descriptor, blobs)
 
 
 def _history(entry: Entry) -> Dict[str, Any]:

@@ -65,7 +65,7 @@ class Client(ContextManager["Client"]):
 
 
 class Weight(enum.IntEnum):
-    """How much the error of an endpoint says about a repository."""
+    """The weight of an endpoint's error: what it says about a repository."""
     OTHER_PROTOCOL = 0  # the endpoint does not speak the one that we need
     NO_ANSWER = 1  # or the answer of a mirror, which does not bind the registry
     ANSWER = 2  # of the registry itself, or trouble of our own

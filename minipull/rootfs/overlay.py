@@ -52,7 +52,7 @@ Trail = Any
 
 
 class Place(NamedTuple):
-    """Where an entry goes, and for a hard link, the path of its target."""
+    """The path of an entry, and for a hard link, that of its target."""
     path: bytes
     target: bytes = b""
 

@@ -61,7 +61,7 @@ class DownloadDescriptor(abc.ABC):
 
 
 class LayerManager:
-    """What downloads and uploads share: transfers, their slots, and ``attempts`` at each layer.
+    """Transfers of layers, their slots, and ``attempts`` at each; the base of downloads and uploads.
 
     The countdown between two attempts goes by ``tick`` seconds.
     """
