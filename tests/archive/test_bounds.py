@@ -41,6 +41,7 @@ class Pipe(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
+        assert self.taken < 16 * MEGABYTE, "it is read without end"
         if not self._held:
             self._held = next(self._pieces, b"")
         data, self._held = self._held[:len(buffer)], self._held[len(buffer):]
