@@ -7,14 +7,26 @@ Answers of registries are in registry/errors.py.
 Mirrors moby's errdefs.
 """
 import contextlib
+import copy
 import errno
-from typing import ContextManager, Iterator, Mapping, Optional
+import re
+from typing import ContextManager, Iterator, Mapping, Optional, Tuple
+
+# C0, DEL, C1; marks that turn the direction of text or end a line; surrogates.
+_CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class Error(Exception):
-    """Root of every error that minipull raises on purpose."""
+    """Root of every error that minipull raises on purpose; its text is one line."""
     exit_code = 1
     retry = False  # may the engine's attempts repeat the work?
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
+
+    def __reduce__(self) -> Tuple[object, ...]:
+        # pickle would call the class with its text, and some take other arguments.
+        return type(self).__new__, (type(self),) + self.args, self.__dict__
 
     def within(self, subject: str) -> "Error":
         """Return the same error, with a text that begins with the action or name that failed."""
@@ -22,8 +34,7 @@ class Error(Exception):
 
     def reworded(self, text: str) -> "Error":
         """The same error with another text."""
-        other = type(self).__new__(type(self))
-        other.__dict__.update(self.__dict__)
+        other = copy.copy(self)
         other.args = (text,)
         return other
 
@@ -107,6 +118,16 @@ class NoSupport(Unsupported):
 def corrupt(digest: str, kind: str = "blob") -> StorageError:
     """The error for stored bytes that no longer have their digest."""
     return StorageError("%s %s in the store is corrupt; run minipull check" % (kind, digest))
+
+
+def escape(text: str) -> str:
+    r"""Make characters that steer a terminal or end a line visible: ESC becomes ``\x1b``."""
+    return _CONTROL.sub(lambda match: match.group().encode("unicode_escape").decode(), text)
+
+
+def one_line(text: str) -> str:
+    """Foreign text as one line of UTF-8, its lines joined by semicolons."""
+    return escape("; ".join(filter(None, text.splitlines())))
 
 
 def shown(text: str, limit: Optional[int] = None) -> str:

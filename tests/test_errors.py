@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """An error is one line and an exit code, and says whether the work may be repeated."""
+import concurrent.futures
+import copy
 import errno
-from typing import Dict, Type
+import multiprocessing
+import pickle
+from typing import Dict, List, Type
 
 import pytest
 
@@ -9,7 +13,8 @@ from minipull import errors
 from minipull.errors import (
     Cancelled, ContentMismatch, Error, InvalidDocument, InvalidReference, NetworkError, NoSupport, NotFound, NotInBuild,
     PolicyError, RateLimited, StorageError, TLSError, Unauthorized, Unsupported, storage_errors)
-from minipull.registry.errors import ErrorDetail, RegistryError
+from minipull.files import Locked
+from minipull.registry.errors import ErrorDetail, RegistryError, decode_answer
 
 EXIT_CODES: Dict[Type[Error], int] = {
     Error: 1, Unsupported: 1, NoSupport: 1, NotInBuild: 2, InvalidReference: 2, NotFound: 3, Unauthorized: 4, NetworkError: 5,
@@ -63,3 +68,48 @@ def test_other_errors_pass_the_disk_unchanged() -> None:
             with storage_errors("write x"):
                 raise error
         assert caught.value is error
+
+
+ERRORS: List[Error] = [kind("text") for kind in EXIT_CODES] + [
+    ContentMismatch("text", retry=True), Locked("text"), decode_answer(503, "", "", b""),
+    RegistryError(403, [ErrorDetail("DENIED", "no")]), RegistryError(429, text="slow").within("pull x")]
+
+
+def state(error: BaseException) -> object:
+    return type(error), error.args, str(error), vars(error)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: str(type(error).__name__))
+def test_an_error_travels_whole(error: Error) -> None:
+    copies = [copy.copy(error), copy.deepcopy(error)]
+    copies += [pickle.loads(pickle.dumps(error, protocol)) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
+    assert all(state(other) == state(error) for other in copies)
+
+
+def refuse() -> None:
+    raise decode_answer(404, "Not Found", "application/json", b'{"errors": [{"code": "BLOB_UNKNOWN"}]}')
+
+
+def test_an_error_leaves_a_process_pool_alive() -> None:
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
+        for _ in range(2):
+            with pytest.raises(RegistryError, match="^blob unknown$") as caught:
+                pool.submit(refuse).result()
+            assert (caught.value.status, caught.value.code, caught.value.exit_code) == (404, "BLOB_UNKNOWN", 3)
+
+
+@pytest.mark.parametrize("text,line", [
+    ("plain, ünï and 漢字 \\ stay", "plain, ünï and 漢字 \\ stay"),
+    ("a\nb\r\n\nc", "a; b; c"),
+    ("a\x85b\u2028c\x0bd", "a; b; c; d"),
+    ("\x1b[2J\t\0", r"\x1b[2J\t\x00"),
+    ("\udc80\ud800 \u202eevil", r"\udc80\ud800 \u202eevil"),
+    ("", "")])
+def test_the_text_of_an_error_is_one_line_of_utf_8(text: str, line: str) -> None:
+    for error in (Error(text), NetworkError(text).within("pull x"), RegistryError(500, text=text),
+                  decode_answer(401, "", "text/plain", text.encode("utf-8", "surrogatepass")),
+                  decode_answer(500, text, "", b"")):
+        assert len(str(error).splitlines()) < 2 and str(error).encode("utf-8").decode() == str(error)
+    assert str(Error(text)) == line
+    assert str(Error(text).within("x").within("y")) == "y: x: " + line

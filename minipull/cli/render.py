@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Progress drawn on a text stream: bars, plain lines or JSON.
+"""Progress drawn on a text stream: bars, plain lines or JSON; and the line that says what failed.
 
 - The caller chooses the words; a renderer adds ids, bars and byte counts.
 - No text from a registry reaches a terminal as a control character.
@@ -8,24 +8,19 @@
 
 Mirrors moby's pkg/streamformatter and pkg/jsonmessage.
 """
+import contextlib
 import json
 import os
-import re
+import sys
 import threading
 import time
 from typing import IO, Any, Callable, Dict, Mapping, NamedTuple, Optional, Tuple
 
-from ..errors import InvalidReference
+from ..errors import InvalidReference, escape, one_line
 from ..progress import Progress
 
-# C0, DEL, C1; marks that turn the direction of text or end a line; surrogates.
-_CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+NO_THREADS = "can't start a thread: this user has as many as may be (ulimit -u)"
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB", "ZB", "YB")
-
-
-def escape(text: str) -> str:
-    r"""Make characters that steer a terminal visible: ESC becomes ``\x1b``."""
-    return _CONTROL.sub(lambda match: match.group().encode("unicode_escape").decode(), text)
 
 
 def human_size(size: float) -> str:
@@ -190,3 +185,17 @@ def _terminal_size(stream: IO[str]) -> Tuple[int, int]:
     except (OSError, ValueError):
         columns = rows = 0
     return columns or 80, rows or 24  # a serial console reports 0
+
+
+def say(text: str) -> None:
+    """Print one line of diagnostics, wherever stderr is."""
+    with contextlib.suppress(OSError, ValueError):
+        if sys.stderr is not None:
+            print("minipull: " + one_line(text), file=sys.stderr, flush=True)
+
+
+def lacking(error: ImportError, command: str) -> str:
+    """The text for a module of the standard library that this Python lacks."""
+    module = (error.name or str(error)).lstrip("_")
+    return "this Python has no %s module, which %s needs; use another Python or install its %s support" % (
+        module, command, module)

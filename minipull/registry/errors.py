@@ -8,7 +8,7 @@ from typing import List, NamedTuple, Sequence
 
 from ..errors import (
     Cancelled, Error, InvalidDocument, InvalidReference, NetworkError, NoSupport, NotFound, RateLimited,
-    StorageError, Unauthorized, Unsupported)
+    StorageError, Unauthorized, Unsupported, one_line)
 
 #: The error codes of docker/distribution and distribution-spec, each with its
 #: default message: an entry that says no more is shown as its code alone.
@@ -64,7 +64,7 @@ class RegistryError(Error):
     """An answer that refuses a request; ``status`` is the HTTP status."""
 
     def __init__(self, status: int, details: Sequence[ErrorDetail] = (), text: str = "") -> None:
-        super().__init__((text or "; ".join(map(str, details)))[:MAX_TEXT])
+        super().__init__(one_line(text or "; ".join(map(str, details)))[:MAX_TEXT])
         self.status = status
         self.details = details
         #: The first code, or nothing if the body named none.

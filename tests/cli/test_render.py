@@ -13,9 +13,10 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 import pytest
 
+from minipull.errors import escape
 from minipull.errors import InvalidReference
 from minipull.progress import Meter, Progress
-from minipull.cli.render import JSON, Plain, Renderer, Terminal, bar, choose, escape, human_size
+from minipull.cli.render import JSON, Plain, Renderer, Terminal, bar, choose, human_size
 
 
 class Clock:
