@@ -11,23 +11,28 @@ import json
 import os
 import sys
 import traceback
-from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, List, Optional, Union
+from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Type, Union
 
 from ..cancel import Cancel
 from ..digest import Buffer
-from ..errors import Error, InvalidReference, StorageError, shown
+from ..errors import Error, InvalidReference, StorageError, escape, shown
 from ..image.config import Image
 from ..parts import left_out
 from ..progress import Progress
 from ..reference import Reference
 from ..store.store import Store
-from .render import Renderer, choose, escape
+from .render import NO_THREADS, Renderer, choose, lacking, say
 from .settings import Settings
 
 if TYPE_CHECKING:
     from ..registry.client import Client
 
 BROKEN_PIPE = 128 + 13
+#: Trouble of the host that any line may meet: the exception, words of its text, and what the user sees.
+_HOST: Sequence[Tuple[Type[BaseException], str, Error]] = (
+    (RuntimeError, "start new thread", Error(NO_THREADS)),
+    (MemoryError, "", Error("no memory left")),
+    (FileNotFoundError, "", StorageError("the working directory has been deleted; change to another one")))
 
 
 class Context:
@@ -92,13 +97,13 @@ class Context:
             return BROKEN_PIPE
         if self._flags.verbose:
             traceback.print_exception(type(error), error, error.__traceback__)
+        command = self._flags.command
         if isinstance(error, ImportError):
-            command, missing = self._flags.command, left_out(error)
-            if error.name in ("_ssl", "ssl"):
-                error = Error("this Python has no ssl module, which %s needs; use another Python or install its"
-                              " ssl support" % command)
-            elif missing is not None:
-                error = missing.within(command)
+            missing = left_out(error)
+            error = missing.within(command) if missing is not None else Error(lacking(error, command))
+        for kind, text, told in _HOST:
+            if isinstance(error, kind) and text in str(error) and not getattr(error, "filename", None):
+                error = told
         if isinstance(error, Error):
             if not self.cancel.cancelled:
                 say(str(error))
@@ -129,8 +134,10 @@ class Context:
         try:
             if isinstance(data, str):
                 # The encoding of stdout may lack characters (LC_ALL=C).
-                encoding = sys.stdout.encoding or "utf-8"
+                encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
                 sys.stdout.write(data.encode(encoding, "backslashreplace").decode(encoding))
+            elif not hasattr(sys.stdout, "buffer"):  # a program that embeds us has replaced it
+                raise StorageError("write to stdout: it takes text alone")
             else:
                 for piece in [data] if isinstance(data, bytes) else data:
                     sys.stdout.buffer.write(piece)
@@ -139,12 +146,6 @@ class Context:
             raise
         except OSError as exc:
             raise StorageError("write to stdout: %s" % exc.strerror) from exc
-
-
-def say(text: str) -> None:
-    with contextlib.suppress(OSError, ValueError):
-        if sys.stderr is not None:
-            print("minipull: " + escape("; ".join(text.splitlines())), file=sys.stderr, flush=True)
 
 
 def perform(flags: argparse.Namespace, cancel: Cancel) -> int:

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     from ..cancel import Cancel
 
     cancel = Cancel()
-    codes: List[int] = []
+    codes = [1]
     done = threading.Event()
 
     def work() -> None:
@@ -51,6 +51,10 @@ def main(arguments: Sequence[str]) -> int:
             from .context import perform
 
             codes.append(perform(flags, cancel))
+        except ImportError as exc:
+            from .render import lacking, say
+
+            say(lacking(exc, flags.command))
         finally:
             done.set()
 
@@ -71,6 +75,10 @@ def main(arguments: Sequence[str]) -> int:
                 handlers[number] = signal.signal(number, on_signal)
         threading.Thread(target=work, name="command", daemon=True).start()
         done.wait()
+    except RuntimeError:
+        from .render import NO_THREADS, say
+
+        say(NO_THREADS)
     except InterruptedError:
         cancel.cancel()
         done.wait(GRACE)
@@ -78,4 +86,4 @@ def main(arguments: Sequence[str]) -> int:
     finally:
         for signal_number, handler in handlers.items():
             signal.signal(signal_number, handler or signal.SIG_DFL)
-    return codes[0]
+    return codes[-1]

@@ -10,7 +10,7 @@ from .. import __version__
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exit with code 2 and one line instead of argparse's usage text."""
-        from .context import say
+        from .render import say
 
         say("%s; see %s --help" % (message, self.prog))
         raise SystemExit(2)
@@ -43,13 +43,14 @@ def command_line() -> Parser:
     parser.add_argument("-v", "--verbose", action="store_true", help="tracebacks for errors")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     subparsers.required = True
-    progress = Parser(add_help=False, allow_abbrev=False)
+    shared = functools.partial(Parser, "minipull", add_help=False, allow_abbrev=False)
+    progress = shared()
     _add_progress(progress)
-    credentials = Parser(add_help=False, allow_abbrev=False)
+    credentials = shared()
     group = credentials.add_argument_group("network")
     group.add_argument("--creds", metavar="USER[:PASS]", help="for the reference's own registry")
     group.add_argument("--registry-token", metavar="TOKEN", help="sent as it is")
-    network = Parser(add_help=False, allow_abbrev=False)
+    network = shared()
     _add_network(network.add_argument_group("network"))
     commands = {module: functools.partial(_add_command, subparsers, module)
                 for module in ("registry", "login", "rootfs", "store", "doctor", "serve")}

@@ -5,7 +5,8 @@ import re
 
 from ..errors import InvalidReference
 from ..server.registry import serve
-from .context import Context, say
+from .context import Context
+from .render import say
 
 
 def do_serve(context: Context, flags: argparse.Namespace) -> None:
