@@ -14,6 +14,23 @@ class Cancel:
         self._lock = threading.Lock()
         self._event = threading.Event()
         self._callbacks: List[Callable[[], None]] = []
+        self._local = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is work within local()."""
+        return self._local > 0
+
+    @contextlib.contextmanager
+    def local(self) -> Iterator[None]:
+        """Work on this host alone for the block: once cancelled it cleans up, however long that takes."""
+        with self._lock:
+            self._local += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._local -= 1
 
     @property
     def cancelled(self) -> bool:

@@ -3,8 +3,8 @@
 
 A signal must never interrupt code that holds a lock.  So the command runs in a
 thread of its own; the main thread waits, cancels it, and exits two seconds later
-at most.  The rest of the package is imported once there is a command to run;
-``--version`` needs none of it.
+at most, or once it has cleaned up on this host.  The rest of the package is
+imported once there is a command to run; ``--version`` needs none of it.
 """
 import contextlib
 import os
@@ -82,6 +82,8 @@ def main(arguments: Sequence[str]) -> int:
     except InterruptedError:
         cancel.cancel()
         done.wait(GRACE)
+        while cancel.busy and not done.wait(0.1):
+            pass
         return 128 + signals[0]
     finally:
         for signal_number, handler in handlers.items():

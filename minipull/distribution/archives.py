@@ -63,7 +63,7 @@ def archive_end(place: Place, transfers: TransferManager, output: Output,
     with contextlib.ExitStack() as stack:
         with storage_errors("write %s" % place.folder):
             folder = tempfile.mkdtemp(prefix=".minipull-", dir=os.path.dirname(path))
-        stack.callback(_remove, folder, output)
+        stack.callback(_remove, folder, output, cancel)
         stack.callback(transfers.settle, folder)
         end = LayoutEnd(place._replace(folder=folder), None)
         yield end
@@ -75,8 +75,9 @@ def archive_end(place: Place, transfers: TransferManager, output: Output,
         write_file(place.folder, packed(end.store, images, host_platform(), output, cancel))
 
 
-def _remove(folder: str, output: Output) -> None:
+def _remove(folder: str, output: Output, cancel: Cancel) -> None:
     """Remove a directory as far as that goes: the archive is complete, or there is a worse error."""
-    shutil.rmtree(folder, ignore_errors=True)
+    with cancel.local():
+        shutil.rmtree(folder, ignore_errors=True)
     if os.path.lexists(folder):
         output(Progress(message="warning: %s could not be removed" % folder))

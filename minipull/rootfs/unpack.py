@@ -49,7 +49,7 @@ def unpack(image: Union[Image, str, Reference], store: Store, directory: str, *,
     cancel, output = cancel or Cancel(), serialized(progress)
     if os.name != "posix":
         raise Unsupported("unpack needs a POSIX system")
-    with store.reading(cancel):
+    with store.reading(cancel), cancel.local():
         stored = image if isinstance(image, Image) else store.image(image)
         if isinstance(platform, str):
             platform = Platform.parse(platform, host_platform())

@@ -2,6 +2,9 @@
 """unpack, export and cat as a user types them, of images that are stored and that are not."""
 import io
 import json
+import signal
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Dict, Iterator
@@ -9,7 +12,7 @@ from typing import Dict, Iterator
 import pytest
 
 from tests.kit import images
-from tests.kit.processes import Minipull
+from tests.kit.processes import Minipull, end, minipull_env, wait_until
 from tests.kit.layers import fast_folder
 from tests.kit.servers import ScriptedServer, content
 
@@ -115,3 +118,36 @@ def test_a_failed_unpack_export_or_cat_is_one_line_and_leaves_no_file(
     assert (done.code, done.out) == (code, ""), done
     assert text in done.err and done.err.count("\n") == 1 and done.err.startswith("minipull: ")
     assert [path.name for path in fast.iterdir()] == ["full"]
+
+
+#: A command whose first layer takes until it is cancelled, and whose clean-up is slow.
+SLOW = """
+import sys, threading
+from minipull.cli import main
+from minipull.rootfs import unpack
+clear = unpack.clear
+def slow_clear(path):
+    threading.Event().wait(0.3)
+    clear(path)
+unpack.clear = slow_clear
+unpack.apply = lambda *args: args[-1].pause(60)
+main.GRACE = 0.0
+sys.argv[:1] = ["minipull"]
+main.run()
+"""
+
+
+def test_a_cancelled_unpack_cleans_up_however_long_that_takes(
+        run_minipull: Minipull, name: str, home: Path, fast: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    assert run_minipull("--root", root, "pull", "-q", name).code == 0
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, "--root", str(root), "unpack", name, str(fast / "rootfs")],
+        env=minipull_env(home), cwd=str(home), stderr=subprocess.PIPE)
+    try:
+        wait_until(lambda: any(fast.iterdir()), "unpack", process)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30)[1] == b"" and process.returncode == 130
+        assert list(fast.iterdir()) == []
+    finally:
+        end(process)
