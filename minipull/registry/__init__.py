@@ -4,12 +4,12 @@
 The modules in reading order:
 
     url            the origin of a URL
-    errors         an answer as an error, and whether another endpoint is asked after it
+    errors         an answer or a failed exchange as an error; whether another endpoint is asked
     proxy          HTTP_PROXY and NO_PROXY
     tls            TLS contexts, and the certificates of certs.d
     request        a request as one value, and its body
     response       an answer whose body is still on the wire
-    connection     one HTTP/1.1 connection; foreign errors become ours
+    connection     one HTTP/1.1 connection
     transport      a pool of connections; redirects, repeats
     auth           challenges and tokens
     endpoints      the hosts to ask, mirrors first

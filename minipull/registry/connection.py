@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connections: one HTTP/1.1 connection, and the mapping of foreign errors to ours.
+"""Connections: one HTTP/1.1 connection; its errors are ours.
 
 ``http.client`` reads and writes the heads of messages; a :class:`Connection` is
 its socket and file.  So every byte of an answer, head or body, comes through
@@ -7,6 +7,7 @@ its socket and file.  So every byte of an answer, head or body, comes through
 
 - a read returns what has arrived; it never waits until a buffer is full, and
   it returns nothing once the request is cancelled;
+- informational answers before the final one are skipped;
 - a peer that sends less than 1 KiB within the timeout is stalled;
 - an answer that ends before its length, or whose length is ambiguous, is an
   error; bytes behind it end the connection.
@@ -21,21 +22,22 @@ import select
 import socket
 import ssl
 import time
-from typing import Any, Callable, Iterator, Optional, Union
+from typing import Any, Callable, Iterator, Mapping, Optional, Union
 
 from ..cancel import Cancel
 from ..digest import Buffer
-from ..errors import Cancelled, Error, NetworkError, PolicyError, StorageError, TLSError
+from ..errors import Cancelled, Error, NetworkError, PolicyError, StorageError, shown
 from ..sendfile import send
+from .errors import certificate_problem, foreign_error
 from .proxy import Proxy
 from .request import PIECE, Body, FileBody, Request
-from .response import READ_AHEAD, Response
+from .response import READ_AHEAD, Heads, Response
 from .tls import client_context, issuer
 from .url import Origin, is_public
 
-CONNECT_TIMEOUT = 30.0  # seconds
+CONNECT_TIMEOUT = 30.0  # seconds, for all addresses of a host together
 STALL_BYTES = 1024
-MAX_HEAD = 1 << 20  # bytes; http.client would read "100 Continue" without end
+MAX_HEAD = 256 << 10  # bytes, those of informational answers included
 _UNKNOWN_CA = frozenset((2, 18, 19, 20, 21))  # OpenSSL's X509_V_ERR_* of a chain that ends in no authority
 
 
@@ -63,6 +65,8 @@ class Connection(io.RawIOBase):
         self._peer: Union[Origin, Proxy] = origin  # the one that errors name
         self._socket: Optional[socket.socket] = None
         self._http = http.client.HTTPConnection(origin.host.strip("[]"), origin.port)
+        self._http.response_class = Heads
+        self._answer: Any = None  # http.client's, with its newest head
         self._cancel = Cancel()
         self._scope = contextlib.ExitStack()
         self._waited = 0.0  # seconds, for what was received after the first _mark bytes
@@ -73,9 +77,11 @@ class Connection(io.RawIOBase):
         self._cancel = request.cancel
         self._scope.enter_context(self._cancel.calling(self._shutdown))
         try:
+            # Made before the peer is asked, since bad certificates of ours are not its fault.
+            context = self._context() if self._socket is None and self.origin.scheme == "https" else None
             with self.errors():
                 if self._socket is None:
-                    self._connect()
+                    self._connect(context)
                 if request.only_public and not self.public and self._proxy is None:
                     raise PolicyError("redirect to %s, a private address, refused" % (self.origin,))
                 self.received, self._mark, self._waited = 0, 0, 0.0
@@ -85,7 +91,7 @@ class Connection(io.RawIOBase):
                     # A server that closes the connection may have sent an answer before.
                     with contextlib.suppress(ConnectionError, ssl.SSLError):
                         self._all_sent = self._send_body(request.body)
-                answer = self._http.getresponse()
+                answer = self._head()
                 if self._relay is not None and answer.status == 407:
                     raise self._relay.refusal(answer.status, answer.reason)
                 self.response = Response(answer, request.url, self.origin, self.errors, self.done)
@@ -105,8 +111,28 @@ class Connection(io.RawIOBase):
             headers["Transfer-Encoding"] = "chunked"
         elif request.body is not None:
             headers["Content-Length"] = str(request.body.size)
+        self._start(request.method, target, headers)
+
+    def _start(self, method: str, target: str, headers: Mapping[str, str]) -> None:
+        self._answer = None
         self._http.sock = self
-        self._http.request(request.method, target, None, headers)
+        self._http.request(method, target, None, headers)
+
+    def _head(self, final: bool = True) -> http.client.HTTPResponse:
+        """Read the head of the answer, or if not ``final`` perhaps an informational one (RFC 9110, 15.2)."""
+        while self._answer is None or self._answer.status < 200:
+            with self.errors():
+                if self._answer is None:
+                    self._answer = self._http.getresponse()
+                else:
+                    self._answer.headers = None  # else begin() does nothing
+                    self._answer.begin()
+            if self._answer.status == 101:
+                raise NetworkError("malformed answer of %s: it switches protocols" % (self._peer,))
+            if not final:
+                break
+        answer: http.client.HTTPResponse = self._answer
+        return answer
 
     def _send_body(self, body: Body) -> bool:
         """Send a body; False if an answer came before its end."""
@@ -118,7 +144,8 @@ class Connection(io.RawIOBase):
             body.sent(sent)
             self._cancel.check()
             if watching and sent != body.size and not self.quiet():
-                return False
+                if self._head(final=False).status >= 200:
+                    return False
         if body.size is None:
             self.sendall(b"0\r\n\r\n")
         elif sent != body.size:
@@ -168,13 +195,13 @@ class Connection(io.RawIOBase):
         except Exception as exc:
             if self._cancel.cancelled:
                 raise Cancelled() from exc
-            raise _mapped(exc, self._peer, self.secure) from exc
+            raise foreign_error(exc, str(self._peer), self._peer.host, self.secure) from exc
 
-    def _connect(self) -> None:
+    def _connect(self, context: Optional[ssl.SSLContext]) -> None:
         raw = self._reach()
-        if self.origin.scheme == "https":
+        if context is not None:
             try:
-                raw = self._handshake(raw, self._context())
+                raw = self._handshake(raw, context)
             except ssl.SSLError as exc:
                 # Python 3.6 has no verify_code: let it be "unable to get local issuer certificate".
                 refused = getattr(exc, "reason", "") == "CERTIFICATE_VERIFY_FAILED"
@@ -183,7 +210,7 @@ class Connection(io.RawIOBase):
                 raise PolicyError(
                     "certificate of %s is not trusted (%s): it was issued by %s; put the"
                     " certificate of that CA in certs.d/%s/ca.crt or give it with --ca-file" % (
-                        self.origin, _reason(exc), self._ask_issuer(), self.origin)) from exc
+                        self.origin, certificate_problem(exc), self._ask_issuer(), self.origin)) from exc
             self.secure = True
         raw.settimeout(self._timeout)
 
@@ -192,11 +219,12 @@ class Connection(io.RawIOBase):
         peer = self._peer = self._proxy or self.origin
         # socket.create_connection would hide the socket that blocks from _shutdown.
         addresses = socket.getaddrinfo(peer.host.strip("[]"), peer.port, 0, socket.SOCK_STREAM)
+        limit = min(CONNECT_TIMEOUT, self._timeout)
         for family, kind, protocol, _, address in addresses:
             self.drop()
             try:
                 raw = self._socket = socket.socket(family, kind, protocol)
-                raw.settimeout(CONNECT_TIMEOUT)
+                raw.settimeout(limit / len(addresses))
                 self._cancel.check()
                 raw.connect(address)
                 break
@@ -204,14 +232,14 @@ class Connection(io.RawIOBase):
                 if address == addresses[-1][4]:
                     raise
         self._cancel.check()
+        raw.settimeout(limit)
         self.public = self._proxy is None and is_public(raw.getpeername()[0])
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self._proxy is not None and self._relay is None:
             target = "%s:%d" % (self.origin.host, self.origin.port)
-            self._http.sock = self
-            self._http.request("CONNECT", target, None, dict(self._proxy.headers(), Host=target))
-            with self._http.getresponse() as answer:
-                if answer.status != 200:
+            self._start("CONNECT", target, dict(self._proxy.headers(), Host=target))
+            with self._head() as answer:
+                if answer.status >= 300:
                     raise self._proxy.refusal(answer.status, answer.reason)
         self._peer = self.origin
         return raw
@@ -234,7 +262,7 @@ class Connection(io.RawIOBase):
         with contextlib.suppress(NetworkError, OSError, http.client.HTTPException):
             tls = self._handshake(self._reach(), client_context(verify=False))
             name = issuer(tls.getpeercert(True) or b"")
-        return ascii(name)[:200] if name else "an unknown CA"
+        return "'%s'" % shown(name, 200) if name else "an unknown CA"
 
     def _shutdown(self) -> None:
         current = self._socket  # another thread may replace it at any moment
@@ -280,32 +308,3 @@ class Connection(io.RawIOBase):
         if self.response is None and self.received > MAX_HEAD:
             raise NetworkError("malformed answer of %s: endless head" % (self._peer,))
         return count
-
-
-def _mapped(exc: Exception, peer: Union[Origin, Proxy], secure: bool) -> Error:
-    """The error of ours for any exception of socket, ssl and http.client."""
-    text = str(getattr(exc, "strerror", None) or exc) or type(exc).__name__
-    if isinstance(exc, ssl.CertificateError) or "CERTIFICATE_VERIFY_FAILED" in text:
-        return PolicyError("certificate of %s is not trusted (%s)" % (peer, _reason(exc)))
-    if isinstance(exc, socket.timeout):
-        return NetworkError("%s: timed out" % (peer,))
-    if isinstance(exc, ssl.SSLError):
-        reason = str(getattr(exc, "reason", None) or text).lower().replace("_", " ")
-        if re.search("alert .*(certificate|unknown ca)", reason):
-            return TLSError(
-                "%s wants a client certificate that it trusts (%s); put NAME.cert and NAME.key in"
-                " certs.d/%s or in a --cert-dir" % (peer, reason, peer))
-        if not secure:
-            hint = "; it may want a client certificate" if "alert handshake" in reason else ""
-            return TLSError("%s: TLS failed (%s)%s" % (peer, reason, hint))
-    if isinstance(exc, (socket.gaierror, UnicodeError)):  # the latter from its IDNA
-        return NetworkError("lookup %s: %s" % (peer.host, text))
-    if isinstance(exc, http.client.RemoteDisconnected):
-        return NetworkError("%s closed the connection without an answer" % (peer,))
-    if isinstance(exc, OSError):
-        return NetworkError("%s: %s" % (peer, text.lower()))
-    return NetworkError("malformed answer of %s (%s)" % (peer, type(exc).__name__))
-
-
-def _reason(exc: Exception) -> str:
-    return str(getattr(exc, "verify_message", "") or getattr(exc, "strerror", "") or exc)

@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors of registries: an answer as an error, and whether another endpoint is asked after it.
+"""Errors of registries: an answer or a failed exchange as an error, and whether another endpoint is asked.
 
 Mirrors moby's distribution/errors.go and docker/distribution's errcode.
 """
+import errno
+import http.client
 import json
+import re
+import socket
+import ssl
 from typing import List, NamedTuple, Sequence
 
 from ..errors import (
-    Cancelled, Error, InvalidDocument, InvalidReference, NetworkError, NoSupport, NotFound, RateLimited,
-    StorageError, Unauthorized, Unsupported, one_line)
+    Cancelled, Error, InvalidDocument, InvalidReference, NetworkError, NoSupport, NotFound, PolicyError,
+    RateLimited, StorageError, TLSError, Unauthorized, Unsupported, one_line, shown)
 
 #: The error codes of docker/distribution and distribution-spec, each with its
 #: default message: an entry that says no more is shown as its code alone.
@@ -126,3 +131,42 @@ def continue_on_error(error: Error, mirror: bool, v1_follows: bool = False) -> b
                        or isinstance(error, RegistryError) and error.code in _V1_MAY_KNOW):
         return True
     return mirror or isinstance(error, NetworkError)
+
+
+class Outage(NetworkError):
+    """A peer that refused, reset or closed the connection; it may be back in seconds."""
+
+
+def foreign_error(exc: Exception, peer: str, host: str, secure: bool) -> Error:
+    """The error of ours for any exception of socket, ssl and http.client while we speak to a peer."""
+    text = shown(str(getattr(exc, "strerror", None) or exc) or type(exc).__name__, 200)
+    if isinstance(exc, ssl.CertificateError) or "CERTIFICATE_VERIFY_FAILED" in text:
+        return PolicyError("certificate of %s is not trusted (%s)" % (peer, certificate_problem(exc)))
+    if isinstance(exc, socket.timeout):
+        return NetworkError("%s: timed out" % peer)
+    if isinstance(exc, ssl.SSLError):
+        reason = str(getattr(exc, "reason", None) or text).lower().replace("_", " ")
+        if re.search("alert .*(certificate|unknown ca)", reason):
+            return TLSError(
+                "%s wants a client certificate that it trusts (%s); put NAME.cert and NAME.key in"
+                " certs.d/%s or in a --cert-dir" % (peer, reason, peer))
+        if not secure:
+            if "eof" in reason:  # by its class only where Python and OpenSSL are of one age
+                return Outage("%s closed the connection during the TLS handshake" % peer)
+            hint = "; it may want a client certificate" if "alert handshake" in reason else ""
+            return TLSError("%s: TLS failed (%s)%s" % (peer, reason, hint))
+    if isinstance(exc, (socket.gaierror, UnicodeError)):  # the latter from its IDNA
+        return NetworkError("lookup %s: %s" % (host, text))
+    if isinstance(exc, http.client.RemoteDisconnected):
+        return Outage("%s closed the connection without an answer" % peer)
+    if isinstance(exc, OSError) and exc.errno in (errno.EIO, errno.ESTALE):  # no socket's, but a file's
+        return StorageError("read what is sent to %s: %s" % (peer, text))
+    if isinstance(exc, OSError):
+        kind = Outage if isinstance(exc, ConnectionError) else NetworkError
+        return kind("%s: %s" % (peer, text.lower()))
+    return NetworkError("malformed answer of %s (%s)" % (peer, type(exc).__name__))
+
+
+def certificate_problem(exc: Exception) -> str:
+    """The words of the TLS library for why it refused a certificate."""
+    return shown(str(getattr(exc, "verify_message", "") or getattr(exc, "strerror", "") or exc), 300)

@@ -13,7 +13,7 @@ import re
 from typing import Any, Mapping, NamedTuple, Optional
 from urllib.parse import unquote_to_bytes
 
-from ..errors import Error, InvalidReference, NetworkError, PolicyError, Unauthorized
+from ..errors import Error, InvalidReference, NetworkError, PolicyError, Unauthorized, shown
 from .url import Origin
 
 #   proxy ::= [ scheme "://" ] [ userinfo "@" ] netloc [ "/" ]
@@ -36,7 +36,7 @@ class Proxy(NamedTuple):
 
     def refusal(self, status: int, reason: str) -> Error:
         """The error for an answer of the proxy itself."""
-        text = "%s: %d %s" % (self, status, reason[:100])
+        text = "%s: %d %s" % (self, status, shown(reason, 100))
         if status == 407:
             return Unauthorized(text + "; put USER:PASSWORD@ in front of its host")
         error = NetworkError(text)

@@ -6,7 +6,7 @@ RFC 9110 and 9112.
 import contextlib
 import http.client
 import re
-from typing import Callable, ContextManager, List, Optional
+from typing import Any, Callable, ContextManager, List, Optional
 
 from ..errors import NetworkError, PolicyError
 from .url import Origin
@@ -18,6 +18,14 @@ _MAX_TRAILERS = 100
 
 #   chunk-size [ chunk-ext ]  (RFC 9112, 7.1; http.client takes "-1" for a size)
 _CHUNK = re.compile(br"([0-9A-Fa-f]{1,15})[ \t]*(?:;.*)?\r\n")
+
+
+class Heads(http.client.HTTPResponse):
+    """The heads of an answer, of which begin() reads one: http.client's skips those with 100, and no others."""
+
+    def _read_status(self) -> Any:
+        version, status, reason = getattr(super(), "_read_status")()
+        return version, 102 if status == 100 else status, reason
 
 
 class Response(ContextManager["Response"]):

@@ -23,6 +23,7 @@ class Proxy(BaseServer):
     def __init__(self, hosts: Mapping[str, str], login: str = "") -> None:
         self.hosts, self.login = hosts, login
         self.script: Optional[Action] = None
+        self.established = b"HTTP/1.1 200 Connection established\r\n\r\n"
         super().__init__()
 
     def handle(self, connection: Connection) -> None:
@@ -44,7 +45,7 @@ class Proxy(BaseServer):
     def _tunnel(self, connection: Connection, address: str) -> None:
         host, _, port = address.rpartition(":")
         with socket.create_connection((host, int(port)), 10) as upstream:
-            connection.send(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            connection.send(self.established)
             ends = {connection.socket: upstream, upstream: connection.socket}
             while True:
                 for ready in select.select(list(ends), [], [])[0]:

@@ -16,6 +16,7 @@ from minipull.registry.connection import Connection
 from minipull.registry.response import Response
 from minipull.registry.url import Origin
 from minipull.registry.endpoints import RegistryService
+from minipull.registry.errors import Outage
 from minipull.errors import Cancelled, NetworkError, PolicyError, StorageError, TLSError
 from minipull.cancel import Cancel
 from minipull.registry.request import Body, FileBody, Request
@@ -110,7 +111,7 @@ LONG = {
     "megabyte header": OK + b'WWW-Authenticate: Bearer realm="' + b"x" * (1 << 20) + b'"\r\n\r\n',
     "headers": OK + b"".join(b"X-%d: y\r\n" % number for number in range(150)) + b"\r\n",
     "continue": b"HTTP/1.1 100 Continue\r\n\r\n" * 100000,
-    "headers of continue": b"HTTP/1.1 100 Continue\r\n" + b"X: y\r\n" * 300000,
+    "headers of hints": b"HTTP/1.1 103 Early Hints\r\n" + b"X: y\r\n" * 300000,
 }
 
 
@@ -393,6 +394,20 @@ def test_tls_ended_by_goodbye_ends_a_body(ask: Asker, certificates: Certificates
         server.on("GET", "", goodbye)
         with ask(server.url + "/", context=trusting(certificates)) as response:
             assert response.read(100) == b"hello"
+
+
+def test_a_connection_that_ends_in_the_handshake_may_be_tried_again(ask: Asker) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        def hang_up() -> None:
+            accepted = listener.accept()[0]
+            accepted.recv(1 << 16)  # else the end is a reset
+            accepted.close()
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        with pytest.raises(Outage, match="closed the connection during the TLS handshake"):
+            ask("https://127.0.0.1:%d/" % listener.getsockname()[1], context=ssl.create_default_context)
+        thread.join()
 
 
 def test_tls_spoken_to_a_plain_server_is_not_tried_again(ask: Asker, server: ScriptedServer) -> None:

@@ -163,6 +163,18 @@ def test_a_plain_server_behind_a_tunnel_is_no_secure_one(make: Made) -> None:
         get(make(), "https://" + TEST)
 
 
+@pytest.mark.parametrize("established", [
+    b"HTTP/1.1 204 No Content\r\n\r\n", b"HTTP/1.0 299 Fine\r\nContent-Length: 5\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+    b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\nX: y\r\n\r\nHTTP/1.1 200 OK\r\n\r\n"])
+def test_any_success_opens_a_tunnel_also_after_informational_answers(
+    make: Made, proxy: Proxy, tunnelled: ScriptedServer, certificates: Certificates, established: bytes
+) -> None:
+    proxy.established = established
+    assert get(make(ca_file=str(certificates.ca)), "https://" + TEST) == "200 x"
+    assert (proxy.connections, tunnelled.connections) == (1, 1)
+
+
 # -- secrets -------------------------------------------------------------------
 
 
@@ -209,7 +221,8 @@ def test_a_407_of_the_registry_itself_is_an_answer(
 
 @pytest.mark.parametrize("script, text, times", [
     (reply(403), "403 Forbidden", 1), (reply(404), "404 Not Found", 1), (reply(502, "x"), "502 Bad Gateway", 4),
-    (reply(204), "204 No Content", 1), (redirect("http://127.0.0.1/"), "307 Temporary Redirect", 1),
+    (send(b"HTTP/1.1 400 no\x85\x1b[1m\r\n\r\n"), r"400 no\\x85\\x1b\[1m", 1),
+    (redirect("http://127.0.0.1/"), "307 Temporary Redirect", 1),
     (close, "closed the connection without an answer", 4), (reset, "connection reset by peer", 4),
     ([send(b"garbage\r\n\r\n"), close], "malformed answer", 4),
     (send(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200), "malformed answer", 4),
@@ -244,6 +257,14 @@ def test_bytes_that_a_proxy_adds_are_no_answer_of_the_registry(
     proxy.script = send(evil + evil + b"evil")
     with pytest.raises(NetworkError):
         get(make(ca_file=str(certificates.ca)), "https://" + TEST)
+
+
+def test_a_silent_proxy_is_waited_for_once_and_no_longer_than_the_timeout(proxy: Proxy) -> None:
+    proxy.script = hold(threading.Event())
+    transport, start = RegistryService(timeout=0.2, proxies=Proxies("", proxy.url)).transport(), time.monotonic()
+    with pytest.raises(NetworkError, match="^proxy %s: timed out" % proxy.host):
+        get(transport, "https://" + TEST)
+    assert time.monotonic() - start < 5 and proxy.connections == 1
 
 
 def test_a_wait_for_a_tunnel_ends_when_cancelled(make: Made, proxy: Proxy) -> None:
