@@ -6,9 +6,10 @@ RFC 9110 and 9112.
 import contextlib
 import http.client
 import re
+import zlib
 from typing import Any, Callable, ContextManager, List, Optional
 
-from ..errors import NetworkError, PolicyError
+from ..errors import NetworkError, PolicyError, shown
 from .url import Origin
 
 READ_AHEAD = 64 << 10  # bytes
@@ -55,8 +56,9 @@ class Response(ContextManager["Response"]):
         self.close()
 
     def values(self, name: str) -> List[str]:
-        """All values of a header, one for each time that it stands in the head."""
-        return [str(value).strip() for value in self._raw.headers.get_all(name, [])]
+        """All values of a header, one for each time that it stands in the head, each unfolded."""
+        values = self._raw.headers.get_all(name, [])
+        return [re.sub(r"\s*[\r\n]\s*", " ", str(value).strip()) for value in values]
 
     def header(self, name: str) -> str:
         """The value of a header; the different values of a repeated one are joined by commas."""
@@ -88,13 +90,31 @@ class Response(ContextManager["Response"]):
             return count
 
     def read(self, limit: int) -> bytes:
-        """The whole body; raises PolicyError if it has more than ``limit`` bytes."""
+        """The whole body, decoded; raises PolicyError if it has more than ``limit`` bytes, NetworkError."""
         body, view = bytearray(), memoryview(bytearray(64 << 10))
         for count in iter(lambda: self.readinto(view), 0):
             body += view[:count]
             if len(body) > limit:
-                raise PolicyError("answer of %s is larger than %d bytes" % (self.origin, limit))
+                break
+        else:
+            body = self._decoded(body, limit)
+        if len(body) > limit:
+            raise PolicyError("answer of %s is larger than %d bytes" % (self.origin, limit))
         return bytes(body)
+
+    def _decoded(self, body: bytearray, limit: int) -> bytearray:
+        """Undo a Content-Encoding that was not asked for (RFC 9110, 8.4); of a blob nothing does."""
+        coding = self.header("Content-Encoding").lower()
+        if coding in ("", "identity") or not body:
+            return body
+        decoder = zlib.decompressobj(31)
+        with contextlib.suppress(zlib.error):
+            decoded = decoder.decompress(body, limit + 1) if coding in ("gzip", "x-gzip") else b""
+            if len(decoded) > limit or decoder.eof and not decoder.unused_data:
+                return bytearray(decoded)
+        error = self._malformed("Content-Encoding %s, which was not asked for" % shown(coding, 100))
+        error.retry = False
+        raise error
 
     def discard(self) -> None:
         """Read the body if it is short, so that the connection can be kept, and close."""
