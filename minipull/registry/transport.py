@@ -7,8 +7,8 @@ can't be cancelled.  The rules for all requests:
 - ten redirects at most are followed, for other methods than GET and HEAD only
   within an origin; secrets never follow to another origin, https never becomes
   http, and a public host can't redirect to a private address;
-- a request that moved no byte is repeated three times, and a rate limit of up
-  to a minute is waited for.
+- a request that failed soon and moved no byte is repeated three times, one that has
+  cost the timeout is not, and a rate limit of up to a minute is waited for.
 
 Mirrors moby's registry/ (NewTransport) and Go's net/http.
 """
@@ -22,8 +22,8 @@ import time
 from typing import Callable, Dict, List, Mapping, Optional, Set, Tuple
 
 from .. import __version__
-from ..errors import NetworkError, PolicyError, RateLimited
-from .connection import Connection
+from ..errors import NetworkError, PolicyError, RateLimited, shown
+from .connection import CONNECT_TIMEOUT, Connection
 from .proxy import Proxy
 from .request import Request
 from .response import Response
@@ -71,23 +71,32 @@ class Transport:
     def close(self) -> None:
         with self._lock:
             self._closed = True
-            idle = [conn for pool in self._idle.values() for conn in pool]
-            self._idle.clear()
+            origins = list(self._idle)
+        for origin in origins:
+            self._drop_idle(origin)
+
+    def _drop_idle(self, origin: Origin) -> None:
+        with self._lock:
+            idle = self._idle.pop(origin, [])
         for conn in idle:
             conn.drop()
 
     def send(self, request: Request) -> Response:
         """Send a request and return any answer; raises NetworkError, PolicyError, RateLimited, Cancelled."""
         retries, limits = list(RETRY_DELAYS), list(RATE_LIMIT_DELAYS)
+        spent, patience = 0.0, min(self.timeout, CONNECT_TIMEOUT)  # seconds of waiting for the peer
         while True:
             request.cancel.check()
+            begin = time.monotonic()
             try:
                 response = self._follow(request)
             except NetworkError as exc:
-                if not exc.retry or not retries or not request.repeat:
+                spent += time.monotonic() - begin
+                if not exc.retry or not retries or not request.repeat or spent >= patience:
                     raise
                 request.cancel.pause(retries.pop(0) * random.uniform(0.75, 1.25))
                 continue
+            spent += time.monotonic() - begin
             limited = response.status == 429
             if response.status not in RETRIED or not request.repeat and not limited:
                 return response
@@ -97,7 +106,7 @@ class Transport:
                 response.close()
                 raise RateLimited("%s %s; try again in %d seconds" % (
                     response.origin, "limits our rate" if limited else "is not available", asked))
-            if not delays:
+            if not delays or not limited and spent >= patience:
                 return response
             response.discard()
             request.cancel.pause(max(asked, delays.pop(0) * random.uniform(0.75, 1.25)))
@@ -110,7 +119,7 @@ class Transport:
             response = self._exchange(request)
             if response.origin == first:
                 for text in _WARNING.findall(response.header("Warning")[:_MAX_WARNING]):
-                    self._warn("%s: %s" % (response.origin, re.sub(r"\\(.)", r"\1", text)))
+                    self._warn("%s: %s" % (response.origin, shown(re.sub(r"\\(.)", r"\1", text))))
             location = response.header("Location")
             if response.status not in (301, 302, 303, 307, 308) or not location:
                 return response
@@ -136,9 +145,11 @@ class Transport:
             try:
                 return conn.exchange(request)
             except NetworkError:
-                # The server may have closed an idle connection before it got the request.
+                # The server may have closed an idle connection before it got the request, or
+                # a gateway forgotten it, and then all that were idle.
                 if not conn.used or conn.received or not request.repeat:
                     raise
+                self._drop_idle(origin)
             finally:
                 if conn.public:
                     self.public.add(origin)

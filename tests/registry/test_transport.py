@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """A request is repeated, redirected or given up by rules, and secrets stay where they belong."""
+import contextlib
 import email.utils
 import json
+import socket
 import threading
 import time
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Optional
+from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
 import pytest
 
@@ -18,7 +20,8 @@ from minipull.cancel import Cancel
 from minipull.registry.request import Body, Request
 from minipull.registry.transport import Transport, retry_after
 from tests.kit.certificates import Certificates
-from tests.kit.servers import Action, ScriptedServer, close, error, redirect, reply, reset, send
+from tests.kit.servers import (
+    Action, ScriptedServer, close, error, hold, redirect, reply, reset, send, sleep)
 
 pytestmark = pytest.mark.usefixtures("no_waiting")
 
@@ -97,6 +100,63 @@ def test_a_tls_or_certificate_error_is_not_repeated(
             get(make(certificates.ca), other.url)
         assert other.connections == 2  # the second one only asks for the name of the issuer
     assert server.connections == 1
+
+
+def silent(host: str) -> Tuple[str, socket.socket]:
+    """A URL where connections are accepted by the system, and no byte is ever said."""
+    listener = socket.create_server((host, 0))
+    return "%s:%d" % (host, listener.getsockname()[1]), listener
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_silent_peer_is_waited_for_once_and_no_longer_than_the_timeout(make: Made, scheme: str) -> None:
+    host, listener = silent("127.0.0.1")
+    start = time.monotonic()
+    with listener:
+        with pytest.raises(NetworkError, match="^%s: timed out" % host) as caught:
+            get(make(timeout=0.2), "%s://%s/" % (scheme, host))
+        assert time.monotonic() - start < 5
+        assert caught.value.retry  # by the engine's attempts, which count
+        listener.accept()[0].close()
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+
+
+def test_a_peer_that_takes_no_connection_is_waited_for_once(make: Made) -> None:
+    host, listener = silent("127.0.0.1")
+    start = time.monotonic()
+    with listener, contextlib.ExitStack() as stack:
+        listener.listen(0)
+        for _ in range(4):  # nobody accepts, so that the queue fills up
+            crowd = stack.enter_context(socket.socket())
+            crowd.setblocking(False)
+            crowd.connect_ex(listener.getsockname())
+        with pytest.raises(NetworkError, match="timed out"):
+            get(make(timeout=0.3), "http://%s/" % host)
+    assert time.monotonic() - start < 1  # four times would be more
+
+
+@pytest.mark.parametrize("answer, outcome", [(error(503), "503 "), (error(429), "200 x"), (close, "closed")])
+def test_failures_that_have_cost_the_timeout_are_not_repeated(
+        make: Made, server: ScriptedServer, answer: Action, outcome: str) -> None:
+    server.on("GET", "", *[[sleep(0.21), answer]] * 2, reply(200, "x"))
+    try:
+        text = get(make(timeout=0.4), server.url)
+    except NetworkError as exc:
+        text = str(exc)
+    assert outcome in text
+    assert len(server.requests) == (3 if outcome == "200 x" else 2)  # a rate limit is no failure
+
+
+def test_connections_that_fell_silent_while_idle_cost_one_timeout(make: Made, server: ScriptedServer) -> None:
+    transport = make(timeout=0.2)
+    server.on("GET", "", *[reply(200)] * 3, hold(threading.Event()), reply(200, "x"))
+    for response in [transport.send(Request("GET", server.url, Cancel())) for _ in range(3)]:
+        response.close()
+    for _ in range(3):
+        assert get(transport, server.url) == "200 x"
+    assert (server.connections, len(server.requests)) == (4, 7)
 
 
 @pytest.mark.parametrize("text, seconds", TABLES["retry_after"], ids=lambda value: ascii(value))
@@ -393,7 +453,7 @@ def test_a_warning_of_the_registry_is_heard_once(server: ScriptedServer) -> None
 
 
 @pytest.mark.parametrize("value, heard", [
-    ('299 - "a \\"b\\" \\\\ c, d"', ['a "b" \\ c, d']), ('299 - "a", 299 - "b"', ["a", "b"]),
+    ('299 - "a \\"b\\", d"', ['a "b", d']), ('299 - "\x85\x1b[1m"', ["\\xc2\\x85\\x1b[1m"]), ('299 - "a", 299 - "b"', ["a", "b"]),
     ('299 - "a" "Sun, 06 Nov 1994 08:49:37 GMT"', ["a"]), ('299 - ""', [""]),
     ('110 - "stale"', []), ('299 cache.example "a"', []), ("299 - a", []), ('299 - "open', []), ("", []),
     ('299 - "%s"' % ("x" * 5000), []), ('299 - "a", 299 - "%s"' % ("x" * 5000), ["a"]),
