@@ -7,7 +7,9 @@ import enum
 import functools
 import re
 import threading
-from typing import TYPE_CHECKING, Callable, ContextManager, Dict, NamedTuple, Tuple, TypeVar
+import time
+from typing import (
+    TYPE_CHECKING, Callable, ContextManager, Dict, Iterator, List, NamedTuple, Set, Tuple, TypeVar)
 
 from ..cancel import Cancel
 from ..errors import Error, NetworkError, NoSupport, NotFound
@@ -16,7 +18,7 @@ from ..progress import Output, Progress
 from ..reference import Reference
 from .auth import Keyring
 from .endpoints import Endpoint, RegistryService
-from .errors import continue_on_error
+from .errors import Outage, continue_on_error
 from .url import Origin
 from .v2 import Repository
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from .v1 import Session
 
 T = TypeVar("T")
+#: Seconds after the first request, at which endpoints that were out of service are asked once more.
+OUTAGE_DELAYS = (3.5,)
 _MAX_MIRROR_TEXT = 300  # characters
 
 
@@ -92,12 +96,25 @@ class _Failure(NamedTuple):
         return text if host in text else "%s (%s)" % (text, host)
 
 
+def _in_turn(endpoints: List[Endpoint], silent: Set[Endpoint], cancel: Cancel) -> Iterator[Endpoint]:
+    """Yield endpoints, and at the end, after a pause, once more those that are ``silent`` by then."""
+    begin = time.monotonic()
+    yield from endpoints
+    for delay in OUTAGE_DELAYS:
+        again = [endpoint for endpoint in endpoints if endpoint in silent]
+        silent.clear()
+        if again:
+            cancel.pause(max(0.0, begin + delay - time.monotonic()))
+        yield from again
+
+
 def over_endpoints(client: Client, reference: Reference, subject: str, work: Callable[[Endpoint], T],
                    cancel: Cancel, output: Output, push: bool = False, legacy: bool = False) -> T:
     """Return the result of ``work`` for the first endpoint of a repository with which it succeeds.
 
     With ``legacy``, v1 endpoints come last, where the user allows them, until one has
-    proved to speak v2.  A host that has spoken TLS is not asked by plain http.
+    proved to speak v2.  A host that has spoken TLS is not asked by plain http.  An outage
+    at the first request is ridden out as persist() does later: after all others.
     ``output`` is warned, once for a client, of each mirror that failed before another
     endpoint answered.  Raises the error that says most, with the texts of all that
     say as much and of all mirrors after ``subject``.
@@ -107,7 +124,8 @@ def over_endpoints(client: Client, reference: Reference, subject: str, work: Cal
     v1_endpoints = service.v1_endpoints(reference) if legacy else []
     v2_confirmed = False
     failures: Dict[str, _Failure] = {}  # by host: an error over http says more than one over https
-    for endpoint in v2_endpoints + v1_endpoints:
+    silent: Set[Endpoint] = set()
+    for endpoint in _in_turn(v2_endpoints + v1_endpoints, silent, cancel):
         outdated = endpoint.version == 1 and v2_confirmed
         if outdated or endpoint.url.startswith("http:") and client.spoke_tls(endpoint):
             continue
@@ -121,8 +139,13 @@ def over_endpoints(client: Client, reference: Reference, subject: str, work: Cal
             return result
         except Error as exc:
             cancel.check()
+            repository = client.repository(endpoint, reference, push)
+            # A v1 endpoint is out of service where the v2 endpoints before it are.
+            unanswered = not repository.answered if endpoint.version == 2 else bool(silent)
+            if isinstance(exc, Outage) and unanswered:
+                silent.add(endpoint)
             if v1_endpoints and endpoint.version == 2:
-                v2_confirmed = v2_confirmed or client.repository(endpoint, reference, push).confirmed
+                v2_confirmed = v2_confirmed or repository.confirmed
             next_may = continue_on_error(exc, endpoint.mirror, bool(v1_endpoints) and not v2_confirmed)
             failure = _Failure(endpoint, exc, endpoint.mirror and next_may)
             failures[endpoint.url if endpoint.mirror else str(endpoint)] = failure

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loop over endpoints: who is asked, and what the error says when nobody answers."""
 import sys
+import threading
 from pathlib import Path
 from typing import Any, List
 
@@ -8,7 +9,8 @@ import pytest
 
 import minipull
 from minipull.cancel import Cancel
-from minipull.errors import Error, NotInBuild, StorageError
+from minipull.distribution import blobs
+from minipull.errors import Error, NetworkError, NotInBuild, StorageError
 from minipull.progress import discard
 from minipull.reference import Reference
 from minipull.registry.auth import Keyring
@@ -17,7 +19,7 @@ from minipull.registry.endpoints import Endpoint, Host, RegistryService
 from minipull.registry.v2 import Received
 from tests.kit import images
 from tests.kit.processes import Minipull, free_port
-from tests.kit.servers import ScriptedServer, challenge, close, content, error, reply, send
+from tests.kit.servers import ScriptedServer, challenge, close, content, error, hold, reply, reset, send
 
 
 @pytest.mark.parametrize("v2_speaks", [True, False])
@@ -37,6 +39,75 @@ def test_a_build_without_v1_says_so_only_where_v1_is_needed(
                 over_endpoints(client, name, "pull", work, Cancel(), discard, legacy=True)
             assert str(caught.value) == (
                 "pull: the part legacy (v1, schema 1) is not in this build of minipull (%s/v1)" % server.host)
+
+
+# -- outages ---------------------------------------------------------------------
+
+
+def asked(server: ScriptedServer, cancel: Cancel, times: int = 1, **settings: Any) -> str:
+    """The outcome of asking for a manifest, several ``times`` in one work, as persist() asks."""
+    name = Reference.parse(server.host + "/r:1")
+    with Client(RegistryService(**settings), Keyring()) as client:
+        def work(endpoint: Endpoint) -> str:
+            repository = client.repository(endpoint, name)
+            return [blobs.persist(repository, cancel, repository.manifest, "1") for _ in range(times)][-1].raw.decode()
+
+        try:
+            return over_endpoints(client, name, "pull", work, cancel, discard)
+        except Error as exc:
+            return "%s: %s" % (type(exc).__name__, exc)
+
+
+@pytest.mark.parametrize("failure", [close, reset], ids=["close", "reset"])
+@pytest.mark.parametrize("count, outcome", [(0, "{}"), (4, "{}"), (7, "{}"), (8, "Outage: pull: ")])
+def test_an_outage_at_the_first_request_is_ridden_out(
+        server: ScriptedServer, no_waiting: None, failure: Any, count: int, outcome: str) -> None:
+    server.on("GET", "", *[failure] * count, content(b"{}", "a/b"))
+    assert asked(server, Cancel()).startswith(outcome)
+    assert len(server.requests) == min(count + 1, 8)  # two rounds of four
+
+
+class Hurried(Cancel):
+    """It counts the seconds that are to be waited, and waits for none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds = 0.0
+
+    def pause(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
+def test_an_outage_of_three_seconds_is_ridden_out_and_not_much_more(server: ScriptedServer) -> None:
+    server.on("GET", "", *[close] * 4, content(b"{}", "a/b"))
+    hurried = Hurried()
+    assert asked(server, hurried) == "{}"
+    assert 3 < hurried.seconds < 6
+
+
+@pytest.mark.parametrize("script, requests", [
+    ([error(404, "NAME_UNKNOWN"), content(b"{}", "a/b")], 1),  # an answer
+    ([hold(threading.Event())], 1),  # for the timeout, which is enough
+    ([content(b"{}", "a/b"), close], 2 + 4)])  # an answer, and again on that connection: persist()'s
+def test_an_endpoint_that_answered_or_was_silent_is_not_asked_in_another_round(
+        server: ScriptedServer, no_waiting: None, monkeypatch: pytest.MonkeyPatch, script: Any, requests: int
+) -> None:
+    monkeypatch.setattr(blobs, "DOCUMENT_DELAYS", ())
+    server.on("GET", "", *script)
+    assert asked(server, Cancel(), times=2, timeout=0.2) != "{}"
+    assert len(server.requests) == requests
+
+
+def test_a_name_that_is_unknown_is_not_an_outage() -> None:
+    hurried = Hurried()
+    name = Reference.parse("registry.invalid/r:1")
+    with Client(RegistryService(), Keyring()) as client:
+        def work(endpoint: Endpoint) -> Received:
+            return client.repository(endpoint, name).manifest("1", hurried)
+
+        with pytest.raises(NetworkError, match="lookup registry.invalid"):
+            over_endpoints(client, name, "pull", work, hurried, discard)
+    assert hurried.seconds < 2
 
 
 # -- mirrors that fail -------------------------------------------------------------
