@@ -169,13 +169,16 @@ class RegistryService:
         """The TLS context for an origin; raises StorageError, InvalidReference for bad certificates."""
         domain = DEFAULT_DOMAIN if origin.host == HUB_HOST else str(origin)
         context = client_context(self.is_secure(domain))
-        for ca_file in filter(None, (self.ca_file, self.hosts.get(domain, Host()).ca)):
-            add_authorities(context, ca_file)
         folders = (os.path.join(root, name) for root in self._certs
                    for name in (domain, "%s:%d" % (origin.host, origin.port)))
-        certs_d = next(filter(os.path.isdir, folders), "")
-        for folder in filter(None, (certs_d, self._cert_dirs.get(domain, ""))):
-            add_folder(context, folder)
+        try:
+            for ca_file in filter(None, (self.ca_file, self.hosts.get(domain, Host()).ca)):
+                add_authorities(context, ca_file)
+            certs_d = next(filter(os.path.isdir, folders), "")
+            for folder in filter(None, (certs_d, self._cert_dirs.get(domain, ""))):
+                add_folder(context, folder)
+        except (TypeError, ValueError) as exc:  # a path with a NUL, or beyond the file system's encoding
+            raise InvalidReference("certificates for %s: %s" % (domain, exc)) from exc
         return context
 
 
@@ -205,7 +208,7 @@ def _check_host(name: str, subject: str) -> str:
     if "://" in name:
         raise InvalidReference("%s %s should not contain '://'" % (subject, ascii(name)))
     if name.startswith("-") or name.endswith("-"):
-        raise InvalidReference("invalid index name (%s). Cannot begin or end with a hyphen" % name)
+        raise InvalidReference("invalid index name (%s). Cannot begin or end with a hyphen" % shown(name))
     try:
         if re.search("[/?#]", name):
             raise PolicyError("not a host alone")

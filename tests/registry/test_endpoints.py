@@ -10,6 +10,7 @@ import pytest
 from tests.kit import DATA
 import minipull
 from minipull.registry.request import Request
+from minipull.registry.transport import Transport
 from minipull.registry.url import Origin
 from minipull.registry.endpoints import Endpoint, Host, RegistryService, addresses_of, validate_mirror
 from minipull.errors import Error, InvalidReference, NetworkError, StorageError
@@ -123,6 +124,7 @@ def test_a_mirror_without_fallback_has_the_last_word(
     answer: Any, kind: Type[Error], text: str
 ) -> None:
     monkeypatch.setattr("minipull.registry.transport.RETRY_DELAYS", ())
+    monkeypatch.setattr("minipull.registry.client.OUTAGE_DELAYS", ())
     monkeypatch.setattr("minipull.distribution.blobs.DOCUMENT_DELAYS", ())
     foreign.on("GET", "", answer)
     service = RegistryService(hosts={server.host: Host((foreign.url,), fallback=False)})
@@ -229,6 +231,27 @@ def test_certs_d_is_for_one_host_and_the_first_counts(
 def test_an_unverified_context_loads_no_authorities() -> None:
     context = RegistryService().tls_context(Origin.of("https://[::1]:5000"))
     assert (context.get_ca_certs(), context.verify_mode) == ([], ssl.CERT_NONE)
+
+
+@pytest.mark.parametrize("settings", [
+    {"ca_file": "/ca\0.crt"}, {"hosts": {"127.0.0.1:1": Host(ca="ca\0\n")}}, {"ca_file": "/\ud800.crt"},
+    {"cert_dirs": {"127.0.0.1:1": "/certs\0"}}, {"cert_dirs": {"127.0.0.1:1": "/\ud800"}}])
+def test_a_path_that_no_file_can_have_is_an_error_of_the_settings(settings: Any) -> None:
+    transport = RegistryService(timeout=5, **settings).transport()
+    with pytest.raises(InvalidReference, match="^certificates for 127.0.0.1:1: .") as caught:
+        transport.send(Request("GET", "https://127.0.0.1:1/", Cancel()))
+    assert "\0" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("failure", [ValueError("a bug"), KeyError("a bug"), StorageError("no such file")])
+def test_trouble_with_our_own_certificates_is_never_blamed_on_the_registry(
+        server: ScriptedServer, failure: Exception) -> None:
+    def context(origin: Origin) -> ssl.SSLContext:
+        raise failure
+
+    with pytest.raises(type(failure)) as caught:
+        Transport(context, 5).send(Request("GET", "https://" + server.host, Cancel()))
+    assert caught.value is failure and server.connections == 0
 
 
 # -- headers -------------------------------------------------------------------
