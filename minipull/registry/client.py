@@ -18,7 +18,7 @@ from ..progress import Output, Progress
 from ..reference import Reference
 from .auth import Keyring
 from .endpoints import Endpoint, RegistryService
-from .errors import Outage, continue_on_error
+from .errors import MAX_TEXT, Outage, continue_on_error
 from .url import Origin
 from .v2 import Repository
 
@@ -91,7 +91,7 @@ class _Failure(NamedTuple):
     def __str__(self) -> str:
         text, host = str(self.error), str(self.endpoint)
         if self.mirror:
-            text = re.sub("^%s:? " % re.escape(host), "", " ".join(text.split()))
+            text = re.sub("^%s:? " % re.escape(host), "", text)
             return "mirror %s: %s" % (self.endpoint.url, text[:_MAX_MIRROR_TEXT])
         return text if host in text else "%s (%s)" % (text, host)
 
@@ -157,4 +157,4 @@ def over_endpoints(client: Client, reference: Reference, subject: str, work: Cal
     decisive = [failure for failure in failures.values() if failure.weight == most]
     mirrors = [failure for failure in failures.values() if failure.mirror and failure not in decisive]
     error = decisive[-1].error
-    raise error.reworded("%s: %s" % (subject, "; ".join(map(str, decisive + mirrors)))) from error
+    raise error.reworded("%s: %s" % (subject, "; ".join(map(str, decisive + mirrors))[:MAX_TEXT])) from error

@@ -146,7 +146,7 @@ FAULTS = [
     (error(500), "received unexpected HTTP status: 500 Internal Server Error"),
     (reply(200, "{}", {"Docker-Content-Digest": "md5:1"}), "invalid digest 'md5:1'"),
     ([send(b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"), close], "malformed answer of HOST: ambiguous length"),
-    (reply(404, "<b>\nno " + "x" * 2000, {"Content-Type": "text/html"}), "unknown: <b> no " + "x" * 284)]
+    (reply(404, "<b>\nno " + "x" * 2000, {"Content-Type": "text/html"}), "unknown: <b>; no " + "x" * 283)]
 
 
 @pytest.mark.parametrize("fault, text", FAULTS, ids=[text for _, text in FAULTS])
