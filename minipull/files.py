@@ -7,15 +7,20 @@ a flock(2) on a file that is never unlinked while it may be held, so that
 kill -9 frees it.  flock belongs to the open file, so the same locks also keep
 the threads of one process apart.
 
+What is not complete is named for its target, ``.minipull-TARGET-XXXXXXXX``, and
+locked while it is used; what a kill leaves is swept by the next run for that target.
+
 Mirrors moby's pkg/ioutils (AtomicFileWriter).
 """
 import contextlib
 import errno
+import glob
 import os
+import shutil
 import stat
 import tempfile
 import time
-from typing import Callable, Iterator, Optional
+from typing import Callable, ContextManager, Iterator, Optional, Tuple
 
 from .errors import InvalidDocument, StorageError, file_errors, shown, storage_errors
 
@@ -28,6 +33,10 @@ class Locked(StorageError):
 
 
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+_FOLDER = os.O_RDONLY | _NOFOLLOW | getattr(os, "O_DIRECTORY", 0)
+# A directory of mode 0333; CIFS, old FUSE, drvfs (borg#1287, etcd#9670; PostgreSQL's fsync_fname).
+_UNSYNCABLE = {errno.EACCES, errno.EPERM, errno.EISDIR, errno.EBADF, errno.EINVAL, errno.ENOSYS,
+               errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 def make_directory(path: str) -> None:
@@ -37,6 +46,8 @@ def make_directory(path: str) -> None:
         while not os.path.isdir(path):
             missing.append(path)
             path = os.path.dirname(path) or "."
+        if missing:  # the maker of the last one that there is may have been killed before the sync
+            sync_directory(os.path.join(path, os.pardir))
         for directory in reversed(missing):
             try:
                 os.mkdir(directory, 0o700)
@@ -47,14 +58,18 @@ def make_directory(path: str) -> None:
 
 
 def sync_directory(path: str) -> None:
-    """Make the names in ``path`` durable; an OSError is the caller's to map."""
+    """Make the names in ``path`` durable, where the system can; an OSError is the caller's to map."""
     if os.name != "posix":
         return
-    fd = os.open(path or ".", os.O_RDONLY)
     try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        fd = os.open(path or ".", os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except OSError as exc:
+        if exc.errno not in _UNSYNCABLE:
+            raise
 
 
 def open_regular(path: str, flags: int = os.O_RDONLY) -> int:
@@ -106,21 +121,70 @@ def replacing(path: str, scratch: str, durable: bool = True) -> Iterator[int]:
 
     After a power cut the old or the new content is there, if ``durable``; after a crash always.
     """
-    fd, temporary = tempfile.mkstemp(prefix="tmp-", dir=scratch)
-    try:
+    with _temporary(path, scratch, tempfile.mkstemp, shutil.rmtree) as (held, temporary):
+        fd = os.dup(held)
         try:
             yield fd
             if durable:
                 os.fsync(fd)
         finally:
             os.close(fd)
+        if os.name != "posix":  # there an open file can't be renamed
+            os.close(held)
         os.replace(temporary, path)
-    except BaseException:
+        if durable:
+            sync_directory(os.path.dirname(path))
+
+
+def workshop(path: str, remove: Callable[[str], object]) -> ContextManager[Tuple[int, str]]:
+    """A directory beside ``path`` for a block, open and by name; an OSError is the caller's to map."""
+    return _temporary(path, os.path.dirname(path), _opened_directory, remove)
+
+
+def sweep(scratch: str, path: str = "", remove: Callable[[str], object] = shutil.rmtree) -> None:
+    """Remove from ``scratch`` what killed runs were making, for ``path`` or for any: ours, and not locked."""
+    prefix = glob.escape(_prefix(path)) if path else ".minipull-*-"
+    for debris in glob.glob(os.path.join(glob.escape(scratch), prefix + "?" * 8)):
+        with contextlib.suppress(OSError, StorageError, RecursionError), contextlib.ExitStack() as stack:
+            folder = os.path.isdir(debris)
+            fd = os.open(debris, _FOLDER) if folder else open_regular(debris, os.O_RDWR)
+            stack.callback(os.close, fd)
+            lock(fd, debris, True, timeout=0)
+            if os.fstat(fd).st_uid == os.geteuid():
+                (remove if folder else os.unlink)(debris)
+
+
+@contextlib.contextmanager
+def _temporary(path: str, scratch: str, make: Callable[..., Tuple[int, str]],
+               remove: Callable[[str], object]) -> Iterator[Tuple[int, str]]:
+    """Sweep, then make what may become ``path``, locked for the block; ``remove`` is for directories."""
+    sweep(scratch, path, remove)
+    while True:
+        fd, name = make(prefix=_prefix(path), dir=scratch)
+        with contextlib.suppress(StorageError):  # a file system without locks, where nobody sweeps
+            lock(fd, name, True)
+        with contextlib.suppress(FileNotFoundError):
+            if os.name != "posix" or os.path.samestat(os.fstat(fd), os.lstat(name)):
+                break
+        os.close(fd)  # another run swept it before it was locked
+    try:
+        yield fd, name
+    finally:
+        with contextlib.suppress(OSError):  # what went wrong before is what the user hears of
+            (remove if os.path.isdir(name) else os.unlink)(name)
         with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-    if durable:
-        sync_directory(os.path.dirname(path))
+            os.close(fd)
+
+
+def _opened_directory(prefix: str, dir: str) -> Tuple[int, str]:
+    while True:
+        folder = tempfile.mkdtemp(prefix=prefix, dir=dir)
+        with contextlib.suppress(FileNotFoundError):  # swept
+            return os.open(folder, _FOLDER), folder
+
+
+def _prefix(path: str) -> str:
+    return ".minipull-%s-" % os.path.basename(path)[:50]  # of the 255 bytes that a name may have
 
 
 def lock(fd: int, path: str, exclusive: bool, pause: Callable[[float], object] = time.sleep,
@@ -142,7 +206,7 @@ def lock(fd: int, path: str, exclusive: bool, pause: Callable[[float], object] =
         except OSError as exc:
             if exc.errno not in (errno.EAGAIN, errno.EACCES, errno.EINTR):
                 raise StorageError(
-                    "lock %s: %s; put --root on a file system with locks" % (path, exc.strerror)
+                    "lock %s: %s; put it on a file system with locks" % (path, exc.strerror)
                 ) from exc
         if alive() != sign:
             deadline, sign = time.monotonic() + timeout, alive()

@@ -2,6 +2,7 @@
 import errno
 import fcntl
 import os
+import shutil
 import socket
 import stat
 import subprocess
@@ -13,12 +14,14 @@ from typing import Any, Callable, Iterator, List, Optional, Tuple
 import pytest
 
 from tests.kit import ROOT
+from tests.kit.layers import NOBODY, as_nobody, fast_folder, in_child
 
 from minipull import files
 from minipull.sendfile import send
 from minipull.errors import Cancelled, InvalidDocument, StorageError
 from minipull.files import (
-    Locked, lock, make_directory, open_regular, read_bytes, sync_directory, write_all, write_atomic)
+    Locked, lock, make_directory, open_regular, read_bytes, replacing, sweep, sync_directory, workshop, write_all,
+    write_atomic)
 from minipull.cancel import Cancel
 
 
@@ -69,10 +72,11 @@ def test_directories_are_private_and_synced_into_their_parents(
     calls.done.clear()
     make_directory(str(base / "x" / "y"))
     assert calls.done == [
-        ("mkdir", "x", "0o700"), ("fsync", "base"), ("mkdir", "y", "0o700"), ("fsync", "x")]
+        ("fsync", tmp_path.name[:4]), ("mkdir", "x", "0o700"), ("fsync", "base"), ("mkdir", "y", "0o700"),
+        ("fsync", "x")]
     assert stat.S_IMODE((base / "x" / "y").stat().st_mode) == 0o700
     make_directory(str(base / "x" / "y"))
-    assert len(calls.done) == 4
+    assert len(calls.done) == 5
 
 
 def test_a_relative_directory_is_made_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,6 +111,41 @@ def test_a_file_in_the_place_of_a_directory_is_an_error(tmp_path: Path, obstacle
     for wanted in (path, path / "b"):
         with pytest.raises(StorageError, match="create %s: " % wanted):
             make_directory(str(wanted))
+
+
+@linux
+def test_a_directory_whose_maker_was_killed_is_synced_before_it_gets_a_child(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x").mkdir()
+    calls = Syscalls(monkeypatch)
+    make_directory(str(tmp_path / "x" / "y"))
+    assert calls.done == [("fsync", tmp_path.name[:4]), ("mkdir", "y", "0o700"), ("fsync", "x")]
+
+
+@pytest.mark.parametrize("call, number, done", [
+    *[("fsync", number, True) for number in (
+        errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)],
+    ("open", errno.EACCES, True),
+    *[("fsync", number, False) for number in (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS)],
+    ("open", errno.EIO, False), ("open", errno.ENOENT, False)])
+def test_a_directory_that_can_not_be_synced_is_no_error_and_a_failing_disk_is(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int, done: bool) -> None:
+    """CIFS, old FUSE and drvfs sync no directories; one of mode 0333 can't be opened."""
+    real = getattr(os, call)
+
+    def failing(target: Any, *args: Any) -> Any:
+        folder = os.path.isdir("/proc/self/fd/%d" % target if isinstance(target, int) else target)
+        return fails(number)() if folder else real(target, *args)
+
+    monkeypatch.setattr(os, call, failing)
+    path = str(tmp_path / "file")
+    if done:
+        write_atomic(path, b"x", str(tmp_path))
+        make_directory(str(tmp_path / "a" / "b"))
+    else:
+        with pytest.raises(StorageError, match=os.strerror(number)):
+            write_atomic(path, b"x", str(tmp_path))
+    assert read_bytes(path, 10) == b"x"
 
 
 # -- opening and reading --------------------------------------------------------------
@@ -181,7 +220,7 @@ def test_a_file_is_synced_before_it_has_its_name_and_the_name_after(
     calls = Syscalls(monkeypatch)
     write_atomic(str(final / "x.json"), b"old", str(scratch))
     assert calls.done == [
-        ("write", "tmp-"), ("fsync", "tmp-"), ("replace", "tmp-", "x.json"), ("fsync", "root")]
+        ("write", ".min"), ("fsync", ".min"), ("replace", ".min", "x.json"), ("fsync", "root")]
     calls.done.clear()
     write_atomic(str(final / "x.json"), b"new", str(scratch), durable=False)
     assert [call[0] for call in calls.done] == ["write", "replace"]
@@ -233,6 +272,94 @@ def test_a_full_device_is_an_error() -> None:
     with open("/dev/full", "wb", buffering=0) as file, pytest.raises(OSError) as caught:
         write_all(file.fileno(), memoryview(b"x"))
     assert caught.value.errno == errno.ENOSPC
+
+
+# -- what a kill leaves ----------------------------------------------------------------
+
+
+def left(tmp_path: Path) -> List[str]:
+    return sorted(os.listdir(str(tmp_path)))
+
+
+@pytest.mark.parametrize("name", ["file.tar", "[*]?\n", "x" * 255, "\U0001f433" * 63, "-"])
+def test_what_a_kill_leaves_is_named_for_its_target_and_swept_by_the_next_write(
+        tmp_path: Path, name: str) -> None:
+    def killed() -> None:
+        with replacing(str(tmp_path / name), str(tmp_path)) as fd:
+            os.write(fd, b"secret")
+            os._exit(9)
+
+    with pytest.raises(EOFError):
+        in_child(killed)
+    [debris] = left(tmp_path)
+    assert debris.startswith(".minipull-%s-" % name[:50])
+    assert stat.S_IMODE((tmp_path / debris).stat().st_mode) == 0o600
+    write_atomic(str(tmp_path / "other"), b"", str(tmp_path))
+    assert left(tmp_path) == [debris, "other"], "it is not this target's"
+    write_atomic(str(tmp_path / name), b"new", str(tmp_path))
+    assert left(tmp_path) == sorted([name, "other"])
+
+
+def test_only_what_is_ours_and_not_in_use_is_swept(tmp_path: Path) -> None:
+    names = {name: tmp_path / (".minipull-file-" + name) for name in (
+        "file1234", "tree1234", "used1234", "tools1234", "link1234", "fifo1234", "foreign1")}
+    for name, path in names.items():
+        path.write_bytes(b"x")
+    for name in ("tree1234", "link1234", "fifo1234"):
+        names[name].unlink()
+    (names["tree1234"] / "blobs").mkdir(parents=True)
+    names["link1234"].symlink_to(tmp_path / "target")
+    (tmp_path / "target").mkdir()
+    os.mkfifo(str(names["fifo1234"]))
+    if os.geteuid() == 0:
+        os.chown(str(names["foreign1"]), 5, 5)
+    fd = open_regular(str(names["used1234"]), os.O_RDWR)
+    lock(fd, "used", True)
+    write_atomic(str(tmp_path / "file"), b"x", str(tmp_path))
+    gone = {name for name, path in names.items() if not os.path.lexists(str(path))}
+    assert gone == {"file1234", "tree1234"} | ({"foreign1"} if os.geteuid() else set())
+    os.close(fd)
+    write_atomic(str(tmp_path / "file"), b"x", str(tmp_path))
+    assert not names["used1234"].exists() and (tmp_path / "target").is_dir()
+
+
+@pytest.mark.parametrize("make", ["file", "folder"])
+def test_what_is_being_made_is_never_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: str) -> None:
+    """Neither while it is used, nor, but for a new try, between its making and its lock."""
+    path, real = str(tmp_path / "file"), fcntl.flock
+    tries: List[int] = []
+
+    def flock(fd: int, operation: int) -> None:
+        if not tries:
+            tries.append(fd)
+            sweep(str(tmp_path), path)
+        real(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    made: Any = replacing(path, str(tmp_path)) if make == "file" else workshop(path, shutil.rmtree)
+    with made:
+        assert tries and len(left(tmp_path)) == 1
+        sweep(str(tmp_path), path)
+        sweep(str(tmp_path))
+        assert len(left(tmp_path)) == 1
+    assert left(tmp_path) == (["file"] if make == "file" else [])
+
+
+def test_without_locks_nothing_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".minipull-file-12345678").write_bytes(b"")
+    monkeypatch.setattr(fcntl, "flock", fails(errno.ENOLCK))
+    write_atomic(str(tmp_path / "file"), b"x", str(tmp_path))
+    assert left(tmp_path) == [".minipull-file-12345678", "file"]
+
+
+def test_a_directory_that_can_not_be_listed_is_written_to() -> None:
+    with fast_folder() as folder:
+        if os.geteuid() == 0:
+            os.chown(str(folder), NOBODY, NOBODY)
+        folder.chmod(0o333)
+        as_nobody(lambda: write_atomic(str(folder / "file"), b"x", str(folder)))
+        folder.chmod(0o700)
+        assert left(folder) == ["file"]
 
 
 # -- locks ---------------------------------------------------------------------------
@@ -329,7 +456,7 @@ def test_a_file_system_without_locks_is_named_and_not_waited_for(
     two: Tuple[int, int, str], monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     monkeypatch.setattr(fcntl, "flock", fails(number))
-    with pytest.raises(StorageError, match="put --root on a file system with locks") as caught:
+    with pytest.raises(StorageError, match="put it on a file system with locks") as caught:
         lock(two[0], two[2], False)
     assert not isinstance(caught.value, Locked)
 
@@ -340,7 +467,7 @@ def test_without_posix_there_are_no_locks_and_no_directories_to_sync(
     with monkeypatch.context() as patch:
         patch.setattr(os, "name", "nt")
         sync_directory("/nowhere")
-        with pytest.raises(StorageError, match="no flock; put --root on a file system with locks"):
+        with pytest.raises(StorageError, match="no flock; put it on a file system with locks"):
             lock(two[0], two[2], False)
 
 

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Archives as ends of a copy, read or written; reached by name, since a build may leave ``archive/`` out."""
 import contextlib
+import functools
 import os
 import shutil
-import tempfile
 from typing import Iterator, List, Optional
 
 from ..archive.reader import Archive, opened
 from ..archive.save import Named, packed, write_file
 from ..cancel import Cancel
 from ..digest import Buffer
-from ..errors import storage_errors
+from ..errors import file_errors
+from ..files import workshop
 from ..image.descriptor import Descriptor
 from ..progress import Output, Progress
 from ..reference import Reference
@@ -61,9 +62,8 @@ def archive_end(place: Place, transfers: TransferManager, output: Output,
     """
     path = os.path.realpath(place.folder)
     with contextlib.ExitStack() as stack:
-        with storage_errors("write %s" % place.folder):
-            folder = tempfile.mkdtemp(prefix=".minipull-", dir=os.path.dirname(path))
-        stack.callback(_remove, folder, output, cancel)
+        with file_errors("write %s" % place.folder):
+            _, folder = stack.enter_context(workshop(path, functools.partial(_remove, output=output, cancel=cancel)))
         stack.callback(transfers.settle, folder)
         end = LayoutEnd(place._replace(folder=folder), None)
         yield end

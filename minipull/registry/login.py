@@ -19,7 +19,8 @@ from typing import Any, Callable, Dict, Mapping, Optional
 
 from ..cancel import Cancel
 from ..errors import InvalidReference, StorageError, Unauthorized, shown, storage_errors
-from ..files import Locked, lock, make_directory, open_regular, read_bytes, write_atomic
+from ..files import (
+    Locked, lock, make_directory, open_regular, read_bytes, sweep, sync_directory, write_atomic)
 from ..image.strictjson import object_at, parse_json
 from ..progress import discard
 from ..reference import DEFAULT_DOMAIN, Reference
@@ -106,6 +107,8 @@ class Logins:
 
     def forget(self, domain: str, cancel: Cancel) -> bool:
         """Erase the credential under every name of the host; False if there is none."""
+        path = os.path.realpath(self.path)
+        sweep(os.path.dirname(path), path)  # what a killed login left holds passwords
         names = names_of(domain)
         file = AuthFile(Source(self.path))
         helper = file.helper(names)
@@ -126,6 +129,7 @@ class Logins:
         try:
             make_directory(folder)
             with storage_errors("lock %s" % path):
+                sync_directory(os.path.dirname(folder))
                 fd = open_regular(path + ".lock", os.O_RDWR | os.O_CREAT)
             with open(fd, "rb"):
                 try:

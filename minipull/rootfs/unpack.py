@@ -10,16 +10,14 @@ kill leaves goes with the next unpack there.
 Mirrors umoci's raw unpack.  Spec: image-spec layer.md.
 """
 import contextlib
-import functools
 import os
 import stat
-import tempfile
-from typing import Callable, Iterator, Optional, Union
+from typing import Iterator, Optional, Union
 
 from ..cancel import Cancel
 from ..digest import DiffID
-from ..errors import Error, PolicyError, StorageError, Unsupported, storage_errors
-from ..files import lock, sync_directory
+from ..errors import Error, PolicyError, Unsupported, file_errors
+from ..files import sync_directory, workshop
 from ..image.config import Image
 from ..image.descriptor import Descriptor
 from ..image.platform import Platform
@@ -30,7 +28,6 @@ from .layers import for_platform, layers_of, reading
 from .rootfs import RootFS, clear
 
 MAX_UNPACKED = 64 << 30  # bytes
-_PREFIX = ".minipull-unpack-"
 _CLOSED = 0o1700  # the mode of a directory that is filled where it is, and that no image is likely to ask for
 
 
@@ -84,7 +81,7 @@ def _building(directory: str, store: Store, durable: bool) -> Iterator[int]:
     if (os.path.realpath(path) + os.sep).startswith(os.path.realpath(store.root) + os.sep):
         raise PolicyError("%s lies in the store" % directory)
     with contextlib.ExitStack() as stack:
-        with storage_errors("unpack to %s" % directory):
+        with file_errors("unpack to %s" % directory):
             former = os.lstat(path) if os.path.lexists(path) else None
             if former and (not stat.S_ISDIR(former.st_mode) or os.listdir(path)):
                 raise PolicyError("%s is there, and is no empty directory" % directory)
@@ -103,12 +100,14 @@ def _building(directory: str, store: Store, durable: bool) -> Iterator[int]:
                 os.fchmod(fd, mode if above else _CLOSED)
         try:
             yield fd
-            with storage_errors("unpack to %s" % directory):
+            with file_errors("unpack to %s" % directory):
                 _finish(fd, build, path, mode, durable)
         except BaseException:
-            if not above:
-                _quietly(clear, path)
-                _quietly(functools.partial(os.chmod, mode=mode), path)
+            if not above:  # what went wrong before is what the user hears of
+                with contextlib.suppress(OSError):
+                    clear(path)
+                with contextlib.suppress(OSError):
+                    os.chmod(path, mode)
             raise
 
 
@@ -128,35 +127,15 @@ def _finish(fd: int, build: str, path: str, mode: int, durable: bool) -> None:
 
 
 def _workshop(path: str, stack: contextlib.ExitStack) -> str:
-    """Make a directory beside ``path`` to build in; empty if ``path`` is there and none may be made.
-
-    It is locked as long as it is used; others, which a kill has left, are removed.
-    """
-    parent = os.path.dirname(path)
-    for name in os.listdir(parent) if os.access(parent, os.R_OK) else []:
-        if name.startswith(_PREFIX):
-            with contextlib.suppress(OSError, StorageError), contextlib.ExitStack() as left:
-                fd = os.open(os.path.join(parent, name), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-                left.callback(os.close, fd)
-                if os.fstat(fd).st_uid == os.geteuid():
-                    lock(fd, name, True, timeout=0)
-                    clear(os.path.join(parent, name))
-                    os.rmdir(os.path.join(parent, name))
+    """Make a directory beside ``path`` to build in; empty if ``path`` is there and none may be made."""
     try:
-        above = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
+        return stack.enter_context(workshop(path, _remove))[1]
     except PermissionError:
         if os.path.isdir(path):
             return ""
         raise
-    fd = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    stack.callback(os.close, fd)
-    stack.callback(_quietly, os.rmdir, above)
-    stack.callback(_quietly, clear, above)
-    with contextlib.suppress(StorageError):  # a file system without locks
-        lock(fd, above, True)
-    return above
 
 
-def _quietly(remove: Callable[[str], None], path: str) -> None:
-    with contextlib.suppress(OSError):  # what went wrong before is what the user hears of
-        remove(path)
+def _remove(folder: str) -> None:
+    clear(folder)
+    os.rmdir(folder)

@@ -25,6 +25,7 @@ from minipull.store.store import Store
 from tests.kit import images
 from tests.kit.archives import HERE, NAME, OTHER, Messages, Three, document, members_of, names, plain
 from tests.kit.images import Layout, Spec, to_json
+from tests.kit.layers import in_child
 from tests.kit.processes import minipull_env, run
 from tests.kit.stores import descriptor, keep, keep_index, text_layer
 
@@ -169,7 +170,7 @@ def test_save_verifies_every_blob(three: Three, path: Path) -> None:
     with pytest.raises(StorageError, match="^two:2 lacks blob sha256:.* pull it again, with --foreign"):
         minipull.save(["two"], store, str(path))
     assert path.read_bytes() == b"what was there" and os.listdir(str(path.parent)).count(path.name) == 1
-    assert not [name for name in os.listdir(str(path.parent)) if name.startswith("tmp-")]
+    assert not [name for name in os.listdir(str(path.parent)) if name.startswith(".minipull-")]
 
 
 def test_a_file_is_replaced_in_one_step_with_its_mode(three: Three, tmp_path: Path) -> None:
@@ -215,6 +216,31 @@ def test_a_failing_disk_leaves_the_former_file(
     assert sorted(os.listdir(str(path.parent))) == ["archive.tar", "layout", "old", "root"]
     with pytest.raises(StorageError, match="^write .*/nowhere/x: No such file or directory$"):
         minipull.save(["two"], store, str(path.parent / "nowhere" / "x"))
+
+
+@pytest.mark.parametrize("end", ["save", "copy"])
+def test_what_a_kill_leaves_beside_an_archive_goes_with_the_next_run_there(
+        three: Three, path: Path, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    store, _, made = three
+
+    def run() -> None:
+        if end == "save":
+            minipull.save(["two"], store, str(path))
+        else:
+            minipull.copy("store:two:2", "oci-archive:%s" % path, store=store)
+
+    before = set(os.listdir(str(path.parent)))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", lambda old, new: os._exit(9) if new == str(path) else os.rename(old, new))
+        with pytest.raises(EOFError):
+            in_child(run)
+    debris = set(os.listdir(str(path.parent))) - before
+    assert len(debris) == (1 if end == "save" else 2), debris
+    assert all(name.startswith(".minipull-archive.tar-") for name in debris)
+    minipull.save(["two"], store, str(path.parent / "other.tar"))
+    assert debris < set(os.listdir(str(path.parent)))
+    minipull.save(["two"], store, str(path))
+    assert set(os.listdir(str(path.parent))) - before == {"archive.tar", "other.tar"}
 
 
 def test_save_and_load_hold_no_layer_in_memory(store: Store, layout: Layout, home: Path, path: Path) -> None:

@@ -15,6 +15,7 @@ from minipull.cancel import Cancel
 from minipull.errors import InvalidReference
 from minipull.registry import login as logins
 from minipull.registry.auth import Credential
+from tests.kit.layers import in_child
 from tests.kit.commands import Login, auth, auths, basic
 from tests.kit.processes import Docker, Finished, Minipull, Tool, minipull_env, run
 from tests.kit.certificates import Certificates
@@ -268,7 +269,30 @@ def test_login_does_not_replace_a_malformed_config_file(
     wrote(file, text)
     refused(login(private.host), 6, str(file))
     assert file.read_text() == text
-    assert [path.name for path in file.parent.iterdir() if path.name.startswith("tmp-")] == []
+    assert [path.name for path in file.parent.iterdir() if path.name.startswith(".minipull-")] == []
+
+
+@pytest.mark.parametrize("call", ["write", "dup", "replace"])
+@pytest.mark.parametrize("then", ["keep", "forget"])
+def test_a_password_that_a_killed_login_left_goes_with_the_next_login_or_logout(
+        tmp_path: Path, call: str, then: str) -> None:
+    """It is the owner's alone till then."""
+    file = logins.Logins(str(tmp_path / "config.json"), {})
+
+    def killed() -> None:
+        setattr(os, call, lambda *args: os._exit(9))
+        file.keep("r.example", Credential("ann", "s3cret"), Cancel())
+
+    file.keep("r.example", Credential("ann", "s3cret"), Cancel())
+    with pytest.raises(EOFError):
+        in_child(killed)
+    [debris] = tmp_path.glob(".minipull-config.json-*")
+    assert mode(debris) == 0o600
+    if then == "keep":
+        file.keep("other.example", Credential("bob", "x"), Cancel())
+    else:
+        assert not file.forget("other.example", Cancel())
+    assert set(os.listdir(str(tmp_path))) <= {"config.json", "config.json.lock"}
 
 
 @pytest.mark.parametrize("text", ["", " \n", "{}", '{"auths": null}'])

@@ -24,7 +24,7 @@ def test_a_kill_leaves_no_target_and_the_next_run_sweeps_what_it_left(place: Pla
     with pytest.raises(EOFError):
         in_child(lambda: place.unpack(progress=killed))
     left, *target = sorted(os.listdir(str(place.parent)))
-    assert left.startswith(".minipull-unpack-") and stat.S_IMODE((place.parent / left).stat().st_mode) == 0o700
+    assert left.startswith(".minipull-target-") and stat.S_IMODE((place.parent / left).stat().st_mode) == 0o700
     assert target == ["target"] * there and (not there or os.listdir(str(place.target)) == [])
     place.unpack()
     assert shown(place.target) == TREE and os.listdir(str(place.parent)) == ["target"]
@@ -32,7 +32,7 @@ def test_a_kill_leaves_no_target_and_the_next_run_sweeps_what_it_left(place: Pla
 
 def test_what_another_run_builds_is_not_swept(place: Place) -> None:
     used, foreign, other = (place.parent / name for name in (
-        ".minipull-unpack-used", ".minipull-unpack-foreign", ".minipull-other"))
+        ".minipull-target-1234used", ".minipull-target-_foreign", ".minipull-other-12345678"))
     for path in (used, foreign, other):
         (path / "rootfs").mkdir(parents=True)
     needs_root()

@@ -511,7 +511,7 @@ def test_a_full_file_system_leaves_a_usable_store(tiny: Path) -> None:
     assert store.digests() == [DIGEST] and store.read(DIGEST, len(DATA)) == DATA
     with pytest.raises(StorageError, match="No space left"):
         store.put(Digest.of(big[1:]), big[1:])
-    assert [name for name in scratch(store) if name.startswith("tmp-")] == []
+    assert [name for name in scratch(store) if name.startswith(".minipull-")] == []
     for name in scratch(store):
         os.unlink(os.path.join(store.scratch, name))
     store.put(Digest.of(b"small"), b"small")
