@@ -13,6 +13,7 @@ from typing import NewType, Optional, Union
 
 from .errors import ContentMismatch, InvalidDocument
 
+ALGORITHMS = ("sha256", "sha384", "sha512")
 #   digest ::= algorithm ":" encoded          (only the registered algorithms)
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128}")
 

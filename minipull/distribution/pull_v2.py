@@ -108,7 +108,8 @@ class V2Puller(NamedTuple):
                         self._pull_manifest(child, False)
             for document in documents:
                 self.store.content.put(document.digest, document.raw)
-            self.store.references.set(reference, chosen.descriptor, top.digest, self.cancel.pause)
+        # Also of one that is up to date: who put it there may have been killed before it was durable.
+        self.store.references.set(reference, chosen.descriptor, top.digest, self.cancel.pause)
         image = self.store.load(association)
         if image.config is not None:
             self.check_platform(image.config)

@@ -15,13 +15,14 @@ Mirrors containerd's core/content.  Layout: image-spec image-layout.md.
 import abc
 import contextlib
 import functools
+import glob
 import json
 import os
 from typing import BinaryIO, Callable, ContextManager, List, Optional, Tuple
 
 from .. import files
 from ..cancel import Cancel
-from ..digest import Buffer, Digest, Verifier
+from ..digest import ALGORITHMS, Buffer, Digest, Verifier
 from ..errors import ContentMismatch, InvalidDocument, StorageError, corrupt, storage_errors
 from ..image.strictjson import int_at, parse_json, string_at
 from .compression import BUFFER, hash_file, pieces
@@ -69,10 +70,10 @@ class ContentStore(BlobSource):
         return os.path.join(self.root, "blobs", digest.algorithm, digest.encoded)
 
     def size(self, digest: Digest) -> Optional[int]:
-        try:
+        with storage_errors("examine blob %s" % digest), contextlib.suppress(
+                FileNotFoundError, NotADirectoryError):
             return os.lstat(self.path(digest)).st_size
-        except OSError:
-            return None
+        return None
 
     def open(self, digest: Digest) -> BinaryIO:
         with storage_errors("open blob %s" % digest):
@@ -90,11 +91,42 @@ class ContentStore(BlobSource):
         """Store a small blob that is held in memory, unless it is stored and sound."""
         if Digest.of(data, digest.algorithm) != digest:
             raise ContentMismatch("blob %s: content is something else" % digest)
-        if self.size(digest) == len(data) and files.read_bytes(self.path(digest), len(data)) == data:
-            return
-        for directory in (self.scratch, os.path.dirname(self.path(digest))):
-            files.make_directory(directory)
-        files.write_atomic(self.path(digest), data, self.scratch)
+        if self.size(digest) != len(data) or files.read_bytes(self.path(digest), len(data)) != data:
+            for directory in (self.scratch, os.path.dirname(self.path(digest))):
+                files.make_directory(directory)
+            files.write_atomic(self.path(digest), data, self.scratch)
+        self.drop(digest)
+
+    def drop(self, digest: Digest) -> None:
+        """Remove the partial of a blob that is stored, and its note, unless their owner is about to."""
+        partial, size = os.path.join(self.scratch, digest.replace(":", "-")), self.size(digest)
+        if size is not None and any(map(os.path.lexists, (partial, partial + ".json"))):
+            with contextlib.suppress(StorageError):
+                Ingest(self, os.path.basename(partial), Cancel(), digest, size, patience=0).close()
+
+    def settle(self, horizon: float = 0.0) -> None:
+        """Make the names of all blobs durable, and sweep ``ingest/``; raises StorageError.
+
+        A run that was killed between a rename, or a mkdir, and the sync of its directory left blobs
+        that the next run takes for durable, and notes of partials that have become blobs.
+        Partials go that nobody has written to since ``horizon`` (seconds) and nobody owns.
+        """
+        blobs = os.path.join(self.root, "blobs")
+        folders = [os.path.join(blobs, algorithm) for algorithm in ALGORITHMS] + [blobs]
+        with storage_errors("write %s" % self.root):
+            for folder in filter(os.path.isdir, folders + [self.root, os.path.join(self.root, os.pardir)]):
+                files.sync_directory(folder)
+            files.sweep(self.scratch)
+            for path in sorted(glob.glob(os.path.join(glob.escape(self.scratch), "*"))):  # notes come last
+                partial, extension = os.path.splitext(path)
+                with contextlib.suppress(InvalidDocument):
+                    self.drop(Digest.parse(os.path.basename(partial).replace("-", ":", 1)))
+                if extension == ".json":
+                    if os.path.isfile(path) and not os.path.lexists(partial):
+                        Ingest.remove(path)
+                elif horizon and os.path.isfile(path) and os.stat(path).st_mtime < horizon:
+                    with contextlib.suppress(StorageError), files.locked(path, True, timeout=0, flags=os.O_RDWR):
+                        Ingest.remove(path)
 
     def copy(self, source: BlobSource, digest: Digest, size: int, cancel: Cancel,
              advance: Callable[[int], None] = lambda count: None) -> None:
@@ -114,7 +146,7 @@ class ContentStore(BlobSource):
 
     def ingest(self, digest: Digest, size: int, cancel: Cancel) -> "Ingest":
         """Own the partial of a blob; raises Cancelled, and StorageError if its owner stands still too long."""
-        return Ingest(self, "%s-%s" % (digest.algorithm, digest.encoded), cancel, digest, size)
+        return Ingest(self, digest.replace(":", "-"), cancel, digest, size)
 
 
 class Ingest(ContextManager["Ingest"]):
@@ -208,13 +240,14 @@ class Ingest(ContextManager["Ingest"]):
             os.rename(self._path, final)
             files.sync_directory(os.path.dirname(final))
             self.complete = True
-            self._remove(self._path + ".json")
+            self.remove(self._path + ".json")
+            self._content.drop(self.digest)
         return self.digest
 
     def discard(self) -> None:
         """Remove the partial of a blob that nobody will continue."""
         with storage_errors("delete %s" % self._path):
-            self._remove(self._path, self._path + ".json")
+            self.remove(self._path, self._path + ".json")
 
     def close(self) -> None:
         """Leave the partial to its next owner."""
@@ -235,7 +268,7 @@ class Ingest(ContextManager["Ingest"]):
                     break
             self.close()
         if self.digest is not None and self.size is not None and self._content.has(self.digest, self.size):
-            self._remove(self._path, self._path + ".json")  # the note of an owner that was killed in commit
+            self.remove(self._path, self._path + ".json")  # the note of an owner that was killed in commit
             self.complete = True
             return
         held = self._kept()
@@ -281,7 +314,7 @@ class Ingest(ContextManager["Ingest"]):
         files.write_atomic(self._path + ".json", note, self._content.scratch, durable=False)
 
     @staticmethod
-    def _remove(*paths: str) -> None:
+    def remove(*paths: str) -> None:
         for path in paths:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)

@@ -15,7 +15,6 @@ from typing import List, NamedTuple, Optional, Set
 from ..cancel import Cancel
 from ..digest import ChainID, Digest
 from ..errors import PolicyError, StorageError, storage_errors
-from ..files import Locked, locked
 from ..image.descriptor import Descriptor
 from .content import listing
 from .references import SOURCE_DIGEST
@@ -43,7 +42,7 @@ def gc(store: Store, keep: float = 24 * 3600.0, cancel: Optional[Cancel] = None)
         size = sum(content.size(digest) or 0 for digest in doomed)
         for digest in doomed:
             _delete(content.path(digest))
-        _sweep(content.scratch, horizon)
+        content.settle(horizon)
     return Collected(doomed, size)
 
 
@@ -60,6 +59,7 @@ def delete(store: Store, digest: Digest, cancel: Optional[Cancel] = None) -> boo
 
 
 def _needed(store: Store) -> Set[Digest]:
+    store.content.settle()  # else a power cut may bring back a name, and not its blobs
     needed: Set[Digest] = set()
     for entry in store.references.descriptors():
         with damaged():
@@ -73,24 +73,6 @@ def _needed(store: Store) -> Set[Digest]:
                 " pull or remove its image" % top.digest)
         needed.update(item.digest for item, _ in items)
     return needed
-
-
-def _sweep(scratch: str, horizon: float) -> None:
-    """Remove old partials, their notes and temporary files.
-
-    Their owners hold the store's lock, so they have ended; a served upload holds its
-    partial's own lock alone while it is received, and is left.
-    """
-    with storage_errors("list %s" % scratch):
-        names = sorted(os.listdir(scratch)) if os.path.isdir(scratch) else []
-    for path in [os.path.join(scratch, name) for name in names]:
-        partial = path[:-len(".json")] if path.endswith(".json") else path
-        with contextlib.suppress(Locked), contextlib.ExitStack() as stack:
-            if os.path.isdir(path) or not os.path.lexists(path) or _mtime(path) >= horizon:
-                continue
-            if os.path.isfile(partial) and not os.path.islink(partial):
-                stack.enter_context(locked(partial, True, timeout=0, flags=os.O_RDWR))
-            _delete(path)
 
 
 def _forget(store: Store, doomed: Set[Digest]) -> None:

@@ -4,7 +4,8 @@
 Each name has one descriptor, annotated with the full normalised reference (one
 annotation for skopeo and podman, another for containerd) and with the digest that
 the name resolved to at the registry.  Every change is made under one lock, and
-the entries of other tools are kept.
+the entries of other tools are kept.  ``index.json.bak`` is the index before the
+last change.
 
 Mirrors moby's reference/store.go.  Format: image-spec image-layout.md.
 """
@@ -15,11 +16,12 @@ import time
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from .. import files
-from ..digest import Digest
+from ..digest import ALGORITHMS, Digest
 from ..errors import Error, InvalidDocument, InvalidReference, StorageError, storage_errors
 from ..image.descriptor import OCI_INDEX, Descriptor
 from ..image.strictjson import compact, objects_at, parse_json
 from ..reference import Reference
+from .content import ContentStore
 
 REF_NAME = "org.opencontainers.image.ref.name"
 IMAGE_NAME = "io.containerd.image.name"
@@ -112,9 +114,14 @@ class ReferenceStore(Names):
             before = parse_index(data, self.path)
             entries = list(before)
             yield entries
+            # All that the index names is durable before, also if a run that was killed has put it there.
+            ContentStore(os.path.dirname(self.path)).settle()
             if entries != before:
                 if not os.path.exists(self._layout):
                     files.write_atomic(self._layout, LAYOUT, self._scratch)
+                if before:
+                    with contextlib.suppress(StorageError):  # it is worth no failure
+                        files.write_atomic(self.path + ".bak", data, self._scratch)
                 index = dict(parse_json(data, self.path), mediaType=OCI_INDEX, manifests=entries)
                 files.write_atomic(self.path, compact(index), self._scratch)
 
@@ -130,7 +137,7 @@ def check_name(name: Reference) -> None:
     """Raise InvalidReference for a name that no image may have."""
     if name.tag == "" and name.digest is None:
         raise InvalidReference("%s has neither tag nor digest" % (name,))
-    if name.familiar_name in ("sha256", "sha384", "sha512"):
+    if name.familiar_name in ALGORITHMS:
         raise InvalidReference("refusing to create an ambiguous tag using digest algorithm as name")
 
 
@@ -142,7 +149,9 @@ def parse_index(data: bytes, source: str) -> List[Dict[str, Any]]:
             raise InvalidDocument("%s: not an image index" % source)
         return list(objects_at(index, "manifests", source))
     except InvalidDocument as exc:
-        raise StorageError("%s; move it away and pull or load the images again" % exc) from exc
+        raise StorageError(
+            "%s; move it away, and put index.json.bak, the one before, in its place if there is one, or pull"
+            " or load the images again" % exc) from exc
 
 
 def association(entry: Dict[str, Any]) -> Optional[Association]:

@@ -10,7 +10,7 @@ import pytest
 from minipull.cancel import Cancel
 from minipull.digest import Digest, Verifier
 from minipull.errors import Cancelled, ContentMismatch, StorageError
-from minipull.store.content import ContentStore, listing
+from minipull.store.content import ContentStore, Ingest, listing
 from tests.kit.stores import failing
 
 DATA = bytes(range(256)) * 40
@@ -91,6 +91,65 @@ def test_no_blob_is_read_through_a_link_folder_or_fifo(store: ContentStore, tmp_
     for read in (lambda: store.open(DIGEST), lambda: store.read(DIGEST, 1 << 20)):
         with pytest.raises(StorageError):
             read()
+
+
+@pytest.mark.parametrize("way", ["put", "put again", "upload", "settle", "copy", "ingest"])
+def test_a_partial_and_its_note_go_with_their_blob_however_that_comes(
+        store: ContentStore, tmp_path: Path, way: str) -> None:
+    other = Digest.of(b"other")
+    if way in ("put again", "settle", "copy", "ingest"):
+        store.put(DIGEST, DATA)
+    for digest in (DIGEST, other):
+        with Ingest(store, digest.replace(":", "-"), Cancel()) as partial:
+            partial.write(b"half")
+    note = Path(store.scratch, DIGEST.replace(":", "-") + ".json")
+    assert note.exists()
+    if way in ("put", "put again"):
+        store.put(DIGEST, DATA)
+    elif way == "upload":
+        with Ingest(store, "upload-1", Cancel()) as upload:
+            upload.write(DATA)
+            assert upload.commit() == DIGEST
+    elif way == "settle":
+        store.settle()
+    elif way == "copy":
+        store.copy(store, DIGEST, len(DATA), Cancel())
+    else:
+        assert store.ingest(DIGEST, len(DATA), Cancel()).complete
+    kept = other.replace(":", "-")
+    assert sorted(os.listdir(store.scratch)) == [kept, kept + ".json"], "the other may be continued"
+    assert store.read(DIGEST, len(DATA)) == DATA
+
+
+def test_settling_sweeps_what_nobody_will_continue_and_leaves_the_rest(store: ContentStore) -> None:
+    store.put(DIGEST, DATA)
+    debris = ["sha256-%s.json" % DIGEST.encoded, "upload-1.json", ".minipull-index.json-12345678"]
+    rest = ["upload-2", "upload-2.json", "sha256-%s" % ("0" * 64), "sha256-%s.json" % ("0" * 64), "notes"]
+    for name in debris + rest:
+        Path(store.scratch, name).write_bytes(b"x")
+    Path(store.scratch, "folder.json").mkdir()
+    with store.ingest(Digest.of(b"used"), 4, Cancel()) as used:
+        used.write(b"us")
+        store.settle()
+        assert sorted(set(os.listdir(store.scratch)) - set(rest) - {"folder.json"}) == sorted(
+            os.path.basename(used._path) + end for end in ("", ".json"))
+    assert set(os.listdir(store.scratch)) >= set(rest)
+
+
+def test_a_partial_that_is_owned_is_left_to_its_owner(store: ContentStore) -> None:
+    with store.ingest(DIGEST, len(DATA), Cancel()) as owner:
+        owner.write(DATA)
+        store.put(DIGEST, DATA)
+        store.settle()
+        owner.commit()
+    assert os.listdir(store.scratch) == [] and store.read(DIGEST, len(DATA)) == DATA
+
+
+def test_a_blob_that_may_not_be_looked_at_is_not_missing(
+        store: ContentStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "lstat", failing(errno.EACCES))
+    with pytest.raises(StorageError, match="examine blob .*Permission denied"):
+        store.size(DIGEST)
 
 
 def test_files_not_named_after_a_digest_are_no_blobs(store: ContentStore) -> None:

@@ -34,7 +34,7 @@ def test_gc_removes_blobs_that_no_name_needs(store: Store, layout: Layout) -> No
     store.remove(Reference.parse("two:1").docker_ref())
     gc(store, 0)
     left = [name for _, _, names in os.walk(store.root) for name in names]
-    assert sorted(left) == ["index.json", "index.lock", "lock", "oci-layout"]
+    assert sorted(left) == ["index.json", "index.json.bak", "index.lock", "lock", "oci-layout"]
 
 
 def test_gc_keeps_the_young_unless_forced(store: Store, layout: Layout) -> None:

@@ -161,7 +161,7 @@ def test_an_entry_that_is_no_descriptor_has_no_name(member: str) -> None:
 def test_a_torn_index_is_named_and_left_alone(store: ReferenceStore, data: bytes) -> None:
     Path(store.path).write_bytes(data)
     for use in (store.all, lambda: store.set(NAME, manifest(), ONE), lambda: store.delete(NAME)):
-        with pytest.raises(StorageError, match="index.json.*move it away"):
+        with pytest.raises(StorageError, match="index.json.*move it away, and put index.json.bak"):
             use()
     assert Path(store.path).read_bytes() == data
 
@@ -279,9 +279,37 @@ def test_without_locks_nothing_is_written(store: ReferenceStore, monkeypatch: py
     store.set(NAME, manifest(), ONE)
     before = Path(store.path).read_bytes()
     monkeypatch.setattr(fcntl, "flock", failing(errno.ENOLCK))
-    with pytest.raises(StorageError, match="--root"):
+    with pytest.raises(StorageError, match="put it on a file system with locks"):
         store.delete(NAME)
     assert names(store) == [str(NAME)] and Path(store.path).read_bytes() == before
+
+
+# -- the index before ----------------------------------------------------------
+
+
+def test_the_index_before_the_last_change_is_kept_and_brings_back_what_it_named(
+        store: ReferenceStore, tmp_path: Path) -> None:
+    backup = Path(store.path + ".bak")
+    store.set(NAME, manifest(), ONE)
+    assert not backup.exists(), "there was no name before"
+    for digest in (TWO, ONE):
+        before = Path(store.path).read_bytes()
+        store.set(NAME, manifest(digest), digest)
+        assert backup.read_bytes() == before != Path(store.path).read_bytes()
+    store.set(NAME, manifest(), ONE)
+    assert backup.read_bytes() == before, "nothing has changed"
+    Path(store.path).write_bytes(b"{")
+    with pytest.raises(StorageError, match="index.json"):
+        store.delete(NAME)
+    os.replace(str(backup), store.path)
+    assert make(tmp_path).get(NAME) == Association(NAME, manifest(TWO), TWO)
+
+
+def test_an_index_that_can_not_be_kept_does_not_stop_a_change(store: ReferenceStore) -> None:
+    store.set(NAME, manifest(), ONE)
+    os.mkdir(store.path + ".bak")
+    store.set(NAME, manifest(TWO), TWO)
+    assert store.get(NAME) == Association(NAME, manifest(TWO), TWO)
 
 
 # -- a disk that fails ---------------------------------------------------------
@@ -293,7 +321,7 @@ def test_a_failed_write_leaves_the_old_index(store: ReferenceStore, tmp_path: Pa
                                              monkeypatch: pytest.MonkeyPatch, name: str, code: int) -> None:
     store.set(NAME, manifest(), ONE)
     monkeypatch.setattr(os, name, failing(code))
-    with pytest.raises(StorageError, match="index.json"):
+    with pytest.raises(StorageError, match="^write %s" % tmp_path):
         store.set(NAME, manifest(TWO), TWO)
     monkeypatch.undo()
     assert store.get(NAME) == Association(NAME, manifest(), ONE)
@@ -306,14 +334,24 @@ def test_a_read_error_is_a_storage_error(store: ReferenceStore, monkeypatch: pyt
         store.descriptors()
 
 
-def test_the_index_is_durable_and_the_layout_is_there_before(
-        store: ReferenceStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("change, last", [
+    ("first", ["file", "oci-layout", "root", "file", "index.json", "root"]),
+    ("other", ["file", "index.json.bak", "root", "file", "index.json", "root"]),
+    ("same", [])])
+def test_all_that_the_index_names_is_durable_before_it_is_replaced(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, last: List[str]) -> None:
+    """Also if another run, killed before it synced a directory, has put it there; and if nothing changes."""
     calls: List[str] = []
-    fsync, replace = os.fsync, os.replace
-    os.mkdir(str(tmp_path / "ingest"))
+    fsync, replace, root = os.fsync, os.replace, tmp_path / "root"
+    for folder in ("ingest", "blobs/sha256", "blobs/sha512"):
+        (root / folder).mkdir(parents=True)
+    store = make(root)
+    if change != "first":
+        store.set(NAME, manifest(), ONE)
 
     def synced(fd: int) -> None:
-        calls.append("sync")
+        path = os.readlink("/proc/self/fd/%d" % fd)
+        calls.append(os.path.basename(path) if os.path.isdir(path) else "file")
         fsync(fd)
 
     def replaced(old: str, new: str) -> None:
@@ -322,6 +360,6 @@ def test_the_index_is_durable_and_the_layout_is_there_before(
 
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "replace", replaced)
-    store.set(NAME, manifest(), ONE)
-    assert calls == ["sync", "oci-layout", "sync", "sync", "index.json", "sync"]
-    assert references.LAYOUT == (tmp_path / "oci-layout").read_bytes()
+    store.set(NAME, manifest(TWO) if change == "other" else manifest(), TWO if change == "other" else ONE)
+    assert calls == ["sha256", "sha512", "blobs", "root", tmp_path.name] + last
+    assert references.LAYOUT == (root / "oci-layout").read_bytes()
