@@ -151,8 +151,8 @@ def storage_errors(action: str) -> ContextManager[None]:
 
 
 _STORAGE_HINTS = {
-    errno.ENOSPC: "; free some space (minipull gc) and try again, what was downloaded is kept",
-    errno.EDQUOT: "; raise the quota or choose another --root, what was downloaded is kept",
-    errno.EROFS: "; choose another --root",
-    errno.EACCES: "; choose another --root or run as its owner",
+    errno.ENOSPC: "; free some space (minipull gc) and try again",
+    errno.EDQUOT: "; raise the quota or choose another --root or directory",
+    errno.EROFS: "; choose another --root or directory",
+    errno.EACCES: "; choose another --root or directory, or run as its owner",
     errno.ELOOP: "; a symbolic link stands where the store keeps a file"}

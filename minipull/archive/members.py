@@ -12,7 +12,7 @@ import re
 from typing import Any, BinaryIO, Dict, List, Optional, Tuple, Union, cast
 
 from ..digest import Digest
-from ..errors import ContentMismatch, InvalidDocument, PolicyError, shown, storage_errors
+from ..errors import ContentMismatch, InvalidDocument, PolicyError, file_errors, shown
 from ..image.descriptor import Descriptor
 from ..image.tar import BLOCK, FILE, LINK, SYMLINK, Reader
 from ..store.content import BlobSource
@@ -38,7 +38,7 @@ class Members(BlobSource):
         self._members: Dict[str, Member] = {}
         self._repeated: Dict[str, List[Member]] = {}  # further ones of the same name
         room = MAX_NAMES
-        with storage_errors("read the archive"):
+        with file_errors("read the archive"):
             end = os.fstat(file.fileno()).st_size
             archive = cast(BinaryIO, _Extent(file, 0, end))
             reader = Reader(iter(lambda: archive.read(BLOCK), b""))
@@ -126,7 +126,7 @@ class _Extent(io.RawIOBase):
         self._end = start + size
 
     def readinto(self, buffer: Any) -> int:
-        with storage_errors("read the archive"):
+        with file_errors("read the archive"):
             data = os.pread(self._fd, min(len(buffer), self._end - self._position), self._position)
         buffer[:len(data)] = data
         self._position += len(data)

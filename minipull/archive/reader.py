@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Optional, Tupl
 
 from ..cancel import Cancel
 from ..digest import Buffer, DiffID, Digest, Verifier
-from ..errors import InvalidDocument, InvalidReference, file_errors, shown, storage_errors
+from ..errors import InvalidDocument, InvalidReference, file_errors, shown
 from ..files import write_all
 from ..image import manifest
 from ..image.config import ImageConfig
@@ -66,7 +66,7 @@ def opened(file: Union[str, BinaryIO], cancel: Cancel, zstd: Optional[str] = Non
             warn("%s is unpacked in %s first" % (path or "the archive", scratch or tempfile.gettempdir()))
             data = decompressed(
                 file if regular else cast(BinaryIO, _Pipe(file)), cancel, zstd, source="archive")
-            with storage_errors("write a temporary file"):
+            with file_errors("write a temporary file"):
                 copy = stack.enter_context(tempfile.TemporaryFile(buffering=0, dir=scratch))
                 for _ in Reader(copied(data, copy.fileno())):
                     pass
