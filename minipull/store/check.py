@@ -100,6 +100,8 @@ class _Checker:
         except Cancelled:
             raise
         except Error as exc:
+            if isinstance(exc.__cause__, PermissionError):  # that tells nothing about the file
+                raise
             self._report(path, kind, exc)
 
     def _image(self, top: Descriptor, seen: Seen) -> Iterator[Digest]:
