@@ -16,6 +16,7 @@ from minipull.store.gc import gc
 from minipull.store.store import Store
 from tests.kit import images
 from tests.kit.images import Layout
+from tests.kit.layers import as_nobody, fast_folder
 from tests.kit.stores import NAME, blobs, descriptor, keep, keep_index, multi, problems, text_layer
 
 
@@ -203,3 +204,23 @@ def test_removing_a_name_that_is_not_there_writes_nothing(tmp_path: Path) -> Non
     with pytest.raises(NotFound, match="No such image: x:1"):
         store.remove(Reference.parse("x:1"))
     assert not (tmp_path / "absent").exists()
+
+
+@pytest.mark.parametrize("name", [
+    "root", "root/index.json", "root/oci-layout", "root/blobs", "root/blobs/sha256", "manifest", "layer",
+    "root/layers/sha256", "root/layers/sha256/*", "root/metadata/v2metadata-by-diffid/sha256/*"])
+def test_what_may_not_be_read_is_no_damage_and_is_named(name: str) -> None:
+    with fast_folder() as folder:
+        folder.chmod(0o711)
+        store, layout = Store(str(folder / "root")), Layout(folder / "layout")
+        made = layout.image([text_layer("one")])
+        keep(store, layout, made)
+        for path in Path(store.root).glob("**/*"):
+            path.chmod(0o755)
+        Path(store.root).chmod(0o755)
+        assert as_nobody(lambda: problems(store)) == []
+        digest = {"manifest": made.digest, "layer": made.layers[0].descriptor["digest"]}.get(name)
+        for path in [Path(store.content.path(Digest(digest)))] if digest else list(folder.glob(name)):
+            path.chmod(0)
+        with pytest.raises(StorageError, match="Permission denied; choose another --root or"):
+            as_nobody(lambda: problems(store))
