@@ -64,6 +64,19 @@ def test_a_blob_on_its_way_into_a_store_holds_the_lock_itself(tmp_path: Path) ->
     assert holders and min(holders) >= 2  # the copy, and the transfer
 
 
+def test_a_copy_to_a_layout_takes_away_what_a_killed_one_left_there(
+        server: ScriptedServer, tmp_path: Path) -> None:
+    layout = MAKERS[0](tmp_path / "layout")
+    server.serve(layout.root, "r")
+    place, scratch = "oci:%s:it" % (tmp_path / "new"), tmp_path / "new" / "ingest"
+    copied("docker://%s/r" % server.host, place)
+    blob = sorted(blobs_of(tmp_path / "new"))[0].replace(":", "-")
+    for name in (blob, blob + ".json", ".minipull-index.json-12345678"):
+        (scratch / name).write_bytes(b"x")
+    copied("docker://%s/r" % server.host, place)
+    assert list(scratch.iterdir()) == []
+
+
 @pytest.mark.parametrize("make", MAKERS)
 @pytest.mark.parametrize("start", ["docker", "oci", "store"])
 @pytest.mark.parametrize("end", ["docker", "oci", "store"])

@@ -47,6 +47,23 @@ def test_an_image_is_stored_as_it_came(
     assert check(store) == []
 
 
+def test_a_name_is_durable_when_a_pull_says_that_it_is_up_to_date(
+        server: ScriptedServer, store: minipull.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pull that stored it may have been killed before it synced the directories."""
+    layout, made = images.single(tmp_path / "layout")
+    serve(server, layout)
+    pull(server, store)
+    synced, fsync = set(), os.fsync
+
+    def record(fd: int) -> None:
+        synced.add(os.readlink("/proc/self/fd/%d" % fd))
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", record)
+    assert pull(server, store).source == made.digest
+    assert synced >= {store.root, os.path.dirname(store.root), store.root + "/blobs", store.root + "/blobs/sha256"}
+
+
 def test_an_image_that_is_up_to_date_costs_one_request(
         server: ScriptedServer, store: minipull.Store, tmp_path: Path) -> None:
     layout, made = images.single(tmp_path / "layout")
