@@ -66,6 +66,14 @@ class Context:
     def store(self) -> Store:
         return self.settings.store()
 
+    @property
+    def stored(self) -> Store:
+        """The store for commands that show it: that there is none is told, since --root may be mistyped."""
+        store = self.store
+        if not os.path.isdir(store.root):
+            self.warn("there is no store at %s" % store.root)
+        return store
+
     def client(self, domains: List[str], side: str = "") -> "Client":
         """A client for the registries at ``domains``; ``side`` is the end of a copy: src or dest."""
         from ..registry.client import Client

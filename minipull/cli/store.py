@@ -16,7 +16,7 @@ from .render import human_size
 
 
 def do_images(context: Context, flags: argparse.Namespace) -> None:
-    store = context.store
+    store = context.stored
     with store.reading(context.cancel):
         rows = [described(store, image) for image in store.images()]
     table = [("NAME", "IMAGE ID", "PLATFORM", "CREATED", "SIZE")]
@@ -73,7 +73,7 @@ def do_gc(context: Context, flags: argparse.Namespace) -> None:
     if match is None:
         raise InvalidReference("--keep must be a time such as 0, 90s, 30m, 24h or 7d")
     keep = int(match.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match.group(2)]
-    collected = gc(context.store, keep, context.cancel)
+    collected = gc(context.stored, keep, context.cancel)
     context.answer(
         {"deleted": collected.blobs, "size": collected.size},
         ["Deleted: %s" % digest for digest in collected.blobs]
@@ -92,7 +92,7 @@ def do_check(context: Context, flags: argparse.Namespace) -> int:
     tops = [store.image(stripped(name)).descriptor for name in flags.refs if name not in archives]
     if tops or not archives:
         damage = "damaged; rm the images, gc --keep 0, and pull them again"
-        results.append((store.root, check(store, context.cancel, tops), damage, StorageError.exit_code))
+        results.append((store.root, check(context.stored, context.cancel, tops), damage, StorageError.exit_code))
     lines = []
     for subject, problems, damage, failed in results:
         ok = all(problem.kind == UNVERIFIED for problem in problems)

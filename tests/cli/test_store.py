@@ -20,6 +20,15 @@ def test_images_are_listed(call: Call, ref: str, layout: Layout) -> None:
     assert set(call("images", "--format", "json").json[0]) == KEYS
 
 
+def test_commands_that_show_the_store_tell_that_there_is_none(call: Call, root: Path, stored: str) -> None:
+    typo = root.parent / "sotre"
+    for command in ("images", "gc", "check"):
+        done = call("--root", typo, command)
+        assert (done.code, done.err) == (0, "warning: there is no store at %s\n" % typo), command
+        assert call(command).err == ""
+    assert not typo.exists()
+
+
 def test_an_image_is_inspected(call: Call, ref: str, layout: Layout) -> None:
     call("pull", ref)
     shown = call("inspect", ref).json
