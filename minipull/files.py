@@ -205,9 +205,8 @@ def lock(fd: int, path: str, exclusive: bool, pause: Callable[[float], object] =
             return
         except OSError as exc:
             if exc.errno not in (errno.EAGAIN, errno.EACCES, errno.EINTR):
-                raise StorageError(
-                    "lock %s: %s; put it on a file system with locks" % (path, exc.strerror)
-                ) from exc
+                raise StorageError("lock %s: %s; put --root or the directory on a file system with locks" % (
+                    path, exc.strerror)) from exc
         if alive() != sign:
             deadline, sign = time.monotonic() + timeout, alive()
         if time.monotonic() >= deadline:

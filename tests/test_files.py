@@ -456,7 +456,7 @@ def test_a_file_system_without_locks_is_named_and_not_waited_for(
     two: Tuple[int, int, str], monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     monkeypatch.setattr(fcntl, "flock", fails(number))
-    with pytest.raises(StorageError, match="put it on a file system with locks") as caught:
+    with pytest.raises(StorageError, match="put --root or the directory on a file system with locks") as caught:
         lock(two[0], two[2], False)
     assert not isinstance(caught.value, Locked)
 
@@ -467,7 +467,7 @@ def test_without_posix_there_are_no_locks_and_no_directories_to_sync(
     with monkeypatch.context() as patch:
         patch.setattr(os, "name", "nt")
         sync_directory("/nowhere")
-        with pytest.raises(StorageError, match="no flock; put it on a file system with locks"):
+        with pytest.raises(StorageError, match="no flock; put --root or the directory on a file system with locks"):
             lock(two[0], two[2], False)
 
 

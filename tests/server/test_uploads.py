@@ -404,6 +404,7 @@ def test_a_blob_is_synced_before_it_has_its_name_and_its_directory_after(
     commit(sessions, name)
     assert calls == [
         "fsync " + os.path.basename(sessions._path(REPOSITORY, name)),
+        "fsync " + os.path.basename(os.path.dirname(sessions._content.root)),
         "mkdir blobs", "fsync root", "mkdir sha256", "fsync blobs",
         "rename " + DIGEST.encoded, "fsync sha256"]
 
