@@ -295,6 +295,20 @@ def test_a_password_that_a_killed_login_left_goes_with_the_next_login_or_logout(
     assert set(os.listdir(str(tmp_path))) <= {"config.json", "config.json.lock"}
 
 
+def test_the_directory_of_the_file_is_durable_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The login that made it may have been killed before it was synced."""
+    (tmp_path / "docker").mkdir()
+    synced, fsync = set(), os.fsync
+
+    def record(fd: int) -> None:
+        synced.add(os.readlink("/proc/self/fd/%d" % fd))
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", record)
+    logins.Logins(str(tmp_path / "docker" / "config.json"), {}).keep("r.example", Credential("ann", "x"), Cancel())
+    assert synced >= {str(tmp_path), str(tmp_path / "docker")}
+
+
 @pytest.mark.parametrize("text", ["", " \n", "{}", '{"auths": null}'])
 def test_an_empty_file_is_filled(private: ScriptedServer, login: Login, file: Path, text: str) -> None:
     wrote(file, text)

@@ -136,7 +136,9 @@ def test_settling_sweeps_what_nobody_will_continue_and_leaves_the_rest(store: Co
     assert set(os.listdir(store.scratch)) >= set(rest)
 
 
-def test_a_partial_that_is_owned_is_left_to_its_owner(store: ContentStore) -> None:
+def test_a_partial_that_is_owned_is_left_to_its_owner_at_once(
+        store: ContentStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Cancel, "pause", None)
     with store.ingest(DIGEST, len(DATA), Cancel()) as owner:
         owner.write(DATA)
         store.put(DIGEST, DATA)

@@ -126,6 +126,27 @@ def test_gc_keeps_files_that_are_not_the_stores(store: Store, layout: Layout) ->
     assert [problem.path for problem in problems(store)] == sorted(strange[:3])
 
 
+def test_a_name_is_durably_gone_before_its_blobs_are(
+        store: Store, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An rm may have been killed before it synced the root: a power cut would bring back a name without blobs."""
+    keep(store, layout, layout.image([text_layer("one")]))
+    store.remove(Reference.parse(NAME))
+    calls, fsync, unlink = [], os.fsync, os.unlink
+
+    def synced(fd: int) -> None:
+        calls.append(os.readlink("/proc/self/fd/%d" % fd))
+        fsync(fd)
+
+    def removed(path: str, **options: Any) -> None:
+        calls.append("unlink")
+        unlink(path, **options)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "unlink", removed)
+    gc(store, 0)
+    assert store.root in calls[:calls.index("unlink")]
+
+
 def test_gc_maps_system_errors_to_a_storage_error(store: Store, layout: Layout,
                                          monkeypatch: pytest.MonkeyPatch) -> None:
     keep(store, layout, layout.image([text_layer("one")]))
