@@ -87,7 +87,13 @@ def _building(directory: str, store: Store, durable: bool) -> Iterator[int]:
                 raise PolicyError("%s is there, and is no empty directory" % directory)
             mine = not former or os.geteuid() in (0, former.st_uid)
             # What is mounted, or somebody else's, or in a directory that we can't write to, stays in its place.
-            above = _workshop(path, stack) if mine and not os.path.ismount(path) else ""
+            above = ""
+            if mine and not os.path.ismount(path):
+                try:
+                    above = stack.enter_context(workshop(path, _remove))[1]
+                except PermissionError:
+                    if not former:
+                        raise
             build = os.path.join(above, "rootfs") if above else path
             if above:
                 os.mkdir(build)
@@ -124,16 +130,6 @@ def _finish(fd: int, build: str, path: str, mode: int, durable: bool) -> None:
         os.fchmod(fd, mode)
     if durable:
         sync_directory(os.path.dirname(path))
-
-
-def _workshop(path: str, stack: contextlib.ExitStack) -> str:
-    """Make a directory beside ``path`` to build in; empty if ``path`` is there and none may be made."""
-    try:
-        return stack.enter_context(workshop(path, _remove))[1]
-    except PermissionError:
-        if os.path.isdir(path):
-            return ""
-        raise
 
 
 def _remove(folder: str) -> None:
