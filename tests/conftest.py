@@ -10,7 +10,7 @@ from typing import Callable, Iterator, Mapping, Optional, Union
 import pytest
 
 from minipull.distribution import blobs, pull_v1
-from minipull.registry import client, transport
+from minipull.registry import auth, client, transport
 from minipull.store.store import Store
 from tests.kit.certificates import Certificates
 from tests.kit.images import Layout
@@ -109,7 +109,7 @@ def podman(home: Path, tmp_path: Path) -> Iterator[Tool]:
 @pytest.fixture
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many attempts as ever, and no delay between them."""
-    for module in (transport, client, blobs, pull_v1):
+    for module in (auth, transport, client, blobs, pull_v1):
         for name, delays in list(vars(module).items()):
             if name.endswith("DELAYS"):
                 monkeypatch.setattr(module, name, (0.0,) * len(delays))
@@ -121,6 +121,7 @@ def no_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RETRY_DELAYS", "RATE_LIMIT_DELAYS"):
         monkeypatch.setattr(transport, name, ())
     monkeypatch.setattr(client, "OUTAGE_DELAYS", ())
+    monkeypatch.setattr(auth, "FRESH_DELAYS", ())
     monkeypatch.setattr(blobs, "DOCUMENT_DELAYS", ())
 
 

@@ -8,7 +8,8 @@ challenge asks for.  The rules:
 - a credential goes to the origin that it is for, and to the token server that it
   names if that is on the same host or both are reached by verified TLS;
 - a token is fetched once for all threads that need it, and renewed once for a
-  request that is refused with it;
+  request that is refused with it; a new one may be refused once, or a scope be
+  asked for that a proxy gave another name, with no more actions than ours;
 - challenges of other origins, such as the target of a redirect, are not answered.
 
 Mirrors docker/distribution's registry/client/auth.  RFC 6749 and 7617; the
@@ -17,11 +18,12 @@ token authentication of distribution's docs/spec/auth.
 import base64
 import contextlib
 import json
+import random
 import re
 import threading
 import time
 import urllib.parse
-from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Set, Tuple
 
 from ..cancel import Cancel
 from ..errors import InvalidReference, NetworkError, PolicyError, Unauthorized
@@ -34,12 +36,19 @@ from .url import Origin
 CLIENT_ID = "minipull"
 MIN_LIFETIME = 60.0  # seconds; less is taken for a mistake of the token server, as docker does
 MAX_LIFETIME = 24 * 3600.0
+#: Seconds, jittered, before a new token is sent again that a node with another clock refused.
+FRESH_DELAYS = (1.0,)
 _MAX_ANSWER = 1 << 20  # bytes
 _MAX_HEADER = 16384
 
-#   challenge ::= scheme 1*SP [ param *( "," param ) ]            (RFC 9110, 11.3)
-_PARAM = re.compile(r'[\s,]*([A-Za-z0-9_-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s",]*))', re.DOTALL)
-_SCHEME = re.compile(r"[\s,]*([A-Za-z0-9!#$%&'*+.^_`|~-]+)(?=[\s,]|$)")
+#   challenge ::= scheme [ 1*SP ( token68 | #param ) ]            (RFC 9110, 11.6.1)
+_ELEMENT = re.compile(r"""[\s,]+
+    | ([A-Za-z0-9!#$%&'*+.^_`|~-]+) \s*=\s* (?: "((?:[^"\\]|\\.)*)" | ([^\s",]*) )
+    | ([A-Za-z0-9!#$%&'*+.^_`|~-]+) (?=[\s,]|$)  # a scheme
+    | [^,]+                                      # a token68, or malformed
+    """, re.DOTALL | re.VERBOSE)
+#   scope ::= "repository:" name ":" action *( "," action )       (distribution, docs/spec/auth/scope)
+_SCOPE = re.compile("(repository:[a-z0-9][a-z0-9._/-]{0,254}):([a-z]{1,9}(?:,[a-z]{1,9}){0,3})")
 _VISIBLE = re.compile(r"[\x21-\x7e]+")
 
 
@@ -73,23 +82,16 @@ class Challenge(NamedTuple):
 
 
 def parse_challenges(headers: List[str]) -> List[Challenge]:
-    """All challenges in the ``WWW-Authenticate`` headers; a malformed one ends its header."""
-    challenges = []
+    """All challenges in the ``WWW-Authenticate`` headers; malformed elements are passed over."""
+    challenges: List[Challenge] = []
     for header in headers:
-        header = header[:_MAX_HEADER]
-        scheme = _SCHEME.match(header)
-        while scheme is not None:
-            parameters: Dict[str, str] = {}
-            end = scheme.end()
-            parameter = _PARAM.match(header, end)
-            while parameter is not None:
-                name, quoted, token = parameter.groups()
-                value = token if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
-                parameters.setdefault(name.lower(), value)
-                end = parameter.end()
-                parameter = _PARAM.match(header, end)
-            challenges.append(Challenge(scheme.group(1).lower(), parameters))
-            scheme = _SCHEME.match(header, end)
+        parameters: Dict[str, str] = {}  # of no challenge yet
+        for name, quoted, token, scheme in _ELEMENT.findall(header[:_MAX_HEADER]):
+            if scheme:
+                parameters = {}
+                challenges.append(Challenge(scheme.lower(), parameters))
+            elif name:
+                parameters.setdefault(name.lower(), token or re.sub(r"\\(.)", r"\1", quoted, flags=re.DOTALL))
     return challenges
 
 
@@ -105,7 +107,8 @@ class Authorizer:
         self._transport = transport
         self._origin = origin
         self._credential = credential
-        self._scope = scope
+        self._actions = set(scope.rpartition(":")[2].split(","))
+        self._scope = scope  # or that by which a challenge has named the repository
         self._offline = offline
         self._lock = threading.Lock()
         self._challenge: Optional[Challenge] = None
@@ -115,26 +118,61 @@ class Authorizer:
 
     def send(self, request: Request) -> Response:
         """Send a request, and again after a challenge; also raises Unauthorized, RegistryError."""
-        scopes = tuple(filter(None, (self._scope, request.scope)))
-        used = self._authorization(scopes, request.cancel)
-        response = self._transport.send(request.with_headers(used))
-        if response.status != 401 or response.origin != self._origin:
-            return response
-        challenges = reversed(parse_challenges(response.values("WWW-Authenticate")))
-        by_scheme = {challenge.scheme: challenge for challenge in challenges}  # the first of each
-        challenge = by_scheme.get("bearer") or by_scheme.get("basic")
-        if challenge is None:
-            return response
-        refusal = answer_error(response)
-        with self._lock:
-            self._challenge = challenge
-            # Unless another thread has renewed the token already.
-            if used.get("Authorization") == "Bearer " + self._tokens.get(scopes, ("", 0.0))[0]:
-                del self._tokens[scopes]
-        again = self._authorization(scopes, request.cancel)
-        if again == used:
-            raise refusal
-        return self._transport.send(request.with_headers(again))
+        first, scope, delays = self._scope, self._scope, list(FRESH_DELAYS)
+        new: Set[Tuple[str, ...]] = set()  # the scopes whose tokens were fetched after a refusal
+        used: Optional[Dict[str, str]] = None
+        refusal: Optional[RegistryError] = None
+        while True:
+            scopes = tuple(filter(None, (scope, request.scope)))
+            again = self._authorization(scopes, request.cancel)
+            if refusal and again == used:
+                raise refusal
+            used = again
+            response = self._transport.send(request.with_headers(used))
+            challenge = self._answerable(response)
+            if challenge is None:
+                return response
+            with self._lock:
+                self._challenge = challenge
+                token = self._tokens.get(scopes, ("", 0.0))[0]
+                named = self._renamed(challenge, scopes) if token and scope == first else ""
+                if scopes not in new and response.status == 401 or not used:
+                    new.add(scopes)
+                    # Unless another thread has renewed the token already.
+                    if used.get("Authorization") == "Bearer " + token:
+                        del self._tokens[scopes]
+                elif named:
+                    self._scope, scope, used = named, named, {}
+                    new.add((scope, *scopes[1:]))
+                elif token and delays and challenge.parameters.get("error") != "insufficient_scope":
+                    used = None
+                else:
+                    return response
+            refusal = answer_error(response)
+            if used is None:
+                request.cancel.pause(delays.pop() * random.uniform(0.75, 1.25))
+
+    def _answerable(self, response: Response) -> Optional[Challenge]:
+        """The challenge of our registry to answer; None if the request was not refused for want of that."""
+        if response.status not in (401, 403) or response.origin != self._origin:
+            return None
+        challenges = parse_challenges(response.values("WWW-Authenticate"))
+        bearers = [challenge for challenge in challenges if challenge.scheme == "bearer"]
+        choices = [challenge for challenge in bearers if challenge.parameters.get("realm")]
+        choices += [challenge for challenge in challenges if challenge.scheme == "basic"] + bearers
+        if response.status == 403:
+            choices = [one for one in choices if one.parameters.get("error") == "insufficient_scope"]
+        return choices[0] if choices else None
+
+    def _renamed(self, challenge: Challenge, scopes: Tuple[str, ...]) -> str:
+        """The scope of a challenge, if our ``scopes`` lack it and it asks for no more than we do; or empty."""
+        asked = _SCOPE.fullmatch(challenge.parameters.get("scope", ""))
+        if asked is None:
+            return ""
+        name, actions = asked.group(1), set(asked.group(2).split(","))
+        ours = [scope.rpartition(":") for scope in scopes]
+        lacking = not any(own == name and actions <= set(granted.split(",")) for own, _, granted in ours)
+        return asked.group() if lacking and actions <= self._actions else ""
 
     def _authorization(self, scopes: Tuple[str, ...], cancel: Cancel) -> Dict[str, str]:
         """The header that the registry's challenge asks for, if it has sent one."""

@@ -16,7 +16,7 @@ from minipull.registry.auth import Authorizer, parse_challenges
 from minipull.registry.url import Origin
 from minipull.registry.auth import Credential
 from minipull.registry.endpoints import RegistryService
-from minipull.errors import Error, InvalidReference, NetworkError, PolicyError, Unauthorized
+from minipull.errors import Cancelled, Error, InvalidReference, NetworkError, PolicyError, Unauthorized
 from minipull.registry.errors import RegistryError
 from minipull.cancel import Cancel
 from minipull.registry.request import Body, Request
@@ -99,9 +99,7 @@ def test_a_megabyte_of_challenge_takes_no_time(header: str) -> None:
 
 
 @pytest.mark.parametrize("case", TABLES["token_requests"], ids=lambda case: str(case["method"]))
-def test_a_token_is_asked_for_as_the_engine_does(
-    server: ScriptedServer, make: Made, case: Dict[str, Any]
-) -> None:
+def test_a_token_is_asked_for_as_the_engine_does(server: ScriptedServer, make: Made, case: Dict[str, Any]) -> None:
     bodies: List[bytes] = []
 
     def act(connection: Connection) -> None:
@@ -249,12 +247,90 @@ def test_a_request_is_renewed_once(server: ScriptedServer, make: Made) -> None:
     assert len(server.seen(pattern="/token")) == 2
 
 
+@pytest.mark.parametrize("refusals, reason, status, sent", [
+    (1, "invalid_token", 200, 3), (2, "", 401, 3), (1, "insufficient_scope", 401, 2)])
+def test_a_new_token_may_be_refused_once_since_clocks_differ(
+        server: ScriptedServer, make: Made, monkeypatch: pytest.MonkeyPatch, refusals: int, reason: str, status: int,
+        sent: int) -> None:
+    monkeypatch.setattr("minipull.registry.auth.FRESH_DELAYS", (0.0,))
+    asked = challenge('Bearer realm="%s/token",error="%s"' % (server.url, reason))
+    server.on("GET", "/v2/", *[asked] * (1 + refusals), reply(200))
+    server.on("GET", "/token", token())
+    assert get(make(server), server.url + "/v2/x") == status
+    assert [request.headers.get("authorization") for request in server.seen(pattern="/v2/")] == [
+        None, "Bearer t1", "Bearer t1"][:sent]
+    assert len(server.seen(pattern="/token")) == 1
+
+
+def test_the_delay_before_a_new_token_is_sent_again_ends_when_cancelled(
+        server: ScriptedServer, make: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minipull.registry.auth.FRESH_DELAYS", (60.0,))
+    cancel = Cancel()
+    asked = challenge('Bearer realm="%s/token"' % server.url)
+    server.on("GET", "/v2/", asked, [asked, lambda connection: cancel.cancel()])
+    server.on("GET", "/token", token())
+    with pytest.raises(Cancelled):
+        get(make(server), server.url + "/v2/x", cancel)
+
+
+def refused(server: ScriptedServer, scope: str, status: int = 401, error_: str = "insufficient_scope") -> Action:
+    value = 'Bearer realm="%s/token",scope="%s",error="%s"' % (server.url, scope, error_)
+    return error(status, "DENIED", {"WWW-Authenticate": value})
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("ours, theirs", [
+    (SCOPE, "repository:proxy/some/registry:pull"), ("repository:a:pull,push", "repository:b:push,pull"),
+    ("repository:a:pull,push", "repository:b:pull")])
+def test_a_scope_of_another_name_is_asked_for_once_ours_was_refused(
+        server: ScriptedServer, make: Made, ours: str, theirs: str, status: int) -> None:
+    no = refused(server, theirs, status)
+    server.on("GET", "/v2/", refused(server, theirs), no, reply(200), reply(200), no, no, no)
+    server.on("GET", "/token", token({"token": "own"}), token({"token": "theirs"}), token({"token": "new"}))
+    authorizer = make(server, scope=ours)
+    assert [get(authorizer, server.url + "/v2/x") for _ in range(2)] == [200, 200]
+    used = [request.headers.get("authorization") for request in server.seen(pattern="/v2/")]
+    assert used == [None, "Bearer own", "Bearer theirs", "Bearer theirs"]
+    assert [request.query["scope"] for request in server.seen(pattern="/token")] == [ours, theirs]
+    assert get(authorizer, server.url + "/v2/x") == status  # which ends, whatever is refused
+    assert len(server.seen(pattern="/v2/")) <= 6
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("theirs", [
+    "repository:b:pull,push", "repository:b:*", "repository:b:delete", "repository:*:pull", "registry:catalog:*",
+    "repository(plugin):b:pull", "repository:b:pull repository:c:pull", "repository:%s:pull" % ("b" * 300), "", "x",
+    "repository:b:", "repository:../b:pull", "repository:b&scope=c:pull", SCOPE, "repository:b:pull,pull,pull,pull,pull"])
+def test_a_scope_that_asks_for_more_than_ours_is_not(
+        server: ScriptedServer, make: Made, theirs: str, status: int) -> None:
+    server.on("GET", "/v2/", refused(server, theirs), refused(server, theirs, status))
+    server.on("GET", "/token", token())
+    assert get(make(server), server.url + "/v2/x") == status
+    assert [request.query["scope"] for request in server.seen(pattern="/token")] == [SCOPE]
+    assert len(server.requests) == 3
+
+
+def test_a_scope_that_changes_with_each_answer_does_not_loop(server: ScriptedServer, make: Made) -> None:
+    server.on("GET", "/v2/", *[refused(server, "repository:r%d:pull" % number) for number in range(20)])
+    server.on("GET", "/token", token())
+    assert get(make(server), server.url + "/v2/x") == 401
+    assert len(server.seen(pattern="/v2/")) == 3 and len(server.seen(pattern="/token")) == 2
+
+
+@pytest.mark.parametrize("status, value", [(403, 'Basic realm="x"'), (403, 'Bearer realm="URL/token",error="x"'), (404, "")])
+def test_another_refusal_is_an_answer(server: ScriptedServer, make: Made, status: int, value: str) -> None:
+    server.on("GET", "/v2/", error(status, "DENIED", {"WWW-Authenticate": value.replace("URL", server.url)}))
+    assert get(make(server, USER), server.url + "/v2/x") == status
+    assert len(server.requests) == 1
+
+
 @pytest.mark.parametrize("credential, asked", [
     (Credential(registry_token="r1"), 'Bearer realm="https://elsewhere/"'), (USER, 'Basic realm="x"'),
-], ids=["registry token", "basic"])
+    (Credential(registry_token="r1"), 'Bearer realm="https://elsewhere/",scope="repository:b:pull"'),
+], ids=["registry token", "basic", "scope"])
 def test_a_refused_authorization_is_not_sent_again(
-    server: ScriptedServer, make: Made, credential: Credential, asked: str
-) -> None:
+        server: ScriptedServer, make: Made, monkeypatch: pytest.MonkeyPatch, credential: Credential, asked: str) -> None:
+    monkeypatch.setattr("minipull.registry.auth.FRESH_DELAYS", (0.0,))
     server.on("GET", "/v2/", challenge(asked))
     authorizer = make(server, credential)
     assert get(authorizer, server.url + "/v2/x") == 401
@@ -451,8 +527,10 @@ def test_a_service_can_not_add_to_the_request(server: ScriptedServer, make: Made
 # -- Basic, registry tokens ----------------------------------------------------
 
 
-def test_basic_is_used_where_it_is_asked_for(server: ScriptedServer, make: Made) -> None:
-    server.on("GET", "/v2/", challenge('Basic realm="x"'), reply(200))
+@pytest.mark.parametrize("value", [
+    'Basic realm="x"', 'Bearer, Basic realm="x"', 'Bearer service="s", Basic realm="x"', 'Bearer realm="",Basic'])
+def test_basic_is_used_where_it_is_asked_for(server: ScriptedServer, make: Made, value: str) -> None:
+    server.on("GET", "/v2/", challenge(value), reply(200))
     authorizer = make(server, USER)
     for _ in range(2):
         assert get(authorizer, server.url + "/v2/x") == 200
