@@ -5,8 +5,9 @@
 can't be cancelled.  The rules for all requests:
 
 - ten redirects at most are followed, for other methods than GET and HEAD only
-  within an origin; secrets never follow to another origin, https never becomes
-  http, and a public host can't redirect to a private address;
+  within an origin or, as an upload is opened, without a body; secrets never follow
+  to another origin, https never becomes http, and a public host can't redirect to
+  a private address;
 - a request that failed soon and moved no byte is repeated three times, one that has
   cost the timeout is not, and a rate limit of up to a minute is waited for.
 
@@ -61,7 +62,7 @@ class Transport:
         self.public: Set[Origin] = set()
         self._tls = tls
         self._proxy = proxy
-        self._warn = warn
+        self.warn = warn
         self._headers = dict({"User-Agent": USER_AGENT}, **(headers or {}))
         self._lock = threading.Lock()
         self._idle: Dict[Origin, List[Connection]] = {}
@@ -119,7 +120,7 @@ class Transport:
             response = self._exchange(request)
             if response.origin == first:
                 for text in _WARNING.findall(response.header("Warning")[:_MAX_WARNING]):
-                    self._warn("%s: %s" % (response.origin, shown(re.sub(r"\\(.)", r"\1", text))))
+                    self.warn("%s: %s" % (response.origin, shown(re.sub(r"\\(.)", r"\1", text))))
             location = response.header("Location")
             if response.status not in (301, 302, 303, 307, 308) or not location:
                 return response
@@ -127,8 +128,9 @@ class Transport:
             public = request.only_public or response.origin in self.public
             request = request._replace(url=joined(request.url, location), only_public=public)
             origin = Origin.of(request.url)
-            stays = response.status in (307, 308) and origin == response.origin
-            if not request.follow or request.method not in ("GET", "HEAD") and not stays:
+            opens = request.method == "POST" and request.body is None
+            kept = response.status in (307, 308) and (origin == response.origin or opens)
+            if not request.follow or request.method not in ("GET", "HEAD") and not kept:
                 raise PolicyError("%s redirects a %s request, refused" % (response.origin, request.method))
             if origin.scheme == "http" and response.origin.scheme == "https":
                 raise PolicyError("%s redirects from https to http, refused" % (response.origin,))

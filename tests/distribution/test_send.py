@@ -22,7 +22,7 @@ from minipull.registry.request import Body, FileBody
 from minipull.distribution.blobs import SMALL, send_blob
 from tests.kit.certificates import Certificates
 from tests.kit.servers import (
-    Action, Connection, ScriptedServer, Uploads, challenge, close, error, head, hold, reply)
+    Action, Connection, ScriptedServer, Uploads, challenge, close, error, head, hold, redirect, reply)
 from tests.kit.work import background
 
 pytestmark = pytest.mark.usefixtures("no_waiting")
@@ -477,6 +477,16 @@ def test_another_host_gets_the_bytes_and_no_secret(
     assert "authorization" in server.requests[1].headers
 
 
+def test_an_upload_may_be_opened_on_another_host(
+        server: ScriptedServer, foreign: ScriptedServer, sender: Sender) -> None:
+    there = Uploads(foreign)
+    server.on("POST", "", challenge('Basic realm="x"'), redirect(foreign.url + "/v2/r/blobs/uploads/"))
+    sender(DATA)
+    assert there.blobs == {BLOB: DATA}  # at Locations relative to that host
+    assert asked(server) == ["POST", "POST"] and asked(foreign) == ["POST", "PATCH", "PUT"]
+    assert "authorization" in server.requests[1].headers
+
+
 def test_another_host_that_challenges_gets_no_credential(
         server: ScriptedServer, foreign: ScriptedServer, sender: Sender) -> None:
     Uploads(server, base=foreign.url + "/")
@@ -491,8 +501,10 @@ def test_a_public_registry_can_not_send_us_to_a_private_address(
         monkeypatch: pytest.MonkeyPatch) -> None:
     Uploads(server, base=foreign.url + "/")
     monkeypatch.setattr("minipull.registry.connection.is_public", lambda address: address == "127.0.0.1")
-    with pytest.raises(PolicyError, match="a private address"):
-        sender(DATA)
+    for _ in ("Location", "redirect"):
+        with pytest.raises(PolicyError, match="a private address"):
+            sender(DATA)
+        server.on("POST", "", redirect(foreign.url + "/"))
     assert foreign.requests == []
 
 
@@ -500,8 +512,10 @@ def test_an_upload_never_goes_from_https_to_http(
         certificates: Certificates, foreign: ScriptedServer, make: Make) -> None:
     with ScriptedServer(tls=certificates.context()) as server:
         Uploads(server, base=foreign.url + "/")
-        with pytest.raises(PolicyError, match="from https to http, refused"):
-            make(server.url, str(certificates.ca))(DATA)
+        for _ in ("Location", "redirect"):
+            with pytest.raises(PolicyError, match="from https to http, refused"):
+                make(server.url, str(certificates.ca))(DATA)
+            server.on("POST", "", redirect(foreign.url + "/"))
     assert foreign.connections == 0
 
 

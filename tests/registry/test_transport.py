@@ -419,6 +419,23 @@ def test_a_body_follows_a_redirect_within_its_origin_alone(transport: Transport,
         assert other.requests == []
 
 
+@pytest.mark.parametrize("status, method, body, followed", [
+    (307, "POST", None, True), (308, "POST", None, True), (301, "POST", None, False), (303, "POST", None, False),
+    (307, "POST", b"", False), (307, "POST", b"x", False), (307, "PUT", None, False), (307, "DELETE", None, False)])
+def test_a_post_without_a_body_follows_a_redirect_to_another_host_and_no_secret_does(
+        transport: Transport, server: ScriptedServer, foreign: ScriptedServer, status: int, method: str,
+        body: Optional[bytes], followed: bool) -> None:
+    server.on(method, "", redirect(foreign.url + "/there", status))
+    foreign.on(method, "/there", reply(202))
+    if followed:
+        assert get(transport, server.url, method, body=body, headers={"Authorization": "secret"}) == "202 "
+        assert foreign.requests[0].headers["content-length"] == "0"
+    else:
+        with pytest.raises(PolicyError, match="redirects a %s request" % method):
+            get(transport, server.url, method, body=body)
+        assert foreign.connections == 0
+
+
 def test_a_public_host_can_not_redirect_to_a_private_address(
     transport: Transport, server: ScriptedServer
 ) -> None:
