@@ -8,15 +8,16 @@ has spoken TLS.
 
 Mirrors moby's registry/{config,service,service_v2}.go.
 """
+import contextlib
 import ipaddress
 import os
 import re
 import socket
 import ssl
 import threading
-from typing import Callable, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Callable, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
-from ..errors import InvalidReference, PolicyError, shown
+from ..errors import Error, InvalidReference, PolicyError, shown
 from ..reference import DEFAULT_DOMAIN, Reference
 from .proxy import Proxies
 from .tls import add_authorities, add_folder, client_context
@@ -35,7 +36,7 @@ _OWN_HEADERS = frozenset((
 
 
 class Endpoint(NamedTuple):
-    """A host that may have a repository; ``url`` is scheme, host and port.
+    """A host that may have a repository; ``url`` is scheme, host and port, and a mirror's path.
 
     Credentials are looked up for ``host``: the reference's domain, or a mirror's own host.
     """
@@ -43,6 +44,12 @@ class Endpoint(NamedTuple):
     host: str
     mirror: bool = False
     version: int = 2
+
+    @property
+    def api(self) -> str:
+        """The root of the v2 API; a path that begins or ends with /v2 is that already, as for containerd."""
+        path = self.url.split("/")[3:]
+        return self.url + ("/" if "v2" in path[:1] + path[-1:] else "/v2/")
 
     def __str__(self) -> str:
         return str(Origin.of(self.url)) + ("/v1" if self.version == 1 else "")
@@ -53,6 +60,7 @@ class Host(NamedTuple):
     mirrors: Tuple[str, ...] = ()
     fallback: bool = True  # to the registry itself, after its mirrors
     ca: str = ""  # path of a file with more authorities to trust
+    problem: Optional[Error] = None  # with these settings; raised when the registry is asked
 
 
 def addresses_of(host: str) -> List[str]:
@@ -82,7 +90,7 @@ class RegistryService:
                  legacy: Sequence[str] = (), legacy_v1: bool = False,
                  warn: Callable[[str], None] = lambda text: None) -> None:
         self.hosts = {
-            _check_host(name, "host"): host._replace(mirrors=tuple(map(validate_mirror, host.mirrors)))
+            check_host(name, "host"): host._replace(mirrors=tuple(map(validate_mirror, host.mirrors)))
             for name, host in (hosts or {}).items()}
         if mirrors:
             hub = self.hosts.get(DEFAULT_DOMAIN, Host())
@@ -92,11 +100,11 @@ class RegistryService:
         self.ca_file = ca_file
         self.proxies = proxies or Proxies()
         self._certs = certs
-        self._cert_dirs = {_check_host(name, "host"): folder for name, folder in (cert_dirs or {}).items()}
+        self._cert_dirs = {check_host(name, "host"): folder for name, folder in (cert_dirs or {}).items()}
         self._warn = warn
         self._warnings: Set[str] = set()
         self._lock = threading.Lock()
-        self._legacy = {_check_host(name, "legacy registry") for name in legacy}
+        self._legacy = {check_host(name, "legacy registry") for name in legacy}
         self._legacy_v1 = legacy_v1
         self._timeout = timeout
         self._headers = dict(headers or {})
@@ -104,16 +112,9 @@ class RegistryService:
             if name.lower() in _OWN_HEADERS or not _HEADER.fullmatch("%s\n%s" % (name, value)):
                 raise InvalidReference("header %s can't be set" % ascii(name))
         self._lookup = lookup
-        self._insecure_hosts: Set[str] = set()
-        self._insecure_networks = []
-        for entry in insecure:
-            name = re.sub("^https?://", "", entry, flags=re.IGNORECASE)
-            try:
-                if "/" not in name:  # a single address is a host: only its literal form is insecure
-                    raise ValueError
-                self._insecure_networks.append(ipaddress.ip_network(name, strict=False))
-            except ValueError:
-                self._insecure_hosts.add(_check_host(name, "insecure registry"))
+        entries = set(map(validate_insecure, insecure))
+        self._insecure_hosts = {entry for entry in entries if isinstance(entry, str)}
+        self._insecure_networks = [entry for entry in entries if not isinstance(entry, str)]
 
     def warn(self, text: str) -> None:
         """Pass a warning on to the caller, once."""
@@ -127,14 +128,21 @@ class RegistryService:
         """A pool of connections with these settings; the caller closes it."""
         return Transport(self.tls_context, self._timeout, self._headers, self.proxies.find, self.warn)
 
+    def _host(self, reference: Reference) -> Host:
+        host = self.hosts.get(_key(reference.domain), Host())
+        if host.problem is not None:
+            raise host.problem
+        return host
+
     def pull_endpoints(self, reference: Reference) -> List[Endpoint]:
         """The mirrors and the registry, in the order in which to ask (moby: LookupPullEndpoints)."""
-        host = self.hosts.get(_key(reference.domain), Host())
+        host = self._host(reference)
         mirrors = [Endpoint(url.rstrip("/"), str(Origin.of(url)), mirror=True) for url in host.mirrors]
         return mirrors + (self.push_endpoints(reference) if host.fallback or not mirrors else [])
 
     def push_endpoints(self, reference: Reference) -> List[Endpoint]:
         """The registry itself, without its mirrors (moby: LookupPushEndpoints)."""
+        self._host(reference)
         domain = reference.domain
         address = HUB_HOST if domain == DEFAULT_DOMAIN else domain
         schemes = ["https"]
@@ -184,18 +192,28 @@ class RegistryService:
 
 def validate_mirror(text: str) -> str:
     """A mirror's URL with a slash at the end (moby: ValidateMirror); raises InvalidReference."""
-    scheme, _, rest = text.rpartition("://")
+    scheme, _, rest = text.partition("://") if "://" in text else ("", "", text)
+    host, _, path = rest.partition("/")
     for wrong, problem in (
             (not scheme, "no scheme specified"),
             (scheme not in ("http", "https"), 'unsupported scheme "%s"' % shown(scheme)),
             ("@" in rest, "username/password not allowed in URI"),
             ("?" in rest or "#" in rest, "query or fragment at end of the URI"),
-            ("/" in rest.rstrip("/"), "path, query, or fragment at end of the URI")):
+            (re.search(r"[^!-~]|\\", path), "malformed path")):
         if wrong:
             redacted = re.sub("(?s)^([a-z]+://)?.*@", r"\1xxxxx@", text)
-            raise InvalidReference("invalid mirror: %s: %s" % (problem, shown(redacted)))
-    _check_host(rest.rstrip("/"), "mirror")
+            raise InvalidReference("invalid mirror: %s: %s" % (problem, shown(redacted, 300)))
+    check_host(host, "mirror")
     return text.rstrip("/") + "/"
+
+
+def validate_insecure(entry: str) -> Union[str, ipaddress.IPv4Network, ipaddress.IPv6Network]:
+    """The host of an insecure registry, or the network that a CIDR means; raises InvalidReference."""
+    name = re.sub("^https?://", "", entry, flags=re.IGNORECASE)
+    if "/" in name:  # a single address is a host: only its literal form is insecure
+        with contextlib.suppress(ValueError):
+            return ipaddress.ip_network(name, strict=False)
+    return check_host(name, "insecure registry")
 
 
 def _key(domain: str) -> str:
@@ -203,15 +221,16 @@ def _key(domain: str) -> str:
     return str(Origin.of("https://" + domain))
 
 
-def _check_host(name: str, subject: str) -> str:
+def check_host(name: str, subject: str) -> str:
     """The ``host[:port]`` of a setting as Origin writes it; raises InvalidReference."""
+    redacted = ascii(re.sub("(?s).*@", "xxxxx@", name))[:300]
     if "://" in name:
-        raise InvalidReference("%s %s should not contain '://'" % (subject, ascii(name)))
+        raise InvalidReference("%s %s should not contain '://'" % (subject, redacted))
     if name.startswith("-") or name.endswith("-"):
-        raise InvalidReference("invalid index name (%s). Cannot begin or end with a hyphen" % shown(name))
+        raise InvalidReference("invalid index name (%s). Cannot begin or end with a hyphen" % redacted)
     try:
         if re.search("[/?#]", name):
             raise PolicyError("not a host alone")
         return _key(name)
     except PolicyError as exc:
-        raise InvalidReference("%s: invalid host %s" % (subject, ascii(name))) from exc
+        raise InvalidReference("%s: invalid host %s" % (subject, redacted)) from exc

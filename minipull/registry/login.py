@@ -56,7 +56,7 @@ def login(client: Client, name: Reference, credential: Credential, cancel: Cance
     credential = Credential(username, password)
 
     def accepted(endpoint: Endpoint) -> Credential:
-        url, asked = endpoint.url + "/v2/", threading.Event()
+        url, asked = endpoint.api, threading.Event()
 
         def challenged() -> Credential:
             asked.set()

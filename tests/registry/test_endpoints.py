@@ -73,7 +73,7 @@ def test_nothing_is_verified_where_the_user_says_so() -> None:
 
 
 @pytest.mark.parametrize("case", TABLES["validate_mirror"], ids=lambda case: ascii(case["input"]))
-def test_a_mirror_is_scheme_and_host(case: Dict[str, Any]) -> None:
+def test_a_mirror_is_scheme_host_and_path(case: Dict[str, Any]) -> None:
     if case["error"]:
         with pytest.raises(InvalidReference) as caught:
             validate_mirror(case["input"])
@@ -156,6 +156,17 @@ def test_plain_http_alone_if_the_user_says_so() -> None:
 
 def test_an_endpoint_is_shown_as_its_host() -> None:
     assert [str(Endpoint(url, "x")) for url in ("https://r.com", "http://r.com:5000")] == ["r.com", "r.com:5000"]
+    mirror = RegistryService(mirrors=["https://art.lan/api/hub/"]).pull_endpoints(Reference.parse("alpine"))[0]
+    assert (str(mirror), mirror) == ("art.lan", Endpoint("https://art.lan/api/hub", "art.lan", True))
+
+
+@pytest.mark.parametrize("url, api", [
+    ("https://r.com", "https://r.com/v2/"), ("https://r.com:5000/api/hub", "https://r.com:5000/api/hub/v2/"),
+    ("https://r.com/v2/proxy", "https://r.com/v2/proxy/"), ("https://r.com/hub/v2", "https://r.com/hub/v2/"),
+    ("https://r.com/v2", "https://r.com/v2/"), ("https://r.com/v2x", "https://r.com/v2x/v2/"),
+    ("https://r.com/a/v2/b", "https://r.com/a/v2/b/v2/"), ("https://v2", "https://v2/v2/")])
+def test_a_mirrors_path_may_be_the_root_of_the_api(url: str, api: str) -> None:
+    assert Endpoint(url, "x").api == api
 
 
 # -- TLS -----------------------------------------------------------------------
