@@ -28,7 +28,7 @@ from .request import Body, Request
 from .response import Response
 from .transport import Transport
 from .url import Origin
-from .v2 import MAX_TAGS, checked_tag
+from .v2 import MAX_TAGS, valid_tags
 
 MAX_JSON = 8 << 20  # bytes, of one image
 _MAX_LIST = 64 << 20  # bytes, of the images of a repository
@@ -133,7 +133,7 @@ class Session:
         tags = as_object(self._ask_any("", "Repository not found", cancel), "tags", "list of tags")
         if len(tags) > MAX_TAGS:
             raise PolicyError("%s: more than %d tags" % (self._origin, MAX_TAGS))
-        return sorted(map(checked_tag, tags))
+        return sorted(valid_tags(tags, str(self._origin), self._warn))
 
     def tag(self, tag: str, cancel: Cancel) -> str:
         """The id of the image with a tag."""

@@ -11,11 +11,11 @@ Spec: distribution-spec.
 import contextlib
 import re
 import urllib.parse
-from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Set
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Set
 
 from ..cancel import Cancel
 from ..digest import Digest
-from ..errors import ContentMismatch, InvalidDocument, NetworkError, NoSupport, PolicyError
+from ..errors import ContentMismatch, InvalidDocument, NetworkError, NoSupport, PolicyError, shown
 from ..image.descriptor import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, SCHEMA1_SIGNED, Descriptor
 from ..image.manifest import MAX_MANIFEST, Document, is_schema1, parse
 from ..image.strictjson import list_at, parse_json
@@ -31,13 +31,15 @@ from .url import Origin, joined
 
 MAX_TAGS = 100000
 MAX_REFERRERS = 1000
-_MAX_PAGE = 16 << 20  # bytes
+_MAX_PAGE = 8 << 20  # bytes: 100,000 tags of 80 characters, which docker-registry 2.8 sends at once
 _MAX_PAGES = 10000
 
 #: Schema 1 comes last, for registries that have nothing else.
 _ACCEPT = {"Accept": ", ".join((OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST, SCHEMA1_SIGNED))}
 _BYTES = {"Content-Type": "application/octet-stream"}
-_LINK = re.compile(r'<([^<>]*)>[^<>]*;\s*rel="?next\b', re.IGNORECASE)
+#   link ::= "<" URI-Reference ">" *( ";" token [ "=" ( token | quoted-string ) ] )  (RFC 8288, 3)
+_PARAM = r"""\s*;\s*(?:([^\s;,="<>]+)(?:\s*=\s*("(?:[^"\\]|\\.)*"|'[^']*'|[^\s;,"']*))?)?"""
+_LINK = re.compile(r"[\s,]*<([^<>]*)>((?:%s)*)\s*(?:,|$)" % _PARAM)
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 
 
@@ -64,7 +66,7 @@ class Repository:
         self.confirmed = False  # whether the endpoint has proved to speak v2
         self._pinged = False
         self._transport = transport
-        self._base = "%s/v2/%s/" % (endpoint.url, reference.path)
+        self._base = "%s%s/" % (endpoint.api, reference.path)
         # The registry that a mirror stands in for, as containerd tells it.
         self._query = "?ns=" + reference.domain if endpoint.mirror else ""
         self._origin = Origin.of(endpoint.url)
@@ -80,7 +82,7 @@ class Repository:
     def ping(self, cancel: Cancel) -> None:
         """Ask, once, whether the endpoint speaks v2 (only where v1 is allowed too); raises NoSupport."""
         if not self._pinged:
-            request = Request("GET", self.endpoint.url + "/v2/", cancel, follow=False)
+            request = Request("GET", self.endpoint.api, cancel, follow=False)
             with self._transport.send(request) as response:
                 versions = response.header("Docker-Distribution-API-Version")
                 self.confirmed = "registry/2.0" in re.split("[, ]+", versions)
@@ -99,7 +101,11 @@ class Repository:
         digest = Digest.of(signed)
         if claimed:
             self.confirmed = True
-            digest = Digest.parse(claimed)
+            try:
+                digest = Digest.parse(claimed)
+            except InvalidDocument:
+                self._transport.warn("%s: malformed Docker-Content-Digest %s of %s, computed instead: %s" % (
+                    self.endpoint, shown(claimed, 100), reference, digest))
             if Digest.of(signed, digest.algorithm) != digest:
                 raise ContentMismatch("manifest verification failed for digest %s" % digest)
         return Received(raw, content_type, digest)
@@ -140,20 +146,25 @@ class Repository:
 
     def tags(self, cancel: Cancel) -> List[str]:
         """All tags in the registry's order; raises RegistryError, NetworkError."""
-        return [checked_tag(tag) for tag in self._listed("tags/list", "tags", "tags", MAX_TAGS, cancel)]
+        listed = self._listed("tags/list", "tags", "tags", MAX_TAGS, cancel)
+        return valid_tags(listed, str(self.endpoint), self._transport.warn)
 
     def referrers(self, digest: Digest, cancel: Cancel) -> Optional[List[Descriptor]]:
         """The manifests whose subject is a manifest; None if the registry has no referrers API."""
         items = self._listed("referrers/" + digest, "manifests", "referrers", MAX_REFERRERS, cancel)
+        referrers: Dict[Digest, Descriptor] = {}
         try:
-            return [Descriptor.from_json(item, "list of referrers") for item in items]
+            for item in items:
+                referrer = Descriptor.from_json(item, "list of referrers")
+                referrers.setdefault(referrer.digest, referrer)
         except (InvalidDocument, RegistryError) as exc:
             if isinstance(exc, RegistryError) and exc.status not in (400, 404, 405):
                 raise
             return None
+        return list(referrers.values())
 
     def _listed(self, path: str, key: str, subject: str, limit: int, cancel: Cancel) -> Iterator[Any]:
-        """The items of a list in pages; the link to the next page must stay within the origin."""
+        """The items of a list in pages, all on the host that was asked."""
         url, count = self._base + path + self._query, 0
         seen: Set[str] = set()
         while url:
@@ -168,11 +179,21 @@ class Repository:
                 raise PolicyError("%s: more than %d %s" % (self.endpoint, limit, subject))
             yield from items
             self.confirmed = True
-            link = _LINK.search(response.header("Link"))
-            url = joined(url, link.group(1)) if link else ""
-            if url and Origin.of(url) != self._origin:
-                raise PolicyError(
-                    "%s: next page of list of %s is elsewhere, refused" % (self.endpoint, subject))
+            pages = {self._page(url, link) for value in response.values("Link") for link in next_links(value)}
+            if len(pages) > 1:
+                raise NetworkError("%s: list of %s has several next pages" % (self.endpoint, subject))
+            url = "".join(pages)
+
+    def _page(self, url: str, link: str) -> str:
+        """The URL of the page that the one at ``url`` links to, with the host, any path and ns of a mirror.
+
+        A registry behind a proxy does not know them.
+        """
+        base, page = urllib.parse.urlsplit(url), urllib.parse.urlsplit(joined(url, link))
+        below = urllib.parse.urlsplit(self.endpoint.url).path + "/"
+        path = page.path if page.path.startswith(below) else base.path
+        query = page.query if re.search("(^|&)ns=", page.query) else page.query + "&" + self._query[1:]
+        return urllib.parse.urlunsplit(base._replace(path=path, query=query.strip("&")))
 
     def start_upload(self, cancel: Cancel, mount: str = "", source: str = "") -> Optional["Upload"]:
         """Open an upload; None if the registry mounted the blob ``mount`` from the repository ``source``."""
@@ -261,11 +282,33 @@ class Upload:
             raise NetworkError("%s: upload without a Location" % (response.origin,))
 
 
-def checked_tag(tag: object) -> str:
-    """A tag that a registry lists; raises InvalidDocument if it is none."""
-    if not isinstance(tag, str) or not is_tag(tag):
-        raise InvalidDocument("list of tags: invalid tag %s" % ascii(tag)[:150])
-    return tag
+def valid_tags(listed: Iterable[object], source: str, warn: Callable[[str], None]) -> List[str]:
+    """The tags in the list of a ``source``, each once; ``warn`` is told of what is no tag."""
+    tags: Dict[str, None] = {}
+    problem = ""
+    for tag in listed:
+        if isinstance(tag, str) and is_tag(tag):
+            tags[tag] = None
+        else:
+            problem = problem or "%s: list of tags: invalid tag %s, left out" % (source, ascii(tag)[:150])
+    if problem:
+        warn(problem)
+    return list(tags)
+
+
+def next_links(header: str) -> List[str]:
+    """The targets of a Link header's links to a next page; raises NetworkError for a malformed header."""
+    header, targets, end = header.strip(", \t"), [], 0
+    while end < len(header):
+        link = _LINK.match(header, end)
+        relations = [value.strip("\"'") for name, value in re.findall(_PARAM, link.group(2))
+                     if name.lower() == "rel"] if link else []
+        if link is None or not any(relations):
+            raise NetworkError("malformed Link to the next page: %s" % shown(header, 200))
+        if "next" in relations[0].lower().split():  # a second rel does not count
+            targets.append(link.group(1))
+        end = link.end()
+    return targets
 
 
 def _succeeded(response: Response) -> Response:

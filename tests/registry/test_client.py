@@ -13,8 +13,9 @@ from minipull.distribution import blobs
 from minipull.errors import Error, NetworkError, NotInBuild, StorageError
 from minipull.progress import discard
 from minipull.reference import Reference
-from minipull.registry.auth import Keyring
+from minipull.registry.auth import Credential, Keyring, basic
 from minipull.registry.client import Client, over_endpoints
+from minipull.registry.credentials import Credentials
 from minipull.registry.endpoints import Endpoint, Host, RegistryService
 from minipull.registry.v2 import Received
 from tests.kit import images
@@ -144,7 +145,7 @@ FAULTS = [
     (error(401, "UNAUTHORIZED"), "unauthorized"),
     (challenge('Basic realm="x"'), "no basic auth credentials; use minipull login or --creds"),
     (error(500), "received unexpected HTTP status: 500 Internal Server Error"),
-    (reply(200, "{}", {"Docker-Content-Digest": "md5:1"}), "invalid digest 'md5:1'"),
+    (reply(200, "{}", {"Docker-Content-Digest": "sha256:" + "0" * 64}), "manifest verification failed for digest sha256:" + "0" * 64),
     ([send(b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"), close], "malformed answer of HOST: ambiguous length"),
     (reply(404, "<b>\nno " + "x" * 2000, {"Content-Type": "text/html"}), "unknown: <b>; no " + "x" * 283)]
 
@@ -187,6 +188,21 @@ def test_each_of_several_mirrors_is_told_and_the_one_that_answers_named(
     assert asked(dead, times=2) == "pull: %s; %s: connection refused" % (both, dead)
     assert Asked(first.url, second.url, fallback=False)(dead) == "pull: " + both
     assert len(asked.events) == 1
+
+
+@pytest.mark.parametrize("path, api", [
+    ("/artifactory/api/docker/hub/", "/artifactory/api/docker/hub/v2"), ("/v2/proxy", "/v2/proxy"), ("/hub/v2", "/hub/v2")])
+def test_a_mirror_under_a_path_is_asked_there_with_the_credential_of_its_host(
+        server: ScriptedServer, foreign: ScriptedServer, path: str, api: str) -> None:
+    server.on("GET", "", challenge('Basic realm="x"'), content(b"{}", "a/b"))
+    service = RegistryService(hosts={foreign.host: Host((server.url + path,))})
+    credentials = Credentials(explicit={server.host: Credential("ann", "pw"), foreign.host: Credential("eve", "no")})
+    with Client(service, credentials) as client:
+        endpoint = service.pull_endpoints(Reference.parse(foreign.host + "/r"))[0]
+        client.repository(endpoint, Reference.parse(foreign.host + "/r")).manifest("1", Cancel())
+    assert [request.target for request in server.requests] == [api + "/r/manifests/1?ns=" + foreign.host] * 2
+    assert server.requests[1].headers["authorization"] == basic(Credential("ann", "pw"))
+    assert str(endpoint) == server.host and foreign.connections == 0
 
 
 def test_a_mirror_is_not_blamed_for_trouble_of_our_own(
