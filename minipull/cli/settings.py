@@ -7,21 +7,24 @@ pass a mapping of its own.  The settings file has the keys of the engine's
 daemon.json.
 """
 import contextlib
+import functools
+import json
 import os
 import re
 import shutil
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Sequence
 
-from ..errors import InvalidReference, StorageError
+from ..errors import Error, InvalidDocument, InvalidReference, StorageError, shown
 from ..files import read_file
-from ..image.strictjson import object_at, parse_json, string_at, strings_at
+from ..image.strictjson import as_object, list_at, object_at, parse_json, string_at
+from ..reference import DEFAULT_DOMAIN
 from ..store.store import Store
 from ..xfer.download import MAX_ATTEMPTS, LayerDownloadManager
 from ..xfer.upload import CONCURRENT_UPLOADS, LayerUploadManager
 
 if TYPE_CHECKING:
     from ..registry.credentials import Credentials, Source
-    from ..registry.endpoints import RegistryService
+    from ..registry.endpoints import Host, RegistryService
     from ..registry.proxy import Proxies
 
 MAX_FILE = 1 << 20  # bytes of a settings file
@@ -41,12 +44,17 @@ class Settings:
     def __init__(self, environ: Mapping[str, str], flags: Mapping[str, Any],
                  warn: Callable[[str], None] = lambda text: None,
                  alert: Optional[Callable[[str], None]] = None) -> None:
+        for name, value in (*environ.items(), *flags.items()):
+            if isinstance(value, str) and "\0" in value:
+                raise InvalidReference("%s must not contain a NUL" % shown(name, 100))
         self.environ = environ
         self._flags = flags
         self._warn = warn
-        self._alert = alert or warn  # of what explains a failure that may follow
+        #: Called, once for each text, of what explains a failure that may follow.
+        self._alert: Callable[[str], None] = functools.lru_cache()(alert or warn)
         self._home = _home(environ)
         self._config = self._folder("XDG_CONFIG_HOME", ".config")
+        self._name = "settings"
         self._file = self._read(self._flags.get("config"))
 
     def _folder(self, variable: str, *below: str) -> str:
@@ -128,28 +136,60 @@ class Settings:
 
     def service(self, domains: Sequence[str] = ()) -> "RegistryService":
         """The registries and how to reach them; --cert-dir applies to ``domains``."""
-        from ..registry.endpoints import Host, RegistryService
-        hosts: Dict[str, Host] = {}
-        members = object_at(self._file, "hosts", "settings")
-        for domain in members:
-            host = object_at(members, domain, "settings: hosts")
-            source = "settings: host %s" % ascii(domain)
-            fallback = host.get("fallback", True)
-            if not isinstance(fallback, bool):
-                raise InvalidReference("%s: fallback must be true or false" % source)
-            hosts[domain] = Host(
-                strings_at(host, "mirrors", source), fallback, string_at(host, "ca", source))
+        from ..registry.endpoints import RegistryService, check_host, validate_insecure
         return RegistryService(
-            mirrors=strings_at(self._file, "registry-mirrors", "settings"),
-            insecure=strings_at(self._file, "insecure-registries", "settings"),
-            hosts=hosts, plain_http=self.truth("plain_http"),
+            insecure=self._names("insecure-registries", validate_insecure),
+            hosts=self._hosts(), plain_http=self.truth("plain_http"),
             tls_verify=self.truth("tls_verify", True), ca_file=self.text("ca_file"),
             timeout=self.timeout, headers=self._headers(), proxies=self.proxies(),
             certs=[os.path.join(folder, name, "certs.d")
                    for folder in (self._config, "/etc") if folder for name in ("containers", "docker")],
             cert_dirs=dict.fromkeys(domains, self.text("cert_dir")), warn=self._warn,
-            legacy=strings_at(self._file, "legacy-registries", "settings"),
+            legacy=self._names("legacy-registries", lambda name: check_host(name, "legacy registry")),
             legacy_v1=self.truth("legacy_v1"))
+
+    def _hosts(self) -> Dict[str, "Host"]:
+        """The settings of registries; what can't be read is an error for its registry alone."""
+        from ..registry.endpoints import Host, check_host, validate_mirror
+        hosts: Dict[str, Host] = {}
+        entries = [("hosts", *item) for item in object_at(self._file, "hosts", self._name).items()]
+        entries.append(("registry-mirrors", DEFAULT_DOMAIN, {"mirrors": self._file.get("registry-mirrors")}))
+        for key, name, value in entries:
+            domain = ""
+            try:
+                domain = check_host(re.sub("^.*://|/.*", "", name), "host")
+                host, members = hosts.get(domain, Host()), as_object(value, name, "settings")
+                fallback = members.get("fallback", host.fallback)
+                if "/" in name or not isinstance(fallback, bool):
+                    raise InvalidReference("want HOST[:PORT], and fallback must be true or false")
+                mirrors = tuple(validate_mirror(str(item)) for item in list_at(members, "mirrors", "settings"))
+                hosts[domain] = host._replace(mirrors=host.mirrors + mirrors, fallback=fallback,
+                                              ca=string_at(members, "ca", "settings", host.ca))
+            except (InvalidReference, InvalidDocument) as exc:
+                problem = self._problem(key, {name: value}, exc)
+                if domain:
+                    hosts[domain] = Host(problem=problem)
+                else:  # no registry that there can be
+                    self._alert("%s; passed over" % problem)
+        return hosts
+
+    def _names(self, key: str, check: Callable[[str], object]) -> List[str]:
+        """The hosts in a list, less those that can't be read: they get no right that they may not have."""
+        value, names = self._file.get(key) or [], []
+        for name in value if isinstance(value, list) else [value]:
+            try:
+                if name is value or not isinstance(name, str):
+                    raise InvalidDocument("want an array of strings")
+                check(name)
+                names.append(name)
+            except (InvalidReference, InvalidDocument) as exc:
+                self._alert("%s; passed over" % self._problem(key, name, exc))
+        return names
+
+    def _problem(self, key: str, value: object, error: Error) -> Error:
+        """The error with the file, the key and the value, without the secrets that a URL may hold."""
+        text = re.sub(r'"(?:[^"\\]|\\.)*@', '"xxxxx@', json.dumps(value))
+        return error.within("%s: %s: %s" % (self._name, key, text[:200]))
 
     def credentials(self, domains: List[str]) -> "Credentials":
         """The credentials of --creds for ``domains``, and those that docker and podman have stored."""
@@ -193,7 +233,7 @@ class Settings:
         from ..registry.credentials import Source
         if self.authfile:
             if not os.path.exists(self.authfile):
-                raise InvalidReference("authfile %s does not exist" % ascii(self.authfile))
+                raise InvalidReference("authfile '%s' does not exist" % shown(self.authfile, 300))
             return [Source(self.authfile, required=True)]
         text = self.environ.get("DOCKER_AUTH_CONFIG")
         sources = [Source("DOCKER_AUTH_CONFIG", text)] if text else []
@@ -220,7 +260,8 @@ class Settings:
         for name in [path] if path else [*own, "/etc/minipull/config.json"]:
             data = read_file(name, MAX_FILE)
             if data is not None:
-                return parse_json(data, name)
+                self._name = shown(name, 300)
+                return parse_json(data, self._name)
         if path:
             raise InvalidReference("settings file %s does not exist" % ascii(path))
         return {}

@@ -207,7 +207,7 @@ def run_helper(helper: str, verb: str, text: str, environ: Mapping[str, str], ti
     Raises StorageError if it is missing or fails; if a ``secret`` was given and is
     not in the helper's last line of output, with that line.
     """
-    program = "docker-credential-" + helper
+    program = "docker-credential-" + helper[:200]  # no file has a longer name
     # A relative entry of PATH would run programs in the working directory.
     folders = filter(os.path.isabs, environ.get("PATH", os.defpath).split(os.pathsep))
     path = shutil.which(program, path=os.pathsep.join(folders))

@@ -5,13 +5,13 @@ import os
 import pwd
 import stat
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Dict, List, Mapping, Optional, Type
 
 import pytest
 
 from minipull.registry.auth import Credential
 from minipull.registry.endpoints import RegistryService
-from minipull.errors import InvalidDocument, InvalidReference, StorageError
+from minipull.errors import Error, InvalidDocument, InvalidReference, StorageError
 from minipull.reference import Reference
 from minipull.cli.settings import Settings, find_zstd
 
@@ -119,8 +119,6 @@ def test_v1_is_spoken_where_the_file_or_the_flag_says_so(home: Path) -> None:
     written(home, {"legacy-registries": ["old.lan:5000"]})
     service = settings(home).service()
     assert service.v1_endpoints(old) and not service.v1_endpoints(other)
-    with pytest.raises(InvalidReference):
-        settings(home, config=str(written(home, {"legacy-registries": ["http://old.lan"]}, "c.json"))).service()
 
 
 def test_the_settings_file_takes_the_engines_keys_and_hosts(home: Path) -> None:
@@ -136,14 +134,85 @@ def test_the_settings_file_takes_the_engines_keys_and_hosts(home: Path) -> None:
     assert service.is_secure("docker.io")
 
 
-@pytest.mark.parametrize("document, kind", [
-    ({"registry-mirrors": "https://m"}, InvalidDocument), ({"registry-mirrors": [1]}, InvalidDocument),
-    ({"registry-mirrors": ["m"]}, InvalidReference), ({"hosts": []}, InvalidDocument),
-    ({"hosts": {"a": {"fallback": "no"}}}, InvalidReference), ({"hosts": {"a": 1}}, InvalidDocument)])
-def test_a_setting_of_the_wrong_kind_is_refused(home: Path, document: Any, kind: type) -> None:
-    written(home, document)
-    with pytest.raises(kind):
+@pytest.mark.parametrize("document, domain, kind, text", [
+    ({"registry-mirrors": "https://m"}, "docker.io", InvalidDocument, 'registry-mirrors: .*"https://m".*must be an array'),
+    ({"registry-mirrors": [1]}, "docker.io", InvalidReference, r"registry-mirrors: .*\[1\].*no scheme"),
+    ({"registry-mirrors": ["https://a", None]}, "docker.io", InvalidReference, "null.*no scheme"),
+    ({"registry-mirrors": ["https://a", "m"]}, "docker.io", InvalidReference, 'registry-mirrors: .*"m".*no scheme specified: m$'),
+    ({"registry-mirrors": ["https://u:secret@m"]}, "docker.io", InvalidReference, "xxxxx@m.*username/password not allowed"),
+    ({"hosts": {"docker.io": {"mirrors": ["m"]}}}, "docker.io", InvalidReference, "hosts: .*docker.io.*no scheme"),
+    ({"hosts": {"a.lan": {"mirrors": "https://m"}}}, "a.lan", InvalidDocument, "a.lan.*'mirrors' must be an array"),
+    ({"hosts": {"a.lan": {"mirrors": ["https://m?x"]}}}, "a.lan", InvalidReference, "a.lan.*query or fragment"),
+    ({"hosts": {"A.lan": {"fallback": "no"}}}, "a.lan", InvalidReference, "A.lan.*fallback must be true or false"),
+    ({"hosts": {"a.lan": {"ca": 1}}}, "a.lan", InvalidDocument, "a.lan.*'ca' must be a string"),
+    ({"hosts": {"a.lan": []}}, "a.lan", InvalidDocument, "a.lan.*must be an object"),
+    ({"hosts": {"https://a.lan/v2/": {}}}, "a.lan", InvalidReference, "a.lan.*want HOST")], ids=repr)
+def test_a_bad_setting_is_an_error_for_its_registry_alone(
+        home: Path, document: Any, domain: str, kind: Type[Error], text: str) -> None:
+    file = written(home, document)
+    alerts: List[str] = []
+    service = Settings({"HOME": str(home)}, {}, alert=alerts.append).service()
+    assert service.pull_endpoints(Reference.parse("other.lan/r"))
+    for ask in (service.pull_endpoints, service.push_endpoints):
+        with pytest.raises(kind, match=text) as caught:
+            ask(Reference.parse(domain + "/r"))
+        assert str(file) in str(caught.value) and "secret" not in str(caught.value)
+    others = {"docker.io", "a.lan"} - {domain}
+    assert alerts == [] and [service.push_endpoints(Reference.parse(other + "/r")) for other in others]
+
+
+@pytest.mark.parametrize("key", ["insecure-registries", "legacy-registries"])
+@pytest.mark.parametrize("value", [
+    "r.lan", 5, ["ok.lan", "ftp://r.lan"], ["ok.lan", "-r"], ["ok.lan", 5], ["ok.lan", None], ["10.0.0.0/33", "ok.lan"],
+    ["ok.lan", "r.lan/v2"], ["ok.lan", "http://u:secret@r.lan"], ["ok.lan", {}]], ids=json.dumps)
+def test_a_host_that_can_not_be_read_is_told_once_and_gets_no_right(home: Path, key: str, value: Any) -> None:
+    file = written(home, {key: value})
+    alerts: List[str] = []
+    made = Settings({"HOME": str(home)}, {}, alert=alerts.append)
+    services = [made.service(), made.end("src").service(), made.end("dest").service()]
+    assert len(alerts) == 1 and "secret" not in alerts[0]
+    assert alerts[0].startswith("%s: %s: " % (file, key)) and alerts[0].endswith("; passed over")
+    for service in services:
+        assert service.is_secure("r.lan") and not service.v1_endpoints(Reference.parse("r.lan/r"))
+        if isinstance(value, list):
+            granted = service.v1_endpoints(Reference.parse("ok.lan/r")) or not service.is_secure("ok.lan")
+            assert granted
+
+
+def test_a_host_that_none_can_be_is_told_and_passed_over(home: Path) -> None:
+    written(home, {"hosts": {"r .lan": {"ca": "x"}, "a.lan": {"ca": "y"}}})
+    alerts: List[str] = []
+    assert Settings({"HOME": str(home)}, {}, alert=alerts.append).service().hosts["a.lan"].ca == "y"
+    assert len(alerts) == 1 and "r .lan" in alerts[0]
+
+
+def test_hosts_that_are_no_object_are_an_error_for_all(home: Path) -> None:
+    written(home, {"hosts": []})
+    with pytest.raises(InvalidDocument, match="config.json: 'hosts' must be an object"):
         settings(home).service()
+
+
+@pytest.mark.parametrize("name, value", [
+    ("REGISTRY_AUTH_FILE", "/a\0b"), ("DOCKER_CONFIG", "\0"), ("XDG_CONFIG_HOME", "/a\0b"), ("PATH", "/bin:\0")])
+def test_a_variable_or_flag_with_a_nul_is_refused(home: Path, name: str, value: str) -> None:
+    with pytest.raises(InvalidReference, match="%s must not contain a NUL" % name):
+        settings(home, {name: value})
+    with pytest.raises(InvalidReference, match="authfile must not contain a NUL"):
+        settings(home, authfile=value)
+
+
+@pytest.mark.parametrize("path", ["/a\nb", "/" + "a" * 5000, "/" + "a/" * 5000, "\udcff"], ids=ascii)
+def test_an_odd_path_is_one_short_line(home: Path, path: str) -> None:
+    alerts: List[str] = []
+    with pytest.raises(InvalidReference, match="does not exist") as caught:
+        settings(home, authfile=path).credentials([])
+    made = Settings({"HOME": str(home), "DOCKER_CONFIG": path}, {}, alert=alerts.append)
+    assert made.credentials([]).get("r").anonymous
+    written(home, {"credsStore": "x" * 5000}, ".docker/config.json")
+    made = Settings({"HOME": str(home)}, {}, alert=alerts.append)
+    assert made.credentials([]).get("r").anonymous
+    assert len(str(caught.value)) < 400 and "\n" not in str(caught.value) and "not found on PATH" in alerts[-1]
+    assert len(alerts[-1]) < 400
 
 
 # -- the registry service and the store -------------------------------------------
