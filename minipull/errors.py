@@ -117,7 +117,8 @@ class NoSupport(Unsupported):
 
 def corrupt(digest: str, kind: str = "blob") -> StorageError:
     """The error for stored bytes that no longer have their digest."""
-    return StorageError("%s %s in the store is corrupt; run minipull check" % (kind, digest))
+    return StorageError(
+        "%s %s in the store is corrupt; run minipull check --repair, then pull again" % (kind, digest))
 
 
 def escape(text: str) -> str:

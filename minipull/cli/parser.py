@@ -27,6 +27,8 @@ def _add_command(subparsers: Any, module: str, name: str, help: str, example: st
         parents=parents)
     parser.set_defaults(module=module)
     parser.add_argument("--format", choices=formats)
+    parser.add_argument(
+        "--strict-store", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     for operand in operands:
         parser.add_argument(operand, metavar=operand.upper())
     return parser
@@ -39,6 +41,7 @@ def command_line() -> Parser:
         epilog="example: minipull pull alpine:3.20")
     parser.add_argument("--version", action="version", version="minipull %s" % __version__)
     parser.add_argument("--root", metavar="DIR", help="where the store is")
+    parser.add_argument("--strict-store", action="store_true", default=None, help="refuse one open to others")
     parser.add_argument("--config", metavar="FILE", help="settings file")
     parser.add_argument("-v", "--verbose", action="store_true", help="tracebacks for errors")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
@@ -160,6 +163,8 @@ def _store_commands(add: _Add, progress: Parser) -> None:
     gc.add_argument("--keep", metavar="TIME", default="24h", help="spare what is younger (24h)")
     check = add("check", "hash the store, some images or an archive again, down to DiffIDs", "check")
     check.add_argument("refs", metavar="REF|FILE", nargs="*")
+    check.add_argument("--repair", action="store_true", help="move rotten blobs away, so that pull fetches"
+                       " them again; exit 7 if there were any")
     save = add("save", "write images to one archive, for load and for other tools",
                "save -o bundle.tar alpine:3.20 busybox:1.36", parents=[progress])
     save.add_argument("refs", metavar="REF", nargs="+", help="a name without a tag means all its tags")

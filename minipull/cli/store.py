@@ -6,11 +6,14 @@ import json
 import os
 import re
 import sys
+from typing import Any, Dict, List
 
 from ..errors import InvalidDocument, InvalidReference, StorageError
+from ..image.descriptor import Descriptor
 from ..image.manifest import Manifest
-from ..store.check import UNVERIFIED, check
+from ..store.check import HARMLESS, REBUILT, REPAIRED, Problem, check, remedy, repair
 from ..store.gc import gc
+from ..store.store import Store
 from .context import Context, described, reference, stripped
 from .render import human_size
 
@@ -81,27 +84,46 @@ def do_gc(context: Context, flags: argparse.Namespace) -> None:
 
 
 def do_check(context: Context, flags: argparse.Namespace) -> int:
-    store, code = context.store, 0
-    results = []
+    code, results = 0, []
     archives = [name for name in flags.refs if os.path.isfile(name)]
     for path in archives:
         from ..archive.check import check_archive
 
-        problems = check_archive(path, context.cancel, store.layers.zstd, context.warn)
+        problems = check_archive(path, context.cancel, context.settings.store().layers.zstd, context.warn)
         results.append((path, problems, "damaged", InvalidDocument.exit_code))
-    tops = [store.image(stripped(name)).descriptor for name in flags.refs if name not in archives]
-    if tops or not archives:
-        damage = "damaged; rm the images, gc --keep 0, and pull them again"
-        results.append((store.root, check(context.stored, context.cancel, tops), damage, StorageError.exit_code))
+    names = [name for name in flags.refs if name not in archives]
+    if names or not archives:
+        store = context.stored
+        problems = check(store, context.cancel, [_top(store, stripped(name)) for name in names])
+        moves: List[Problem] = []
+        try:
+            moves = repair(store, problems, context.cancel) if flags.repair else []
+        except StorageError as exc:
+            problems.append(Problem(".", "repair", str(exc)))
+        results.append((store.root, problems + moves, remedy(problems, moves), StorageError.exit_code))
     lines = []
     for subject, problems, damage, failed in results:
-        ok = all(problem.kind == UNVERIFIED for problem in problems)
+        ok = all(problem.kind in HARMLESS for problem in problems)
         code = code if ok else failed
         lines += ["%s: %s: %s" % problem for problem in problems]
         lines.append("%s: %s" % (subject, "ok" if ok else damage))
-    context.answer({"ok": not code, "problems": [
-        problem._asdict() for _, problems, _, _ in results for problem in problems]}, lines)
+    answer: Dict[str, Any] = {"ok": not code, "problems": []}
+    for problem in (problem for _, problems, _, _ in results for problem in problems):
+        key = problem.kind if problem.kind in (REBUILT, REPAIRED) else "problems"
+        answer.setdefault(key, []).append(problem._asdict())
+    context.answer(answer, lines)
     return code
+
+
+def _top(store: Store, name: str) -> Descriptor:
+    """The manifest or index of an image, which may be damaged."""
+    try:
+        return store.image(name).descriptor
+    except StorageError:
+        association = store.references.get(reference(name).docker_ref())
+        if association is None:
+            raise
+        return association.descriptor
 
 
 def do_save(context: Context, flags: argparse.Namespace) -> None:

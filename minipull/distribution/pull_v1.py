@@ -31,7 +31,7 @@ from ..registry.response import Response
 from ..registry.v1 import Session, V1Image, check_v1_id
 from ..store.content import Ingest
 from ..store.layer import Diff
-from ..store.metadata import MetadataStore, V2Metadata
+from ..store.metadata import V1_IDS, MetadataStore, V2Metadata
 from ..store.references import Association
 from ..store.store import Store
 from ..xfer.download import DownloadDescriptor, LayerDownloadManager
@@ -192,18 +192,16 @@ class V1LayerDescriptor(DownloadDescriptor):
 
 class V1IDService:
     """The DiffIDs of layers by v1 id and the registry's domain (moby: metadata/v1_id_service.go)."""
-    NAMESPACE = "v1id-mappings"
-
     def __init__(self, store: MetadataStore) -> None:
         self.store = store
 
     def get(self, v1_id: str, registry: str) -> Optional[DiffID]:
         """Return the DiffID of a layer pulled from, or pushed to, that registry under this id, or None."""
-        return self.store.diff_id(self.NAMESPACE, _v1_key(v1_id, registry))
+        return self.store.diff_id(V1_IDS, _v1_key(v1_id, registry))
 
     def set(self, v1_id: str, registry: str, diff_id: DiffID) -> None:
         """Record the DiffID of a layer; raises StorageError, and InvalidDocument for an invalid id."""
-        self.store.set(self.NAMESPACE, _v1_key(v1_id, registry), diff_id.encode())
+        self.store.set(V1_IDS, _v1_key(v1_id, registry), diff_id.encode())
 
 
 def _v1_key(v1_id: str, registry: str) -> str:

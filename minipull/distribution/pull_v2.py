@@ -106,8 +106,8 @@ class V2Puller(NamedTuple):
                     child = self.store.document(descriptor)
                     if isinstance(child, Manifest):
                         self._pull_manifest(child, False)
-            for document in documents:
-                self.store.content.put(document.digest, document.raw)
+        for document in documents:  # also where check has moved a rotten one away
+            self.store.content.put(document.digest, document.raw)
         # Also of one that is up to date: who put it there may have been killed before it was durable.
         self.store.references.set(reference, chosen.descriptor, top.digest, self.cancel.pause)
         image = self.store.load(association)

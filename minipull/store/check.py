@@ -2,37 +2,47 @@
 """check: is every byte of a store what its name says?
 
 Hashes every blob, finds the DiffID of every layer again, and compares both with
-the index, manifests, configs, layer records and metadata.  Changes nothing.
+the index, manifests, configs, layer records and metadata.  No blob and no name is
+changed, but a cache that is torn or wrong is no damage: it is made anew.
 
 Every file is blamed for its own claims: a claim of one file about another is
-noted first, and compared when the bytes have been hashed, in one pass.
+noted first, and compared when the bytes have been hashed, in one pass.  repair()
+then makes room for the next pull where a blob is rotten.
 
 Mirrors `git fsck` more than anything in moby.
 """
 import collections
 import concurrent.futures
 import contextlib
+import errno
 import json
 import os
 from typing import DefaultDict, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from .. import files
 from ..cancel import Cancel
-from ..digest import ChainID, DiffID, Digest, Verifier
-from ..errors import Cancelled, Error, StorageError, Unsupported
+from ..digest import ChainID, DiffID, Digest, Verifier, next_chain_id
+from ..errors import Cancelled, Error, InvalidDocument, StorageError, Unsupported, storage_errors
 from ..image.config import ImageConfig
 from ..image.descriptor import INDEX_TYPES, MANIFEST_TYPES, OCI_INDEX, Descriptor, is_foreign
-from ..image.manifest import Manifest, is_runnable
+from ..image.manifest import Document, Manifest, is_runnable
 from ..image.strictjson import parse_json
-from ..image.walk import Seen
+from ..image.walk import Seen, walk
 from .content import listing
-from .layer import parse_layer
-from .metadata import parse_metadata
+from .layer import Diff, parse_layer
+from .metadata import V1_IDS, parse_metadata
 from .references import IMAGE_NAME, LAYOUT, REF_NAME, SOURCE_DIGEST, association, parse_index
 from .store import MAX_CONFIG, ImageSource, Store
 
-UNVERIFIED = "unverified"  # the one kind that is no damage
-_MAX_FILE = 64 << 20  # bytes; of a file that is no blob
+UNVERIFIED = "unverified"  # of a layer that is not stored or can't be decompressed
+REBUILT = "rebuilt"  # of a cache that was torn or wrong
+CACHE = "cache"  # of one that stays so, in a store that can't be written to
+HARMLESS = {UNVERIFIED, REBUILT, CACHE}  # the kinds that are no damage
+ROTTEN = "blob"  # of bytes that are not what their name says
+REPAIRED = "repaired"  # of such a blob that was moved away
+DENIED = "permission"  # of a file that this user may not read
+_MAX_FILE = 64 << 20  # bytes of index.json
+_MAX_CACHE = 1 << 20  # bytes
 _INDEX_MEMBERS = {
     "schemaVersion", "mediaType", "artifactType", "manifests", "subject", "annotations"}
 
@@ -57,8 +67,46 @@ def check_images(source: ImageSource, tops: Sequence[Descriptor], cancel: Cancel
     """Return every problem of some images of a store or an archive; raises Cancelled."""
     with source.reading(cancel):
         checker = _Checker(source, cancel)
-        return checker.compared(sorted(
-            digest for digest in checker.needed(tops) if source.content.size(digest) is not None))
+        needed = {digest for digest, _ in checker.needed(tops)}
+        return checker.compared(sorted(digest for digest in needed if source.content.size(digest) is not None))
+
+
+def repair(store: Store, problems: Sequence[Problem], cancel: Optional[Cancel] = None) -> List[Problem]:
+    """Move the rotten blobs among ``problems`` to ``ingest/``, where gc removes them; return the moves.
+
+    Names keep their entries, so that the next pull fetches what was moved.  Each blob is hashed
+    again under the exclusive lock: it may be another by now.  Raises StorageError, Cancelled.
+    """
+    moves = []
+    for path in [problem.path for problem in problems if problem.kind == ROTTEN]:
+        digest = Digest(":".join(path.split(os.sep)[-2:]))
+        target = os.path.join("ingest", "rotten-" + digest.replace(":", "-"))
+        with store.alone(cancel):
+            raw = Verifier(digest.algorithm)
+            try:
+                store.content.hash(digest, raw, cancel or Cancel())
+            except StorageError as exc:
+                # A link, no file, or a bad sector; any other error says nothing of the bytes.
+                if getattr(exc.__cause__, "errno", None) not in (None, errno.ELOOP, errno.EIO):
+                    continue
+            if raw.digest != digest:
+                files.make_directory(store.content.scratch)
+                with storage_errors("move %s" % path):
+                    os.replace(store.content.path(digest), os.path.join(store.root, target))
+                moves.append(Problem(path, REPAIRED, "moved to %s" % target))
+    return moves
+
+
+def remedy(problems: Sequence[Problem], moves: Sequence[Problem] = ()) -> str:
+    """Name what these problems of a store mean, and what heals it; ``moves`` are those of repair()."""
+    kinds = {problem.kind for problem in problems} - HARMLESS
+    if kinds == {DENIED}:
+        return "not all of it can be read; run as its owner"
+    if moves or kinds == {"missing"}:
+        return "incomplete; pull the images again"
+    if ROTTEN in kinds:
+        return "damaged; run minipull check --repair, then pull the images again"
+    return "damaged; rm the images, gc --keep 0, and pull them again" if kinds else "ok"
 
 
 class _Checker:
@@ -69,22 +117,31 @@ class _Checker:
         self._source = source
         self._content = source.content
         self._cancel = cancel
-        # For a blob: its DiffID, by which kind of file, and that file's path.
-        self._claims: DefaultDict[Digest, List[Tuple[DiffID, str, str]]] = collections.defaultdict(list)
+        # For a blob and the DiffID that it is said to have: the kinds and paths of the files that say so.
+        self._claims: DefaultDict[Digest, DefaultDict[DiffID, List[Tuple[str, str]]]] = (
+            collections.defaultdict(lambda: collections.defaultdict(list)))
+        self._configs: Dict[Digest, Tuple[DiffID, ...]] = {}  # so that one of many manifests is parsed once
+        self._shared: Dict[DiffID, DiffID] = {}  # so that the DiffIDs of many configs take their room once
+        self._diff_ids: Dict[Digest, Optional[DiffID]] = {}  # of the blobs that are hashed so far
+        # Records that can't be used, and the parent, DiffID and blob of those that images need.
+        self._torn: Set[Digest] = set()
+        self._lost: Dict[ChainID, Tuple[Optional[ChainID], DiffID, Descriptor]] = {}
 
-    def needed(self, tops: Sequence[Descriptor]) -> Set[Digest]:
-        """Check the documents of some images; return the digest of every blob that they need."""
+    def needed(self, tops: Sequence[Descriptor]) -> Set[Tuple[Digest, int]]:
+        """Check the documents of some images; return the digest and size of every blob that they need."""
         seen: Seen = set()  # so that a document of many images is read once
-        return {digest for top in tops for digest in self._image(top, seen)}
+        return {blob[1:3] for top in tops for blob in self._image(top, seen)}
 
     def compared(self, digests: Sequence[Digest]) -> List[Problem]:
         """Hash these blobs, compare them with all claims, and return every problem."""
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            diff_ids = dict(zip(digests, pool.map(self._blob, digests)))
+            for start in range(0, len(digests), 1000):  # a future takes more memory than a digest
+                batch = digests[start:start + 1000]
+                self._diff_ids.update(zip(batch, pool.map(self._blob, batch)))
         for digest, claims in self._claims.items():
-            diff_id = diff_ids.get(digest)
-            for claim, kind, path in claims:
-                if diff_id is not None and claim != diff_id:
+            diff_id = self._diff_ids.get(digest)
+            for claim in claims:
+                for kind, path in claims[claim] if diff_id not in (None, claim) else ():
                     self._report(path, kind, "blob %s is layer %s, not %s" % (digest, diff_id, claim))
         return sorted(set(self.problems))
 
@@ -100,49 +157,68 @@ class _Checker:
         except Cancelled:
             raise
         except Error as exc:
-            if isinstance(exc.__cause__, PermissionError):  # that tells nothing about the file
-                raise
-            self._report(path, kind, exc)
+            denied = isinstance(exc.__cause__, PermissionError) and kind != REBUILT
+            self._report(path, DENIED if denied else kind, exc)
 
-    def _image(self, top: Descriptor, seen: Seen) -> Iterator[Digest]:
-        """Yield the digests of all that an image needs; notes the claims of its configs."""
+    def _image(self, top: Descriptor, seen: Seen) -> Iterator[Descriptor]:
+        """Yield all that an image needs; notes the claims of its configs."""
         with self._blaming(self._content.path(top.digest), "image"):
-            for item, document in self._source.walk(top, seen=seen):
-                yield item.digest
-                path, size = self._content.path(item.digest), self._content.size(item.digest)
-                if size is None and is_foreign(item.media_type):
-                    self._report(path, UNVERIFIED, "foreign layer is not stored")
-                elif size is None:
-                    self._report(path, "missing", "needed by %s" % top.digest)
-                elif size != item.size:
-                    self._report(path, "size", "expected %d bytes" % item.size)
+            for item, document in walk(top, self._stored, seen=seen):
+                for blob in (*(document.blobs if document else ()), item):
+                    yield blob
+                    path, size = self._content.path(blob.digest), self._content.size(blob.digest)
+                    if size is None and is_foreign(blob.media_type):
+                        self._report(path, UNVERIFIED, "foreign layer is not stored")
+                    elif size is None:
+                        self._report(path, "missing", "needed by %s" % top.digest)
+                    elif size != blob.size:
+                        self._report(path, "size", "expected %d bytes" % blob.size)
                 if isinstance(document, Manifest) and is_runnable(document):
                     self._config(document)
 
+    def _stored(self, item: Descriptor) -> Optional[Document]:
+        """Return a document, or None for one that is missing, rotten or of another kind."""
+        document = None
+        with self._blaming(self._content.path(item.digest), "image"):
+            document = self._source.stored(item)
+        return document
+
     def _config(self, document: Manifest) -> None:
-        path = self._content.path(document.config.digest)
+        digest, path = document.config.digest, self._content.path(document.config.digest)
         with self._blaming(path, "config"):
-            config = ImageConfig.parse(self._content.read(document.config.digest, MAX_CONFIG))
-            if len(config.diff_ids) != len(document.layers):
+            if digest not in self._configs:
+                config = ImageConfig.parse(self._content.read(digest, MAX_CONFIG))
+                self._configs[digest] = tuple(self._shared.setdefault(name, name) for name in config.diff_ids)
+            diff_ids, file = self._configs[digest], ("config", path)
+            if len(diff_ids) != len(document.layers):
                 raise StorageError("config has %d layers, manifest %s has %d" % (
-                    len(config.diff_ids), document.digest, len(document.layers)))
-            for layer, diff_id in zip(document.layers, config.diff_ids):
-                self._claims[layer.digest].append((diff_id, "config", path))
+                    len(diff_ids), document.digest, len(document.layers)))
+            parent: Optional[ChainID] = None
+            for layer, diff_id in zip(document.layers, diff_ids):
+                self._claims[layer.digest][diff_id].append(file)
+                chain_id = next_chain_id(parent, diff_id)
+                if chain_id in self._torn:
+                    self._lost[chain_id] = parent, diff_id, layer
+                parent = chain_id
 
     def _blob(self, digest: Digest) -> Optional[DiffID]:
         """Hash one blob; return its DiffID if it is sound and some file claims that it is a layer."""
         path, sound = self._content.path(digest), None
-        with self._blaming(path, "blob"):
-            raw, diff_id = Verifier(digest.algorithm), None
+        with self._blaming(path, ROTTEN):
+            raw, diff_id, broken = Verifier(digest.algorithm), None, None
             if digest in self._claims:
                 try:
                     diff_id = self._source.layers.diff(digest, self._cancel, raw).diff_id
                 except Unsupported as exc:
                     self._report(path, UNVERIFIED, exc)
+                except InvalidDocument as exc:
+                    broken = exc
             if diff_id is None:
                 raw = Verifier(digest.algorithm)
                 self._content.hash(digest, raw, self._cancel)
             raw.verify(digest, raw.size, "blob")
+            if broken is not None:  # as it came
+                self._report(path, "layer", broken)
             sound = diff_id
         return sound
 
@@ -152,12 +228,36 @@ class _StoreChecker(_Checker):
     _source: Store
 
     def run(self) -> List[Problem]:
-        self.needed(self._index())
+        """Return every problem of the store; the caches among them are rebuilt, if it can be written to."""
+        stale = self._records()
+        needed = self.needed(self._index())
+        for digest, size, path in stale:
+            if (digest, size) not in needed:
+                self._report(path, REBUILT, "blob %s of %d bytes is not stored" % (digest, size))
         self._layout()
-        self._records()
         self._metadata()
         self._strays()
-        return self.compared(self._source.content.digests())
+        problems = self.compared(self._source.content.digests())
+        try:
+            self._rebuild([problem.path for problem in problems if problem.kind == REBUILT])
+        except StorageError as exc:
+            problems = [problem if problem.kind != REBUILT else Problem(
+                problem.path, CACHE, "%s; not rebuilt: %s" % (problem.detail, exc)) for problem in problems]
+        return problems
+
+    def _rebuild(self, torn: Sequence[str]) -> None:
+        """Make caches anew of what was hashed; what that can't tell is only removed.  Raises StorageError."""
+        service = self._source.metadata
+        for path in torn:
+            with storage_errors("delete %s" % path), contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(self._source.root, path))
+            namespace, _, key = os.path.relpath(path, "metadata").replace(os.sep, "/").partition("/")
+            diff_id = self._diff_ids.get(Digest(key.replace("/", ":")))
+            if namespace == service.BY_DIGEST and diff_id is not None:
+                service.set(namespace, key, diff_id.encode())
+        for parent, diff_id, blob in self._lost.values():
+            if self._content.has(blob.digest, blob.size) and self._diff_ids.get(blob.digest) == diff_id:
+                self._source.layers.register(parent, Diff(diff_id), blob)
 
     def _layout(self) -> None:
         path = os.path.join(self._source.root, "oci-layout")
@@ -195,32 +295,43 @@ class _StoreChecker(_Checker):
             if ours is None or ours.to_json() != entry:
                 raise StorageError("the names of %s do not agree" % top.digest)
             if self._content.size(ours.source) is None:
-                raise StorageError("source %s is not stored" % ours.source)
+                self._report(self._content.path(ours.source), "missing", "the source of %s" % (ours.name,))
         if top.media_type not in MANIFEST_TYPES | INDEX_TYPES:
             raise StorageError("%s has an unknown mediaType" % top.digest)
         return top
 
-    def _records(self) -> None:
+    def _records(self) -> List[Tuple[Digest, int, str]]:
+        """List the blobs that are not stored and the paths of the records that name them."""
+        stale = []
         for chain_id, path in listing(self._source.layers.root):
-            with self._blaming(path, "record"):
-                layer = parse_layer(ChainID(chain_id), files.read_bytes(path, _MAX_FILE) or b"")
-                for digest, size in layer.blobs:
-                    if not self._content.has(digest, size):
-                        raise StorageError("blob %s of %d bytes is not stored" % (digest, size))
-                    self._claims[digest].append((layer.diff.diff_id, "record", path))
+            self._torn.add(chain_id)
+            with self._blaming(path, REBUILT):
+                layer = parse_layer(ChainID(chain_id), files.read_bytes(path, _MAX_CACHE) or b"")
+                lost = [(*blob, path) for blob in layer.blobs if not self._content.has(*blob)]
+                for digest, _ in layer.blobs:
+                    self._claims[digest][layer.diff.diff_id].append((REBUILT, path))
+                if not lost:
+                    self._torn.remove(chain_id)
+                stale += lost
+        return stale
 
     def _metadata(self) -> None:
         service = self._source.metadata
         for blob, path in listing(service.path(service.BY_DIGEST, "")):
             claim = service.get_diff_id(blob)
             if claim is None:
-                self._report(path, "metadata", "not a digest")
+                self._report(path, REBUILT, "not a digest")
             else:
-                self._claims[blob].append((claim, "metadata", path))
+                self._claims[blob][claim].append((REBUILT, path))
         for diff_id, path in listing(service.path(service.BY_DIFF_ID, "")):
-            with self._blaming(path, "metadata"):
-                for entry in parse_metadata(files.read_bytes(path, _MAX_FILE) or b""):
-                    self._claims[entry.digest].append((DiffID(diff_id), "metadata", path))
+            with self._blaming(path, REBUILT):
+                for entry in parse_metadata(files.read_bytes(path, _MAX_CACHE) or b""):
+                    self._claims[entry.digest][DiffID(diff_id)].append((REBUILT, path))
+        known = {diff_id for claims in self._claims.values() for diff_id in claims}
+        for folder, _, keys in os.walk(service.path(V1_IDS, "")):
+            for key in keys:
+                if service.diff_id(V1_IDS, key) not in known:
+                    self._report(os.path.join(folder, key), REBUILT, "not the DiffID of a known layer")
 
     def _strays(self) -> None:
         blobs = os.path.join(self._source.root, "blobs")

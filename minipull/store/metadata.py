@@ -20,6 +20,7 @@ from ..digest import DiffID, Digest
 from ..errors import Error, InvalidDocument, storage_errors
 from ..image.strictjson import compact
 
+V1_IDS = "v1id-mappings"  # a namespace: DiffIDs by ids of the v1 protocol
 LIMIT = 50  # associations kept for one DiffID, the newest
 _MAX_FILE = 1 << 20  # bytes
 _CREDENTIAL = ("username", "password", "auth", "identitytoken", "registrytoken")

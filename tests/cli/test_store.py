@@ -2,10 +2,15 @@
 """images, inspect, tag, rm, gc and check: their words, and their JSON."""
 import json
 from pathlib import Path
+from typing import Sequence
+
+import pytest
 
 from tests.kit import images
 from tests.kit.commands import Call, digest
 from tests.kit.images import Layout
+from tests.kit.servers import ScriptedServer
+from tests.kit.stores import multi
 
 KEYS = {"name", "digest", "image_id", "platform", "size", "created"}
 
@@ -75,8 +80,102 @@ def test_damage_is_reported_with_exit_7(call: Call, ref: str, root: Path, layout
     path = root / "blobs" / "sha256" / layer[7:]
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     done = call("check", ref)
-    assert done.code == 7 and "damaged" in done.out and layer[7:] in done.out
+    assert done.code == 7 and layer[7:] in done.out
+    assert "damaged; run minipull check --repair, then pull the images again\n" in done.out
     found = call("check", "--format", "json").json
     assert found["ok"] is False and set(found["problems"][0]) == {"path", "kind", "detail"}
-    for command in (["rm", ref], ["gc", "--keep", "0"], ["pull", ref], ["check"]):  # as it advises
+    for command in (["rm", ref], ["gc", "--keep", "0"], ["pull", ref], ["check"]):
         assert call(*command).code == 0
+
+
+@pytest.mark.parametrize("names", [(), ("r:multi",)])
+@pytest.mark.parametrize("kind", ["index", "manifest", "config", "layer"])
+def test_what_is_rotten_is_moved_away_and_pulled_again(
+        call: Call, server: ScriptedServer, root: Path, tmp_path: Path, kind: str, names: Sequence[str]) -> None:
+    layout, _, made = multi(tmp_path / "multi")
+    image, children = made["linux/amd64"], [dict(made[name].descriptor, platform=images.parse_platform(name)) for name in made]
+    index = layout.index(children, "multi")
+    server.serve(layout.root, "r")
+    names = ["%s/%s" % (server.host, name) for name in names]
+    ref = server.host + "/r:multi"
+    assert call("pull", "--platform", "linux/amd64", ref).code == 0
+    rotten = {"index": index.digest, "manifest": image.digest, "config": image.config["digest"],
+              "layer": image.layers[0].descriptor["digest"]}[kind]
+    path = root / "blobs" / "sha256" / rotten[7:]
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    if kind == "index":
+        names = []  # a name's image does not need it
+    done = call("check", "--repair", *names)
+    move = "blobs/sha256/%s: repaired: moved to ingest/rotten-sha256-%s\n" % ((rotten[7:],) * 2)
+    assert done.code == 7 and move in done.out and done.out.endswith("%s: incomplete; pull the images again\n" % root)
+    assert call("check").code == 7
+    del server.requests[:]
+    assert call("pull", "--platform", "linux/amd64", ref).code == 0
+    fetched = {request.path.rpartition("/")[2] for request in server.seen("GET")}
+    assert fetched == {rotten} and (path.parent.parent.parent / "ingest" / ("rotten-sha256-" + rotten[7:])).exists()
+    assert call("check", "--format", "json").json == {"ok": True, "problems": []}
+
+
+def test_what_repair_and_check_have_mended_is_listed(call: Call, stored: str, root: Path) -> None:
+    record = next((root / "layers" / "sha256").iterdir())
+    record.write_bytes(b"")
+    done = call("check")
+    assert done.code == 0 and done.out.endswith("%s: ok\n" % root) and "%s: rebuilt: " % record.name in done.out
+    record.write_bytes(b"")
+    found = call("check", "--format", "json").json
+    assert found["ok"] is True and found["problems"] == [] and [set(item) for item in found["rebuilt"]] == [
+        {"path", "kind", "detail"}]
+    blob = max((root / "blobs" / "sha256").iterdir(), key=lambda path: path.stat().st_size)
+    blob.write_bytes(b"?")
+    found = call("check", "--repair", "--format", "json").json
+    assert found["ok"] is False and [item["path"] for item in found["repaired"]] == ["blobs/sha256/" + blob.name]
+
+
+def test_a_repair_that_fails_still_tells_what_is_damaged(call: Call, stored: str, root: Path) -> None:
+    blob = max((root / "blobs" / "sha256").iterdir(), key=lambda path: path.stat().st_size)
+    blob.write_bytes(b"?")
+    (root / "lock").unlink()
+    (root / "lock").mkdir()
+    done = call("check", "--repair")
+    assert done.code == 7 and ".: repair: open %s/lock: Is a directory\n" % root in done.out and blob.name in done.out
+    assert blob.exists() and done.err == ""
+
+
+# -- other users -----------------------------------------------------------------
+
+
+def test_a_store_that_others_may_change_is_told_once_or_refused(call: Call, stored: str, root: Path, home: Path) -> None:
+    assert call("check").err == ""
+    root.chmod(0o777)
+    line = "other users may change the store %s: %s is writable by all users" % (root, root)
+    done = call("check")
+    assert done.code == 0 and done.err == "warning: %s\n" % line
+    for quiet in (["pull", "-q", stored], ["pull", "--progress", "none", stored]):
+        assert call(*quiet).line == "minipull: warning: %s\n" % line
+    config = home / "config.json"
+    config.write_text('{"strict-store": true}')
+    for args, env in ((["--strict-store", "check"], {}), (["check", "--strict-store"], {}),
+                      (["images"], {"MINIPULL_STRICT_STORE": "1"}), (["images"], {"MINIPULL_CONFIG": str(config)})):
+        done = call(*args, env=env)
+        assert done.code == 9 and done.line == "minipull: %s; choose another --root\n" % line
+    assert call("images", env={"MINIPULL_CONFIG": str(config), "MINIPULL_STRICT_STORE": "0"}).code == 0
+
+
+def test_commands_that_use_no_store_tell_nothing_of_it(call: Call, stored: str, root: Path, tmp_path: Path) -> None:
+    assert call("save", "-q", "-o", tmp_path / "a.tar", stored).code == 0
+    root.chmod(0o777)
+    for args in (["copy", "-q", "docker://" + stored, "oci:" + str(tmp_path / "copy")], ["check", tmp_path / "a.tar"],
+                 ["tags", stored]):
+        done = call(*args)
+        assert done.code == 0 and done.err == ""
+
+
+@pytest.mark.parametrize("name", ["blobs", "blobs/sha256", "ingest"])
+@pytest.mark.parametrize("command", ["images", "check", "pull", "tag", "save", "gc"])
+def test_a_link_in_place_of_a_directory_of_the_store_is_refused(
+        call: Call, stored: str, root: Path, tmp_path: Path, name: str, command: str) -> None:
+    (root / name).rename(tmp_path / "elsewhere")
+    (root / name).symlink_to(tmp_path / "elsewhere")
+    operands = {"pull": [stored], "tag": [stored, "x"], "save": ["-o", str(tmp_path / "x"), stored]}
+    done = call(command, *operands.get(command, []))
+    assert done.code == 7 and "%s/%s is a symbolic link" % (root, name) in done.line

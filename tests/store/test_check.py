@@ -1,30 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
 """check: one flipped byte anywhere is found; a sound store, or one that others wrote to, is sound."""
+import errno
 import json
 import os
 import random
 import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Sequence, Set
 
 import pytest
 
-from tests.kit import images
+from tests.kit import ROOT, images
 from tests.kit.images import Layout, Spec
-from minipull.store.check import UNVERIFIED, Problem, check
+from minipull import files
+from minipull.store.check import (
+    CACHE, HARMLESS, REBUILT, REPAIRED, UNVERIFIED, Problem, check, remedy, repair)
+from minipull.store.gc import gc
 from minipull.digest import ChainID, DiffID, Digest
 from minipull.errors import Cancelled, StorageError
 from minipull.store.layer import Diff
+from minipull.store.metadata import V1_IDS
 from minipull.reference import Reference
 from minipull.store.store import Store
 from minipull.cancel import Cancel
 from tests.kit.stores import (
-    NAME, age, descriptor, fetch, keep, keep_index, multi, problems, text_layer, twin_images)
+    NAME, age, blobs, descriptor, failing, fetch, keep, keep_index, multi, problems, text_layer, twin_images)
 
 KINDS = {
     "oci-layout": "oci-layout", "index": "index.json", "manifest": "", "source": "", "config": "",
     "layer": "", "plain layer": "", "record": "layers/", "associations": "metadata/v2metadata-by-diffid/",
-    "diff id": "metadata/diffid-by-digest/"}
+    "diff id": "metadata/diffid-by-digest/", "v1 id": "metadata/v1id-mappings/"}
+CACHES = {"record", "associations", "diff id", "v1 id"}
 
 
 class Pulled:
@@ -38,6 +47,7 @@ class Pulled:
         top = layout.index([dict(made.descriptor, platform=images.parse_platform("linux/amd64")),
                             images.attestation(layout, made.digest)])
         keep(self.store, layout, made, index=top)
+        self.store.metadata.set(V1_IDS, "localhost:5000," + "a" * 64, made.diff_ids[0].encode())
         files = [os.path.join(folder, name) for folder, _, names in os.walk(self.store.root) for name in names]
         self.files: Dict[str, List[str]] = {
             kind: [path for path in files if os.path.relpath(path, self.store.root).startswith(start)]
@@ -66,7 +76,7 @@ def kinds(found: Sequence[Problem]) -> Set[str]:
 
 def masks(kind: str, offset: int) -> Sequence[int]:
     """The bits that are flipped of the byte at an offset: more where no digest watches."""
-    if kind in ("index", "record", "associations", "diff id", "oci-layout"):
+    if kind in CACHES | {"index", "oci-layout"}:
         return (0x01, 0x20, 0x80) if offset % 8 == 0 else (0x01, 0x20)  # 0x80 makes no ASCII
     return ((0x01, 0x20, 0x80)[offset % 3],)
 
@@ -77,7 +87,7 @@ def offsets(kind: str, size: int) -> Sequence[int]:
     return sorted({*range(20), *range(20, size, 97), *range(size - 12, size)})  # gzip's header and trailer too
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - CACHES))
 def test_one_flipped_byte_is_found(pulled: Pulled, kind: str) -> None:
     assert problems(pulled.store) == [] and pulled.files[kind]
     for first, path in zip([True] + [False] * 9, pulled.files[kind]):
@@ -89,10 +99,23 @@ def test_one_flipped_byte_is_found(pulled: Pulled, kind: str) -> None:
                     os.pwrite(file.fileno(), bytes([sound[offset] ^ mask]), offset)
                     found = problems(pulled.store)
                     # The index may be blamed by way of what it then names.
-                    assert [problem for problem in found if problem.kind != UNVERIFIED and (
+                    assert [problem for problem in found if problem.kind not in HARMLESS and (
                         problem.path == name or kind == "index")], (offset, mask, found)
                 os.pwrite(file.fileno(), sound[offset:offset + 1], offset)
     assert problems(pulled.store) == []
+
+
+@pytest.mark.parametrize("kind", sorted(CACHES))
+def test_one_flipped_byte_of_a_cache_is_found_and_healed(pulled: Pulled, kind: str) -> None:
+    path = Path(pulled.files[kind][0])
+    sound, name = path.read_bytes(), os.path.relpath(str(path), pulled.store.root)
+    for offset in range(len(sound)):
+        for mask in masks(kind, offset):
+            path.write_bytes(sound[:offset] + bytes([sound[offset] ^ mask]) + sound[offset + 1:])
+            assert [(problem.path, problem.kind) for problem in problems(pulled.store)] == [(name, REBUILT)], offset
+            assert path.read_bytes() == sound if kind in ("record", "diff id") else not path.exists()
+    assert problems(pulled.store) == []
+    path.write_bytes(sound)
 
 
 def test_check_reads_the_index_anew_and_finds_a_flipped_byte(pulled: Pulled) -> None:
@@ -108,13 +131,41 @@ def test_check_reads_the_index_anew_and_finds_a_flipped_byte(pulled: Pulled) -> 
         path.write_bytes(sound)
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - CACHES))
 @pytest.mark.parametrize("left", [0.0, 0.5])
 def test_a_torn_file_is_found(tmp_path: Path, kind: str, left: float) -> None:
     pulled = Pulled(tmp_path)
     path = pulled.files[kind][0]
     os.truncate(path, int(os.path.getsize(path) * left))
     assert os.path.relpath(path, pulled.store.root) in {problem.path for problem in problems(pulled.store)}
+
+
+@pytest.mark.parametrize("left", [0.0, 0.5])
+def test_torn_caches_are_rebuilt_and_no_damage(tmp_path: Path, left: float) -> None:
+    pulled = Pulled(tmp_path)
+    paths = [path for kind in CACHES for path in pulled.files[kind]]
+    sound = {path: Path(path).read_bytes() for path in paths}
+    for path in paths:
+        os.truncate(path, int(len(sound[path]) * left))
+    assert [(problem.path, problem.kind) for problem in problems(pulled.store)] == sorted(
+        (os.path.relpath(path, pulled.store.root), REBUILT) for path in paths)
+    assert problems(pulled.store) == []
+    for path in pulled.files["record"] + pulled.files["diff id"]:
+        assert Path(path).read_bytes() == sound[path]
+    for path in pulled.files["associations"] + pulled.files["v1 id"]:  # to be found out again
+        assert not os.path.exists(path)
+
+
+def test_a_torn_cache_that_can_not_be_written_is_no_damage(
+        pulled: Pulled, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path(pulled.files["record"][0])
+    sound = path.read_bytes()
+    path.write_bytes(b"")
+    monkeypatch.setattr(os, "unlink", failing(errno.EROFS))
+    found = problems(pulled.store)
+    assert kinds(found) == {CACHE} and "not rebuilt: delete layers/" in found[0].detail
+    assert remedy(found) == "ok" and path.read_bytes() == b""
+    path.write_bytes(sound)
 
 
 @pytest.mark.parametrize("kind", ["oci-layout", "manifest", "source", "config", "layer"])
@@ -126,7 +177,7 @@ def test_a_lost_file_is_found(tmp_path: Path, kind: str) -> None:
     assert os.path.basename(path) in " ".join(problem.path + problem.detail for problem in found)
 
 
-@pytest.mark.parametrize("kind", ["record", "associations", "diff id"])
+@pytest.mark.parametrize("kind", sorted(CACHES))
 def test_a_lost_cache_is_no_damage(tmp_path: Path, kind: str) -> None:
     pulled = Pulled(tmp_path)
     for path in pulled.files[kind]:
@@ -228,7 +279,7 @@ def test_an_image_whose_config_lies_is_found(store: Store, layout: Layout) -> No
     assert "is layer sha256:" in " ".join(problem.detail for problem in found)
 
 
-def test_caches_that_contradict_the_blobs_are_found(store: Store, layout: Layout) -> None:
+def test_caches_that_contradict_the_blobs_are_found_and_corrected(store: Store, layout: Layout) -> None:
     made = layout.image([text_layer("one")])
     keep(store, layout, made)
     blob, other = descriptor(made.layers[0].descriptor), DiffID(Digest.of(b"other"))
@@ -238,8 +289,10 @@ def test_caches_that_contradict_the_blobs_are_found(store: Store, layout: Layout
         service.add(other, entry)
     wrong = [store.layers.path(ChainID(other)), service.path(service.BY_DIFF_ID, other.replace(":", "/")),
              service.path(service.BY_DIGEST, blob.digest.replace(":", "/"))]
-    assert [problem.path for problem in problems(store)] == sorted(
-        os.path.relpath(path, store.root) for path in wrong)
+    assert [tuple(problem[:2]) for problem in problems(store)] == sorted(
+        (os.path.relpath(path, store.root), REBUILT) for path in wrong)
+    assert problems(store) == [] and service.get_diff_id(blob.digest) == made.diff_ids[0]
+    assert [os.path.exists(path) for path in wrong] == [False, False, True]
 
 
 def test_the_wrong_file_under_a_digest_is_found(store: Store, layout: Layout) -> None:
@@ -270,6 +323,110 @@ def test_a_problem_is_reported_on_one_line(store: Store) -> None:
     found = problems(store)
     assert {problem.path for problem in found} == {"index.json", "oci-layout"}
     assert not [problem for problem in found if "\n" in problem.detail]
+
+
+# -- repair --------------------------------------------------------------------
+
+
+ROTTEN: Dict[str, Callable[[Path], object]] = {
+    "flipped": lambda path: path.write_bytes(path.read_bytes()[:-1] + b"?"),
+    "torn": lambda path: path.write_bytes(path.read_bytes()[:9]),
+    "empty": lambda path: path.write_bytes(b""),
+    "link": lambda path: os.symlink(path.rename(str(path) + ".x") or str(path) + ".x", str(path))}
+
+
+@pytest.mark.parametrize("how", sorted(ROTTEN))
+@pytest.mark.parametrize("kind", ["manifest", "source", "config", "layer", "plain layer"])
+def test_repair_moves_a_rotten_blob_and_nothing_else(tmp_path: Path, kind: str, how: str) -> None:
+    pulled = Pulled(tmp_path)
+    store, path = pulled.store, Path(pulled.files[kind][0])
+    ROTTEN[how](path)
+    before, index = blobs(store), Path(store.references.path).read_bytes()
+    found = problems(store)
+    assert "check --repair" in remedy(found)
+    moves = repair(store, found)
+    target = "ingest/rotten-sha256-" + path.name
+    assert moves == [(os.path.relpath(str(path), store.root), REPAIRED, "moved to " + target)]
+    assert remedy(found, moves) == "incomplete; pull the images again"
+    assert set(before) - set(blobs(store)) == {"sha256:" + path.name} and os.path.lexists(os.path.join(store.root, target))
+    assert Path(store.references.path).read_bytes() == index
+    assert {problem.path for problem in problems(store)} - {"blobs/sha256/%s.x" % path.name} == {
+        "blobs/sha256/" + path.name}
+    if kind != "manifest":  # without it gc can't tell what is needed
+        gc(store, 0)
+        assert not os.path.lexists(os.path.join(store.root, target))
+
+
+def test_repair_moves_no_sound_blob(pulled: Pulled) -> None:
+    store, path = pulled.store, Path(pulled.files["layer"][0])
+    sound = path.read_bytes()
+    path.write_bytes(b"?")
+    found = problems(store)
+    path.write_bytes(sound)  # by another process, before the lock was had
+    assert repair(store, found) == [] and problems(store) == []
+
+
+@pytest.mark.parametrize("code, moved", [(errno.EIO, True), (errno.EACCES, False), (errno.ENOMEM, False)])
+def test_repair_moves_what_can_not_be_read_only_off_a_bad_sector(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, moved: bool) -> None:
+    pulled = Pulled(tmp_path)
+    Path(pulled.files["layer"][0]).write_bytes(b"?")
+    found = problems(pulled.store)
+    monkeypatch.setattr(files, "open_regular", failing(code, 1, files.open_regular))  # the first is the lock's
+    assert bool(repair(pulled.store, found)) is moved
+
+
+def test_two_repairs_at_once_move_a_blob_once(tmp_path: Path) -> None:
+    pulled = Pulled(tmp_path)
+    Path(pulled.files["layer"][0]).write_bytes(b"?")
+    found = problems(pulled.store)
+    with ThreadPoolExecutor(2) as pool:
+        moves = list(pool.map(lambda root: repair(Store(root, timeout=10), found), [pulled.store.root] * 2))
+    assert sorted(map(len, moves)) == [0, 1]
+
+
+def test_a_rotten_manifest_of_an_index_is_found_by_name_and_hides_no_other(store: Store, tmp_path: Path) -> None:
+    layout, top, made = multi(tmp_path / "multi", nested=True)
+    keep_index(store, layout, top)
+    paths = [Path(store.content.path(Digest(made[name].digest))) for name in ("linux/amd64", "linux/arm64")]
+    for path in paths:
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    found = check(store, names=[descriptor(top.descriptor)])
+    assert {problem.path for problem in found if problem.kind == "blob"} == {
+        os.path.relpath(str(path), store.root) for path in paths}
+    assert len(repair(store, found)) == 2
+
+
+def test_a_layer_that_came_broken_is_not_rotten(store: Store, layout: Layout) -> None:
+    raw = b"\x1f\x8b no gzip"
+    blob = layout.blob(raw, images.OCI_LAYER + "+gzip")
+    made = layout.image([], config={"rootfs": {"type": "layers", "diff_ids": [images.digest_of(b"tar")]}})
+    data = images.to_json(dict(json.loads(made.raw.decode()), layers=[blob]))
+    keep(store, layout, images.Image(layout.blob(data, images.OCI_MANIFEST), made.config, [], data))
+    store.content.put(Digest(blob["digest"]), raw)
+    found = problems(store)
+    assert kinds(found) == {"layer"} and "--repair" not in remedy(found) and repair(store, found) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs another user")
+@pytest.mark.parametrize("name, mode", [
+    ("index.json", 0o000), ("layer", 0o000), ("config", 0o000), ("manifest", 0o000), ("blobs/sha256", 0o400),
+    ("blobs", 0o600), ("", 0o700)])
+def test_what_another_user_may_not_read_is_no_damage(tmp_path: Path, name: str, mode: int) -> None:
+    pulled = Pulled(tmp_path)
+    for folder, _, names in os.walk(str(tmp_path)):
+        os.chmod(folder, 0o755)
+        for item in names:
+            os.chmod(os.path.join(folder, item), 0o644)
+    os.chmod(pulled.files[name][0] if name in pulled.files else os.path.join(pulled.store.root, name), mode)
+    script = ("import os; from minipull.store.check import *; os.setuid(65534); store = Store(%r)\n"
+              "try: found = check(store)\n"
+              "except StorageError as exc: print(exc)\n"
+              "else: print({p.kind for p in found} - HARMLESS, remedy(found))" % pulled.store.root)
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=str(ROOT), check=True)
+    text = done.stdout.decode()
+    assert "run as its owner" in text and "damage" not in text and "missing" not in text
+    assert "'permission'" in text or "Permission denied" in text
 
 
 # -- scope ---------------------------------------------------------------------
