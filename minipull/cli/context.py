@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, List, Optional,
 
 from ..cancel import Cancel
 from ..digest import Buffer
-from ..errors import Error, InvalidReference, StorageError, escape, shown
+from ..errors import Error, InvalidReference, PolicyError, StorageError, escape, shown
 from ..image.config import Image
 from ..parts import left_out
 from ..progress import Progress
@@ -42,6 +42,7 @@ class Context:
         self._flags = flags
         self._renderer: Optional[Renderer] = None
         self._settings: Optional[Settings] = None
+        self._store: Optional[Store] = None
 
     @property
     def settings(self) -> Settings:
@@ -64,7 +65,16 @@ class Context:
 
     @property
     def store(self) -> Store:
-        return self.settings.store()
+        """The store; that other users may change it is told, once, or refused."""
+        if self._store is None:
+            self._store = self.settings.store()
+            exposure = self._store.exposure()
+            text = "other users may change the store %s: %s" % (self._store.root, exposure)
+            if exposure and self.settings.truth("strict_store", key="strict-store"):
+                raise PolicyError(text + "; choose another --root")
+            if exposure:
+                self.alert(text)
+        return self._store
 
     @property
     def stored(self) -> Store:
@@ -92,7 +102,7 @@ class Context:
 
     def alert(self, text: str) -> None:
         """Warn, also where progress is not shown."""
-        if self.quiet:
+        if self.quiet or self.settings.text("progress") == "none":
             say("warning: " + text)
         else:
             self.warn(text)

@@ -117,7 +117,8 @@ def do_copy(context: Context, flags: argparse.Namespace) -> None:
     options = Options([Platform.parse(text, host_platform()) for text in flags.platform or ()],
                       flags.format or "", flags.referrers, settings.size("chunk_size"))
     with context.client(source.domains, "src") as reader, context.client(target.domains, "dest") as writer:
-        copies = copy_with(source, target, (reader, writer), context.store, options, settings.uploads(),
+        store = context.store if "store" in (source.kind, target.kind) else settings.store()
+        copies = copy_with(source, target, (reader, writer), store, options, settings.uploads(),
                            context.renderer, context.cancel)
     for copied in copies:
         digest = copied.descriptor.digest

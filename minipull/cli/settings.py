@@ -73,8 +73,8 @@ class Settings:
             value = self._file.get(key)
         return default if value is None else str(value)
 
-    def truth(self, name: str, default: bool = False) -> bool:
-        text = self.text(name, str(default))
+    def truth(self, name: str, default: bool = False, key: str = "") -> bool:
+        text = self.text(name, str(default), key)
         if text.lower() not in _TRUTH:
             raise InvalidReference("--%s must be true or false" % name.replace("_", "-"))
         return _TRUTH[text.lower()]

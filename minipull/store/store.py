@@ -11,6 +11,7 @@ Mirrors moby's daemon wiring of its layer, image and reference stores.
 import contextlib
 import os
 import re
+import stat
 from typing import ContextManager, Iterator, List, Optional, Set, Tuple, Union
 
 from .. import files
@@ -156,6 +157,7 @@ class Store(ImageSource):
 
         Continues without one where there is no lock file, or no lock in this file system.
         """
+        self._refuse_links()
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(self._locked(False, cancel, create=False))
@@ -174,11 +176,38 @@ class Store(ImageSource):
         return self._locked(True, cancel)
 
     def _locked(self, exclusive: bool, cancel: Optional[Cancel], create: bool = True) -> ContextManager[None]:
+        self._refuse_links()
         if create:
             files.make_directory(self.root)
         pause = (cancel or Cancel()).pause
         flags = os.O_RDWR | os.O_CREAT if create else os.O_RDONLY
         return files.locked(os.path.join(self.root, "lock"), exclusive, pause, self.timeout, flags)
+
+    def _refuse_links(self) -> None:
+        for name in ("blobs", "blobs/sha256", "blobs/sha384", "blobs/sha512", "ingest"):
+            path = os.path.join(self.root, name)
+            if os.path.islink(path):
+                raise StorageError("%s is a symbolic link, and the store follows none below its root" % path)
+
+    def exposure(self) -> str:
+        """Tell which file lets other users of this host change the store; empty if none does.
+
+        All of them, down from ``/``, must belong to this user or root, and only directories above
+        the root may be writable by all, if sticky.  Groups are trusted: each user has one of his own.
+        """
+        root = os.path.realpath(self.root)
+        above = {path[:end.start()] or "/" for path in (root, self.root) for end in re.finditer("/", path)}
+        own = [os.path.join(root, name) for name in ("index.json", "ingest", "blobs", "blobs/sha256")]
+        for path in (*sorted(above), self.root, root, *own) if os.name == "posix" else ():
+            with contextlib.suppress(OSError):  # it is not there
+                status = os.lstat(path)
+                # The owner of / can do anything, and in a user namespace is not known as root.
+                if status.st_uid not in (os.geteuid(), 0, os.stat("/").st_uid):
+                    return "%s belongs to another user (%d)" % (path, status.st_uid)
+                sticky = path in above and status.st_mode & stat.S_ISVTX
+                if status.st_mode & stat.S_IWOTH and not sticky and not stat.S_ISLNK(status.st_mode):
+                    return "%s is writable by all users" % path
+        return ""
 
     def load(self, association: Association) -> Image:
         with damaged():

@@ -2,6 +2,8 @@
 """The store: images by name, what they need, and which of it is there."""
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Dict
 
@@ -14,9 +16,8 @@ from minipull.image.descriptor import Descriptor
 from minipull.reference import Reference
 from minipull.store.gc import gc
 from minipull.store.store import Store
-from tests.kit import images
+from tests.kit import ROOT, images
 from tests.kit.images import Layout
-from tests.kit.layers import as_nobody, fast_folder
 from tests.kit.stores import NAME, blobs, descriptor, keep, keep_index, multi, problems, text_layer
 
 
@@ -206,21 +207,63 @@ def test_removing_a_name_that_is_not_there_writes_nothing(tmp_path: Path) -> Non
     assert not (tmp_path / "absent").exists()
 
 
-@pytest.mark.parametrize("name", [
-    "root", "root/index.json", "root/oci-layout", "root/blobs", "root/blobs/sha256", "manifest", "layer",
-    "root/layers/sha256", "root/layers/sha256/*", "root/metadata/v2metadata-by-diffid/sha256/*"])
-def test_what_may_not_be_read_is_no_damage_and_is_named(name: str) -> None:
-    with fast_folder() as folder:
-        folder.chmod(0o711)
-        store, layout = Store(str(folder / "root")), Layout(folder / "layout")
-        made = layout.image([text_layer("one")])
-        keep(store, layout, made)
-        for path in Path(store.root).glob("**/*"):
+# -- other users of the host -----------------------------------------------------
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs files of another user")
+@pytest.mark.parametrize("name, mode, owner, told", [
+    ("", 0o755, 0, ""), ("a", 0o775, 0, ""), ("a/root", 0o2775, 0, ""), ("a/root/blobs", 0o770, 0, ""),
+    ("", 0o1777, 0, ""), ("a", 0o1777, 0, ""),
+    ("", 0o777, 0, "is writable by all users"), ("a", 0o757, 0, "is writable by all users"),
+    ("a/root", 0o1777, 0, "is writable by all users"), ("a/root", 0o702, 0, "is writable by all users"),
+    ("a/root/blobs", 0o777, 0, "is writable by all users"), ("a/root/ingest", 0o1777, 0, "is writable by all users"),
+    ("a/root/blobs/sha256", 0o777, 0, "is writable by all users"),
+    ("a/root/index.json", 0o666, 0, "is writable by all users"),
+    ("", 0o755, 1234, "belongs to another user (1234)"), ("a", 0o700, 1234, "belongs to another user (1234)"),
+    ("a/root", 0o700, 1234, "belongs to another user (1234)"),
+    ("a/root/blobs/sha256", 0o700, 1234, "belongs to another user (1234)"),
+    ("a/root/index.json", 0o600, 1234, "belongs to another user (1234)")])
+def test_what_lets_other_users_change_a_store_is_told(
+        tmp_path: Path, layout: Layout, name: str, mode: int, owner: int, told: str) -> None:
+    store, path = Store(str(tmp_path / "a" / "root")), str(tmp_path / name)
+    assert store.exposure() == ""  # nothing is there yet
+    keep(store, layout, layout.image([text_layer("one")]))
+    assert store.exposure() == ""
+    os.chown(path, owner, owner)
+    os.chmod(path, mode)
+    linked = tmp_path / "link"
+    linked.symlink_to(store.root)
+    expected = "%s %s" % (path, told) if told else ""
+    assert store.exposure() == Store(str(linked)).exposure() == expected
+    os.chmod(path, 0o755)
+    os.chown(path, 0, 0)
+    os.chown(str(linked), 1234, 1234, follow_symlinks=False)
+    assert Store(str(linked)).exposure() == "%s belongs to another user (1234)" % linked
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs files of another user")
+def test_a_root_that_is_not_there_is_judged_by_the_directories_above(tmp_path: Path) -> None:
+    os.chmod(str(tmp_path), 0o777)
+    store = Store(str(tmp_path / "a" / "b"))
+    assert store.exposure() == "%s is writable by all users" % tmp_path and not os.path.exists(store.root)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs another user")
+def test_a_user_of_his_own_home_and_of_a_store_of_root_is_told_nothing(tmp_path: Path) -> None:
+    for name, owner in (("ann", 1234), ("shared", 0)):
+        (tmp_path / name / "root").mkdir(parents=True)
+        for path in (tmp_path / name, tmp_path / name / "root"):
+            os.chown(str(path), owner, owner)
             path.chmod(0o755)
-        Path(store.root).chmod(0o755)
-        assert as_nobody(lambda: problems(store)) == []
-        digest = {"manifest": made.digest, "layer": made.layers[0].descriptor["digest"]}.get(name)
-        for path in [Path(store.content.path(Digest(digest)))] if digest else list(folder.glob(name)):
-            path.chmod(0)
-        with pytest.raises(StorageError, match="Permission denied; choose another --root or"):
-            as_nobody(lambda: problems(store))
+    folder = tmp_path
+    while folder != folder.parent:  # pytest's are its user's alone
+        if not folder.stat().st_mode & 0o1:
+            folder.chmod(0o711)
+        folder = folder.parent
+    script = ("import os, sys; from minipull.store.store import Store; os.setuid(int(sys.argv[1]))\n"
+              "for root in sys.argv[2:]: print(Store(root).exposure())")
+    roots = [str(tmp_path / name / "root") for name in ("ann", "shared")]
+    done = subprocess.run([sys.executable, "-c", script, "1234", *roots], stdout=subprocess.PIPE, cwd=str(ROOT), check=True)
+    assert done.stdout == b"\n\n"
+    done = subprocess.run([sys.executable, "-c", script, "1235", *roots], stdout=subprocess.PIPE, cwd=str(ROOT), check=True)
+    assert done.stdout.decode() == "%s belongs to another user (1234)\n\n" % (tmp_path / "ann")
