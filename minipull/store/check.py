@@ -123,7 +123,7 @@ class _Checker:
         self._configs: Dict[Digest, Tuple[DiffID, ...]] = {}  # so that one of many manifests is parsed once
         self._shared: Dict[DiffID, DiffID] = {}  # so that the DiffIDs of many configs take their room once
         self._diff_ids: Dict[Digest, Optional[DiffID]] = {}  # of the blobs that are hashed so far
-        # Records that can't be used, and the parent, DiffID and blob of those that images need.
+        # The ChainIDs of records to be rebuilt, and the parent, DiffID and blob of those that images need.
         self._torn: Set[Digest] = set()
         self._lost: Dict[ChainID, Tuple[Optional[ChainID], DiffID, Descriptor]] = {}
 
@@ -229,32 +229,33 @@ class _StoreChecker(_Checker):
 
     def run(self) -> List[Problem]:
         """Return every problem of the store; the caches among them are rebuilt, if it can be written to."""
-        stale = self._records()
-        needed = self.needed(self._index())
-        for digest, size, path in stale:
-            if (digest, size) not in needed:
-                self._report(path, REBUILT, "blob %s of %d bytes is not stored" % (digest, size))
+        tops = self._index()
+        self._records(self.needed(tops))
         self._layout()
         self._metadata()
         self._strays()
         problems = self.compared(self._source.content.digests())
         try:
-            self._rebuild([problem.path for problem in problems if problem.kind == REBUILT])
+            self._rebuild([problem.path for problem in problems if problem.kind == REBUILT], tops)
         except StorageError as exc:
             problems = [problem if problem.kind != REBUILT else Problem(
                 problem.path, CACHE, "%s; not rebuilt: %s" % (problem.detail, exc)) for problem in problems]
         return problems
 
-    def _rebuild(self, torn: Sequence[str]) -> None:
+    def _rebuild(self, torn: Sequence[str], tops: Sequence[Descriptor]) -> None:
         """Make caches anew of what was hashed; what that can't tell is only removed.  Raises StorageError."""
         service = self._source.metadata
         for path in torn:
             with storage_errors("delete %s" % path), contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(self._source.root, path))
-            namespace, _, key = os.path.relpath(path, "metadata").replace(os.sep, "/").partition("/")
-            diff_id = self._diff_ids.get(Digest(key.replace("/", ":")))
-            if namespace == service.BY_DIGEST and diff_id is not None:
-                service.set(namespace, key, diff_id.encode())
+            *folder, algorithm, encoded = path.split(os.sep)
+            digest = Digest("%s:%s" % (algorithm, encoded))
+            diff_id = self._diff_ids.get(digest)
+            if folder == ["layers"]:
+                self._torn.add(digest)
+            elif folder[-1] == service.BY_DIGEST and diff_id is not None:
+                service.set(service.BY_DIGEST, "%s/%s" % (algorithm, encoded), diff_id.encode())
+        self.needed(tops if self._torn else ())  # for what the records should hold
         for parent, diff_id, blob in self._lost.values():
             if self._content.has(blob.digest, blob.size) and self._diff_ids.get(blob.digest) == diff_id:
                 self._source.layers.register(parent, Diff(diff_id), blob)
@@ -300,20 +301,14 @@ class _StoreChecker(_Checker):
             raise StorageError("%s has an unknown mediaType" % top.digest)
         return top
 
-    def _records(self) -> List[Tuple[Digest, int, str]]:
-        """List the blobs that are not stored and the paths of the records that name them."""
-        stale = []
+    def _records(self, needed: Set[Tuple[Digest, int]]) -> None:
         for chain_id, path in listing(self._source.layers.root):
-            self._torn.add(chain_id)
             with self._blaming(path, REBUILT):
                 layer = parse_layer(ChainID(chain_id), files.read_bytes(path, _MAX_CACHE) or b"")
-                lost = [(*blob, path) for blob in layer.blobs if not self._content.has(*blob)]
-                for digest, _ in layer.blobs:
-                    self._claims[digest][layer.diff.diff_id].append((REBUILT, path))
-                if not lost:
-                    self._torn.remove(chain_id)
-                stale += lost
-        return stale
+                for blob in layer.blobs:
+                    if blob not in needed and not self._content.has(*blob):
+                        raise StorageError("blob %s of %d bytes is not stored" % blob)
+                    self._claims[blob[0]][layer.diff.diff_id].append((REBUILT, path))
 
     def _metadata(self) -> None:
         service = self._source.metadata
