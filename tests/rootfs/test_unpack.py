@@ -219,7 +219,7 @@ def raising(event: Progress) -> None:
 
 PLAIN = Spec(raw=UPPER, compression="")
 MISSING = "^layer sha256:.* of r.example/x:1 is not stored; pull it, with --foreign if it has URLs$"
-CORRUPT = "blob sha256:[0-9a-f]{64} in the store is corrupt; run minipull check"
+CORRUPT = "blob sha256:[0-9a-f]{64} in the store is corrupt; run minipull check --repair, then pull again$"
 FAILURES: Dict[str, Failure] = {
     "layer that no layer may be": Failure(
         lambda place: place.set(packed(LOWER), packed(file(b"n") + file(b"d/.wh..") + END)),

@@ -443,6 +443,25 @@ def test_check_of_a_name_reads_only_its_blobs(store: Store, layout: Layout) -> N
     assert kinds(check(store, names=[descriptor(one.descriptor)])) >= {"image"}
 
 
+def test_what_names_share_is_read_once(store: Store, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    for twin, made in enumerate(twin_images(layout)):
+        for name in "abc":
+            keep(store, layout, made, "%s:%d" % (name, twin))
+    opened: List[str] = []
+    real = files.open_regular
+
+    def counted(path: str, flags: int = os.O_RDONLY) -> int:
+        opened.append(path)
+        return real(path, flags)
+
+    monkeypatch.setattr(files, "open_regular", counted)
+    assert problems(store) == []
+    documents = {store.content.path(Digest(digest)) for made in twin_images(layout)
+                 for digest in (made.digest, made.config["digest"])}
+    for path in map(store.content.path, store.content.digests()):  # a document is parsed, and hashed as a blob
+        assert opened.count(path) == (2 if path in documents else 1)
+
+
 def test_checking_changes_nothing(tmp_path: Path) -> None:
     made = Pulled(tmp_path)
     root = made.store.root
