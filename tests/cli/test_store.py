@@ -150,7 +150,7 @@ def test_a_store_that_others_may_change_is_told_once_or_refused(call: Call, stor
     line = "other users may change the store %s: %s is writable by all users" % (root, root)
     done = call("check")
     assert done.code == 0 and done.err == "warning: %s\n" % line
-    for quiet in (["pull", "-q", stored], ["pull", "--progress", "none", stored]):
+    for quiet in (["pull", "-q", stored], ["pull", "--progress", "none", stored], ["unpack", "-q", stored, home / "rootfs"]):
         assert call(*quiet).line == "minipull: warning: %s\n" % line
     config = home / "config.json"
     config.write_text('{"strict-store": true}')

@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Sequence, Set
@@ -376,6 +377,15 @@ def test_repair_moves_what_can_not_be_read_only_off_a_bad_sector(
     assert bool(repair(pulled.store, found)) is moved
 
 
+def test_repair_waits_for_all_others(tmp_path: Path) -> None:
+    pulled = Pulled(tmp_path)
+    Path(pulled.files["layer"][0]).write_bytes(b"?")
+    before = blobs(pulled.store)
+    with pulled.store.reading(), pytest.raises(StorageError, match="is locked by"):
+        repair(Store(pulled.store.root, timeout=0), problems(pulled.store))
+    assert blobs(pulled.store) == before
+
+
 def test_two_repairs_at_once_move_a_blob_once(tmp_path: Path) -> None:
     pulled = Pulled(tmp_path)
     Path(pulled.files["layer"][0]).write_bytes(b"?")
@@ -410,20 +420,21 @@ def test_a_layer_that_came_broken_is_not_rotten(store: Store, layout: Layout) ->
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs another user")
 @pytest.mark.parametrize("name, mode", [
-    ("index.json", 0o000), ("layer", 0o000), ("config", 0o000), ("manifest", 0o000), ("blobs/sha256", 0o400),
-    ("blobs", 0o600), ("", 0o700)])
-def test_what_another_user_may_not_read_is_no_damage(tmp_path: Path, name: str, mode: int) -> None:
-    pulled = Pulled(tmp_path)
-    for folder, _, names in os.walk(str(tmp_path)):
-        os.chmod(folder, 0o755)
-        for item in names:
-            os.chmod(os.path.join(folder, item), 0o644)
-    os.chmod(pulled.files[name][0] if name in pulled.files else os.path.join(pulled.store.root, name), mode)
-    script = ("import os; from minipull.store.check import *; os.setuid(65534); store = Store(%r)\n"
-              "try: found = check(store)\n"
-              "except StorageError as exc: print(exc)\n"
-              "else: print({p.kind for p in found} - HARMLESS, remedy(found))" % pulled.store.root)
-    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=str(ROOT), check=True)
+    ("index.json", 0o000), ("layer", 0o000), ("config", 0o000), ("manifest", 0o000), ("blobs/sha256", 0o700), ("blobs/sha256", 0o744),
+    ("blobs", 0o700), ("blobs", 0o744), ("", 0o700)])
+def test_what_another_user_may_not_read_is_no_damage(name: str, mode: int) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        pulled = Pulled(Path(folder))
+        for path, _, names in os.walk(str(folder)):
+            os.chmod(path, 0o755)
+            for item in names:
+                os.chmod(os.path.join(path, item), 0o644)
+        os.chmod(pulled.files[name][0] if name in pulled.files else os.path.join(pulled.store.root, name), mode)
+        script = ("import os; from minipull.store.check import *; os.setuid(65534); store = Store(%r)\n"
+                  "try: found = check(store)\n"
+                  "except StorageError as exc: print(exc)\n"
+                  "else: print({p.kind for p in found} - HARMLESS, remedy(found))" % pulled.store.root)
+        done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=str(ROOT), check=True)
     text = done.stdout.decode()
     assert "run as its owner" in text and "damage" not in text and "missing" not in text
     assert "'permission'" in text or "Permission denied" in text
