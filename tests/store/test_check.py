@@ -420,8 +420,8 @@ def test_a_layer_that_came_broken_is_not_rotten(store: Store, layout: Layout) ->
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs another user")
 @pytest.mark.parametrize("name, mode", [
-    ("index.json", 0o000), ("layer", 0o000), ("config", 0o000), ("manifest", 0o000), ("blobs/sha256", 0o700), ("blobs/sha256", 0o744),
-    ("blobs", 0o700), ("blobs", 0o744), ("", 0o700)])
+    ("index.json", 0o000), ("layer", 0o000), ("config", 0o000), ("manifest", 0o000), ("blobs/sha256", 0o700),
+    ("blobs/sha256", 0o744), ("blobs", 0o700), ("blobs", 0o744), ("", 0o700)])
 def test_what_another_user_may_not_read_is_no_damage(name: str, mode: int) -> None:
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         pulled = Pulled(Path(folder))
