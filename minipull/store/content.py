@@ -124,7 +124,9 @@ class ContentStore(BlobSource):
                 if extension == ".json":
                     if os.path.isfile(path) and not os.path.lexists(partial):
                         Ingest.remove(path)
-                elif horizon and os.path.isfile(path) and os.stat(path).st_mtime < horizon:
+                elif horizon and os.lstat(path).st_mtime < horizon:
+                    if os.path.islink(path):  # moved away by check --repair
+                        Ingest.remove(path)
                     with contextlib.suppress(StorageError), files.locked(path, True, timeout=0, flags=os.O_RDWR):
                         Ingest.remove(path)
 
