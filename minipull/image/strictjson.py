@@ -2,14 +2,23 @@
 """JSON from outside, read one way only.
 
 Foreign bytes become typed values, or InvalidDocument is raised, which begins with
-``source``, the document.  A null string, array or object counts as absent, as in Go.
+``source``, the document, or PolicyError where the values would take too much memory.
+A null string, array or object counts as absent, as in Go.
 """
 import json
+import math
+import re
 from typing import Any, Dict, List, Mapping, Tuple, TypeVar
 
 from ..digest import Digest
-from ..errors import InvalidDocument
+from ..errors import InvalidDocument, PolicyError
 
+MAX_MEMORY = 33 << 20  # bytes of a document, of its text and of all its values
+
+#: Bytes that values take at most (CPython 3.6), by the marks outside of strings that come with them.
+_COSTS = ((b"{", 220), (b":", 150), (b"[", 110), (b",", 40))
+_LONE_SURROGATE = re.compile(br"\\u[dD][89abAB](?!..\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F]")
+_WIDE = ((4, re.compile(br"[\xf0-\xff]|\\u[dD]")), (2, re.compile(br"[\xc4-\xff]|\\u(?!00)")))  # bytes a character
 _KINDS: Dict[type, str] = {str: "a string", list: "an array", dict: "an object"}
 _T = TypeVar("_T")
 
@@ -24,13 +33,31 @@ def parse_json(data: bytes, source: str) -> Dict[str, Any]:
 
 def parse_value(data: bytes, source: str) -> object:
     """Parse any JSON value by the same rules."""
+    check_memory(data, source)
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_int=_integer)
-        # Lone surrogates, NaN, Infinity and 1e999 are found by writing the values again.
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
+        if b"\\u" in data and _LONE_SURROGATE.search(data.replace(br"\\", b"--")):
+            raise ValueError("lone surrogate")
+        return json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_int=_number,
+                          parse_float=_number, parse_constant=_number)
     except (ValueError, RecursionError, MemoryError) as exc:
         raise InvalidDocument("%s: invalid JSON: %s" % (source, str(exc)[:150])) from None
-    return value
+
+
+def check_memory(data: bytes, source: str) -> None:
+    """Raise PolicyError if JSON would take more than MAX_MEMORY; what it holds is counted, not built."""
+    marks = data.replace(br"\\", b"--")  # so that every other backslash begins an escape of its own
+    width = next((width for width, pattern in _WIDE if pattern.search(marks)), 1)
+    cost = len(data) * (1 + 2 * width) + 70 * (marks.count(b"\\") + data.count(br"\\"))
+    marks = marks.replace(br"\"", b"--")
+    within = 0  # 1 if a piece begins within a string
+    for start in range(0, len(marks), 1 << 12):
+        parts = marks[start:start + (1 << 12)].split(b'"')
+        outside = b"".join(parts[within::2])
+        cost += 20 * (len(parts) - 1) + sum(outside.count(mark) * size for mark, size in _COSTS)
+        within = (within + len(parts) - 1) % 2
+    if cost > MAX_MEMORY:
+        raise PolicyError("%s: its JSON would take %d MiB of memory, the limit is %d" % (
+            source, (cost >> 20) + 1, MAX_MEMORY >> 20))
 
 
 def _unique(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
@@ -42,9 +69,12 @@ def _unique(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
     return result
 
 
-def _integer(text: str) -> float:
+def _number(text: str) -> float:
     # int() is quadratic; the interpreters that limit it differ in where.
-    return int(text) if len(text) < 400 else float("inf")
+    value = int(text) if len(text) < 400 and text.lstrip("-").isdigit() else float(text)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("number out of range: " + text[:20])
+    return value
 
 
 def compact(value: object) -> bytes:

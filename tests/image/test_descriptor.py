@@ -48,8 +48,8 @@ AMBIGUOUS_JSON: Dict[str, bytes] = {
     "trailing garbage": b'{"a": 1}\x00',
     "control character": b'{"a": "\n"}',
     "deep array": b'{"a": ' + b"[" * 200000 + b"]" * 200000 + b"}",
-    "deep object": b'{"a": ' * 200000 + b"1" + b"}" * 200000,
-    "unclosed": b'{"a": ' * 200000,
+    "deep object": b'{"a": ' * 50000 + b"1" + b"}" * 50000,
+    "unclosed": b'{"a": ' * 50000,
 }
 
 
@@ -80,9 +80,9 @@ def test_valid_json_keeps_every_value() -> None:
 
 
 def test_a_duplicate_among_very_many_keys_is_found_in_linear_time() -> None:
-    keys = ['"%d": 0' % i for i in range(200000)]
-    assert len(parse_json(("{%s}" % ", ".join(keys)).encode(), "x")) == 200000
-    with pytest.raises(InvalidDocument, match="duplicate key '199999'"):
+    keys = ['"%d": 0' % i for i in range(100000)]
+    assert len(parse_json(("{%s}" % ", ".join(keys)).encode(), "x")) == 100000
+    with pytest.raises(InvalidDocument, match="duplicate key '99999'"):
         parse_json(("{%s}" % ", ".join(keys + keys[-1:])).encode(), "x")
 
 

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""No document takes a command more than 64 MB, whatever is in it."""
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Callable, Dict, List, Tuple
+
+import pytest
+
+from tests.kit import images
+from tests.kit.archives import pack
+from tests.kit.images import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, Layout
+from tests.kit.processes import minipull_env
+from tests.kit.pulls import rewrite, serve
+from tests.kit.servers import ScriptedServer, content, reply
+
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="the peak of a process, as Linux tells it")
+
+MEGABYTE = 1 << 20
+MEASURED = """if 1:
+    import sys
+    from minipull.cli.main import main
+    code = main(sys.argv[1:])
+    with open("/proc/self/status") as status:
+        fields = dict(line.split(":", 1) for line in status)
+    sys.stdout.flush()
+    sys.stderr.write("\\n%d %s\\n" % (code, fields["VmHWM"].split()[0]))
+    """
+
+#: By what they fill a memory with: values of a few bytes each, which take up to fifty times as much.
+FLOODS: Dict[str, Tuple[bytes, bytes, bytes]] = {
+    "objects": (b"[", b"{}", b"]"), "arrays": (b"[", b"[[]]", b"]"), "strings": (b"[", b'"ab"', b"]"),
+    "members": (b"[", b'{"a":0}', b"]"), "escapes": (b'["', b"\\u4e00", b'"]'),
+    "wide": (b'["', b"x", '\U0001f600"]'.encode())}
+
+
+def flood(kind: str, size: int) -> bytes:
+    """A JSON array of about ``size`` bytes."""
+    start, piece, ending = FLOODS[kind]
+    comma = b"" if b'"' in start else b","
+    return start + (piece + comma) * (size // len(piece + comma)) + piece + ending
+
+
+def flooded(document: Dict[str, object], kind: str, size: int) -> bytes:
+    """A document of no more than ``size`` bytes with such an array besides."""
+    raw = json.dumps(dict(document, more=0)).encode()
+    return raw.replace(b'"more": 0', b'"more": ' + flood(kind, size - len(raw) - 64))
+
+
+class World:
+    """A registry whose answers, an archive and a store whose files are floods."""
+
+    def __init__(self, tmp_path: Path, server: ScriptedServer) -> None:
+        self.path = tmp_path
+        self.server = server
+        self.layout, self.image = images.single(tmp_path / "layout")
+        serve(server, self.layout)
+        self.ref = "%s/r" % server.host
+
+    def measured(self, *args: str) -> Tuple[int, int, str]:
+        """The exit code of a command, its peak in MB, and its errors."""
+        env = minipull_env(self.path)
+        done = subprocess.run([sys.executable, "-c", MEASURED, "--root", str(self.path / "store"), *args],
+                              env=env, cwd=self.path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=60)
+        *text, last = done.stderr.decode().strip().splitlines()
+        code, peak = last.split()
+        return int(code), int(peak) // 1000, "\n".join(text)
+
+
+def as_manifest(world: World, kind: str) -> List[str]:
+    raw = flooded(json.loads(world.image.raw), kind, 8 * MEGABYTE)
+    world.server.on("GET", "/manifests/", content(raw, OCI_MANIFEST, ranges=False))
+    return ["pull", world.ref]
+
+
+def as_index(world: World, kind: str) -> List[str]:
+    raw = flooded({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}, kind, 8 * MEGABYTE)
+    world.server.on("GET", "/manifests/", content(raw, OCI_INDEX, ranges=False))
+    return ["copy", "docker://" + world.ref, "oci:%s" % (world.path / "copy")]
+
+
+def as_config(world: World, kind: str) -> List[str]:
+    config = json.loads(world.layout.read(world.image.config["digest"]))
+    rewrite(world.layout, config=world.layout.blob(flooded(config, kind, 8 * MEGABYTE), OCI_CONFIG))
+    serve(world.server, world.layout)
+    return ["pull", world.ref]
+
+
+def as_archive(world: World, kind: str) -> List[str]:
+    (world.path / "archive").write_bytes(pack({"manifest.json": flood(kind, 8 * MEGABYTE - 64)}))
+    return ["load", "-i", str(world.path / "archive")]
+
+
+def as_store(world: World, kind: str) -> List[str]:
+    (world.path / "store").mkdir()
+    raw = flooded({"schemaVersion": 2, "manifests": []}, kind, 12 * MEGABYTE)
+    (world.path / "store" / "index.json").write_bytes(raw)
+    return ["images"]
+
+
+def as_tags(world: World, kind: str) -> List[str]:
+    world.server.on("GET", "/tags/list", reply(200, flooded({"name": "r"}, kind, 8 * MEGABYTE)))
+    return ["tags", world.ref]
+
+
+PLACES: Dict[str, Callable[[World, str], List[str]]] = {
+    "manifest": as_manifest, "index": as_index, "config": as_config, "archive": as_archive, "store": as_store,
+    "tags": as_tags}
+CASES = [(place, kind) for place in PLACES for kind in FLOODS if place == "manifest" or kind == "members"]
+
+
+@pytest.mark.parametrize("place, kind", CASES, ids=["%s of %s" % case for case in CASES])
+def test_a_flood_of_values_is_refused_within_64_megabytes(
+        place: str, kind: str, tmp_path: Path, server: ScriptedServer) -> None:
+    world = World(tmp_path, server)
+    code, peak, text = world.measured(*PLACES[place](world, kind))
+    assert peak < 64, text
+    assert code == (7 if place == "store" else 9), text
+    assert "its JSON would take" in text.splitlines()[-1] and len(text) < 1000
