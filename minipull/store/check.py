@@ -276,10 +276,10 @@ class _StoreChecker(_Checker):
             data = files.read_bytes(path, _MAX_FILE)
             if data is None:
                 return []
-            for entry in parse_index(data, "index.json"):
+            index = parse_index(data, "index.json")
+            for entry in index["manifests"]:
                 with self._blaming(path, "name"):
                     tops.append(self._entry(entry))
-            index = parse_json(data, "index.json")
             # Other tools may omit mediaType or add members; a flipped byte in its key does both at once.
             unclear = "mediaType" in index or not set(index) <= _INDEX_MEMBERS
             if unclear and index.get("mediaType") != OCI_INDEX:

@@ -17,9 +17,9 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Se
 
 from .. import files
 from ..digest import ALGORITHMS, Digest
-from ..errors import Error, InvalidDocument, InvalidReference, StorageError, storage_errors
+from ..errors import Error, InvalidDocument, InvalidReference, PolicyError, StorageError, storage_errors
 from ..image.descriptor import OCI_INDEX, Descriptor
-from ..image.strictjson import compact, objects_at, parse_json
+from ..image.strictjson import check_memory, compact, objects_at, parse_json
 from ..reference import Reference
 from .content import ContentStore
 
@@ -28,7 +28,7 @@ IMAGE_NAME = "io.containerd.image.name"
 SOURCE_DIGEST = "io.minipull.source.digest"
 LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 _EMPTY = b'{"schemaVersion":2,"mediaType":"%s","manifests":[]}' % OCI_INDEX.encode()
-_MAX_INDEX = 64 << 20  # bytes
+_MAX_INDEX = 16 << 20  # bytes; strictjson.MAX_MEMORY is reached before, by 8,000 names
 
 
 class Association(NamedTuple):
@@ -79,7 +79,7 @@ class ReferenceStore(Names):
                 return []
             identity = (status.st_ino, status.st_size, status.st_mtime_ns)
             if self._read[0] != identity:
-                self._read = (identity, parse_index(self._bytes(), self.path))
+                self._read = (identity, parse_index(self._bytes(), self.path)["manifests"])
             return self._read[1]
 
     def set(self, name: Reference, descriptor: Descriptor, source: Digest,
@@ -110,8 +110,9 @@ class ReferenceStore(Names):
         for directory in (os.path.dirname(self.path), self._scratch):
             files.make_directory(directory)
         with files.locked(self._lock, True, pause, self._timeout):
-            data = self._bytes()
-            before = parse_index(data, self.path)
+            former = self._bytes()
+            index = parse_index(former, self.path)
+            before = index.pop("manifests")
             entries = list(before)
             yield entries
             # All that the index names is durable before, also if a run that was killed has put it there.
@@ -119,11 +120,14 @@ class ReferenceStore(Names):
             if entries != before:
                 if not os.path.exists(self._layout):
                     files.write_atomic(self._layout, LAYOUT, self._scratch)
+                index["mediaType"] = OCI_INDEX
+                # Entry by entry, since the encoder takes several times the memory of its text.
+                data = b'%s,"manifests":[%s]}' % (compact(index)[:-1], b",".join(map(compact, entries)))
+                check_memory(data, "%s with %d entries" % (self.path, len(entries)))
                 if before:
                     with contextlib.suppress(StorageError):  # it is worth no failure
-                        files.write_atomic(self.path + ".bak", data, self._scratch)
-                index = dict(parse_json(data, self.path), mediaType=OCI_INDEX, manifests=entries)
-                files.write_atomic(self.path, compact(index), self._scratch)
+                        files.write_atomic(self.path + ".bak", former, self._scratch)
+                files.write_atomic(self.path, data, self._scratch)
 
     def _bytes(self) -> bytes:
         try:
@@ -141,14 +145,14 @@ def check_name(name: Reference) -> None:
         raise InvalidReference("refusing to create an ambiguous tag using digest algorithm as name")
 
 
-def parse_index(data: bytes, source: str) -> List[Dict[str, Any]]:
-    """List the entries of our own index.json; raises StorageError."""
+def parse_index(data: bytes, source: str) -> Dict[str, Any]:
+    """Parse our own index.json, whose ``manifests`` are objects; raises StorageError."""
     try:
         index = parse_json(data, source)
         if index.get("schemaVersion") != 2 or "manifests" not in index:
             raise InvalidDocument("%s: not an image index" % source)
-        return list(objects_at(index, "manifests", source))
-    except InvalidDocument as exc:
+        return dict(index, manifests=list(objects_at(index, "manifests", source)))
+    except (InvalidDocument, PolicyError) as exc:
         raise StorageError(
             "%s; move it away, and put index.json.bak, the one before, in its place if there is one, or pull"
             " or load the images again" % exc) from exc

@@ -10,11 +10,12 @@ from typing import Any, Dict, List
 
 import pytest
 
+from minipull.image import strictjson
 from minipull.store import references
 from minipull.image.descriptor import OCI_INDEX, OCI_MANIFEST, Descriptor
 from minipull.image.platform import Platform
 from minipull.digest import Digest
-from minipull.errors import Cancelled, InvalidReference, StorageError
+from minipull.errors import Cancelled, InvalidReference, PolicyError, StorageError
 from minipull.reference import Reference
 from minipull.store.references import Association, ReferenceStore, association, parse_index
 from minipull.cancel import Cancel
@@ -173,6 +174,20 @@ def test_an_endless_index_is_not_read(store: ReferenceStore) -> None:
         store.all()
 
 
+def test_an_index_that_could_not_be_read_again_is_not_written(
+        store: ReferenceStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strictjson, "MAX_MEMORY", 40000)
+    count = 0
+    with pytest.raises(PolicyError, match="index.json with [0-9]+ entries: its JSON would take"):
+        for count in range(1000):
+            store.set(Reference.parse("busybox:%d" % count), manifest(), ONE)
+    assert 3 < count < 30 and len(names(store)) == len(names(make(tmp_path))) == count
+    assert store.delete(Reference.parse("busybox:0").docker_ref())
+    Path(store.path).write_bytes(b'{"schemaVersion":2,"manifests":[%s{}]}' % (b"{}," * 1000))
+    with pytest.raises(StorageError, match="its JSON would take.*move it away"):
+        store.all()
+
+
 def test_no_index_is_read_or_locked_through_a_link(store: ReferenceStore, tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(b'{"schemaVersion":2,"manifests":[]}')
     os.symlink("secret", store.path)
@@ -185,7 +200,7 @@ def test_no_index_is_read_or_locked_through_a_link(store: ReferenceStore, tmp_pa
 
 
 def test_parse_index_gives_the_entries() -> None:
-    assert parse_index(json.dumps({"schemaVersion": 2, "manifests": OTHERS}).encode(), "x") == OTHERS
+    assert parse_index(json.dumps({"schemaVersion": 2, "manifests": OTHERS}).encode(), "x")["manifests"] == OTHERS
 
 
 # -- several writers -----------------------------------------------------------
