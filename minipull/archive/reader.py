@@ -23,7 +23,7 @@ from ..files import write_all
 from ..image import manifest
 from ..image.config import ImageConfig
 from ..image.descriptor import (
-    DOCKER_CONFIG, DOCKER_MANIFEST, DOCKER_TAR, INDEX_TYPES, MANIFEST_TYPES, Descriptor, is_foreign, select)
+    DOCKER_CONFIG, DOCKER_MANIFEST, DOCKER_TAR, Descriptor, is_foreign, select)
 from ..image.manifest import MAX_LAYERS, MAX_MANIFEST, Index, Manifest, is_runnable
 from ..image.strictjson import as_object, compact, object_at, parse_json, parse_value, string_at, strings_at
 from ..image.tar import Reader
@@ -141,7 +141,7 @@ class Archive(ImageSource):
         lost: Dict[Digest, Optional[Digest]] = {}  # for each document the first blob that it lacks, or None
         whole: Dict[Digest, Dict[Digest, Descriptor]] = {}  # for each document those below that lack nothing
         for entry in index.manifests:
-            if entry.media_type not in MANIFEST_TYPES | INDEX_TYPES:
+            if not entry.is_document:
                 continue
             for item, document in walk(entry, self.stored, seen=seen, bounds=bounds):
                 if document is not None:
@@ -173,7 +173,7 @@ class Archive(ImageSource):
         """
         needed, manifests = list(document.blobs), document.manifests if isinstance(document, Index) else ()
         for child in manifests:
-            if child.media_type not in MANIFEST_TYPES | INDEX_TYPES:
+            if not child.is_document:
                 needed.append(child)
             elif lost.get(child.digest, child.digest) is not None:
                 return lost.get(child.digest, child.digest)

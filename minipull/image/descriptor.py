@@ -3,6 +3,8 @@
 
 Spec: image-spec, descriptor.md and media-types.md; moby's "Image Manifest Version 2, Schema 2".
 """
+import base64
+import contextlib
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from ..digest import Digest
@@ -26,6 +28,7 @@ SCHEMA1 = "application/vnd.docker.distribution.manifest.v1+json"
 SCHEMA1_SIGNED = "application/vnd.docker.distribution.manifest.v1+prettyjws"
 MANIFEST_TYPES = frozenset((OCI_MANIFEST, DOCKER_MANIFEST))
 INDEX_TYPES = frozenset((OCI_INDEX, DOCKER_LIST))
+MAX_DATA = 1 << 20  # bytes of inline content
 
 
 def is_foreign(media_type: str) -> bool:
@@ -34,14 +37,18 @@ def is_foreign(media_type: str) -> bool:
 
 
 def select(platform: Platform, descriptors: Sequence["Descriptor"]) -> List["Descriptor"]:
-    """Return the descriptors that run on a platform, the best first, those that name none last (containerd)."""
+    """Return the descriptors that run on a platform, the best first (containerd).
+
+    Those with os.features that nobody asked for come after the others, those of no platform last.
+    """
     order = preference(platform)
     ranked = []
     for descriptor in descriptors:
         offered = descriptor.platform
-        ranks = [rank for rank, runnable in enumerate(order) if offered and runnable.matches(offered)]
+        ranks = [(bool(set(offered.os_features) - set(platform.os_features)), rank)
+                 for rank, runnable in enumerate(order) if offered and runnable.matches(offered)]
         if ranks or offered is None:
-            ranked.append((ranks[0] if ranks else len(order), descriptor))
+            ranked.append((ranks[0] if ranks else (True, len(order)), descriptor))
     return [descriptor for _, descriptor in sorted(ranked, key=lambda pair: pair[0])]
 
 
@@ -54,6 +61,7 @@ class Descriptor(NamedTuple):
     annotations: Optional[Mapping[str, str]] = None
     platform: Optional[Platform] = None
     artifact_type: str = ""
+    data: bytes = b""  # the content itself, if it came along and has this digest and size
 
     @classmethod
     def of(cls, data: bytes, media_type: str) -> "Descriptor":
@@ -61,17 +69,23 @@ class Descriptor(NamedTuple):
         return cls(media_type, Digest.of(data), len(data))
 
     @classmethod
-    def from_json(cls, obj: object, source: str) -> "Descriptor":
-        """Parse a descriptor; raises InvalidDocument."""
-        if not isinstance(obj, dict) or not obj.get("mediaType"):
+    def from_json(cls, obj: object, source: str, media_type: str = "") -> "Descriptor":
+        """Parse a descriptor; ``media_type`` stands in for a missing one.  Raises InvalidDocument."""
+        if not isinstance(obj, dict) or not (obj.get("mediaType") or media_type):
             raise InvalidDocument("%s: not a descriptor, it has no mediaType" % source)
         notes = object_at(obj, "annotations", source)
         platform = Platform.from_json(object_at(obj, "platform", source), source)
+        digest, size = digest_at(obj, "digest", source), int_at(obj, "size", source)
         return cls(
-            string_at(obj, "mediaType", source), digest_at(obj, "digest", source),
-            int_at(obj, "size", source), strings_at(obj, "urls", source),
+            string_at(obj, "mediaType", source) or media_type, digest, size, strings_at(obj, "urls", source),
             {key: string_at(notes, key, source) for key in notes} or None,
-            platform if any(platform) else None, string_at(obj, "artifactType", source))
+            platform if any(platform) else None, string_at(obj, "artifactType", source),
+            _inline(obj.get("data"), digest, size))
+
+    @property
+    def is_document(self) -> bool:
+        """Whether this is a manifest or index, of a kind that we know."""
+        return self.media_type in MANIFEST_TYPES or self.media_type in INDEX_TYPES
 
     def to_json(self) -> Dict[str, Any]:
         members = {
@@ -83,3 +97,12 @@ class Descriptor(NamedTuple):
 
     def __str__(self) -> str:
         return self.digest.short
+
+
+def _inline(text: object, digest: Digest, size: int) -> bytes:
+    """Decode the inline content of a descriptor; empty if it is not what digest and size say, or not small."""
+    data = b""
+    if isinstance(text, str) and size <= MAX_DATA and len(text) <= (size + 2) // 3 * 4:
+        with contextlib.suppress(ValueError):
+            data = base64.b64decode(text, validate=True)
+    return data if len(data) == size and Digest.of(data, digest.algorithm) == digest else b""

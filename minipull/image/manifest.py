@@ -69,7 +69,12 @@ class Index(NamedTuple):
     @property
     def offered(self) -> List[Descriptor]:
         """The entries of a kind that we know."""
-        return [entry for entry in self.manifests if entry.media_type in MANIFEST_TYPES | INDEX_TYPES]
+        return [entry for entry in self.manifests if entry.is_document]
+
+    @property
+    def unknown(self) -> List[Descriptor]:
+        """The other entries, each a manifest or a blob, which are kept as they are."""
+        return [entry for entry in self.manifests if not entry.is_document]
 
 
 Document = Union[Manifest, Index]
@@ -100,7 +105,9 @@ def parse(raw: bytes, content_type: str = "", source: str = "manifest") -> Docum
         subject = Descriptor.from_json(obj["subject"], source + ": subject")
     if media_type in MANIFEST_TYPES:
         layers = _descriptors(obj, "layers", source, MAX_LAYERS)
-        config = Descriptor.from_json(obj.get("config"), source + ": config")
+        # Docker and skopeo take a config without a mediaType as well.
+        usual = OCI_CONFIG if media_type == OCI_MANIFEST else DOCKER_CONFIG
+        config = Descriptor.from_json(obj.get("config"), source + ": config", usual)
         return Manifest(
             raw, Digest.of(raw), media_type, config, layers, string_at(obj, "artifactType", source), subject)
     if media_type in INDEX_TYPES:
@@ -137,8 +144,8 @@ def detect(obj: Mapping[str, Any], source: str, claimed: str = "") -> str:
 def is_schema1(raw: bytes, content_type: str = "") -> bool:
     """Whether a manifest is of schema 1, by its Content-Type or else by its members."""
     claimed = content_type.partition(";")[0].strip().lower()
-    with contextlib.suppress(InvalidDocument):
-        if claimed in NO_CLAIM:
+    with contextlib.suppress(InvalidDocument, PolicyError):
+        if claimed in NO_CLAIM and b'"fsLayers"' in raw:
             claimed = detect(parse_json(raw, "manifest"), "manifest")
     return claimed in (SCHEMA1, SCHEMA1_SIGNED)
 

@@ -92,8 +92,7 @@ class ImageSource:
 
     def stored(self, descriptor: Descriptor) -> Optional[Document]:
         """Return a manifest or index, or None if it is missing or of another kind; raises as document()."""
-        is_document = descriptor.media_type in MANIFEST_TYPES | INDEX_TYPES
-        stored = is_document and self.content.size(descriptor.digest) is not None
+        stored = descriptor.is_document and self.content.size(descriptor.digest) is not None
         return self.document(descriptor) if stored else None
 
     def walk(self, top: Descriptor, document: Optional[Document] = None,

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import base64
 import json
 from typing import Any, Callable, Dict, List, Mapping, Tuple
 
@@ -163,6 +164,27 @@ def test_unknown_and_empty_members_of_a_descriptor_are_ignored() -> None:
     assert Descriptor.from_json(extra, "x") == Descriptor(OCI_MANIFEST, DIGEST, 7)
 
 
+INLINE: List[Tuple[object, bool]] = [
+    ("Y29udGVudA==", True), ("Y29udGVudA", False), ("Y29udGVudA=", False), (" Y29udGVudA==", False),
+    ("Y29u\ndGVudA==", False),
+    ("Y29udGVudB==", True), ("Y29udGVuZA==", False), ("Y29udGVudA==Y29udGVudA==", False), ("Y2-_dGVudA==", False),
+    ("\u00e9", False), ("", False), (None, False), (7, False), ([], False), ("A" * 4000000, False)]
+
+
+@pytest.mark.parametrize("text, used", INLINE, ids=lambda value: ascii(value)[:30])
+def test_inline_content_is_used_where_it_is_what_the_descriptor_says(text: object, used: bool) -> None:
+    found = Descriptor.from_json(dict(JSON, data=text), "x")
+    assert found == Descriptor(OCI_MANIFEST, DIGEST, 7, data=b"content" if used else b"")
+    assert found.to_json() == JSON
+
+
+def test_inline_content_of_more_than_a_mebibyte_is_not_kept() -> None:
+    for size, used in ((1 << 20, True), ((1 << 20) + 1, False)):
+        data = bytes(size)
+        obj = dict(Descriptor.of(data, "x").to_json(), data=base64.b64encode(data).decode())
+        assert bool(Descriptor.from_json(obj, "x").data) is used
+
+
 @pytest.mark.parametrize("change", [
     {"mediaType": ""}, {"mediaType": None}, {"mediaType": 1}, {"mediaType": ["x"]}, {"size": "7"},
     {"urls": "https://x"}, {"urls": [None, 1]}, {"annotations": {"a": 1}}, {"annotations": []},
@@ -281,6 +303,27 @@ def test_selection_is_by_preference_then_by_position_and_no_platform_is_last() -
         entry("unknown/unknown"), entry("", "nor here")]
     order = [2, 5, 4, 1, 0, 7]
     assert select(platform("linux/arm64"), entries) == [entries[i] for i in order]
+
+
+FEATURES = [  # os.features asked for, those of the entries, the order
+    ([], [["x"], [], ["y"]], [1, 0, 2]), ([], [[], ["x"]], [0, 1]), ([], [["x"], ["x", "y"]], [0, 1]),
+    (["x"], [["x"], []], [0, 1]), (["x"], [["x", "y"], ["x"], []], [1, 2, 0]),
+    (["x", "y"], [["y", "x"], ["z"], []], [0, 2, 1])]
+
+
+@pytest.mark.parametrize("asked, entries, order", FEATURES)
+def test_an_entry_with_features_that_nobody_asked_for_comes_after_those_without(
+        asked: List[str], entries: List[List[str]], order: List[int]) -> None:
+    host = Platform("linux", "amd64", os_features=tuple(asked))
+    offered = [Descriptor(OCI_MANIFEST, DIGEST, n, platform=Platform("linux", "amd64", os_features=tuple(features)))
+               for n, features in enumerate(entries)]
+    assert [found.size for found in select(host, offered)] == order
+
+
+def test_a_weaker_variant_comes_before_features_that_nobody_asked_for() -> None:
+    special = entry("linux/arm64")._replace(platform=Platform("linux", "arm64", os_features=("sve",)))
+    entries = [entry("", "no platform"), special, entry("linux/arm/v7"), entry("linux/arm64")]
+    assert select(platform("linux/arm64"), entries) == [entries[i] for i in (3, 2, 1, 0)]
 
 
 def test_an_attestation_is_never_selected() -> None:

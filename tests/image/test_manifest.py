@@ -114,6 +114,17 @@ def test_a_content_type_is_compared_without_case_and_parameters(
     assert manifest.parse(encode(obj), content_type).media_type == OCI_MANIFEST
 
 
+@pytest.mark.parametrize("manifest_type, config_type", [(OCI_MANIFEST, OCI_CONFIG), (DOCKER_MANIFEST, DOCKER_CONFIG)])
+@pytest.mark.parametrize("absent", [{}, {"mediaType": ""}, {"mediaType": None}], ids=["absent", "empty", "null"])
+def test_a_config_without_a_media_type_is_of_the_manifests_own_kind(
+        manifest_type: str, config_type: str, absent: JSON) -> None:
+    config = dict(without(descriptor("x", b"{}"), "mediaType"), **absent)
+    raw = encode(image(manifest_type, config=config))
+    found = manifest.parse(raw)
+    assert isinstance(found, Manifest) and manifest.is_runnable(found)
+    assert found.config == Descriptor(config_type, Digest.of(b"{}"), 2) and found.raw == raw
+
+
 REFUSED: Mapping[str, JSON] = {
     "image and index": image(manifests=[]),
     "image and null index": image(manifests=None),
@@ -126,7 +137,8 @@ REFUSED: Mapping[str, JSON] = {
     "index without manifests": without(index(), "manifests"),
     "image without config": without(image(), "config"),
     "null config": image(config=None),
-    "config without type": image(config=descriptor("")),
+    "config is empty": image(config={}),
+    "layer without type": image(layers=[descriptor("")]),
     "config is an array": image(config=[descriptor(OCI_CONFIG)]),
     "layers is an object": image(layers={}),
     "null layer": image(layers=[None]),
