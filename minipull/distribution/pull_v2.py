@@ -23,6 +23,7 @@ Where this leaves the engine:
 import contextlib
 import functools
 import os
+import threading
 from typing import Callable, List, NamedTuple, Optional, Tuple
 
 from ..cancel import Cancel
@@ -95,12 +96,12 @@ class V2Puller(NamedTuple):
         documents = [top] if self.options.all_platforms and isinstance(top, Index) else self._chosen(top)
         chosen = documents[0]
         association = Association(reference, chosen.descriptor, top.digest)
-        updated = True
+        updated, config = True, None
         with contextlib.suppress(StorageError):
             updated = former != association or any(self.store.missing(chosen.descriptor, self.options.foreign))
         if updated:
             if isinstance(chosen, Manifest):
-                self._pull_manifest(chosen, True)
+                config = self._pull_manifest(chosen, True)
             else:
                 for descriptor in self._everything(chosen):
                     child = self.store.document(descriptor)
@@ -110,7 +111,7 @@ class V2Puller(NamedTuple):
             self.store.content.put(document.digest, document.raw)
         # Also of one that is up to date: who put it there may have been killed before it was durable.
         self.store.references.set(reference, chosen.descriptor, top.digest, self.cancel.pause)
-        image = self.store.load(association)
+        image = Image(*association, config) if config else self.store.load(association)
         if image.config is not None:
             self.check_platform(image.config)
         return Pulled(image, updated)
@@ -176,23 +177,35 @@ class V2Puller(NamedTuple):
                 descriptors.append(item)
         return descriptors
 
-    def _pull_manifest(self, document: Manifest, chosen: bool) -> None:
+    def _pull_manifest(self, document: Manifest, chosen: bool) -> Optional[ImageConfig]:
         """Download every blob of a manifest; ``chosen`` if it is the image that gets the name."""
         if not is_runnable(document):
             for blob in document.blobs:
                 self._plain_blob(blob, self.cancel)
-            return
+            return None
         if len(document.layers) > ENGINE_MAX_LAYERS:
+        parsed: List[ImageConfig] = []
+        parsing = threading.Lock()
+
+        def once(cancel: Cancel) -> ImageConfig:
+            with parsing:
+                if not parsed:
+                    parsed.append(self._config(document, cancel))
+                return parsed[0]
+
+        def claimed(position: int, cancel: Cancel) -> DiffID:
+            return once(cancel).paired(document.layers)[position][1]
+
             text = "image has %d layers, docker will not load more than %d"
             self.output(Progress(message=text % (len(document.layers), ENGINE_MAX_LAYERS)))
         layers = [V2LayerDescriptor(self.repository, self.store, layer, self.options,
-                                    functools.partial(self._claimed_diff_id, document, position))
+                                    functools.partial(claimed, position))
                   for position, layer in enumerate(document.layers)]
         exact = chosen and self.options.exact
         key = "config:%s %s" % (document.config.digest, self.options.platform if exact else "")
 
         def fetch(transfer: Transfer) -> ImageConfig:
-            config = self._config(document, transfer.cancel)
+            config = once(transfer.cancel)
             if exact:
                 self.check_platform(config)
             return config
@@ -204,6 +217,8 @@ class V2Puller(NamedTuple):
                 break
             if last:
                 raise ContentMismatch("layers from manifest don't match image configuration")
+        result: ImageConfig = config
+        return result
             for descriptor, layer in zip(layers, stored):
                 self._forget(descriptor.blob.digest, layer)
 
@@ -225,10 +240,6 @@ class V2Puller(NamedTuple):
             raise
         except Error as exc:
             raise exc.within("error pulling image configuration") from exc
-
-    def _claimed_diff_id(self, document: Manifest, position: int, cancel: Cancel) -> DiffID:
-        """Return the DiffID that the image config claims for layer ``position``, unverified."""
-        return self._config(document, cancel).paired(document.layers)[position][1]
 
     def check_platform(self, config: ImageConfig) -> None:
         """Warn if an image is for another platform; raise NotFound if the user asked for ours."""
