@@ -15,12 +15,14 @@ Where this leaves the engine:
 - a blob of up to 1 MiB goes along with the request that commits it.
 """
 import contextlib
-from typing import Callable, Iterable, Iterator, Optional, Sequence, TypeVar, Union
+import re
+from typing import Callable, Iterable, Iterator, Optional, Sequence, Tuple, TypeVar, Union
 
 from ..cancel import Cancel
-from ..digest import Buffer, Verifier
-from ..errors import ContentMismatch, Error, NetworkError
+from ..digest import Buffer, Digest, Verifier
+from ..errors import ContentMismatch, Error, InvalidDocument, NetworkError, NotFound
 from ..image.descriptor import Descriptor
+from ..image.manifest import MAX_MANIFEST
 from ..progress import Meter, Progress, discard
 from ..registry.errors import RegistryError
 from ..registry.request import Body
@@ -36,6 +38,7 @@ SEND_DELAYS = (0.2, 0.5, 1.0)  # seconds, before an upload is tried again that d
 DOCUMENT_DELAYS = (0.25, 0.5, 1.0, 2.0)  # seconds between five attempts
 SMALL = 1 << 20  # bytes; up to here a blob is sent along with its commit
 _RESUMED = frozenset((404, 408, 410, 416, 499, 500, 502, 503, 504))
+_MEDIA_TYPE = re.compile(r"[\w!#$&^.+-]{1,127}/[\w!#$&^.+-]{1,127}", re.ASCII)  # RFC 6838, 4.2
 Opener = Callable[[int, Cancel], Response]  # opens a blob at an offset in bytes
 T = TypeVar("T")
 
@@ -134,6 +137,9 @@ class RemoteBlob:
 def fetch_blob(store: Store, blob: Descriptor, source: Opener, cancel: Cancel, kind: str = "blob",
                transfer: Optional[Transfer] = None) -> None:
     """Download a blob into the store, from where an earlier attempt left it, and verify it."""
+    if blob.data:
+        store.content.put(blob.digest, blob.data)
+        return
     output = transfer.progress if transfer else discard
     with store.content.ingest(blob.digest, blob.size, cancel) as ingest:
         if ingest.complete:
@@ -161,6 +167,29 @@ def fetch_blob(store: Store, blob: Descriptor, source: Opener, cancel: Cancel, k
         if transfer is not None:
             transfer.inactive()  # the sync below may overlap the next download
         ingest.commit()
+
+
+def move_unknown(entry: Descriptor, ask: Callable[[Digest], bytes], put: Callable[[bytes], object],
+                 told: bool = True) -> bool:
+    """Move an entry of an index that is of an unknown kind as a manifest; False if it has to go as a blob.
+
+    It is a manifest if the source has it as one.  Where no source has ``told`` (a store
+    keeps manifests as blobs), it is one if the target takes it.
+    """
+    if entry.size > MAX_MANIFEST or not _MEDIA_TYPE.fullmatch(entry.media_type):
+        return False
+    refusals: Tuple[int, ...] = (404,)
+    try:
+        raw = ask(entry.digest)
+        if len(raw) != entry.size:
+            raise InvalidDocument("manifest %s is not as its index says" % entry.digest)
+        refusals = () if told else (400, 404, 405, 415)
+        put(raw)
+    except (NotFound, RegistryError) as exc:
+        if isinstance(exc, RegistryError) and exc.status not in refusals:
+            raise
+        return False
+    return True
 
 
 def persist(repository: Optional[Repository], cancel: Cancel, work: Callable[..., T], *args: object) -> T:

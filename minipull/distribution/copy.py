@@ -18,9 +18,9 @@ from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, 
 
 from ..cancel import Cancel
 from ..digest import Digest
-from ..errors import ContentMismatch, Error, InvalidReference, NotFound, PolicyError, Unsupported
+from ..errors import ContentMismatch, Error, InvalidReference, NotFound, PolicyError
 from ..image import manifest
-from ..image.descriptor import INDEX_TYPES, MANIFEST_TYPES, OCI_INDEX, Descriptor, is_foreign, select
+from ..image.descriptor import INDEX_TYPES, OCI_INDEX, Descriptor, is_foreign, select
 from ..image.manifest import Document, Index, Manifest
 from ..image.platform import Platform
 from ..image.walk import Bounds, Seen, walk
@@ -31,12 +31,12 @@ from ..registry.auth import Keyring
 from ..registry.client import Client, over_endpoints
 from ..registry.endpoints import Endpoint, RegistryService
 from ..registry.errors import RegistryError
-from ..registry.v2 import MAX_REFERRERS
+from ..registry.v2 import MAX_REFERRERS, Received
 from ..store.store import Store, host_platform
 from ..xfer.transfer import Transfer
 from ..xfer.upload import LayerUploadManager, UploadDescriptor
 from .convert import FORMATS, converted, rewritten
-from .ends import End, LayoutEnd, RegistryEnd
+from .ends import End, LayoutEnd, RegistryEnd, copy_unknown
 from .places import ARCHIVES, Place
 
 _ATTESTED = "vnd.docker.reference.digest"
@@ -195,24 +195,22 @@ class _Copy:
         return Copied(top.descriptor, self._top)
 
     def _get(self, entry: Descriptor) -> Document:
-        return self._source.get(entry.digest, self._cancel).document()
+        inline = Received(entry.data, entry.media_type, entry.digest) if entry.data else None
+        return (inline or self._source.get(entry.digest, self._cancel)).document()
 
     def _below(self, top: Document, seen: Seen, bounds: Bounds) -> List[Document]:
         """List the manifests below ``top`` that have not been seen, children first, and ``top`` itself."""
-
-        def get(entry: Descriptor) -> Document:
-            if entry.media_type not in MANIFEST_TYPES | INDEX_TYPES:
-                raise Unsupported("an index of %s can't be copied" % ascii(entry.media_type)[:100])
-            return self._get(entry)
-
-        return [document for _, document in walk(top, get, seen=seen, bounds=bounds) if document]
+        documents = walk(top, lambda entry: self._get(entry) if entry.is_document else None,
+                         seen=seen, bounds=bounds)
+        return [document for _, document in documents if document]
 
     def _filtered(self, top: Document) -> Document:
         """Return the one image of an index that was asked for, or the index without the others."""
         if not self._options.platforms or isinstance(top, Manifest):
             return top
         entries = self._leaves(top)
-        images = [entry for entry in entries if entry.platform and entry.platform.os != "unknown"]
+        images = [entry for entry in entries
+                  if entry.is_document and entry.platform and entry.platform.os != "unknown"]
         chosen: List[Descriptor] = []
         for platform in self._options.platforms:
             fitting = select(platform, images)
@@ -249,6 +247,8 @@ class _Copy:
         for document in documents:
             for blob in document.blobs:
                 jobs[blob.digest] = CopyDescriptor(self._source, self._target, blob)
+            for entry in document.unknown if isinstance(document, Index) else ():
+                jobs[entry.digest] = EntryDescriptor(self._source, self._target, entry)
         self._uploads.upload(list(jobs.values()), self._output, self._cancel, self._target.holding)
 
     # Referrers.
@@ -339,3 +339,11 @@ class CopyDescriptor(UploadDescriptor):
             result = self._target.receive(self.blob, self._source, transfer)
         transfer.progress(Progress(id=self.id, action=result))
         return result
+
+
+class EntryDescriptor(CopyDescriptor):
+    """An entry of an index that is of an unknown kind, written the way it was got: as a manifest or a blob."""
+
+    def upload(self, transfer: Transfer) -> str:
+        moved = copy_unknown(self.blob, self._source, self._target, transfer.cancel)
+        return "Pushed" if moved else super().upload(transfer)

@@ -26,7 +26,7 @@ from ..registry.v2 import Received, Repository
 from ..store.references import REF_NAME, named
 from ..store.store import ImageSource, Store, damaged
 from ..xfer.transfer import Transfer, nothing
-from .blobs import SMALL, RemoteBlob, fetch_blob, persist, send_blob
+from .blobs import SMALL, RemoteBlob, fetch_blob, move_unknown, persist, send_blob
 from .places import Place
 
 Source = Callable[[int, int], Body]  # a part of a blob, by offset and size in bytes
@@ -79,6 +79,9 @@ class RegistryEnd:
     @contextlib.contextmanager
     def reading(self, blob: Descriptor, cancel: Cancel) -> Iterator[Source]:
         """Open a blob to be sent to a registry, part by part."""
+        if blob.data:
+            yield lambda offset, size: Body.of(blob.data[offset:offset + size])
+            return
         verifier = Verifier(blob.digest.algorithm)  # of the bytes that were read without a gap
 
         def opened(offset: int, cancel: Cancel) -> Response:
@@ -108,7 +111,7 @@ class RegistryEnd:
     def fetch(self, blob: Descriptor, store: Store, transfer: Transfer) -> None:
         """Copy a blob of this end into a layout."""
         source = functools.partial(self.repository.blob, blob.digest)
-        if blob.size <= SMALL:
+        if blob.size <= SMALL and not blob.data:
             # A small blob needs no partial on disk, unless its body breaks off.
             with contextlib.suppress(NetworkError, PolicyError), source(0, transfer.cancel) as response:
                 store.content.put(blob.digest, response.read(blob.size))
@@ -236,3 +239,11 @@ class LayoutEnd:
 
 
 End = Union[RegistryEnd, LayoutEnd]
+
+
+def copy_unknown(entry: Descriptor, source: End, target: End, cancel: Cancel) -> bool:
+    """Copy an entry of an index that is of an unknown kind, if it is a manifest; False if it is a blob."""
+    return move_unknown(
+        entry, lambda digest: source.get(digest, cancel).raw,
+        lambda raw: target.put(manifest.Index(raw, entry.digest, entry.media_type, ()), cancel),
+        told=isinstance(source, RegistryEnd))

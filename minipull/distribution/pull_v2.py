@@ -29,10 +29,9 @@ from typing import Callable, List, NamedTuple, Optional, Tuple
 from ..cancel import Cancel
 from ..digest import DiffID, Digest
 from ..errors import (
-    Cancelled, ContentMismatch, Error, InvalidDocument, NetworkError, NotFound, PolicyError, StorageError,
-    Unsupported)
+    Cancelled, ContentMismatch, Error, NetworkError, NotFound, PolicyError, StorageError, Unsupported)
 from ..image.config import Image, ImageConfig
-from ..image.descriptor import INDEX_TYPES, MANIFEST_TYPES, Descriptor, is_foreign
+from ..image.descriptor import Descriptor, is_foreign
 from ..image.manifest import MAX_MANIFEST, Document, Index, Manifest, is_runnable, is_schema1
 from ..image.platform import Platform, preference
 from ..image.walk import choose, walk
@@ -47,7 +46,7 @@ from ..store.references import Association
 from ..store.store import MAX_CONFIG, Store
 from ..xfer.download import DownloadDescriptor, LayerDownloadManager
 from ..xfer.transfer import Transfer
-from .blobs import Opener, fetch_blob, persist
+from .blobs import Opener, fetch_blob, move_unknown, persist
 
 ENGINE_MAX_LAYERS = 125
 
@@ -136,11 +135,12 @@ class V2Puller(NamedTuple):
     def _received(self, reference: str) -> Received:
         return persist(self.repository, self.cancel, self.repository.manifest, reference)
 
-    def _child(self, descriptor: Descriptor) -> Document:
+    def _child(self, entry: Descriptor) -> Document:
         """Return a manifest of an index, from the store or the registry."""
         with contextlib.suppress(Error):
-            return self.store.document(descriptor)
-        return self._received(str(descriptor.digest)).document()
+            return self.store.document(entry)
+        inline = Received(entry.data, entry.media_type, entry.digest) if entry.data else None
+        return (inline or self._received(entry.digest)).document()
 
     def _chosen(self, top: Document) -> List[Document]:
         """Return the manifest of the image for our platform, and the indexes above it up to ``top``."""
@@ -160,14 +160,12 @@ class V2Puller(NamedTuple):
         """Store every document below an index; return their descriptors, since all may be 64 MiB."""
 
         def get(item: Descriptor) -> Optional[Document]:
-            if item.media_type in MANIFEST_TYPES | INDEX_TYPES:
+            if item.is_document:
                 return self._child(item)
-            if not self.store.content.has(item.digest, item.size):
-                # An entry of an unknown kind is kept as it is.
-                received = self._received(str(item.digest))
-                if len(received.raw) != item.size:
-                    raise InvalidDocument("manifest %s is not as its index says" % item.digest)
-                self.store.content.put(item.digest, received.raw)
+            put = functools.partial(self.store.content.put, item.digest)
+            if not self.store.content.has(item.digest, item.size) and not move_unknown(
+                    item, lambda digest: self._received(digest).raw, put):
+                self._plain_blob(item, self.cancel)
             return None
 
         descriptors = []
@@ -184,6 +182,8 @@ class V2Puller(NamedTuple):
                 self._plain_blob(blob, self.cancel)
             return None
         if len(document.layers) > ENGINE_MAX_LAYERS:
+            text = "image has %d layers, docker will not load more than %d"
+            self.output(Progress(message=text % (len(document.layers), ENGINE_MAX_LAYERS)))
         parsed: List[ImageConfig] = []
         parsing = threading.Lock()
 
@@ -196,8 +196,6 @@ class V2Puller(NamedTuple):
         def claimed(position: int, cancel: Cancel) -> DiffID:
             return once(cancel).paired(document.layers)[position][1]
 
-            text = "image has %d layers, docker will not load more than %d"
-            self.output(Progress(message=text % (len(document.layers), ENGINE_MAX_LAYERS)))
         layers = [V2LayerDescriptor(self.repository, self.store, layer, self.options,
                                     functools.partial(claimed, position))
                   for position, layer in enumerate(document.layers)]
@@ -217,10 +215,10 @@ class V2Puller(NamedTuple):
                 break
             if last:
                 raise ContentMismatch("layers from manifest don't match image configuration")
-        result: ImageConfig = config
-        return result
             for descriptor, layer in zip(layers, stored):
                 self._forget(descriptor.blob.digest, layer)
+        result: ImageConfig = config
+        return result
 
     def _forget(self, blob: Digest, layer: Layer) -> None:
         """Drop the cached DiffID and the record of a layer, which may be wrong."""

@@ -45,7 +45,7 @@ from ..store.metadata import V2Metadata, check_hmac, hmac_key
 from ..store.store import MAX_CONFIG, Store
 from ..xfer.transfer import Transfer
 from ..xfer.upload import LayerUploadManager, UploadDescriptor
-from .blobs import send_blob, send_stream
+from .blobs import move_unknown, send_blob, send_stream
 from .mounts import budget, by_likeness, mount_candidates
 
 #: The media type of an uncompressed layer, and its type when it has been compressed.
@@ -127,10 +127,11 @@ class V2Pusher:
         """The manifests of an image, children first; raises NotFound for one that is not stored."""
         documents = []
         for item, document in walk(image.descriptor, self.store.stored):
-            if document is None:
+            if document is not None:
+                documents.append(document)
+            elif item.is_document or not self.store.content.has(item.digest, item.size):
                 raise NotFound("%s lacks %s of its index; pull it with --all-platforms" % (
                     image.name.familiar, item.platform or item.digest))
-            documents.append(document)
         return documents
 
     def _blobs(self, documents: Sequence[Document]) -> List[PushedLayer]:
@@ -147,9 +148,17 @@ class V2Pusher:
                 layers = [V2PushDescriptor(self, blob, diff_id, may_compress=len(documents) == 1)
                           for blob, diff_id in zip(document.layers, diff_ids)]
                 jobs += layers[::-1] + [V2PushDescriptor(self, document.config, show=False)]
+            else:
+                jobs += [V2PushDescriptor(self, entry, show=False) for entry in document.unknown
+                         if not self._moved(entry)]
         results: List[PushedLayer] = self._uploads.upload(
             jobs, self.output, self.cancel, self.store.reading)
         return [result for job, result in zip(jobs, results) if job.id][::-1]
+
+    def _moved(self, entry: Descriptor) -> bool:
+        return move_unknown(
+            entry, lambda digest: self.store.content.read(digest, manifest.MAX_MANIFEST),
+            lambda raw: self.repository.put_manifest(entry.digest, raw, entry.media_type, self.cancel), told=False)
 
     def _rebuilt(self, top: Document, layers: Sequence[PushedLayer]) -> Document:
         """Return the manifest, written anew if layers were compressed while they were sent."""

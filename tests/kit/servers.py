@@ -480,11 +480,13 @@ class Uploads:
     def put(self, connection: Connection) -> None:
         """Take a manifest all of whose parts are here."""
         data = connection.body()
-        document = json.loads(data)
+        document = json.loads(data) if data.startswith(b"{") else {}
         blobs = [item["digest"] for item in document.get("layers", []) if not item.get("urls")]
         blobs += [document["config"]["digest"]] if "config" in document else []
-        children = [item["digest"] for item in document.get("manifests", [])]
-        if set(blobs) - set(self.blobs) or set(children) - set(self.manifests):
+        known = {item["digest"]: "image." in item["mediaType"] or "distribution." in item["mediaType"]
+                 for item in document.get("manifests", [])}
+        lacking = [digest for digest in set(known) - set(self.manifests) if known[digest] or digest not in self.blobs]
+        if set(blobs) - set(self.blobs) or lacking:
             return error(404, "MANIFEST_BLOB_UNKNOWN")(connection)
         digest = "sha256:" + hashlib.sha256(data).hexdigest()
         self.manifests[digest] = self.manifests[connection.request.path.rpartition("/")[2]] = data
