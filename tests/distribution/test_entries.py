@@ -9,7 +9,7 @@ import pytest
 
 import minipull
 from minipull.digest import Digest
-from minipull.errors import ContentMismatch, InvalidDocument, NotFound
+from minipull.errors import ContentMismatch, InvalidDocument, NotFound, Unsupported
 from minipull.registry.errors import RegistryError
 from minipull.store.check import check
 from minipull.store.store import Store
@@ -173,17 +173,38 @@ def test_a_manifest_that_its_index_has_inline_is_not_asked_for(
 # -- once ------------------------------------------------------------------------------
 
 
-def test_a_config_is_parsed_once_by_a_pull(
-        server: ScriptedServer, store: minipull.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    layout, image = images.single(tmp_path / "layout")
-    serve(server, layout)
-    loads, texts = json.loads, []
+@pytest.fixture
+def texts(monkeypatch: pytest.MonkeyPatch) -> List[str]:
+    """Every text that is parsed."""
+    loads, parsed = json.loads, []
 
     def counted(text: str, **options: Any) -> Any:
-        texts.append(text)
+        parsed.append(text)
         return loads(text, **options)
 
     monkeypatch.setattr(json, "loads", counted)
-    pull(server, store, "r@" + image.digest)
+    return parsed
+
+
+@pytest.mark.parametrize("content_type", [images.OCI_MANIFEST, "application/octet-stream"])
+def test_a_manifest_and_its_config_are_parsed_once_by_a_pull(
+        server: ScriptedServer, tmp_path: Path, texts: List[str], content_type: str) -> None:
+    layout, image = images.single(tmp_path / "layout")
+    serve(server, layout)
+    server.on("GET", "/manifests/", content(image.raw, content_type, ranges=False))
+    pull(server, Store(str(tmp_path / "store")), "r@" + image.digest)
     assert texts.count(layout.read(image.config["digest"]).decode()) == 1
     assert texts.count(image.raw.decode()) == 1
+
+
+def unreadable(*args: object, **options: object) -> None:
+    raise Unsupported("no decoder")
+
+
+def test_a_config_is_parsed_once_for_all_layers_that_can_not_be_read(
+        server: ScriptedServer, tmp_path: Path, texts: List[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    layout, image = images.single(tmp_path / "layout", layers=5)
+    serve(server, layout)
+    monkeypatch.setattr("minipull.store.layer.LayerStore.diff", unreadable)
+    pull(server, Store(str(tmp_path / "store")))
+    assert texts.count(layout.read(image.config["digest"]).decode()) == 1
