@@ -104,5 +104,5 @@ def _inline(text: object, digest: Digest, size: int) -> bytes:
     data = b""
     if isinstance(text, str) and size <= MAX_DATA and len(text) <= (size + 2) // 3 * 4:
         with contextlib.suppress(ValueError):
-            data = base64.b64decode(text, validate=True)
+            data = base64.b64decode(text)
     return data if len(data) == size and Digest.of(data, digest.algorithm) == digest else b""

@@ -111,6 +111,7 @@ def test_an_entry_of_an_unknown_kind_is_verified(
 
 def test_a_media_type_that_is_none_is_never_a_header(server: ScriptedServer, target: Target, tmp_path: Path) -> None:
     entry = unknown(server, tmp_path, b"{}", "x/y\r\nX-Evil: 1", "blobs")
+    server.on("GET", "/manifests/" + entry["digest"], content(b"{}", THING, ranges=False))
     copied("docker://%s/r" % server.host, target)
     assert entry["digest"] in target.blobs
     assert not any("x-evil" in request.headers for request in target.requests + server.requests)
