@@ -157,7 +157,7 @@ class V2Puller(NamedTuple):
         return path
 
     def _everything(self, top: Index) -> List[Descriptor]:
-        """Store every document below an index; return their descriptors, since all may be 64 MiB."""
+        """Store every document below an index; return their descriptors, which are all that is held of them."""
 
         def get(item: Descriptor) -> Optional[Document]:
             if item.is_document:

@@ -17,7 +17,7 @@ from .platform import Platform
 
 MAX_DEPTH = 8  # indexes above a manifest
 MAX_DOCUMENTS = 1000  # in one tree
-MAX_BYTES = 64 << 20  # of all manifests and indexes of one tree
+MAX_BYTES = 16 << 20  # of all manifests and indexes of one tree
 
 #: Entries that a walk has met.  An index may claim two types or sizes for one digest: two entries.
 Seen = Set[Tuple[str, Digest, int]]

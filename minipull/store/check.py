@@ -41,7 +41,7 @@ HARMLESS = {UNVERIFIED, REBUILT, CACHE}  # the kinds that are no damage
 ROTTEN = "blob"  # of bytes that are not what their name says
 REPAIRED = "repaired"  # of such a blob that was moved away
 DENIED = "permission"  # of a file that this user may not read
-_MAX_FILE = 64 << 20  # bytes of index.json
+_MAX_FILE = 16 << 20  # bytes of index.json
 _MAX_CACHE = 1 << 20  # bytes
 _INDEX_MEMBERS = {
     "schemaVersion", "mediaType", "artifactType", "manifests", "subject", "annotations"}

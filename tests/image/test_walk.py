@@ -148,7 +148,7 @@ def other_type(tree: Tree) -> Descriptor:
     (over_depth, PolicyError, "indexes nested deeper than 8"),
     (over_documents, PolicyError, "more than 1000 manifests in all"),
     (over_entries_of_unknown_kinds, PolicyError, "more than 1000 manifests in all"),
-    (over_bytes, PolicyError, "more than 67108864 bytes of manifests"),
+    (over_bytes, PolicyError, "more than 16777216 bytes of manifests"),
     (other_size, InvalidDocument, "is not as its index says"),
     (other_type, InvalidDocument, "is not as its index says")])
 def test_a_walk_refuses_a_tree_past_its_bounds_or_not_as_its_indexes_say(
