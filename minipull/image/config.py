@@ -8,9 +8,10 @@ Mirrors moby's image.NewFromJSON.  Spec: image-spec, config.md.
 from typing import Any, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from ..digest import DiffID, Digest, ImageID
-from ..errors import ContentMismatch, InvalidDocument
+from ..errors import ContentMismatch, InvalidDocument, PolicyError
 from ..reference import Reference
 from .descriptor import Descriptor
+from .manifest import MAX_LAYERS
 from .platform import Platform
 from .strictjson import digests_at, list_at, object_at, parse_json, string_at
 
@@ -45,13 +46,15 @@ class ImageConfig(NamedTuple):
 
     @classmethod
     def parse(cls, raw: bytes, source: str = "image config") -> "ImageConfig":
-        """Parse an image config; raises InvalidDocument."""
+        """Parse an image config; raises InvalidDocument, PolicyError past MAX_LAYERS."""
         obj = parse_json(raw, source)
         if obj.get("rootfs") is None:
             raise InvalidDocument("%s: invalid image JSON, no RootFS key" % source)
         rootfs = object_at(obj, "rootfs", source)
         if rootfs.get("type") != "layers":
             raise InvalidDocument('%s: invalid image JSON, RootFS type must be "layers"' % source)
+        if len(list_at(rootfs, "diff_ids", source)) > MAX_LAYERS:
+            raise PolicyError("%s: more than %d layers" % (source, MAX_LAYERS))
         diff_ids = tuple(map(DiffID, digests_at(rootfs, "diff_ids", source)))
         history = tuple(History.from_json(item, source) for item in list_at(obj, "history", source))
         if sum(not entry.empty_layer for entry in history) > len(diff_ids):

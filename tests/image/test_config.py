@@ -8,7 +8,7 @@ import pytest
 from minipull.image.descriptor import OCI_INDEX, OCI_MANIFEST, Descriptor
 from minipull.image.platform import Platform
 from minipull.digest import Digest
-from minipull.errors import Error, InvalidDocument
+from minipull.errors import Error, InvalidDocument, PolicyError
 from minipull.image.config import History, Image, ImageConfig
 from minipull.reference import Reference
 
@@ -56,6 +56,16 @@ def test_members_that_are_absent_null_or_unknown_are_no_fault(change: Mapping[st
 def test_an_image_of_no_layers_is_taken() -> None:
     found = ImageConfig.parse(encode({"rootfs": {"type": "layers", "diff_ids": None}}))
     assert found.diff_ids == () and found.history == () and found.config == {}
+
+
+def test_a_config_has_no_more_layers_than_a_manifest_may_have() -> None:
+    for count, many in ((1000, False), (1001, True)):
+        raw = encode(config(rootfs={"type": "layers", "diff_ids": [ONE] * count}))
+        if many:
+            with pytest.raises(PolicyError, match="image config: more than 1000 layers"):
+                ImageConfig.parse(raw)
+        else:
+            assert len(ImageConfig.parse(raw).diff_ids) == count
 
 
 @pytest.mark.parametrize("change, error", [
