@@ -31,8 +31,7 @@ MEASURED = """if 1:
 
 #: By what they fill a memory with: values of a few bytes each, which take up to fifty times as much.
 FLOODS: Dict[str, Tuple[bytes, bytes, bytes]] = {
-    "objects": (b"[", b"{}", b"]"), "arrays": (b"[", b"[[]]", b"]"), "strings": (b"[", b'"ab"', b"]"),
-    "members": (b"[", b'{"a":0}', b"]"), "escapes": (b'["', b"\\u4e00", b'"]'),
+    "objects": (b"[", b"{}", b"]"), "members": (b"[", b'{"a":0}', b"]"),
     "wide": (b'["', b"x", '\U0001f600"]'.encode())}
 
 
@@ -108,7 +107,7 @@ def as_tags(world: World, kind: str) -> List[str]:
 PLACES: Dict[str, Callable[[World, str], List[str]]] = {
     "manifest": as_manifest, "index": as_index, "config": as_config, "archive": as_archive, "store": as_store,
     "tags": as_tags}
-CASES = [(place, kind) for place in PLACES for kind in FLOODS if place == "manifest" or kind == "members"]
+CASES = [("manifest", "objects"), ("manifest", "wide")] + [(place, "members") for place in PLACES]
 
 
 @pytest.mark.parametrize("place, kind", CASES, ids=["%s of %s" % case for case in CASES])
