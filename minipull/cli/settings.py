@@ -124,7 +124,7 @@ class Settings:
     def uploads(self) -> LayerUploadManager:
         return LayerUploadManager(
             self.number("jobs", CONCURRENT_UPLOADS, "max-concurrent-uploads"),
-            self.number("attempts", MAX_ATTEMPTS, "max-download-attempts"))
+            self.number("attempts", MAX_ATTEMPTS))  # the engine has no key for these
 
     def proxies(self) -> "Proxies":
         from ..registry.proxy import Proxies

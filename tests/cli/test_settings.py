@@ -285,7 +285,8 @@ def test_jobs_and_attempts_apply_to_uploads_too(home: Path) -> None:
     assert settings(home).uploads().transfers.limit == 5
     written(home, {"max-concurrent-uploads": 9, "max-download-attempts": 2})
     made = settings(home).uploads()
-    assert (made.transfers.limit, made.attempts) == (9, 2)
+    assert (made.transfers.limit, made.attempts) == (9, 5)  # the key is for downloads
+    assert settings(home, attempts="2").uploads().attempts == 2
     assert settings(home, jobs="3").uploads().transfers.limit == 3
     assert settings(home, {"MINIPULL_JOBS": "4"}).uploads().transfers.limit == 4
 
