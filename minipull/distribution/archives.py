@@ -10,7 +10,7 @@ from ..archive.reader import Archive, opened
 from ..archive.save import Named, packed, write_file
 from ..cancel import Cancel
 from ..digest import Buffer
-from ..errors import file_errors
+from ..errors import StorageError, file_errors
 from ..files import workshop
 from ..image.descriptor import Descriptor
 from ..progress import Output, Progress
@@ -61,12 +61,20 @@ def archive_end(place: Place, transfers: TransferManager, output: Output,
     The layout goes when no transfer writes to it any longer, even one that outlives the copy.
     """
     path = os.path.realpath(place.folder)
+    if os.path.isdir(path):
+        raise StorageError("write %s: Is a directory" % place.folder)
     with contextlib.ExitStack() as stack:
         with file_errors("write %s" % place.folder):
             _, folder = stack.enter_context(workshop(path, functools.partial(_remove, output=output, cancel=cancel)))
         stack.callback(transfers.settle, folder)
         end = LayoutEnd(place._replace(folder=folder), None)
-        yield end
+        try:
+            yield end
+        except StorageError as exc:
+            # The user knows the archive, not the directory beside it, of which nothing is kept.
+            if folder not in str(exc) or not isinstance(exc.__cause__, OSError):
+                raise
+            raise exc.reworded("write %s: %s" % (place.folder, exc.__cause__.strerror)) from exc
         images: List[Named] = []
         for entry in end.store.references.descriptors():
             label = named(entry)

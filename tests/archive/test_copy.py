@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Archives as the ends of a copy, and checked."""
+import errno
 import json
 import os
 import tarfile
@@ -14,7 +15,7 @@ from minipull.cancel import Cancel
 from minipull.digest import Digest
 from minipull.distribution.archives import archive_end
 from minipull.distribution.places import Place
-from minipull.errors import Cancelled, Error
+from minipull.errors import Cancelled, Error, StorageError
 from minipull.progress import discard
 from minipull.store.check import check
 from minipull.store.store import Store
@@ -141,6 +142,33 @@ def test_nothing_is_left_of_an_archive_that_failed(
         minipull.copy("docker://%s/r:1" % server.host, "oci-archive:%s" % (folder / "a.tar"))
     assert os.listdir(str(folder)) == []
     go.set()
+
+
+def test_a_disk_that_is_full_is_told_in_terms_of_the_archive(
+        layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout.image([images.Spec(200000, text=0)], "1")
+    (tmp_path / "out").mkdir()
+    path, write = tmp_path / "out" / "a.tar", os.write
+
+    def full(fd: int, data: memoryview) -> int:
+        if len(data) > 100000:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(fd, data)
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(StorageError) as caught:
+        minipull.copy("oci:%s:1" % layout.root, "oci-archive:%s" % path)
+    assert str(caught.value) == "copy %s to %s: write %s: No space left on device" % (layout.root, path, path)
+    assert os.listdir(str(path.parent)) == []
+
+
+def test_an_archive_that_is_a_directory_is_refused_before_anything_is_read(
+        server: ScriptedServer, layout: Layout, tmp_path: Path) -> None:
+    layout.image(images.specs(1), "1")
+    server.serve(layout.root, "r")
+    with pytest.raises(StorageError, match="write %s: Is a directory$" % tmp_path):
+        minipull.copy("docker://%s/r:1" % server.host, "oci-archive:%s" % tmp_path)
+    assert server.seen("GET", "/blobs/") == []
 
 
 def test_the_folder_beside_an_archive_stays_until_its_transfers_have_ended(path: Path) -> None:
