@@ -31,7 +31,7 @@ from ..digest import DiffID, Digest
 from ..errors import (
     Cancelled, ContentMismatch, Error, NetworkError, NotFound, PolicyError, StorageError, Unsupported)
 from ..image.config import Image, ImageConfig
-from ..image.descriptor import Descriptor, is_foreign
+from ..image.descriptor import INDEX_TYPES, Descriptor, is_foreign
 from ..image.manifest import MAX_MANIFEST, Document, Index, Manifest, is_runnable, is_schema1
 from ..image.platform import Platform, preference
 from ..image.walk import choose, walk
@@ -110,6 +110,9 @@ class V2Puller(NamedTuple):
             self.store.content.put(document.digest, document.raw)
         # Also of one that is up to date: who put it there may have been killed before it was durable.
         self.store.references.set(reference, chosen.descriptor, top.digest, self.cancel.pause)
+        if updated and former and former.descriptor.media_type in INDEX_TYPES and chosen.digest != top.digest:
+            self.output(Progress(message="warning: %s now has one platform of its index, and a push would"
+                                 " move its tag to that; keep all with --all-platforms" % reference.familiar))
         image = Image(*association, config) if config else self.store.load(association)
         if image.config is not None:
             self.check_platform(image.config)

@@ -335,6 +335,24 @@ def test_a_tree_over_the_bound_gets_no_name(
     pull(server, store, all_platforms=True)
 
 
+def test_a_name_of_all_platforms_that_gets_one_is_told(
+        server: ScriptedServer, store: minipull.Store, tmp_path: Path) -> None:
+    layout, _, made = images.multi_platform(tmp_path / "layout")
+    serve(server, layout)
+    text = "warning: %s/r:latest now has one platform of its index, and a push would move its tag to that" % server.host
+    for options, told in (({}, False), ({"all_platforms": True}, False), ({"all_platforms": True}, False),
+                          ({"platform": "linux/amd64"}, True), ({"platform": "linux/amd64"}, False)):
+        log = Log()
+        pull(server, store, progress=log, **options)
+        assert any(event.message.startswith(text) for event in log.events) is told
+    pull(server, store, all_platforms=True)
+    server.on("GET", "/manifests/latest", content(
+        made["linux/amd64"].raw, images.OCI_MANIFEST))  # the tag itself has one now
+    log = Log()
+    pull(server, store, progress=log)
+    assert not log.tells("one platform of its index")
+
+
 def test_an_entry_of_an_unknown_kind_is_kept_with_all_platforms(
         server: ScriptedServer, store: minipull.Store, tmp_path: Path) -> None:
     layout, image = images.single(tmp_path / "layout", "child")
