@@ -20,11 +20,11 @@ from typing import Callable, Iterable, Iterator, Optional, Sequence, Tuple, Type
 
 from ..cancel import Cancel
 from ..digest import Buffer, Digest, Verifier
-from ..errors import ContentMismatch, Error, InvalidDocument, NetworkError, NotFound
+from ..errors import ContentMismatch, Error, InvalidDocument, NetworkError, NoSupport, NotFound
 from ..image.descriptor import Descriptor
 from ..image.manifest import MAX_MANIFEST
 from ..progress import Meter, Progress, discard
-from ..registry.errors import RegistryError
+from ..registry.errors import Dispensable, RegistryError
 from ..registry.request import Body
 from ..registry.response import Response
 from ..registry.v2 import Repository, Upload
@@ -205,6 +205,19 @@ def persist(repository: Optional[Repository], cancel: Cancel, work: Callable[...
                 raise
         cancel.pause(delay)
     return work(*args, cancel)
+
+
+def existing(repository: Repository, digest: Digest, cancel: Cancel) -> Optional[int]:
+    """The size in bytes of a blob that the repository says it has; without a clear answer it has none.
+
+    Raises an Error if there has been no answer at all, so that the next endpoint is asked soon.
+    """
+    with Dispensable():
+        return repository.stat(digest, cancel)
+    if not repository.answered:
+        with contextlib.suppress(NoSupport):  # any answer will do: then it is HEAD alone that fails
+            repository.ping(cancel, once=True)
+    return None
 
 
 def send_blob(repository: Repository, blob: Descriptor, source: Callable[[int, int], Body],

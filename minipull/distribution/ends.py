@@ -18,7 +18,7 @@ from ..image import manifest
 from ..image.descriptor import Descriptor
 from ..image.manifest import MAX_MANIFEST, Document
 from ..progress import Meter
-from ..registry.errors import RegistryError
+from ..registry.errors import Dispensable, RegistryError
 from ..registry.request import Body, FileBody
 from ..registry.response import Response
 from ..registry.url import Origin
@@ -26,7 +26,7 @@ from ..registry.v2 import Received, Repository
 from ..store.references import REF_NAME, named
 from ..store.store import ImageSource, Store, damaged
 from ..xfer.transfer import Transfer, nothing
-from .blobs import SMALL, RemoteBlob, fetch_blob, move_unknown, persist, send_blob
+from .blobs import SMALL, RemoteBlob, existing, fetch_blob, move_unknown, persist, send_blob
 from .places import Place
 
 Source = Callable[[int, int], Body]  # a part of a blob, by offset and size in bytes
@@ -71,10 +71,7 @@ class RegistryEnd:
 
     def has(self, blob: Descriptor, cancel: Cancel) -> bool:
         """Whether this end has a blob."""
-        try:
-            return self.repository.stat(blob.digest, cancel) == blob.size
-        except RegistryError:
-            return False  # the blob is sent then
+        return existing(self.repository, blob.digest, cancel) == blob.size
 
     @contextlib.contextmanager
     def reading(self, blob: Descriptor, cancel: Cancel) -> Iterator[Source]:
@@ -123,7 +120,7 @@ class RegistryEnd:
         cancel, ours, upload = transfer.cancel, self.repository, None
         theirs = source.repository if isinstance(source, RegistryEnd) else ours
         if theirs.path != ours.path and Origin.of(theirs.endpoint.url) == Origin.of(ours.endpoint.url):
-            with contextlib.suppress(RegistryError, Unauthorized, PolicyError):
+            with contextlib.suppress(Unauthorized), Dispensable():
                 upload = ours.start_upload(cancel, blob.digest, theirs.path)
                 if upload is None:
                     return "Mounted from %s" % theirs.path

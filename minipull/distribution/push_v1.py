@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, Dict, Iterable, Iterator, List, NamedTuple, Op
 
 from ..cancel import Cancel
 from ..digest import Buffer, DiffID, Verifier, next_chain_id
-from ..errors import NetworkError, NotFound, StorageError, Unsupported, corrupt
+from ..errors import StorageError, Unsupported, corrupt
 from ..image import tar
 from ..image.config import Image
 from ..image.descriptor import Descriptor
@@ -32,7 +32,7 @@ from ..image.schema1 import EMPTY
 from ..image.strictjson import parse_json
 from ..progress import Meter, Output, Progress, discard
 from ..reference import Reference
-from ..registry.errors import RegistryError
+from ..registry.errors import Dispensable
 from ..registry.request import Body, FileBody
 from ..registry.v1 import Session
 from ..store.compression import decompressed
@@ -133,7 +133,7 @@ class V1Pusher:
             return self._transfers.wait(watchers, self._cancel)
 
     def _has(self, registry: str, v1_id: str, transfer: Transfer) -> bool:
-        with contextlib.suppress(NetworkError, RegistryError, NotFound):
+        with Dispensable():
             self._session.image(registry, v1_id, transfer.cancel)
             return True
         return False  # so the layer is sent, and the answer tells

@@ -27,7 +27,7 @@ from typing import BinaryIO, Dict, Iterator, List, NamedTuple, Optional, Sequenc
 
 from ..cancel import Cancel
 from ..digest import Buffer, DiffID, Digest, Verifier
-from ..errors import NetworkError, NotFound, PolicyError, StorageError, Unauthorized, corrupt
+from ..errors import Cancelled, Error, NotFound, PolicyError, StorageError, Unauthorized, corrupt
 from ..image import manifest
 from ..image.config import Image, ImageConfig
 from ..image.descriptor import DOCKER_LAYER, DOCKER_TAR, OCI_LAYER, Descriptor, is_foreign
@@ -37,7 +37,7 @@ from ..image.walk import walk
 from ..parts import part
 from ..progress import Meter, Output, Progress, discard
 from ..reference import Reference
-from ..registry.errors import RegistryError
+from ..registry.errors import Dispensable, RegistryError
 from ..registry.request import Body, FileBody
 from ..registry.v2 import Repository, Upload
 from ..store.compression import BUFFER, pieces
@@ -45,7 +45,7 @@ from ..store.metadata import V2Metadata, check_hmac, hmac_key
 from ..store.store import MAX_CONFIG, Store
 from ..xfer.transfer import Transfer
 from ..xfer.upload import LayerUploadManager, UploadDescriptor
-from .blobs import move_unknown, send_blob, send_stream
+from .blobs import existing, move_unknown, send_blob, send_stream
 from .mounts import budget, by_likeness, mount_candidates
 
 #: The media type of an uncompressed layer, and its type when it has been compressed.
@@ -99,9 +99,8 @@ class V2Pusher:
                 # One request alone first, so that the uploads find the connection and a token.
                 config = document.config
                 self.checked.add(config.digest)
-                with contextlib.suppress(RegistryError):
-                    if self.repository.stat(config.digest, self.cancel) is not None:
-                        self.present[config.digest] = config
+                if existing(self.repository, config.digest, self.cancel) is not None:
+                    self.present[config.digest] = config
                 break
         for last in (False, True):
             layers = self._blobs(documents)
@@ -209,8 +208,9 @@ class V2PushDescriptor(UploadDescriptor):
                 candidates = mount_candidates(pusher.target, pusher.key, mounts, self.entries)
                 source, upload = self.mount(candidates, transfer.cancel)
                 if source is not None:
-                    same = source.digest == self.blob.digest
-                    remote = self.blob if same else self._stat(source.digest, transfer.cancel)
+                    with Dispensable():
+                        same = source.digest == self.blob.digest
+                        remote = self.blob if same else self._stat(source.digest, transfer.cancel)
                 if source is not None and remote is not None:
                     self._remember(source.digest)
                     path = source.source_repository.partition("/")[2]
@@ -238,49 +238,46 @@ class V2PushDescriptor(UploadDescriptor):
                 continue
             most -= 1
             self._checked.add(entry.digest)
-            try:
+            with Dispensable():  # the blob is sent then; a lost connection forgets no association
                 remote = self._stat(entry.digest, cancel)
-            except (NetworkError, RegistryError):
-                continue  # the blob is sent then; a lost connection forgets no association
-            if remote is not None:
-                if not ours or not check_hmac(pusher.key, entry):
-                    self._remember(entry.digest)
-                return remote
-            if ours:
-                self._forget(entry)
+                if remote is None and ours:
+                    self._forget(entry)
+                if remote is not None:
+                    if not ours or not check_hmac(pusher.key, entry):
+                        self._remember(entry.digest)
+                    return remote
         return None
 
     def mount(self, candidates: Sequence[V2Metadata],
               cancel: Cancel) -> Tuple[Optional[V2Metadata], Optional[Upload]]:
         """Return the candidate that the blob was mounted from, or else the upload that was opened instead."""
-        pusher, upload = self._pusher, None
+        pusher = self._pusher
+        upload: Optional[Upload] = None
         for entry in candidates:
             path = entry.source_repository.partition("/")[2]
-            code, opened = "", None
+            code = ""
             try:
-                opened = pusher.repository.start_upload(cancel, entry.digest, path)
-                if opened is None:
-                    if upload is not None:
-                        upload.abandon(cancel)
+                former, upload = upload, pusher.repository.start_upload(cancel, entry.digest, path)
+                if former is not None:
+                    former.abandon(cancel)
+                if upload is None:
                     return entry, None
-            except (RegistryError, Unauthorized, PolicyError) as exc:
-                code = exc.code if isinstance(exc, RegistryError) else "UNAUTHORIZED"
+            except Error as exc:
+                if isinstance(exc, (Cancelled, StorageError)):
+                    raise
+                refused = isinstance(exc, (PolicyError, Unauthorized))
+                code = exc.code if isinstance(exc, RegistryError) else "UNAUTHORIZED" if refused else ""
             # Without credentials, "not found" can't be told from "not allowed".
             blind = code == "UNAUTHORIZED" and not pusher.has_auth_info
             if not blind and (not entry.hmac or check_hmac(pusher.key, entry)):
                 self._forget(entry)
-            if opened is not None:
-                if upload is not None:
-                    upload.abandon(cancel)
-                upload = opened
         return None, upload
 
     def _stat(self, digest: Digest, cancel: Cancel) -> Optional[Descriptor]:
         """Return the layer under ``digest`` if the repository has it: our blob, or one compressed from it."""
         size = self._pusher.repository.stat(digest, cancel)
-        if size is None or digest == self.blob.digest:
-            return None if size is None else self.blob
-        return self._compressed(digest, size)
+        blob = self.blob if digest == self.blob.digest else self._compressed(digest, size or 0)
+        return None if size is None else blob
 
     def _compressed(self, digest: Digest, size: int) -> Descriptor:
         return self.blob._replace(

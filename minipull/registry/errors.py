@@ -9,7 +9,7 @@ import json
 import re
 import socket
 import ssl
-from typing import List, NamedTuple, Sequence
+from typing import ContextManager, List, NamedTuple, Optional, Sequence
 
 from ..errors import (
     Cancelled, Error, InvalidDocument, InvalidReference, NetworkError, NoSupport, NotFound, PolicyError,
@@ -110,6 +110,16 @@ def decode_answer(status: int, reason: str, content_type: str, body: bytes,
         details.append(ErrorDetail("UNAUTHORIZED", "authentication required"))
     return RegistryError(status, details, "" if details else "error parsing HTTP %d response body: %s: %s" % (
         status, problem, json.dumps(text[:1000])))
+
+
+class Dispensable(ContextManager["Dispensable"]):
+    """A block whose requests only save work: their failure is passed over (moby: push_v2.go logs it).
+
+    Raises Cancelled, StorageError, and Unauthorized, since another try may lock an account.
+    """
+
+    def __exit__(self, kind: object, error: Optional[BaseException], trace: object) -> bool:
+        return isinstance(error, Error) and not isinstance(error, (Cancelled, StorageError, Unauthorized))
 
 
 #: Codes of a v2 answer after which v1 may still have the image (moby: shouldV2Fallback).

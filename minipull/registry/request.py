@@ -50,6 +50,7 @@ class Request(NamedTuple):
     body: Optional[Body] = None
     scope: str = ""  # a token must grant this besides what the repository always needs
     repeat: bool = True  # may be sent again after a failure; after a rate limit it always is
+    once: bool = False  # never repeated, since its failure costs little
     follow: bool = True  # to where a redirect points
     only_public: bool = False  # not to private addresses: a public host gave us the URL
 

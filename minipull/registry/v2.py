@@ -8,7 +8,6 @@ goes from https to http.
 Mirrors docker/distribution's registry/client/repository.go.
 Spec: distribution-spec.
 """
-import contextlib
 import re
 import urllib.parse
 from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Set
@@ -23,7 +22,7 @@ from ..parts import part
 from ..reference import Reference, is_tag
 from .auth import Authorizer, Credential, Keyring, answer_error
 from .endpoints import Endpoint
-from .errors import RegistryError
+from .errors import Dispensable, RegistryError
 from .request import Body, Request
 from .response import Response
 from .transport import Transport
@@ -79,10 +78,10 @@ class Repository:
         path = "" if self.endpoint.mirror else self.path
         return self._credentials.get(self.endpoint.host, path)
 
-    def ping(self, cancel: Cancel) -> None:
-        """Ask, once, whether the endpoint speaks v2 (only where v1 is allowed too); raises NoSupport."""
+    def ping(self, cancel: Cancel, once: bool = False) -> None:
+        """Ask whether the endpoint speaks v2, unless it has told; raises NoSupport, and as Transport.send."""
         if not self._pinged:
-            request = Request("GET", self.endpoint.api, cancel, follow=False)
+            request = Request("GET", self.endpoint.api, cancel, once=once, follow=False)
             with self._transport.send(request) as response:
                 versions = response.header("Docker-Distribution-API-Version")
                 self.confirmed = "registry/2.0" in re.split("[, ]+", versions)
@@ -201,7 +200,7 @@ class Repository:
         if mount:
             query = "?" + urllib.parse.urlencode([("from", source), ("mount", mount)])
             scope = "repository:%s:pull" % source
-        response = self._ask("POST", "blobs/uploads/" + query, cancel, scope=scope)
+        response = self._ask("POST", "blobs/uploads/" + query, cancel, scope=scope, once=bool(mount))
         response.discard()
         return None if mount and response.status == 201 else Upload(self, response)
 
@@ -263,8 +262,8 @@ class Upload:
 
     def abandon(self, cancel: Cancel) -> None:
         """Cancel the upload at the registry, if that can be done."""
-        with contextlib.suppress(NetworkError, RegistryError, PolicyError):
-            self._ask("DELETE", self._url, cancel, repeat=False)
+        with Dispensable():
+            self._ask("DELETE", self._url, cancel, once=True)
 
     def _ask(self, method: str, url: str, cancel: Cancel, **fields: Any) -> Response:
         response = self._repository.send(Request(method, url, cancel, **fields))

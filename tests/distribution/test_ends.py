@@ -265,7 +265,8 @@ def test_an_error_says_which_end_it_comes_from(source: RegistryEnd, server: Scri
 
 @pytest.mark.parametrize("answer, there", [
     (content(DATA), True), (content(DATA + b"x"), False), (error(404), False), (error(500), False),
-    (error(403), False), (reply(200, b"", {"Content-Length": "0"}), False)])
+    (error(403), False), (reply(200, b"", {"Content-Length": "0"}), False), (close, False),
+    (error(429), False), (redirect("ftp://x/"), False)])
 def test_a_blob_is_there_with_its_size_or_not_at_all(
         registry: Registry, server: ScriptedServer, answer: Any, there: bool) -> None:
     server.on("HEAD", "/v2/r/blobs/", answer)
@@ -363,7 +364,8 @@ def test_within_one_registry_a_blob_is_mounted(registry: Registry, server: Scrip
 
 
 @pytest.mark.parametrize("refusal", [
-    None, error(401, "UNAUTHORIZED"), error(403, "DENIED"), error(500), redirect("/elsewhere", 302)])
+    None, error(401, "UNAUTHORIZED"), error(403, "DENIED"), error(500), redirect("/elsewhere", 302), close,
+    error(429, "TOOMANYREQUESTS", {"Retry-After": "3600"})])
 def test_a_blob_that_cannot_be_mounted_is_sent(registry: Registry, server: ScriptedServer, refusal: Any) -> None:
     target = Uploads(server)
     server.on("GET", "/v2/a/b/blobs/", content(DATA))

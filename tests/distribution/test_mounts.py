@@ -29,7 +29,7 @@ from minipull.cancel import Cancel
 from minipull.xfer.upload import LayerUploadManager
 from tests.kit.proxies import FaultProxy
 from tests.kit.tokens import TokenAuth
-from tests.kit.servers import Connection, ScriptedServer, Uploads, close, error, redirect, reply, reset
+from tests.kit.servers import Connection, ScriptedServer, Uploads, close, error, redirect, reply, reset, send
 from tests.kit.work import Log
 from tests.kit.stores import keep
 from tests.kit.pushes import asked, entries, kept, loaded, push, results
@@ -231,6 +231,10 @@ def test_of_several_opened_uploads_the_last_is_used_and_the_others_ended(
     (error(404, "BLOB_UNKNOWN"), "0" * 64, "u:p", True), (error(403, "DENIED"), "", "", False),
     (error(401, "UNAUTHORIZED"), "", "", True), (error(401, "UNAUTHORIZED"), "", "u:p", False),
     (error(500), "", "", False), (redirect("/elsewhere", 302), "", "u:p", False),
+    (reset, "", "", False), (close, "u:p", "0" * 64, True), (error(503), "", "", False),
+    (error(429, "TOOMANYREQUESTS"), "", "", False), (reply(200, "<html>"), "", "", False),
+    (error(429, "TOOMANYREQUESTS", {"Retry-After": "3600"}), "", "", False),
+    ([send(b"HTTP/1.1 418\r\n\r\n"), close], "", "", False), ([send(b"\0\r\n" * 9), close], "", "", False),
 ])
 def test_a_refused_mount_is_forgotten_by_the_engines_rules(
         server: ScriptedServer, store: minipull.Store, target: Uploads, layout: Layout, answer: Any,
@@ -244,7 +248,9 @@ def test_a_refused_mount_is_forgotten_by_the_engines_rules(
         hmac = globals()["hmac"].new(key, (digest + source).encode(), hashlib.sha256).hexdigest()
     seen_in(store, made, source, hmac)
     server.on("POST", r"mount=", answer)
-    assert results(push(server, store, credentials=credentials)) == ["Pushed"]
+    assert results(push(server, store, attempts=1, credentials=credentials)) == ["Pushed"]
+    # Once, or on another connection again where an old one may have ended before.
+    assert len([request for request in server.seen("POST") if request.query]) == 1 or answer in (reset, close)
     assert (V2Metadata(digest, source, hmac) in entries(store, made.layers[0].diff_id)) is remembered
 
 
@@ -285,16 +291,32 @@ def test_a_source_that_the_token_server_refuses_costs_the_mount_alone(
 # -- existence ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("answer", [error(403, "DENIED"), error(500), reset, reply(200, headers={
-    "Transfer-Encoding": "chunked", "Content-Length": ""})], ids=["denied", "broken", "reset", "no length"])
+@pytest.mark.parametrize("every", [False, True], ids=["layer", "config too"])
+@pytest.mark.parametrize("answer", [
+    error(403, "DENIED"), error(500), reset, error(429, "TOOMANYREQUESTS"), redirect("https://127.0.0.1:1/"),
+    redirect("ftp://x/"), send(b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"),
+    reply(200, headers={"Transfer-Encoding": "chunked", "Content-Length": ""})], ids=[
+    "denied", "broken", "reset", "limited", "elsewhere", "refused", "malformed", "no length"])
 def test_no_answer_to_an_existence_check_fails_a_push(
-        server: ScriptedServer, store: minipull.Store, target: Uploads, layout: Layout, answer: Any) -> None:
+        server: ScriptedServer, store: minipull.Store, target: Uploads, layout: Layout, answer: Any,
+        every: bool) -> None:
     made = kept(server, store, layout, [Spec(SIZE, text=0)])
     config = layout.read(made.config["digest"])
     server.on("HEAD", "", answer)
-    server.on("HEAD", made.config["digest"], reply(200, config))
-    target.blobs[made.config["digest"]] = config
-    assert results(push(server, store)) == ["Pushed"]
+    if not every:
+        server.on("HEAD", made.config["digest"], reply(200, config))
+        target.blobs[made.config["digest"]] = config
+    assert results(push(server, store, attempts=1)) == ["Pushed"]
+
+
+@pytest.mark.parametrize("fault, status", [(error(429, "", {"Retry-After": "3600"}), 8), (reset, 5)])
+def test_a_registry_that_takes_nothing_is_asked_for_no_more(
+        server: ScriptedServer, store: minipull.Store, layout: Layout, fault: Any, status: int) -> None:
+    kept(server, store, layout, [Spec(SIZE, text=0), Spec(SIZE, seed=1, text=0)])
+    server.on(".*", "", fault)
+    with pytest.raises(minipull.Error) as caught:
+        push(server, store)
+    assert caught.value.exit_code == status and {request.method for request in server.requests} == {"HEAD", "GET"}
 
 
 def test_a_head_without_a_length_is_no_answer(
