@@ -192,7 +192,7 @@ class V2PushDescriptor(UploadDescriptor):
         # The repository may have the blob from somebody else.
         unseen = [V2Metadata(blob.digest, "")] if self._large or diff_id is None else []
         self.entries = entries if self._compress else same_blob or unseen
-        self._checked = set(pusher.checked)
+        self._checked = {blob.digest} & pusher.checked  # the check of a config spends nothing of a layer
 
     def upload(self, transfer: Transfer) -> PushedLayer:
         pusher = self._pusher

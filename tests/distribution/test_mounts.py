@@ -90,11 +90,11 @@ def pusher(server: ScriptedServer, store: minipull.Store) -> Iterator[Any]:
         client.__exit__()
 
 
-def layer(pusher: V2Pusher, rows: Sequence[Sequence[str]]) -> V2PushDescriptor:
+def layer(pusher: V2Pusher, rows: Sequence[Sequence[str]], size: int = 1 << 20) -> V2PushDescriptor:
     """A layer of which this is known; free, so that any of these blobs would do."""
     for row in rows:
         pusher.store.metadata.add(DIFF_ID, association(row))
-    data = bytes(1 << 20)
+    data = bytes(size)
     pusher.store.content.put(Digest.of(data), data)
     blob = Descriptor(images.DOCKER_LAYER, Digest.of(data), len(data))
     return V2PushDescriptor(pusher, blob, DIFF_ID, may_compress=True)
@@ -117,6 +117,18 @@ def test_existence_checks_are_the_engines(server: ScriptedServer, pusher: Any, c
     before = [association(row) for row in case["entries"]]
     assert made.store.metadata.get_metadata(DIFF_ID) == [
         entry for entry in before if entry not in removed + added] + added
+
+
+@pytest.mark.parametrize("size, checks", [(11 << 20, 3), (200 << 10, 1), (100 << 10, 1)])
+def test_the_check_of_a_config_is_not_spent_on_a_layer(
+        server: ScriptedServer, pusher: Any, size: int, checks: int) -> None:
+    made = pusher("r.com/r")
+    Uploads(server)
+    made.checked.add(Digest.of(b"config"))
+    rows = [["seen %d" % n, "r.com/r", ""] for n in range(5)]
+    made._uploads.upload([layer(made, rows, size)], discard, Cancel())
+    assert len(server.seen("HEAD")) == checks
+    assert made.checked == {Digest.of(b"config")}
 
 
 @pytest.mark.parametrize("case", TABLES["auth_info"])
