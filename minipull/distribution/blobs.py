@@ -22,7 +22,7 @@ from ..cancel import Cancel
 from ..digest import Buffer, Digest, Verifier
 from ..errors import ContentMismatch, Error, InvalidDocument, NetworkError, NoSupport, NotFound
 from ..image.descriptor import Descriptor
-from ..image.manifest import MAX_MANIFEST
+from ..image.manifest import MAX_MANIFEST, Document
 from ..progress import Meter, Progress, discard
 from ..registry.errors import Dispensable, RegistryError
 from ..registry.request import Body
@@ -39,6 +39,9 @@ DOCUMENT_DELAYS = (0.25, 0.5, 1.0, 2.0)  # seconds between five attempts
 SMALL = 1 << 20  # bytes; up to here a blob is sent along with its commit
 _RESUMED = frozenset((404, 408, 410, 416, 499, 500, 502, 503, 504))
 _MEDIA_TYPE = re.compile(r"[\w!#$&^.+-]{1,127}/[\w!#$&^.+-]{1,127}", re.ASCII)  # RFC 6838, 4.2
+LACKS_BLOB = ("MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN")  # of a manifest
+#: Statuses by which registries refuse to write a tag that must not change.
+_IMMUTABLE = frozenset((400, 403, 405, 409, 412, 422, 423))
 Opener = Callable[[int, Cancel], Response]  # opens a blob at an offset in bytes
 T = TypeVar("T")
 
@@ -218,6 +221,22 @@ def existing(repository: Repository, digest: Digest, cancel: Cancel) -> Optional
         with contextlib.suppress(NoSupport):  # any answer will do: then it is HEAD alone that fails
             repository.ping(cancel, once=True)
     return None
+
+
+def put_document(repository: Repository, reference: str, document: Document, cancel: Cancel) -> bool:
+    """Store a manifest by tag or digest; returns whether it is listed as a referrer of its subject.
+
+    A tag that can't be changed (ECR, Harbor, Quay) may have that very manifest; then all is done.
+    """
+    try:
+        return repository.put_manifest(reference, document.raw, document.media_type, cancel)
+    except RegistryError as exc:
+        if exc.status not in _IMMUTABLE or exc.code in LACKS_BLOB:
+            raise
+        with Dispensable():
+            if repository.resolve(reference, cancel) in (document.digest, reference):
+                return False
+        raise
 
 
 def send_blob(repository: Repository, blob: Descriptor, source: Callable[[int, int], Body],

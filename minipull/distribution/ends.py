@@ -26,7 +26,8 @@ from ..registry.v2 import Received, Repository
 from ..store.references import REF_NAME, named
 from ..store.store import ImageSource, Store, damaged
 from ..xfer.transfer import Transfer, nothing
-from .blobs import SMALL, RemoteBlob, existing, fetch_blob, move_unknown, persist, send_blob
+from .blobs import (
+    SMALL, RemoteBlob, existing, fetch_blob, move_unknown, persist, put_document, send_blob)
 from .places import Place
 
 Source = Callable[[int, int], Body]  # a part of a blob, by offset and size in bytes
@@ -59,11 +60,11 @@ class RegistryEnd:
 
     def put(self, document: Document, cancel: Cancel) -> bool:
         """Take a manifest by its digest; True if this end lists it as a referrer of its subject."""
-        return self.repository.put_manifest(document.digest, document.raw, document.media_type, cancel)
+        return put_document(self.repository, document.digest, document, cancel)
 
     def tag(self, tag: str, document: Document, cancel: Cancel) -> None:
         """Take a manifest under its name, a tag or a :class:`Digest`."""
-        self.repository.put_manifest(tag, document.raw, document.media_type, cancel)
+        put_document(self.repository, tag, document, cancel)
 
     def referrers(self, digest: Digest, cancel: Cancel) -> Optional[List[Descriptor]]:
         """List the manifests whose subject is ``digest``; None if this end keeps no such list."""

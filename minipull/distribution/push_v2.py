@@ -19,6 +19,7 @@ Where this leaves the engine:
 - only associations with the very blob count, unless the layer may be compressed;
 - a manifest that is refused because of missing blobs is followed by all of them,
   once, without trust in what the registry said before;
+- a manifest that is refused because its tag can't be changed is done if the tag has it;
 - schema 1 is pushed only with ``legacy``.
 """
 import contextlib
@@ -45,7 +46,7 @@ from ..store.metadata import V2Metadata, check_hmac, hmac_key
 from ..store.store import MAX_CONFIG, Store
 from ..xfer.transfer import Transfer
 from ..xfer.upload import LayerUploadManager, UploadDescriptor
-from .blobs import existing, move_unknown, send_blob, send_stream
+from .blobs import LACKS_BLOB, existing, move_unknown, put_document, send_blob, send_stream
 from .mounts import budget, by_likeness, mount_candidates
 
 #: The media type of an uncompressed layer, and its type when it has been compressed.
@@ -107,7 +108,7 @@ class V2Pusher:
             top = self._rebuilt(documents[-1], layers)
             try:
                 for name, document in [(str(child.digest), child) for child in documents[:-1]] + [(tag, top)]:
-                    self.repository.put_manifest(name, document.raw, document.media_type, self.cancel)
+                    put_document(self.repository, name, document, self.cancel)
                 break
             except RegistryError as exc:
                 if exc.status in (400, 404, 405, 415) and exc.code in _TOO_NEW:
@@ -116,7 +117,7 @@ class V2Pusher:
                     if self._schema1 is None:
                         raise exc.reworded("%s; an old registry may take it with --legacy-schema1" % exc)
                     return Pushed(self.target.with_tag(tag), self._schema1.push(self, tag, top, exc), layers)
-                if last or exc.code not in ("MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN"):
+                if last or exc.code not in LACKS_BLOB:
                     raise
             self.present.clear()
             self.trusting = False

@@ -207,6 +207,18 @@ def test_copies_that_share_a_manager_share_no_blob_with_another_place(target: Ta
     assert results[0].source == image.digest
 
 
+def test_a_tag_that_can_not_be_changed_may_have_the_image_already(
+        server: ScriptedServer, target: Target, tmp_path: Path) -> None:
+    layout, index, _ = images.multi_platform(tmp_path / "layout")
+    source = "oci:%s" % layout.root
+    copied(source, target)
+    target.on("PUT", "/manifests/", error(409, "CONFLICT"))
+    assert copied(source, target).descriptor.digest == index.digest
+    assert [request.path.rpartition("/")[2] for request in target.seen("HEAD", "/manifests/")][-1] == "1"
+    with pytest.raises(minipull.Error, match="conflict"):
+        copied(source, target, platforms=["linux/amd64"])
+
+
 # -- what is refused -------------------------------------------------------------
 
 

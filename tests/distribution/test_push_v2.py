@@ -26,7 +26,7 @@ from minipull.progress import Progress
 from minipull.cancel import Cancel
 from minipull.xfer.upload import LayerUploadManager
 from tests.kit.proxies import FaultProxy
-from tests.kit.servers import Connection, ScriptedServer, Uploads, error, hold, reset
+from tests.kit.servers import Connection, ScriptedServer, Uploads, content, error, hold, reply, reset
 from tests.kit.work import Log, background
 from tests.kit.stores import keep
 from tests.kit.pushes import asked, entries, kept, loaded, push, results
@@ -314,6 +314,45 @@ def test_a_push_is_cancelled_where_it_is(
     cancel.cancel()
     thread.join(5)
     assert isinstance(done[0], minipull.Cancelled)
+
+
+# -- tags that can't be changed ----------------------------------------------------
+
+
+@pytest.mark.parametrize("refusal", [
+    error(400, "TAG_INVALID"), error(403, "DENIED"), error(409, "CONFLICT"), error(412, "PRECONDITION"),
+    error(405, "UNSUPPORTED"), reply(400, "immutable"), reply(409)])
+def test_a_tag_that_has_the_very_manifest_is_pushed(
+        server: ScriptedServer, store: minipull.Store, target: Uploads, layout: Layout, refusal: Any) -> None:
+    made = kept(server, store, layout, images.specs(1))
+    other = kept(server, store, layout, images.specs(2), "r:other")
+    push(server, store)
+    assert asked(server, "GET|HEAD", "/manifests/") == []  # nothing is asked as long as all is well
+    server.on("GET", "/manifests/", content(made.raw, made.descriptor["mediaType"]))
+    server.on("PUT", "/manifests/(latest|other)$", refusal)
+    [pushed] = push(server, store)
+    assert pushed.descriptor.digest == made.digest and results([pushed]) == ["Layer already exists"]
+    assert asked(server, "", "/manifests/") == ["PUT manifests/latest", "HEAD manifests/latest"]
+    for answer in (content(made.raw), error(404, "MANIFEST_UNKNOWN"), error(500), reset, reply(200)):
+        server.on("GET", "/manifests/", answer)
+        with pytest.raises(RegistryError) as caught:  # what the registry said of the PUT
+            push(server, store, "r:other")
+        assert 400 <= caught.value.status < 500 and other.digest not in str(caught.value)
+    server.on("GET", "/manifests/", content(made.raw))
+    server.on("GET", "/manifests/other$", content(other.raw))
+    assert len(push(server, store, all_tags=True)) == 2
+
+
+@pytest.mark.parametrize("refusal", [error(404, "NAME_UNKNOWN"), error(401, "UNAUTHORIZED"), error(500),
+                                     error(400, "MANIFEST_BLOB_UNKNOWN")])
+def test_other_refusals_of_a_manifest_are_failures(
+        server: ScriptedServer, store: minipull.Store, target: Uploads, layout: Layout, refusal: Any) -> None:
+    made = kept(server, store, layout, images.specs(1))
+    server.on("GET", "/manifests/", content(made.raw))
+    server.on("PUT", "/manifests/", refusal)
+    with pytest.raises(RegistryError):
+        push(server, store)
+    assert server.seen("HEAD", "/manifests/") == []
 
 
 # -- foreign layers ----------------------------------------------------------------
