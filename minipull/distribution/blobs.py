@@ -55,7 +55,7 @@ class RemoteBlob:
 
     def __init__(self, digest: str, size: Optional[int], source: Opener, cancel: Cancel,
                  max_breaks: int = 0, stuck_delays: Sequence[float] = ()) -> None:
-        self.broke_off = False  # so the bytes may be of two bodies
+        self.broke_off = False  # so the bytes are of two bodies, which may differ
         self._digest = digest
         self._size = size
         self._source = source
@@ -104,6 +104,7 @@ class RemoteBlob:
 
     def _open(self) -> Response:
         self._opened_at = self._position
+        self.broke_off = self._position > 0
         response = self._response = self._source(self._position, self._cancel)
         start = self._position if response.status == 206 else 0
         if self._size is None and response.remaining is not None:
@@ -122,7 +123,6 @@ class RemoteBlob:
         """Pause as long as is due after a break; False if it was one too many."""
         opened, moved = self._response is not None, self._position > self._opened_at
         self.close()
-        self.broke_off = True
         self._breaks -= 1
         self._stuck = 0 if moved else self._stuck + 1
         # The transport has already tried again to open a body.
@@ -162,7 +162,6 @@ def fetch_blob(store: Store, blob: Descriptor, source: Opener, cancel: Cancel, k
                     if last or not misfit or not ingest.offset:
                         raise
                     ingest.restart()
-                    remote.broke_off = False
         ingest.resumed = ingest.resumed or remote.broke_off
         output(Progress(id=blob.digest.short, action="Verifying Checksum"))
         ingest.verify("%s verification failed for digest %s" % (kind, blob.digest))
@@ -300,6 +299,10 @@ def _send(repository: Repository, cancel: Cancel, upload: Optional[Upload], chun
             assert upload is not None
             send(upload, max(chunk_size, upload.least) if chunk_size else 0)
             return
+        except ContentMismatch:
+            if upload is not None:
+                upload.abandon(cancel)
+            raise
         except (NetworkError, RegistryError) as exc:
             cancel.check()
             mixed = best > 0 and isinstance(exc, RegistryError) and exc.code == "DIGEST_INVALID"
@@ -324,7 +327,7 @@ def _send(repository: Repository, cancel: Cancel, upload: Optional[Upload], chun
             breaks -= 1
             if not breaks or stuck > len(SEND_DELAYS):
                 raise exc
-            cancel.pause(SEND_DELAYS[stuck - 1] if stuck else 0)
+            cancel.pause((0, *SEND_DELAYS)[stuck])
 
 
 def _passes(error: Union[NetworkError, RegistryError]) -> bool:

@@ -86,6 +86,8 @@ class RegistryEnd:
             try:
                 return self.repository.blob(blob.digest, offset, cancel)
             except RegistryError as exc:
+                if offset and exc.status == 416:
+                    raise ContentMismatch("%s: %s" % (self, exc)) from exc
                 # No RegistryError: that would be taken for the answer of the target.
                 error = Error("%s: %s" % (self, exc))
                 error.exit_code, error.retry = exc.exit_code, exc.retry
@@ -95,13 +97,17 @@ class RegistryEnd:
             nonlocal verifier
             if not offset:
                 verifier = Verifier(blob.digest.algorithm)
-            for piece in remote.pieces(offset, size):
-                if verifier.size == offset:
-                    verifier.update(piece)
-                offset += len(piece)
-                if offset == verifier.size == blob.size:
-                    verifier.verify(blob.digest, blob.size, "blob %s" % blob.digest)
-                yield piece
+            try:
+                for piece in remote.pieces(offset, size):
+                    if verifier.size == offset:
+                        verifier.update(piece)
+                    offset += len(piece)
+                    if offset == verifier.size == blob.size:
+                        verifier.verify(blob.digest, blob.size, "blob %s" % blob.digest)
+                    yield piece
+            except ContentMismatch as exc:
+                exc.retry = remote.broke_off
+                raise
 
         with contextlib.closing(RemoteBlob(blob.digest, blob.size, opened, cancel)) as remote:
             yield lambda offset, size: Body(lambda: pieces(offset, size), size)
@@ -133,12 +139,20 @@ class RegistryEnd:
                 body.sent = lambda sent: meter.move(offset + sent)
                 return body
 
-            try:
-                send_blob(ours, blob, measured, cancel, upload, self._chunk_size)
-            except RegistryError as exc:
-                if exc.code != "DIGEST_INVALID":
-                    raise
-                raise ContentMismatch("%s: blob %s is something else" % (source, blob.digest)) from exc
+            for last in (False, True):
+                try:
+                    send_blob(ours, blob, measured, cancel, upload, self._chunk_size)
+                    break
+                except ContentMismatch as exc:
+                    # The rest is of another blob, as from another backend: all of it then, but once.
+                    exc.retry = exc.retry and not last
+                    if not exc.retry:
+                        raise
+                    upload = None
+                except RegistryError as exc:
+                    if exc.code != "DIGEST_INVALID":
+                        raise
+                    raise ContentMismatch("%s: blob %s is something else" % (source, blob.digest)) from exc
         return "Pushed"
 
 

@@ -25,7 +25,7 @@ from minipull.image import walk
 from minipull.image.walk import MAX_DEPTH
 from minipull.store.store import Store
 from minipull.xfer.upload import LayerUploadManager
-from tests.kit.servers import ScriptedServer, content, drip, error, head, hold, send
+from tests.kit.servers import ScriptedServer, close, content, drip, error, head, hold, send
 from tests.kit.copies import (
     Target, add, bare, below, blobs_of, copied, entries, make_artifact, make_artifacts, make_awkward,
     make_index, make_list, make_nothing, make_schema2, make_single)
@@ -217,6 +217,21 @@ def test_a_tag_that_can_not_be_changed_may_have_the_image_already(
     assert [request.path.rpartition("/")[2] for request in target.seen("HEAD", "/manifests/")][-1] == "1"
     with pytest.raises(minipull.Error, match="conflict"):
         copied(source, target, platforms=["linux/amd64"])
+
+
+@pytest.mark.parametrize("end", ["docker", "oci"])
+def test_a_blob_of_two_backends_is_copied_whole(
+        server: ScriptedServer, target: Target, tmp_path: Path, end: str) -> None:
+    layout = Layout(tmp_path / "layout")
+    image = layout.image([images.Spec(2500000, text=0, compression="")], "latest")
+    server.serve(layout.root, "r")
+    digest = image.layers[0].descriptor["digest"]
+    data = layout.read(digest)
+    half = [send(head(200, {"Content-Length": str(len(data))}) + data[:1500000]), close]
+    server.on("GET", "/blobs/" + digest, half, content(data[:-1] + b"?"), content(data))
+    copied("docker://%s/r" % server.host, target.place if end == "docker" else "oci:%s" % (tmp_path / "new"))
+    assert {**target.blobs, **(blobs_of(tmp_path / "new") if end == "oci" else {})}[digest] == data
+    assert len(server.seen("GET", "/blobs/" + digest)) == 3
 
 
 # -- what is refused -------------------------------------------------------------

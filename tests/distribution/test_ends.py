@@ -331,6 +331,22 @@ def test_an_upload_that_is_lost_is_begun_again_and_verified_again(
         working(lambda transfer: registry(taking).receive(BLOB, source, transfer))
 
 
+@pytest.mark.parametrize("rest", [
+    content(DATA[:-1] + b"?"), content(DATA, shift=9), error(416, "RANGE_INVALID"),
+    content(DATA + b"?"), content(DATA[:-1])], ids=["bytes", "range", "416", "longer", "shorter"])
+def test_a_source_that_goes_on_with_another_blob_is_read_anew_once(
+        source: RegistryEnd, registry: Registry, server: ScriptedServer, taking: ScriptedServer, rest: Any) -> None:
+    target = Uploads(taking)
+    server.on("GET", "/blobs/", broken(0, 1_200_000), rest, content(DATA))
+    assert working(lambda transfer: registry(taking).receive(BLOB, source, transfer)) == "Pushed"
+    assert target.blobs == {BLOB.digest: DATA} and target.sessions == {}
+    target.blobs.clear()
+    server.on("GET", "/blobs/", broken(0, 1_200_000), rest, broken(0, 1_200_000), rest)
+    with pytest.raises(ContentMismatch) as caught:
+        working(lambda transfer: registry(taking).receive(BLOB, source, transfer))
+    assert target.blobs == target.sessions == {} and not caught.value.retry
+
+
 @pytest.mark.parametrize("size, promised", [(500, 500), (len(DATA), len(DATA)), (500, 0), (500, 499), (500, 501)])
 def test_a_wrong_blob_of_a_registry_is_committed_nowhere(
         registry: Registry, server: ScriptedServer, taking: ScriptedServer, size: int, promised: int) -> None:
