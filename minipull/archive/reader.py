@@ -23,7 +23,7 @@ from ..files import write_all
 from ..image import manifest
 from ..image.config import ImageConfig
 from ..image.descriptor import (
-    DOCKER_CONFIG, DOCKER_MANIFEST, DOCKER_TAR, Descriptor, is_foreign, select)
+    DOCKER_CONFIG, DOCKER_MANIFEST, DOCKER_TAR, Descriptor, select)
 from ..image.manifest import MAX_LAYERS, MAX_MANIFEST, Index, Manifest, is_runnable
 from ..image.strictjson import as_object, compact, object_at, parse_json, parse_value, string_at, strings_at
 from ..image.tar import Reader
@@ -178,7 +178,7 @@ class Archive(ImageSource):
             elif lost.get(child.digest, child.digest) is not None:
                 return lost.get(child.digest, child.digest)
         for item in needed:
-            if not self.content.has(item.digest, item.size) and not is_foreign(item.media_type):
+            if not self.content.has(item.digest, item.size) and not item.is_foreign:
                 return item.digest
         if isinstance(document, Manifest) and not document.layers and is_runnable(document) and (
                 ImageConfig.parse(self.content.read(document.config.digest, MAX_CONFIG)).diff_ids):

@@ -102,11 +102,8 @@ def _registry_commands(add: _Add, remote: Sequence[Parser]) -> None:
                "push alpine:3.20 registry.example.com/alpine:3.20", "ref", parents=remote)
     push.add_argument("dest", metavar="DEST", nargs="?", help="push under this name")
     push.add_argument("-a", "--all-tags", action="store_true", help="every tag of the name")
-    push.add_argument("--chunk-size", metavar="SIZE", help="the most that one request brings, as 10M")
     push.add_argument("--legacy-schema1", action="store_true", default=None,
                       help="as schema 1 where the manifest is refused")
-    push.add_argument("--jobs", metavar="N", help="uploads at once (5)")
-    push.add_argument("--attempts", metavar="N", help="tries for one layer (5)")
     copy = add(
         "copy", "copy an image from place to place: docker://REF, store:REF, oci:DIR[:NAME] or"
         " oci-archive:FILE[:REF]",
@@ -114,9 +111,12 @@ def _registry_commands(add: _Add, remote: Sequence[Parser]) -> None:
     copy.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", action="append",
                       help="only this of an index; may be repeated")
     copy.add_argument("--referrers", action="store_true", help="signatures and attestations too")
-    copy.add_argument("--chunk-size", metavar="SIZE", help="the most that one request brings, as 10M")
-    copy.add_argument("--jobs", metavar="N", help="blobs at once (5)")
-    copy.add_argument("--attempts", metavar="N", help="tries for one blob (5)")
+    for sender, kind in ((push, "layer"), (copy, "blob")):
+        sender.add_argument("--foreign", action="store_true", default=None,
+                            help="also layers that have URLs, if they are here")
+        sender.add_argument("--chunk-size", metavar="SIZE", help="the most that one request brings, as 10M")
+        sender.add_argument("--jobs", metavar="N", help="%ss at once (5)" % kind)
+        sender.add_argument("--attempts", metavar="N", help="tries for one %s (5)" % kind)
     for side in ("src", "dest"):
         for flag in ("creds", "registry-token", "authfile", "tls-verify", "ca-file", "cert-dir"):
             copy.add_argument("--%s-%s" % (side, flag), metavar="VALUE", help="--%s for one end" % flag)

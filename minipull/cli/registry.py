@@ -95,7 +95,7 @@ def do_push(context: Context, flags: argparse.Namespace) -> None:
     with context.client([images[0][1].domain]) as client:
         results = push_with(
             client, images, store, settings.uploads(), context.renderer, context.cancel,
-            settings.size("chunk_size"), settings.truth("legacy_schema1"))
+            settings.size("chunk_size"), settings.truth("legacy_schema1"), settings.truth("foreign"))
     rows = [{
         "name": str(name), "tag": name.tag, "digest": top.digest, "size": top.size,
         "layers": [{"diff_id": layer.diff_id, "digest": layer.blob.digest,
@@ -115,7 +115,8 @@ def do_copy(context: Context, flags: argparse.Namespace) -> None:
     if settings.text("creds") or settings.text("registry_token"):
         settings.credentials(source.domains + target.domains)  # for one registry, not for two
     options = Options([Platform.parse(text, host_platform()) for text in flags.platform or ()],
-                      flags.format or "", flags.referrers, settings.size("chunk_size"))
+                      flags.format or "", flags.referrers, settings.size("chunk_size"),
+                      settings.truth("foreign"))
     with context.client(source.domains, "src") as reader, context.client(target.domains, "dest") as writer:
         store = context.store if "store" in (source.kind, target.kind) else settings.store()
         copies = copy_with(source, target, (reader, writer), store, options, settings.uploads(),

@@ -20,7 +20,7 @@ from ..cancel import Cancel
 from ..digest import Digest
 from ..errors import ContentMismatch, Error, InvalidReference, NotFound, PolicyError
 from ..image import manifest
-from ..image.descriptor import INDEX_TYPES, OCI_INDEX, Descriptor, is_foreign, select
+from ..image.descriptor import INDEX_TYPES, OCI_INDEX, Descriptor, select
 from ..image.manifest import Document, Index, Manifest
 from ..image.platform import Platform
 from ..image.walk import Bounds, Seen, walk
@@ -49,6 +49,7 @@ class Options(NamedTuple):
     format: str = ""  # "oci" or "docker"; as it is if empty
     referrers: bool = False  # signatures and attestations as well
     chunk_size: int = 0  # bytes, the most that one request brings
+    foreign: bool = False  # foreign layers as well, as far as the source has them
 
 
 class Copied(NamedTuple):
@@ -59,22 +60,22 @@ class Copied(NamedTuple):
 
 def copy(source: str, target: str, *, store: Optional[Store] = None,
          platforms: Sequence[Union[str, Platform]] = (), format: str = "", referrers: bool = False,
-         chunk_size: int = 0, progress: Output = discard, service: Optional[RegistryService] = None,
-         credentials: Optional[Keyring] = None, uploads: Optional[LayerUploadManager] = None,
-         cancel: Optional[Cancel] = None) -> Copied:
+         chunk_size: int = 0, foreign: bool = False, progress: Output = discard,
+         service: Optional[RegistryService] = None, credentials: Optional[Keyring] = None,
+         uploads: Optional[LayerUploadManager] = None, cancel: Optional[Cancel] = None) -> Copied:
     """Copy from ``docker://REF``, ``store:REF``, ``oci:DIR[:NAME]`` or ``oci-archive:FILE[:REF]`` to another.
 
     ``platforms`` select images of an index; ``format`` is "oci" or "docker" to convert;
-    ``chunk_size`` (bytes) is the most that one request sends.  An archive without REF
-    is copied whole, and its last image returned.  Raises any minipull.Error; its text
-    is one line that names the operation and its subject.
+    ``chunk_size`` (bytes) is the most that one request sends; ``foreign`` copies foreign
+    layers, too.  An archive without REF is copied whole, and its last image returned.
+    Raises any minipull.Error; its text is one line that names the operation and its subject.
     """
     chosen = [platform if isinstance(platform, Platform) else Platform.parse(platform, host_platform())
               for platform in platforms]
     with Client(service or RegistryService(), credentials or Keyring()) as client:
         return copy_with(
             Place.parse(source), Place.parse(target), (client, client), store,
-            Options(chosen, format, referrers, chunk_size), uploads or LayerUploadManager(),
+            Options(chosen, format, referrers, chunk_size, foreign), uploads or LayerUploadManager(),
             serialized(progress), cancel or Cancel())[-1]
 
 
@@ -246,7 +247,7 @@ class _Copy:
         jobs: Dict[Digest, CopyDescriptor] = {}
         for document in documents:
             for blob in document.blobs:
-                jobs[blob.digest] = CopyDescriptor(self._source, self._target, blob)
+                jobs[blob.digest] = CopyDescriptor(self._source, self._target, blob, self._options.foreign)
             for entry in document.unknown if isinstance(document, Index) else ():
                 jobs[entry.digest] = EntryDescriptor(self._source, self._target, entry)
         self._uploads.upload(list(jobs.values()), self._output, self._cancel, self._target.holding)
@@ -323,20 +324,22 @@ class _Copy:
 class CopyDescriptor(UploadDescriptor):
     """A blob to be copied from end to end."""
 
-    def __init__(self, source: End, target: End, blob: Descriptor) -> None:
+    def __init__(self, source: End, target: End, blob: Descriptor, foreign: bool) -> None:
         self.blob = blob
-        self.key = "copy:%s %s %s" % (source, target, blob.digest)
+        self.key = "copy:%s %s %s %s" % (source, target, blob.digest, foreign)
+        self._foreign = foreign
         self.id = blob.digest.short
         self._source = source
         self._target = target
 
     def upload(self, transfer: Transfer) -> str:
-        if is_foreign(self.blob.media_type):
+        blob, cancel = self.blob, transfer.cancel
+        if blob.is_foreign and not (self._foreign and self._source.offers(blob, cancel)):
             result = "Skipped foreign layer"
-        elif self._target.has(self.blob, transfer.cancel):
+        elif self._target.has(blob, cancel):
             result = "Layer already exists"
         else:
-            result = self._target.receive(self.blob, self._source, transfer)
+            result = self._target.receive(blob, self._source, transfer)
         transfer.progress(Progress(id=self.id, action=result))
         return result
 

@@ -74,6 +74,10 @@ class RegistryEnd:
         """Whether this end has a blob."""
         return existing(self.repository, blob.digest, cancel) == blob.size
 
+    def offers(self, blob: Descriptor, cancel: Cancel) -> bool:
+        """Whether a blob can be had from this end; raises where that can't be told."""
+        return persist(self.repository, cancel, self.repository.stat, blob.digest) is not None
+
     @contextlib.contextmanager
     def reading(self, blob: Descriptor, cancel: Cancel) -> Iterator[Source]:
         """Open a blob to be sent to a registry, part by part."""
@@ -236,6 +240,8 @@ class LayoutEnd:
 
     def has(self, blob: Descriptor, cancel: Cancel) -> bool:
         return self.source.content.has(blob.digest, blob.size)
+
+    offers = has
 
     @contextlib.contextmanager
     def reading(self, blob: Descriptor, cancel: Cancel) -> Iterator[Source]:

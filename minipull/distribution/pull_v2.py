@@ -31,7 +31,7 @@ from ..digest import DiffID, Digest
 from ..errors import (
     Cancelled, ContentMismatch, Error, NetworkError, NotFound, PolicyError, StorageError, Unsupported)
 from ..image.config import Image, ImageConfig
-from ..image.descriptor import INDEX_TYPES, Descriptor, is_foreign
+from ..image.descriptor import INDEX_TYPES, Descriptor
 from ..image.manifest import MAX_MANIFEST, Document, Index, Manifest, is_runnable, is_schema1
 from ..image.platform import Platform, preference
 from ..image.walk import choose, walk
@@ -262,7 +262,7 @@ class V2LayerDescriptor(DownloadDescriptor):
 
     def __init__(self, repository: Repository, store: Store, blob: Descriptor, options: PullOptions,
                  claimed: Callable[[Cancel], DiffID]) -> None:
-        self._urls = blob.urls if options.foreign and is_foreign(blob.media_type) else ()
+        self._urls = blob.urls if options.foreign and blob.is_foreign else ()
         self._deferred = options.defer_diff_ids
         # Pulls with other options may come to another result, so they share no transfer.
         self.key = "v2:%s %s %s" % (blob.digest, self._deferred, " ".join(self._urls))
@@ -288,7 +288,7 @@ class V2LayerDescriptor(DownloadDescriptor):
         try:
             return fetch(functools.partial(self._repository.blob, blob.digest))
         except RegistryError as exc:
-            if exc.status != 404 or not is_foreign(blob.media_type) or not blob.urls:
+            if exc.status != 404 or not blob.is_foreign:
                 raise
         for position, url in enumerate(self._urls, 1):
             try:

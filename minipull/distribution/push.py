@@ -21,7 +21,7 @@ from .push_v2 import Pushed, PushedLayer, V2Pusher
 
 def push(name: Union[str, Reference], store: Store, *, dest: Union[str, Reference, None] = None,
          all_tags: bool = False, chunk_size: int = 0, legacy_schema1: bool = False,
-         progress: Output = discard,
+         foreign: bool = False, progress: Output = discard,
          service: Optional[RegistryService] = None, credentials: Optional[Keyring] = None,
          uploads: Optional[LayerUploadManager] = None,
          cancel: Optional[Cancel] = None) -> List[Pushed]:
@@ -29,12 +29,14 @@ def push(name: Union[str, Reference], store: Store, *, dest: Union[str, Referenc
 
     ``dest`` is its name at the registry, if not its own; ``chunk_size`` (bytes) is
     the most that one request sends, 0 for all of a blob; ``legacy_schema1`` is for
-    registries too old for the manifest.  Raises as pull().
+    registries too old for the manifest; ``foreign`` sends the foreign layers that are
+    stored, too.  Raises as pull().
     """
     with Client(service or RegistryService(), credentials or Keyring()) as client:
         return push_with(
             client, pushed_images(name, store, dest, all_tags), store,
-            uploads or LayerUploadManager(), progress, cancel or Cancel(), chunk_size, legacy_schema1)
+            uploads or LayerUploadManager(), progress, cancel or Cancel(), chunk_size, legacy_schema1,
+            foreign)
 
 
 def pushed_images(name: Union[str, Reference], store: Store, dest: Union[str, Reference, None] = None,
@@ -59,7 +61,7 @@ def pushed_images(name: Union[str, Reference], store: Store, dest: Union[str, Re
 
 def push_with(client: Client, images: Sequence[Tuple[Image, Reference]], store: Store,
               uploads: LayerUploadManager, progress: Output, cancel: Cancel,
-              chunk_size: int = 0, legacy_schema1: bool = False) -> List[Pushed]:
+              chunk_size: int = 0, legacy_schema1: bool = False, foreign: bool = False) -> List[Pushed]:
     """Push images, which all go to one repository, through a client."""
     target = images[0][1]._replace(tag="")
     output = serialized(progress)
@@ -73,7 +75,7 @@ def push_with(client: Client, images: Sequence[Tuple[Image, Reference]], store: 
                 return [Pushed(name, image.descriptor, [PushedLayer(*layer) for layer in layers])
                         for (image, name), layers in zip(images, v1_pusher.push(images))]
             pusher = V2Pusher(client.repository(endpoint, target, push=True), store, uploads, target, output,
-                              cancel, chunk_size, legacy_schema1)
+                              cancel, chunk_size, legacy_schema1, foreign)
             return [pusher.push(image, name.tag) for image, name in images]
 
     return over_endpoints(

@@ -31,7 +31,7 @@ from ..digest import Buffer, DiffID, Digest, Verifier
 from ..errors import Cancelled, Error, NotFound, PolicyError, StorageError, Unauthorized, corrupt
 from ..image import manifest
 from ..image.config import Image, ImageConfig
-from ..image.descriptor import DOCKER_LAYER, DOCKER_TAR, OCI_LAYER, Descriptor, is_foreign
+from ..image.descriptor import DOCKER_LAYER, DOCKER_TAR, OCI_LAYER, Descriptor
 from ..image.manifest import Document, Index, Manifest, is_runnable
 from ..image.strictjson import compact, parse_json
 from ..image.walk import walk
@@ -74,11 +74,12 @@ class V2Pusher:
 
     def __init__(self, repository: Repository, store: Store, uploads: LayerUploadManager,
                  target: Reference, output: Output, cancel: Cancel, chunk_size: int = 0,
-                 legacy: bool = False) -> None:
+                 legacy: bool = False, foreign: bool = False) -> None:
         self.repository = repository
         self.store = store
         self.target = target
         self.chunk_size = chunk_size
+        self.foreign = foreign  # send foreign layers as well, as far as they are stored
         credential = repository.credential()
         self.has_auth_info = bool(credential.registry_token or credential.username and credential.password)
         members = dict(zip(("username", "password", "identitytoken", "registrytoken"), credential))
@@ -182,11 +183,13 @@ class V2PushDescriptor(UploadDescriptor):
         self.diff_id = diff_id
         self._pusher = pusher
         content: Digest = diff_id or blob.digest
-        self.key = "v2push:%s %s %s" % (pusher.target.name, content, blob.digest)
+        self._skipped = blob.is_foreign and not (
+            pusher.foreign and pusher.store.content.has(blob.digest, blob.size))
+        self.key = "v2push:%s %s %s %s" % (pusher.target.name, content, blob.digest, self._skipped)
         self.id = content.short if show else ""
         entries = pusher.store.metadata.get_metadata(diff_id) if diff_id else []
         same_blob = [entry for entry in entries if entry.digest == blob.digest]
-        plain = diff_id is not None and blob.media_type in _COMPRESSED
+        plain = diff_id is not None and not blob.is_foreign and blob.media_type in _COMPRESSED
         self._compress = may_compress and plain and not same_blob
         self._budget = budget(blob.size)
         self._large = self._budget.mounts > 1  # so looking for the blob is cheaper than sending it
@@ -197,7 +200,7 @@ class V2PushDescriptor(UploadDescriptor):
 
     def upload(self, transfer: Transfer) -> PushedLayer:
         pusher = self._pusher
-        if is_foreign(self.blob.media_type):
+        if self._skipped:
             return self._done(transfer, "Skipped foreign layer", self.blob)
         if self.blob.digest in pusher.present:
             return self._done(transfer, "Layer already exists", pusher.present[self.blob.digest])

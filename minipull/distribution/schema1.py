@@ -15,7 +15,7 @@ from ..digest import DiffID, Digest
 from ..errors import InvalidDocument, NotFound, Unsupported
 from ..image import es256, schema1
 from ..image.config import ImageConfig
-from ..image.descriptor import DOCKER_LAYER, SCHEMA1_SIGNED, Descriptor, is_foreign
+from ..image.descriptor import DOCKER_LAYER, SCHEMA1_SIGNED, Descriptor
 from ..image.manifest import Manifest
 from ..progress import Progress
 from ..reference import Reference
@@ -75,7 +75,7 @@ def push(pusher: V2Pusher, tag: str, document: Manifest, refusal: RegistryError)
     Layers and config are at the registry.  Raises Unsupported, RegistryError.
     """
     for layer in document.layers:
-        if not layer.media_type.endswith("gzip") or is_foreign(layer.media_type):
+        if not layer.media_type.endswith("gzip") or layer.is_foreign:
             raise Unsupported("schema 1 has no layers of type %s" % layer.media_type) from refusal
     config = ImageConfig.parse(pusher.store.content.read(document.config.digest, MAX_CONFIG))
     raw = schema1.build(pusher.target.path, tag, config, [layer.digest for layer in document.layers])

@@ -21,7 +21,7 @@ DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 DOCKER_TAR = "application/vnd.docker.image.rootfs.diff.tar"
 DOCKER_LAYER = DOCKER_TAR + ".gzip"
-#: Layers that may be kept at their ``urls`` only, compressed or not.
+#: Layers that are not to be redistributed, compressed or not.
 DOCKER_FOREIGN = "application/vnd.docker.image.rootfs.foreign.diff.tar"
 OCI_FOREIGN = "application/vnd.oci.image.layer.nondistributable.v1.tar"
 SCHEMA1 = "application/vnd.docker.distribution.manifest.v1+json"
@@ -29,11 +29,7 @@ SCHEMA1_SIGNED = "application/vnd.docker.distribution.manifest.v1+prettyjws"
 MANIFEST_TYPES = frozenset((OCI_MANIFEST, DOCKER_MANIFEST))
 INDEX_TYPES = frozenset((OCI_INDEX, DOCKER_LIST))
 MAX_DATA = 1 << 20  # bytes of inline content
-
-
-def is_foreign(media_type: str) -> bool:
-    """Whether layers of this type may be kept at their ``urls`` only."""
-    return media_type.startswith((DOCKER_FOREIGN, OCI_FOREIGN))
+_NEVER_FOREIGN = MANIFEST_TYPES | INDEX_TYPES | {OCI_CONFIG, DOCKER_CONFIG}
 
 
 def select(platform: Platform, descriptors: Sequence["Descriptor"]) -> List["Descriptor"]:
@@ -94,6 +90,11 @@ class Descriptor(NamedTuple):
             "platform": self.platform and self.platform.to_json(),
             "artifactType": self.artifact_type}
         return {key: value for key, value in members.items() if value or key == "size"}
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it is a layer, of any type, that may be kept at its ``urls`` only (moby: by urls)."""
+        return bool(self.urls) and self.media_type not in _NEVER_FOREIGN
 
     def __str__(self) -> str:
         return self.digest.short

@@ -25,7 +25,7 @@ from ..errors import (
     StorageError, Unsupported)
 from ..files import Locked, make_directory
 from ..image import manifest
-from ..image.descriptor import OCI_INDEX, Descriptor, is_foreign
+from ..image.descriptor import OCI_INDEX, Descriptor
 from ..reference import is_tag
 from ..store.gc import delete
 from ..store.references import Association
@@ -189,7 +189,7 @@ class Registry:
                 subject, _ = _referral(document, document.digest)
                 for item, _ in self._store.walk(document.descriptor, document):
                     known = item.digest == document.digest or self._content.has(item.digest, item.size)
-                    if not known and not is_foreign(item.media_type):
+                    if not known and not item.is_foreign:
                         raise Refusal(404, "MANIFEST_BLOB_UNKNOWN", "blob %s is unknown" % item.digest)
         except _NO_MANIFEST as exc:
             raise Refusal(400, "MANIFEST_INVALID", str(exc)) from exc

@@ -24,7 +24,7 @@ from ..cancel import Cancel
 from ..digest import ChainID, DiffID, Digest, Verifier, next_chain_id
 from ..errors import Cancelled, Error, InvalidDocument, StorageError, Unsupported, storage_errors
 from ..image.config import ImageConfig
-from ..image.descriptor import INDEX_TYPES, MANIFEST_TYPES, OCI_INDEX, Descriptor, is_foreign
+from ..image.descriptor import INDEX_TYPES, MANIFEST_TYPES, OCI_INDEX, Descriptor
 from ..image.manifest import Document, Manifest, is_runnable
 from ..image.strictjson import parse_json
 from ..image.walk import Seen, walk
@@ -167,7 +167,7 @@ class _Checker:
                 for blob in (*(document.blobs if document else ()), item):
                     yield blob
                     path, size = self._content.path(blob.digest), self._content.size(blob.digest)
-                    if size is None and is_foreign(blob.media_type):
+                    if size is None and blob.is_foreign:
                         self._report(path, UNVERIFIED, "foreign layer is not stored")
                     elif size is None:
                         self._report(path, "missing", "needed by %s" % top.digest)

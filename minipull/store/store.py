@@ -19,7 +19,7 @@ from ..cancel import Cancel
 from ..digest import Digest
 from ..errors import Error, InvalidDocument, InvalidReference, NotFound, PolicyError, StorageError
 from ..image.config import Image, ImageConfig
-from ..image.descriptor import INDEX_TYPES, MANIFEST_TYPES, Descriptor, is_foreign
+from ..image.descriptor import INDEX_TYPES, MANIFEST_TYPES, Descriptor
 from ..image.manifest import MAX_MANIFEST, Document, Manifest, is_runnable, parse
 from ..image.platform import Platform
 from ..image.walk import Seen, choose, walk
@@ -113,9 +113,8 @@ class ImageSource:
     def missing(self, top: Descriptor, foreign: bool = False) -> Iterator[Descriptor]:
         """Yield the blobs that ``top`` needs and that are missing; foreign layers only if ``foreign``."""
         for item, _ in self.walk(top):
-            if not self.content.has(item.digest, item.size):
-                if foreign or not is_foreign(item.media_type):
-                    yield item
+            if not self.content.has(item.digest, item.size) and (foreign or not item.is_foreign):
+                yield item
 
     def on(self, platform: Platform, top: Descriptor) -> Optional[Descriptor]:
         """Return the best manifest for a platform: ``top``, or one of its index; None if none fits."""

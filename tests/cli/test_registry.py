@@ -9,6 +9,7 @@ import pytest
 from tests.kit import images
 from tests.kit.commands import Call, digest
 from tests.kit.images import Layout
+from tests.kit.pulls import manifest_of, rewrite
 from tests.kit.servers import ScriptedServer, Uploads, content, error, reply
 
 KEYS = {"name", "digest", "image_id", "platform", "size", "created"}
@@ -183,6 +184,21 @@ def test_push_takes_a_chunk_size(call: Call, ref: str, server: ScriptedServer, t
     assert call("push", "--chunk-size", "1k", ref).code == 0
     sizes = [int(request.headers["content-length"]) for request in server.seen("PATCH")]
     assert len(sizes) > 4 and max(sizes) == 1024
+
+
+@pytest.mark.parametrize("command", [["push", "SOURCE", "TARGET:1"], ["copy", "docker://SOURCE", "docker://TARGET:1"]])
+@pytest.mark.parametrize("flags", [[], ["--foreign"]])
+def test_foreign_layers_go_along_if_asked_for(
+        call: Call, ref: str, layout: Layout, server: ScriptedServer, command: List[str], flags: List[str]) -> None:
+    layers = manifest_of(layout)["layers"]
+    rewrite(layout, layers=[dict(layers[0], urls=["https://a.invalid/"]), layers[1]])
+    server.serve(layout.root, "r")
+    assert call("pull", "-q", ref).code == 0
+    target = Uploads(server, "s")
+    args = [text.replace("SOURCE", ref).replace("TARGET", server.host + "/s") for text in command]
+    assert call(*args, "-q", *flags).code == 0
+    assert target.manifests["1"] == layout.read(digest(layout))
+    assert [layer["digest"] in target.blobs for layer in layers] == [bool(flags), True]
 
 
 @pytest.mark.parametrize("args, code, words", [

@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,6 +37,7 @@ pytestmark = pytest.mark.usefixtures("no_repeats")
 #: The module, which the function of that name hides.
 module = importlib.import_module("minipull.distribution.copy")
 HEX = "0123456789abcdef" * 4
+FOREIGN = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
 MAKERS = [make_single, make_schema2, make_awkward, make_index, make_list, make_artifact, make_artifacts, make_nothing]
 
 
@@ -189,6 +191,36 @@ def test_foreign_layers_stay_where_they_are(server: ScriptedServer, target: Targ
     converted = json.loads(blobs_of(tmp_path / "new")[entries(tmp_path / "new")[1]["digest"]])
     assert converted["layers"][1] == {
         **document["layers"][1], "mediaType": "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"}
+
+
+@pytest.mark.parametrize("media_type", [images.DOCKER_LAYER + ".gzip", FOREIGN])
+def test_foreign_layers_that_the_source_has_are_copied_if_asked_for(
+        server: ScriptedServer, target: Target, tmp_path: Path, media_type: str) -> None:
+    layout = Layout(tmp_path / "layout", docker=True)
+    image = layout.image(images.specs(2))
+    document = json.loads(image.raw)
+    elsewhere = {"mediaType": media_type, "size": 5, "digest": "sha256:" + HEX, "urls": ["https://x.invalid/"]}
+    document["layers"][0].update(mediaType=media_type, urls=["https://example.invalid/layer"])
+    document["layers"].append(elsewhere)
+    top = add(layout, document, "latest")
+    server.serve(layout.root, "r")
+    digest = image.layers[0].descriptor["digest"]
+    new = tmp_path / "new"
+    for source in ("docker://%s/r" % server.host, "oci:%s:latest" % layout.root):
+        for foreign in (False, True):
+            for place in (target.place, "oci:%s" % new):
+                events: List[Progress] = []
+                copied(source, place, foreign=foreign, progress=events.append)
+                assert Progress(id=HEX[:12], action="Skipped foreign layer") in events
+            assert (digest in target.blobs, digest in blobs_of(new)) == (foreign, foreign)
+            assert json.loads(target.manifests["1"]) == document
+        target.blobs.clear()
+        shutil.rmtree(str(new))
+    # Where the registry does not say whether it has the layer, it is not passed over.
+    server.on("HEAD", HEX, error(500))
+    with pytest.raises(minipull.Error, match="500"):
+        copied("docker://%s/r" % server.host, target, foreign=True)
+    assert top["digest"] in target.manifests
 
 
 def test_copies_that_share_a_manager_share_no_blob_with_another_place(target: Target, tmp_path: Path) -> None:

@@ -25,11 +25,11 @@ FOREIGN = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
 # -- foreign layers --------------------------------------------------------------
 
 
-def foreign_image(tmp_path: Path, urls: List[str]) -> Layout:
+def foreign_image(tmp_path: Path, urls: List[str], media_type: str = FOREIGN) -> Layout:
     layout = Layout(tmp_path / "layout", docker=True)
     made = layout.image(images.specs(2, 5000), "latest")
     layers: List[Dict[str, Any]] = [dict(layer.descriptor) for layer in made.layers]
-    layers[0].update(mediaType=FOREIGN, urls=urls)
+    layers[0].update(mediaType=media_type, **({"urls": urls} if urls else {}))
     rewrite(layout, layers=layers)
     return layout
 
@@ -41,9 +41,10 @@ def test_a_foreign_layer_that_the_registry_has_is_a_layer(
     assert check(store) == []
 
 
+@pytest.mark.parametrize("media_type", [FOREIGN, images.DOCKER_LAYER + ".gzip"])
 def test_a_foreign_layer_that_the_registry_lacks_is_skipped_and_reported(
-        server: ScriptedServer, store: minipull.Store, tmp_path: Path) -> None:
-    layout = foreign_image(tmp_path, ["https://127.0.0.1:1/x"])
+        server: ScriptedServer, store: minipull.Store, tmp_path: Path, media_type: str) -> None:
+    layout = foreign_image(tmp_path, ["https://127.0.0.1:1/x"], media_type)
     serve(server, layout)
     on_blob(server, manifest_of(layout)["layers"][0]["digest"], error(404, "BLOB_UNKNOWN"))
     log = Log()
@@ -54,6 +55,14 @@ def test_a_foreign_layer_that_the_registry_lacks_is_skipped_and_reported(
     asked(server)
     pull(server, store)
     assert asked(server) == ["HEAD manifests/latest"]
+
+
+def test_a_layer_of_a_foreign_type_without_urls_is_needed(
+        server: ScriptedServer, store: minipull.Store, tmp_path: Path) -> None:
+    layout = foreign_image(tmp_path, [])
+    serve(server, layout)
+    on_blob(server, manifest_of(layout)["layers"][0]["digest"], error(404, "BLOB_UNKNOWN"))
+    assert "blob unknown" in refused(RegistryError, server, store, foreign=True)
 
 
 def test_a_foreign_layer_is_fetched_over_https_without_credentials(

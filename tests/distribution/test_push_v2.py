@@ -358,20 +358,28 @@ def test_other_refusals_of_a_manifest_are_failures(
 # -- foreign layers ----------------------------------------------------------------
 
 
-def test_a_foreign_layer_stays_where_it_is(
-        server: ScriptedServer, store: minipull.Store, target: Uploads, tmp_path: Path) -> None:
+@pytest.mark.parametrize("media_type", [FOREIGN, images.DOCKER_LAYER, images.DOCKER_LAYER + ".gzip"])
+@pytest.mark.parametrize("urls, foreign, stored, result", [
+    (1, False, False, "Skipped foreign layer"), (1, False, True, "Skipped foreign layer"),
+    (1, True, False, "Skipped foreign layer"), (1, True, True, "Pushed"), (0, False, True, "Pushed")])
+def test_a_foreign_layer_stays_where_it_is_unless_it_is_asked_for(
+        server: ScriptedServer, store: minipull.Store, target: Uploads, tmp_path: Path, media_type: str,
+        urls: int, foreign: bool, stored: bool, result: str) -> None:
     layout = Layout(tmp_path / "layout", docker=True)
-    made = layout.image(images.specs(2))
+    made = layout.image([Spec(3000, compression="" if media_type == images.DOCKER_LAYER else "gzip"), Spec(99)])
     manifest = json.loads(made.raw)
-    manifest["layers"][0].update(mediaType=FOREIGN, urls=["https://example.com/layer"])
+    manifest["layers"][0].update(mediaType=media_type, urls=["https://example.com/layer"] * urls)
     raw = images.to_json(manifest)
     made = made._replace(descriptor=layout.blob(raw, images.DOCKER_MANIFEST), raw=raw)
-    layout.path(made.layers[0].descriptor["digest"]).unlink()
+    if not stored:
+        layout.path(made.layers[0].descriptor["digest"]).unlink()
     loaded(server, store, layout, made)
     log = Log()
-    assert results(push(server, store, progress=log)) == ["Skipped foreign layer", "Pushed"]
-    assert log.actions(made.layers[0].diff_id[7:19]) == ["Preparing", "Skipped foreign layer"]
-    assert target.manifests["latest"] == raw
+    assert results(push(server, store, progress=log, foreign=foreign)) == [result, "Pushed"]
+    assert [log.actions(made.layers[0].diff_id[7:19])[n] for n in (0, -1)] == ["Preparing", result]
+    if urls:  # another is compressed on its way
+        assert target.manifests["latest"] == raw
+        assert (made.layers[0].descriptor["digest"] in target.blobs) is (result == "Pushed")
 
 
 # -- layers that lie here uncompressed -----------------------------------------------

@@ -6,7 +6,8 @@ from typing import Any, Callable, Dict, List, Mapping, Tuple
 import pytest
 
 from tests.kit import DATA
-from minipull.image.descriptor import DOCKER_LAYER, OCI_LAYER, OCI_MANIFEST, Descriptor, is_foreign, select
+from minipull.image.descriptor import (
+    DOCKER_CONFIG, DOCKER_LAYER, OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, Descriptor, select)
 from minipull.image.platform import Platform, preference
 from minipull.image.strictjson import digest_at, int_at, list_at, object_at, parse_json, string_at, strings_at
 from minipull.digest import Digest
@@ -202,13 +203,13 @@ def test_a_descriptor_that_is_no_object_is_refused(value: object) -> None:
 
 
 @pytest.mark.parametrize("media_type, foreign", [
-    (DOCKER_LAYER, False), (OCI_LAYER, False), (OCI_LAYER + "+gzip", False), ("", False),
+    (DOCKER_LAYER, True), (OCI_LAYER, True), (OCI_LAYER + "+gzip", True), ("text/plain", True),
     ("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", True),
-    ("application/vnd.docker.image.rootfs.foreign.diff.tar", True),
-    ("application/vnd.oci.image.layer.nondistributable.v1.tar", True),
-    ("application/vnd.oci.image.layer.nondistributable.v1.tar+zstd", True)])
-def test_foreign_layers_are_told_by_type(media_type: str, foreign: bool) -> None:
-    assert is_foreign(media_type) is foreign
+    ("application/vnd.oci.image.layer.nondistributable.v1.tar+zstd", True),
+    (OCI_MANIFEST, False), (OCI_INDEX, False), (OCI_CONFIG, False), (DOCKER_CONFIG, False)])
+def test_foreign_layers_are_told_by_their_urls(media_type: str, foreign: bool) -> None:
+    layer = Descriptor(media_type, DIGEST, 7)
+    assert not layer.is_foreign and layer._replace(urls=("https://a/b",)).is_foreign is foreign
 
 
 @pytest.mark.parametrize("case", cases("platform_parse"), ids=lambda case: case["input"])

@@ -279,7 +279,8 @@ def test_the_type_of_a_manifest_is_told_once(site: Site) -> None:
 
 def test_foreign_layers_need_not_be_in_the_store(site: Site) -> None:
     lost = described(b"elsewhere")
-    foreign = {**lost, "mediaType": "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"}
+    foreign = {**lost, "mediaType": "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+               "urls": ["https://a/b"]}
     raw = site.manifest(layers=[foreign], subject=lost)
     answer = site.put(raw, digest_of(raw), query="?tag=a&tag=b")
     assert answer.status == 201 and answer.headers["oci-subject"] == lost["digest"]
