@@ -5,7 +5,6 @@ Results go to stdout, progress and diagnostics to stderr; text from outside is
 escaped before it reaches a terminal.
 """
 import argparse
-import contextlib
 import importlib
 import json
 import os

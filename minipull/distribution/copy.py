@@ -201,9 +201,8 @@ class _Copy:
 
     def _below(self, top: Document, seen: Seen, bounds: Bounds) -> List[Document]:
         """List the manifests below ``top`` that have not been seen, children first, and ``top`` itself."""
-        documents = walk(top, lambda entry: self._get(entry) if entry.is_document else None,
-                         seen=seen, bounds=bounds)
-        return [document for _, document in documents if document]
+        return [document for _, document in walk(
+            top, lambda entry: self._get(entry) if entry.is_document else None, seen=seen, bounds=bounds) if document]
 
     def _filtered(self, top: Document) -> Document:
         """Return the one image of an index that was asked for, or the index without the others."""
@@ -249,7 +248,7 @@ class _Copy:
             for blob in document.blobs:
                 jobs[blob.digest] = CopyDescriptor(self._source, self._target, blob, self._options.foreign)
             for entry in document.unknown if isinstance(document, Index) else ():
-                jobs[entry.digest] = EntryDescriptor(self._source, self._target, entry)
+                jobs[entry.digest] = EntryDescriptor(self._source, self._target, entry, self._options.foreign)
         self._uploads.upload(list(jobs.values()), self._output, self._cancel, self._target.holding)
 
     # Referrers.
@@ -315,9 +314,8 @@ class _Copy:
         listed = list(index.manifests) if isinstance(index, Index) else []
         added = [entry for entry in entries if entry.digest not in {item.digest for item in listed}]
         if added:
-            members = {"schemaVersion": 2, "mediaType": OCI_INDEX,
-                       "manifests": [item.to_json() for item in listed + added]}
-            raw = compact(members)
+            raw = compact({"schemaVersion": 2, "mediaType": OCI_INDEX,
+                           "manifests": [item.to_json() for item in listed + added]})
             self._target.tag(tag, manifest.parse(raw, OCI_INDEX), self._cancel)
 
 

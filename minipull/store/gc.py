@@ -7,7 +7,6 @@ the manifest of any name can't be read, nothing is removed.
 
 Mirrors what docker/distribution's garbage collector learned the hard way.
 """
-import contextlib
 import os
 import time
 from typing import List, NamedTuple, Optional, Set

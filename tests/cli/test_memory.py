@@ -10,7 +10,7 @@ import pytest
 
 from tests.kit import images
 from tests.kit.archives import pack
-from tests.kit.images import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, Layout
+from tests.kit.images import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
 from tests.kit.processes import minipull_env
 from tests.kit.pulls import rewrite, serve
 from tests.kit.servers import ScriptedServer, content, reply

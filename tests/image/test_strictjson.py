@@ -2,13 +2,13 @@
 """JSON is counted before it is built, and built once."""
 import json
 import tracemalloc
-from typing import Callable, Dict, List
+from typing import Callable, Dict
 
 import pytest
 
 from minipull.errors import InvalidDocument, PolicyError
 from minipull.image import strictjson
-from minipull.image.strictjson import check_memory, parse_json, parse_value
+from minipull.image.strictjson import check_memory, parse_value
 from tests.kit.images import OCI_LAYER, OCI_MANIFEST, digest_of
 
 SURROGATES: Dict[str, bool] = {  # whether they are text
