@@ -11,5 +11,6 @@ The modules in reading order:
     walk          the walk down an index: each document once, children first, bounded
     es256         ECDSA signatures, for schema 1 alone
     schema1       signed manifests of schema 1, read and written
+    pax           the fields of a tar's headers: numbers, maps of sparse files
     tar           tar streams, read strictly, written the same each time
 """

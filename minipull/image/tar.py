@@ -12,19 +12,21 @@ Spec: POSIX.1-2017 pax; GNU tar manual "Basic Tar Format"; image-spec layer.md.
 import collections
 import re
 import struct
-from typing import Dict, Iterator, Mapping, NamedTuple, Optional
+from typing import Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 from ..digest import Buffer
 from ..errors import InvalidDocument, PolicyError, shown
+from . import pax
 
 BLOCK = 512
 MAX_ENTRIES = 10000000
 MAX_EXTENSION = 1 << 20  # bytes of the extended headers before one entry
 MAX_EXTENSIONS = 64  # and their number
 MAX_NAME = 4096  # bytes
-MAX_ID = (1 << 32) - 2  # the next one means "leave it" to chown(2)
+NOBODY = 65534  # in place of an owner that no system has
 MAX_DEVICE = (1 << 21) - 1  # major or minor number: the most that a header and Linux hold
 END = bytes(2 * BLOCK)
+HOLE = bytes(256 << 10)  # of which the pieces of holes are parts
 
 FILE, LINK, SYMLINK, CHAR, BLOCK_DEVICE, DIRECTORY, FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
 _KINDS = {b"\0": FILE, b"7": FILE}  # old files, and contiguous ones
@@ -35,7 +37,6 @@ _Fields = collections.namedtuple("_Fields", "name mode uid gid size mtime checks
 _HEADER = struct.Struct("100s8s8s8s12s12s8sc100s6s2s32s32s8s8s155s12x")
 #   record ::= length SP keyword "=" value LF
 _RECORD = re.compile(br"([1-9][0-9]{0,6}) ([^=\0]+)=")
-_TIME = re.compile(br"(-?)([0-9]{1,19})(?:\.([0-9]*))?")
 _GLOBAL = frozenset((b"path", b"linkpath", b"size"))  # which no header may set for all
 
 
@@ -60,7 +61,11 @@ class Entry(NamedTuple):
 
 
 class Reader:
-    """Iterates over the entries of a tar stream in ``pieces``; raises InvalidDocument, PolicyError."""
+    """Iterates over the entries of a tar stream in ``pieces``; raises InvalidDocument, PolicyError.
+
+    ``strangers`` counts entries whose owner is NOBODY instead, and ``holes`` the bytes
+    that sparse files lack in the stream.
+    """
 
     def __init__(self, pieces: Iterator[Buffer]) -> None:
         self._pieces = pieces
@@ -68,12 +73,15 @@ class Reader:
         self._at = 0  # in the piece
         self._left = 0  # bytes of the present entry's data
         self._padding = 0  # and behind it
+        self._listed: List[bytes] = []  # the map of a sparse file in format 0.0
+        self._extents: List[Tuple[int, int]] = []  # of a sparse file
+        self.strangers = self.holes = 0
 
     def __iter__(self) -> Iterator[Entry]:
         extensions: Dict[bytes, bytes] = {}
         count = chained = extended = 0
         while True:
-            for _ in self.data():
+            for _ in self._stored(self._left):
                 pass
             self._take(self._padding, may_end=True)
             self._padding = 0
@@ -84,11 +92,11 @@ class Reader:
                     raise InvalidDocument("tar: malformed end of the archive")
                 return
             fields = _Fields._make(_HEADER.unpack(block))
-            if _number(fields.checksum, "checksum") != sum(block) - sum(fields.checksum) + 8 * 0x20:
+            if pax.number(fields.checksum, "checksum") != sum(block) - sum(fields.checksum) + 8 * 0x20:
                 raise InvalidDocument("tar: damaged header (checksum)")
             kind = _KINDS.get(fields.kind, fields.kind)
             if kind in b"xgLK":
-                size = _number(fields.size, "size")
+                size = pax.number(fields.size, "size")
                 chained, extended = chained + 1, extended + size
                 if chained > MAX_EXTENSIONS or extended > MAX_EXTENSION:
                     raise PolicyError("tar: %d extended headers of %d bytes in a row" % (chained, extended))
@@ -98,19 +106,49 @@ class Reader:
             count += 1
             if count > MAX_ENTRIES:
                 raise PolicyError("tar: more than %d entries" % MAX_ENTRIES)
-            self._left, self._padding = entry.size, -entry.size % BLOCK
+            self._left, self._padding, self._extents = entry.size, -entry.size % BLOCK, []
+            if self._listed or any(keyword.startswith(pax.SPARSE) for keyword in extensions):
+                entry = self._expand(entry, extensions)
+            if min(entry.uid, entry.gid) < 0:
+                self.strangers += 1
+                entry = entry._replace(uid=NOBODY if entry.uid < 0 else entry.uid,
+                                       gid=NOBODY if entry.gid < 0 else entry.gid)
             yield entry
-            extensions, chained, extended = {}, 0, 0
+            extensions, self._listed, chained, extended = {}, [], 0, 0
+
+    @property
+    def sparse(self) -> bool:
+        """Whether the current entry's data lies in the stream without its holes."""
+        return bool(self._extents)
 
     def data(self) -> Iterator[memoryview]:
         """Yield the rest of the current entry's data; each piece is valid until the next."""
-        while self._left:
+        extents, self._extents, end = self._extents or [(0, self._left)], [], 0
+        for offset, size in extents:
+            for start in range(end, offset, len(HOLE)):
+                yield memoryview(HOLE)[:offset - start]
+            yield from self._stored(size)
+            end = offset + size
+
+    def _stored(self, count: int) -> Iterator[memoryview]:
+        while count:
             if self._at == len(self._piece):
                 self._next()
-            piece = self._piece[self._at:self._at + self._left]
+            piece = self._piece[self._at:self._at + count]
             self._at += len(piece)
             self._left -= len(piece)
+            count -= len(piece)
             yield piece
+
+    def _expand(self, entry: Entry, extensions: Mapping[bytes, bytes]) -> Entry:
+        """Return a sparse file with the size that it has with its holes."""
+        if entry.kind != FILE:
+            raise InvalidDocument("tar: %s is sparse and no file" % _label(entry.name))
+        size, self._extents, before = pax.read_map(
+            extensions, self._listed, self._left, self._take, _label(entry.name))
+        self._left -= before
+        self.holes += size - self._left
+        return entry._replace(size=size)
 
     def skip(self) -> int:
         """Abandon the current entry's data; returns how many bytes, padding too, not to feed to us."""
@@ -152,7 +190,10 @@ class Reader:
         return bytes(parts)
 
     def _extend(self, kind: bytes, size: int, extensions: Dict[bytes, bytes]) -> None:
-        """Add the records of an extended header; of two with one keyword the last counts."""
+        """Add the records of an extended header; of two with one keyword the last counts.
+
+        One without a value deletes those before it, unless it is an attribute.
+        """
         data = self._take(size + -size % BLOCK)[:size]
         if kind in b"LK":
             extensions[b"\0" + kind] = data.partition(b"\0")[0]  # which is no keyword
@@ -163,11 +204,18 @@ class Reader:
             end = at + int(match.group(1)) if match else 0
             if match is None or not match.end() < end <= size or data[end - 1] != 0x0A:
                 raise InvalidDocument("tar: malformed extended header")
-            keyword, at = match.group(2), end
-            if kind == b"x":
-                extensions[keyword] = data[match.end():end - 1]
-            elif keyword in _GLOBAL:
-                raise InvalidDocument("tar: global header sets %s" % keyword.decode())
+            keyword, value, at = match.group(2), data[match.end():end - 1], end
+            if kind == b"g":
+                if keyword in _GLOBAL:
+                    raise InvalidDocument("tar: global header sets %s" % keyword.decode())
+            elif keyword in (pax.OFFSET, pax.LENGTH):
+                if len(self._listed) % 2 != (keyword == pax.LENGTH):
+                    raise InvalidDocument("tar: malformed map of a sparse file")
+                self._listed.append(value)
+            elif value or keyword.startswith(_XATTR):
+                extensions[keyword] = value
+            else:
+                extensions.pop(keyword, None)
 
 
 def _entry(kind: bytes, fields: _Fields, extensions: Mapping[bytes, bytes]) -> Entry:
@@ -175,16 +223,12 @@ def _entry(kind: bytes, fields: _Fields, extensions: Mapping[bytes, bytes]) -> E
     # GNU's headers have times in place of the prefix, except those that Go wrote before 1.8.
     if prefix and (fields.magic == b"ustar\0" or fields.magic == b"ustar " and prefix.strip(b"01234567 ")):
         name = prefix + b"/" + name
-    numbers = {}
-    for keyword, field in ((b"uid", fields.uid), (b"gid", fields.gid), (b"size", fields.size)):
-        value = extensions.get(keyword)
-        numbers[keyword] = _number(field, keyword.decode()) if value is None else _decimal(value, keyword)
+    size = pax.decimal(extensions[b"size"]) if b"size" in extensions else pax.number(fields.size, "size")
     linkname = fields.linkname.partition(b"\0")[0]
     if extensions:
         name = _long(extensions, b"L", b"path", name)
         linkname = _long(extensions, b"K", b"linkpath", linkname)
-        if any(keyword.startswith(b"GNU.sparse.") for keyword in extensions):
-            kind = b"S"
+        name = extensions.get(pax.SPARSE + b"name", name)
     if kind == FILE and name.endswith(b"/") and fields.kind == b"\0":
         kind = DIRECTORY  # as directories were before ustar
     if kind not in b"0123456":
@@ -192,16 +236,16 @@ def _entry(kind: bytes, fields: _Fields, extensions: Mapping[bytes, bytes]) -> E
     texts = (name, linkname) if kind in b"12" else (name,)
     if b"" in texts or b"\0" in b"".join(texts) or max(map(len, texts)) > MAX_NAME:
         raise InvalidDocument("tar: a name of %s is empty, too long or has a zero in it" % _label(name))
-    if max(numbers[b"uid"], numbers[b"gid"]) > MAX_ID:
-        raise InvalidDocument("tar: owner of %s is out of range" % _label(name))
     major = minor = 0
     if kind in b"34":
-        major, minor = _number(fields.major, "device"), _number(fields.minor, "device")
+        major, minor = pax.number(fields.major, "device"), pax.number(fields.minor, "device")
         if max(major, minor) > MAX_DEVICE:
             raise InvalidDocument("tar: device %s is out of range" % _label(name))
     return Entry(
-        name, kind, numbers[b"size"] if kind == FILE else 0, _number(fields.mode, "mode") & 0o7777,
-        numbers[b"uid"], numbers[b"gid"], _time(fields.mtime, extensions.get(b"mtime")), linkname, major, minor,
+        name, kind, size if kind == FILE else 0, pax.number(fields.mode, "mode") & 0o7777,
+        pax.owner(fields.uid, "uid", extensions.get(b"uid")),
+        pax.owner(fields.gid, "gid", extensions.get(b"gid")),
+        pax.time(fields.mtime, extensions.get(b"mtime")), linkname, major, minor,
         {keyword[len(_XATTR):]: value for keyword, value in extensions.items()
          if keyword.startswith(_XATTR)},
         extensions.get(b"uname", fields.uname.partition(b"\0")[0]),
@@ -218,43 +262,6 @@ def _long(extensions: Mapping[bytes, bytes], kind: bytes, keyword: bytes, short:
     if len(names) > 1:
         raise InvalidDocument("tar: two kinds of extended headers that differ in a name")
     return names.pop() if names else short
-
-
-def _number(field: bytes, name: str, least: int = 0) -> int:
-    """Parse a number of a header: octal digits, or base 256 if its first bit is set."""
-    if field[0] & 0x80:
-        value = int.from_bytes(field, "big") & (1 << 8 * len(field) - 1) - 1
-        if field[0] & 0x40:
-            value -= 1 << 8 * len(field) - 1
-    else:
-        text = field.strip(b" \0") or b"0"
-        if text.strip(b"01234567"):  # int() would take "+7" and "0_7" as well
-            raise InvalidDocument("tar: malformed %s in a header" % name)
-        value = int(text, 8)
-    if not least <= value < 1 << 63:
-        raise InvalidDocument("tar: %s out of range in a header" % name)
-    return value
-
-
-def _decimal(value: bytes, keyword: bytes) -> int:
-    if not re.fullmatch(b"[0-9]{1,19}", value) or int(value) >= 1 << 63:
-        raise InvalidDocument("tar: %s in an extended header is no number" % keyword.decode())
-    return int(value)
-
-
-def _time(field: bytes, extension: Optional[bytes]) -> int:
-    """Return an mtime in nanoseconds, cut to the range of seconds that file systems hold."""
-    if extension is None:
-        seconds, nanoseconds = _number(field, "mtime", -1 << 63), 0
-    else:
-        match = _TIME.fullmatch(extension)
-        if match is None:
-            raise InvalidDocument("tar: mtime in an extended header is no number")
-        sign, whole, fraction = match.groups(b"")
-        seconds, nanoseconds = int(whole), int(fraction[:9].ljust(9, b"0"))
-        if sign:
-            seconds, nanoseconds = -seconds, -nanoseconds
-    return max(-1 << 31, min(seconds, 1 << 33)) * 10 ** 9 + nanoseconds
 
 
 def header(entry: Entry) -> bytes:

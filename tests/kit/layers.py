@@ -103,6 +103,28 @@ def hardlink(name: bytes, target: bytes, **fields: Any) -> bytes:
     return head(name, b"1", link=target, **fields)
 
 
+def sparse(version: str, length: int, extents: Sequence[Tuple[int, bytes]], **fields: Optional[bytes]) -> bytes:
+    """A sparse file ``f`` as GNU tar writes it; ``fields`` replace records, or delete them if None."""
+    pairs = [(b"%d" % offset, b"%d" % len(data)) for offset, data in extents]
+    numbers, data = [number for pair in pairs for number in pair], b"".join(data for _, data in extents)
+    if version == "1.0":
+        records: Dict[str, Optional[bytes]] = {"major": b"1", "minor": b"0", "name": b"f",
+                                              "realsize": b"%d" % length}
+        data = padded(b"\n".join([b"%d" % len(pairs), *numbers, b""])) + data
+    elif version == "0.1":
+        records = {"size": b"%d" % length, "numblocks": b"%d" % len(pairs), "name": b"f",
+                   "map": b",".join(numbers)}
+    else:
+        records = {"size": b"%d" % length, "numblocks": b"%d" % len(pairs)}
+    records.update(fields)
+    lines = [record(b"GNU.sparse." + key.encode(), value) for key, value in records.items() if value is not None]
+    if version == "0.0":
+        lines += [record(b"GNU.sparse." + key, value) for pair in pairs
+                  for key, value in zip((b"offset", b"numbytes"), pair)]
+    name = b"f" if version == "0.0" else b"GNUSparseFile.0/f"
+    return extended(b"".join(lines)) + file(name, data)
+
+
 # -- what became of them -------------------------------------------------------
 
 
