@@ -47,6 +47,8 @@ class Members(BlobSource):
                 room -= len(entry.name) + len(entry.linkname)
                 if count == MAX_MEMBERS or room < 0:
                     raise PolicyError("more than %d members, or %d bytes of names" % (MAX_MEMBERS, MAX_NAMES))
+                if reader.sparse:
+                    raise InvalidDocument("%s is a sparse file" % shown(name, 200))
                 if entry.kind == FILE:
                     self._define(name, (archive.tell(), entry.size))
                 elif entry.kind in (LINK, SYMLINK):

@@ -36,6 +36,7 @@ from ..store.references import REF_NAME, Names, association, check_name, named
 from ..store.store import MAX_CONFIG, ImageSource, host_platform
 from .members import Members, inside
 from .save import Named
+from .stream import DECODERS, Pipe
 
 MAX_DOCUMENTS = 64 << 20  # bytes; of all documents of docker's own
 
@@ -64,40 +65,14 @@ def opened(file: Union[str, BinaryIO], cancel: Cancel, zstd: Optional[str] = Non
         assert not isinstance(file, str)
         if not regular or is_compressed(os.pread(file.fileno(), 6, 0)):
             warn("%s is unpacked in %s first" % (path or "the archive", scratch or tempfile.gettempdir()))
-            data = decompressed(
-                file if regular else cast(BinaryIO, _Pipe(file)), cancel, zstd, source="archive")
+            data = decompressed(file if regular else cast(BinaryIO, Pipe(file)), cancel, zstd, source="archive",
+                                others=DECODERS)
             with file_errors("write a temporary file"):
                 copy = stack.enter_context(tempfile.TemporaryFile(buffering=0, dir=scratch))
                 for _ in Reader(copied(data, copy.fileno())):
                     pass
             file = cast(BinaryIO, copy)
         yield Archive(path, file, cancel, zstd)
-
-
-class _Pipe(io.RawIOBase):
-    """A stream whose first six bytes, which say how it is compressed, can be read twice."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._head = b""
-        while len(self._head) < 6:
-            data = file.read(6 - len(self._head))
-            if not data:
-                break
-            self._head += data
-        self._position = 0
-
-    def readinto(self, buffer: Any) -> int:
-        count = min(len(buffer), len(self._head) - self._position)
-        if count <= 0:
-            return cast(io.RawIOBase, self._file).readinto(buffer) or 0
-        buffer[:count] = self._head[self._position:self._position + count]
-        self._position += count
-        return count
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._position = offset
-        return offset
 
 
 class Archive(ImageSource):

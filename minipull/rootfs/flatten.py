@@ -17,9 +17,10 @@ from ..image.descriptor import Descriptor
 from ..image.tar import DIRECTORY, END, LINK, Entry, header, padding
 from ..progress import Output
 from ..store.store import Store
-from .layers import reading
+from .layers import reading, tell_strangers
 from .overlay import POSITION, Folder, Overlay, Trail, path_of
 
+MAX_HOLES = 64 << 30  # bytes, which take next to none in a layer
 Layers = Sequence[Tuple[Descriptor, DiffID]]
 
 
@@ -30,6 +31,7 @@ class Flattened:
         self._layers = layers
         self._reading = functools.partial(reading, store, output=output, cancel=cancel)
         self._overlay = Overlay()
+        room = MAX_HOLES
         for number, (blob, diff_id) in enumerate(layers):
             with self._reading(blob, diff_id) as reader:
                 for position, entry in enumerate(reader):
@@ -37,7 +39,11 @@ class Flattened:
                         self._overlay.add(number, position, entry)
                     except (InvalidDocument, PolicyError) as exc:
                         raise exc.within("layer %s: entry %s" % (blob.digest.short, entry)) from exc
+                tell_strangers(reader, blob, output)
+                room -= reader.holes
             self._overlay.finish_layer()
+        if room < 0:
+            raise PolicyError("the image has sparse files with holes of more than %d bytes" % MAX_HOLES)
 
     def tar(self) -> Iterator[Buffer]:
         """The tar, in pieces: files, links, and then directories, which get their times last."""

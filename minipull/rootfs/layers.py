@@ -12,14 +12,16 @@ from ..image.config import Image
 from ..image.descriptor import Descriptor
 from ..image.manifest import Manifest
 from ..image.platform import Platform, preference
-from ..image.tar import Entry, Reader
-from ..progress import Meter, Output
+from ..image.tar import NOBODY, Entry, Reader
+from ..progress import Meter, Output, Progress
 from ..store.compression import decompressed
 from ..store.layer import Diff
 from ..store.metadata import V2Metadata
 from ..store.references import Association
 from ..store.store import Store
 
+TOO_LARGE = "the image is larger than allowed; see --max-unpacked"
+_FRAME = 64 << 10  # bytes of headers and padding that a layer has for nothing
 #: Errors of names that no file system takes, rather than of this disk just now.
 _IMPOSSIBLE = frozenset((errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EILSEQ, errno.EINVAL))
 
@@ -60,10 +62,11 @@ def remember(image: Image, store: Store, layers: Sequence[Tuple[Descriptor, Diff
 
 
 @contextlib.contextmanager
-def reading(store: Store, blob: Descriptor, diff_id: DiffID, output: Output,
-            cancel: Cancel) -> Iterator[Reader]:
+def reading(store: Store, blob: Descriptor, diff_id: DiffID, output: Output, cancel: Cancel,
+            limit: Optional[int] = None) -> Iterator[Reader]:
     """Read the entries of a layer; the block ends well only if blob and DiffID are right.
 
+    ``limit`` (bytes) bounds the whole stream, with what lies behind the tar's end.
     Raises InvalidDocument, PolicyError, ContentMismatch for the layer, StorageError
     if the disk has changed it, Cancelled.
     """
@@ -74,6 +77,8 @@ def reading(store: Store, blob: Descriptor, diff_id: DiffID, output: Output,
         with store.content.open(blob.digest) as file:
             for piece in decompressed(file, cancel, store.layers.zstd, raw):
                 verifier.update(piece)
+                if limit is not None and verifier.size > limit + _FRAME:
+                    raise PolicyError(TOO_LARGE)
                 meter.move(raw.size)
                 yield piece if isinstance(piece, bytes) else bytes(piece)
 
@@ -96,6 +101,13 @@ def reading(store: Store, blob: Descriptor, diff_id: DiffID, output: Output,
     if verifier.digest != diff_id:
         raise ContentMismatch("layer %s is %s, not %s as its config says" % (
             blob.digest, verifier.digest, diff_id))
+
+
+def tell_strangers(reader: Reader, blob: Descriptor, output: Output) -> None:
+    """Warn, once for a layer, of owners that are not as the layer has them."""
+    if reader.strangers:
+        output(Progress(message="warning: layer %s: %d owners are out of range, and are %d instead" % (
+            blob.digest.short, reader.strangers, NOBODY)))
 
 
 @contextlib.contextmanager

@@ -17,8 +17,8 @@ from typing import Callable, Dict, Optional, Set, Union
 
 from ..errors import PolicyError
 from ..files import write_all
-from ..image.tar import CHAR, DIRECTORY, FIFO, FILE, LINK, SYMLINK, Entry, Reader
-from .layers import entry_errors
+from ..image.tar import CHAR, DIRECTORY, FIFO, FILE, HOLE, LINK, SYMLINK, Entry, Reader
+from .layers import TOO_LARGE, entry_errors
 from .overlay import Folder, Overlay, Place, path_of
 
 _OPEN = 32  # directories kept open
@@ -29,12 +29,12 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
 class RootFS:
     """The directory ``fd``, which must be empty; close() at the end.
 
-    ``limit`` is how many bytes of data all layers may bring.  ``warn`` is told,
-    once for each kind, what can't be done here.
+    ``room`` is how many bytes of data all layers may bring, less those that came.
+    ``warn`` is told, once for each kind, what can't be done here.
     """
 
-    def __init__(self, fd: int, limit: int, warn: Callable[[str], None]) -> None:
-        self._limit = limit
+    def __init__(self, fd: int, room: int, warn: Callable[[str], None]) -> None:
+        self.room = room
         self._warn = warn
         self._warned: Set[str] = set()
         self._root = os.geteuid() == 0
@@ -55,9 +55,9 @@ class RootFS:
         for position, entry in enumerate(reader):
             with entry_errors(entry):
                 self._trim()
-                self._limit -= entry.size
-                if self._limit < 0:
-                    raise PolicyError("the image is larger than allowed; see --max-unpacked")
+                self.room -= entry.size
+                if self.room < 0:
+                    raise PolicyError(TOO_LARGE)
                 place = self._overlay.add(self._layer, position, entry)
                 if place is not None:
                     while True:
@@ -103,8 +103,14 @@ class RootFS:
             mode = entry.mode | 0o200 if entry.xattrs else entry.mode
             file = os.open(name, _NEW, mode & 0o777, dir_fd=fd)
             try:
+                end = 0
                 for piece in reader.data():
-                    write_all(file, piece)
+                    if piece.obj is HOLE:
+                        end = os.lseek(file, len(piece), os.SEEK_CUR)
+                    else:
+                        write_all(file, piece)
+                if end:
+                    os.ftruncate(file, entry.size)  # the hole may be its end
                 self._own(file, entry)
             finally:
                 os.close(file)

@@ -24,7 +24,7 @@ from ..image.platform import Platform
 from ..progress import Output, Progress, discard, serialized
 from ..reference import Reference
 from ..store.store import Store, host_platform
-from .layers import for_platform, layers_of, reading
+from .layers import for_platform, layers_of, reading, tell_strangers
 from .rootfs import RootFS, clear
 
 MAX_UNPACKED = 64 << 30  # bytes
@@ -37,7 +37,7 @@ def unpack(image: Union[Image, str, Reference], store: Store, directory: str, *,
     """Make the root file system of an image in ``directory``, new or empty.
 
     ``platform`` (the host's) chooses from an index; ``max_unpacked`` (bytes) is how
-    much data it may hold; ``durable`` waits until a power cut can't take any of it.
+    much data it may hold, and how long a layer's tar may be; ``durable`` waits until a power cut can't take any of it.
     As root, entries keep their owners; else the caller owns them, without devices
     and setuid bits.
     Raises NotFound, PolicyError, InvalidDocument, ContentMismatch, StorageError,
@@ -66,8 +66,9 @@ def apply(root: RootFS, store: Store, blob: Descriptor, diff_id: DiffID, output:
           cancel: Cancel) -> None:
     """Put one more layer of an image on a root file system."""
     try:
-        with reading(store, blob, diff_id, output, cancel) as reader:
+        with reading(store, blob, diff_id, output, cancel, root.room) as reader:
             root.apply(reader)
+            tell_strangers(reader, blob, output)
     except Error as exc:
         cancel.check()
         raise exc.within("layer %s" % blob.digest.short) from exc

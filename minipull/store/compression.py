@@ -15,14 +15,18 @@ import re
 import subprocess
 import threading
 import zlib
-from typing import Any, BinaryIO, Iterator, Optional, Union, cast
+from typing import Any, BinaryIO, Callable, Iterator, Mapping, Optional, Union, cast
 
 from ..cancel import Cancel
 from ..digest import Buffer, Verifier
-from ..errors import Cancelled, InvalidDocument, Unsupported, storage_errors
+from ..errors import Cancelled, InvalidDocument, PolicyError, Unsupported, storage_errors
 
 BUFFER = 1 << 20  # bytes; the largest piece
+MAX_GROWTH = 1032  # times, which is the most that gzip can do; zstd does a lot better on zeros
+FREE_GROWTH = 4 << 30  # bytes that any stream may have
 _INPUT = 128 << 10  # bytes; at the usual ratio they inflate to one piece
+#: Decodes pieces; its second argument names the source in errors.
+Decoder = Callable[[Iterator[memoryview], str], Iterator[bytes]]
 _ZSTD = re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")  # or a skippable frame
 
 
@@ -32,27 +36,60 @@ def is_compressed(magic: bytes) -> bool:
 
 
 def decompressed(file: BinaryIO, cancel: Cancel, zstd: Optional[str] = None,
-                 raw: Optional[Verifier] = None, source: str = "layer") -> Iterator[Buffer]:
+                 raw: Optional[Verifier] = None, source: str = "layer",
+                 others: Mapping[bytes, Decoder] = {}) -> Iterator[Buffer]:
     """Yield the tar stream of a layer file, piece by piece; a piece is valid until the next.
 
-    ``file`` is unbuffered and at its start; ``raw`` hashes every stored byte.  Raises
-    InvalidDocument for a damaged stream or an unknown compression, Unsupported for
-    zstd without a decoder, StorageError, Cancelled.
+    ``file`` is unbuffered and at its start; ``raw`` hashes every stored byte; ``others``
+    decode what begins with some magic.  Raises InvalidDocument for a damaged stream or
+    an unknown compression, PolicyError past MAX_GROWTH, Unsupported for zstd without a
+    decoder, StorageError, Cancelled.
     """
     with storage_errors("read %s" % source):
         magic = file.read(6)
         file.seek(0)
+        decoder = next((others[start] for start in others if magic.startswith(start)), None)
         if magic.startswith(b"\x1f\x8b"):
             yield from _gunzip(pieces(file, cancel, raw), source)
+        elif decoder is not None:
+            counted = _Counted(file)
+            yield from _bounded(decoder(pieces(cast(BinaryIO, counted), cancel, raw), source), counted, source)
         elif _ZSTD.match(magic):
             if raw is not None:  # the decoder reads the file by itself
                 hash_file(file, raw, cancel)
                 file.seek(0)
-            yield from _unzstd(file, cancel, zstd, source)
+            counted = _Counted(file)
+            yield from _bounded(_unzstd(cast(BinaryIO, counted), cancel, zstd, source), counted, source)
         elif is_compressed(magic):
             raise InvalidDocument("%s is compressed with bzip2 or xz, not with gzip or zstd" % source)
         else:
             yield from pieces(file, cancel, raw)
+
+
+class _Counted(io.RawIOBase):
+    """A file, and how many bytes have been read of it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = cast(io.RawIOBase, file)
+        self.size = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._file.readinto(buffer) or 0
+        self.size += count
+        return count
+
+
+def _bounded(stream: Iterator[bytes], compressed: _Counted, source: str) -> Iterator[bytes]:
+    """Pass a stream on as long as it is in proportion to what it is made of."""
+    size = 0
+    for piece in stream:
+        size += len(piece)
+        if size > FREE_GROWTH + MAX_GROWTH * compressed.size:
+            raise PolicyError("%s grows from %d to more than %d bytes" % (source, compressed.size, size))
+        yield piece
 
 
 def pieces(file: Union[int, BinaryIO], cancel: Cancel, raw: Optional[Verifier] = None,

@@ -142,7 +142,8 @@ def test_layer_directories_of_old_docker_lead_nowhere_outside(store: Store, layo
 
 @pytest.mark.parametrize("data, text", [
     (b"", "there is no image in it"), (b"x", "cut short"), (b"PK\x03\x04" + bytes(600), "damaged header"),
-    (b"\x1f\x8b", "archive's gzip stream is cut short"), (b"BZh9", "bzip2 or xz"), (b"\xfd7zXZ\0", "bzip2 or xz"),
+    (b"\x1f\x8b", "archive's gzip stream is cut short"), (b"BZh9", "bzip2 stream is cut short"),
+    (b"\xfd7zXZ\0", "xz stream is cut short"),
     (bytes(1024), "there is no image in it"),
     (gzip.compress(b"garbage" * 100), "cut short|damaged header|malformed")])
 def test_a_file_that_is_no_archive_is_refused(store: Store, path: Path, data: bytes, text: str) -> None:
