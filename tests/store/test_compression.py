@@ -19,7 +19,8 @@ import pytest
 
 from minipull.cancel import Cancel
 from minipull.digest import Digest, Verifier
-from minipull.errors import Cancelled, InvalidDocument, StorageError, Unsupported
+from minipull.errors import Cancelled, InvalidDocument, PolicyError, StorageError, Unsupported
+from minipull.store import compression
 from minipull.store.compression import BUFFER, decompressed
 from tests.kit.processes import peer
 
@@ -257,6 +258,23 @@ def test_a_zstd_bomb_stays_in_bounded_memory(layer: Opener, decoder: Optional[st
     finally:
         tracemalloc.stop()
     assert total == 64 * BUFFER and peak < 6 * BUFFER
+
+
+def test_a_zstd_stream_stays_in_proportion_to_what_it_is_made_of(
+        layer: Opener, decoder: Optional[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (compression.MAX_GROWTH, compression.FREE_GROWTH) == (1032, 4 << 30)
+    monkeypatch.setattr(compression, "FREE_GROWTH", 8 * BUFFER)
+    bomb, raw = zst(bytes(64 * BUFFER)), Verifier()
+    assert len(bomb) * 1032 < 16 * BUFFER
+    assert plain(layer(zst(bytes(8 * BUFFER))), decoder) == bytes(8 * BUFFER)
+    with pytest.raises(PolicyError, match="^layer grows from [0-9]+ to more than [0-9]+ bytes$"):
+        plain(layer(bomb), decoder, raw)
+    assert raw.digest == Digest.of(bomb)
+
+
+def test_gzip_is_never_out_of_proportion(layer: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compression, "FREE_GROWTH", 0)
+    assert plain(layer(gz(bytes(9 * BUFFER), 9))) == bytes(9 * BUFFER)
 
 
 def test_zstd_without_a_decoder_names_both_remedies(layer: Opener, without: None) -> None:
