@@ -40,6 +40,9 @@ _RECORD = re.compile(br"([1-9][0-9]{0,6}) ([^=\0]+)=")
 _GLOBAL = frozenset((b"path", b"linkpath", b"size"))  # which no header may set for all
 
 
+NONE: Mapping[bytes, bytes] = {}  # one for all entries, since many are kept
+
+
 class Entry(NamedTuple):
     """A member: ``size`` bytes of data follow if it is a FILE; ``mtime`` is in nanoseconds."""
     name: bytes
@@ -52,7 +55,7 @@ class Entry(NamedTuple):
     linkname: bytes = b""
     major: int = 0
     minor: int = 0
-    xattrs: Mapping[bytes, bytes] = {}
+    xattrs: Mapping[bytes, bytes] = NONE
     uname: bytes = b""
     gname: bytes = b""
 
@@ -247,7 +250,7 @@ def _entry(kind: bytes, fields: _Fields, extensions: Mapping[bytes, bytes]) -> E
         pax.owner(fields.gid, "gid", extensions.get(b"gid")),
         pax.time(fields.mtime, extensions.get(b"mtime")), linkname, major, minor,
         {keyword[len(_XATTR):]: value for keyword, value in extensions.items()
-         if keyword.startswith(_XATTR)},
+         if keyword.startswith(_XATTR)} or NONE,
         extensions.get(b"uname", fields.uname.partition(b"\0")[0]),
         extensions.get(b"gname", fields.gname.partition(b"\0")[0]))
 

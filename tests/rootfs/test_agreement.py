@@ -19,7 +19,7 @@ from minipull.rootfs.rootfs import RootFS
 from minipull.rootfs.unpack import apply
 from minipull.store.store import Store
 from tests.kit.layers import (
-    END, Thing, fast_folder, file, folder, hardlink, head, needs_root, pax, symlink, things, xattrs)
+    END, Thing, fast_folder, file, folder, hardlink, head, needs_root, pax, sparse, symlink, things, xattrs)
 from tests.kit.processes import peer
 
 STACKS = 3000
@@ -157,6 +157,10 @@ CASES: Dict[str, Tuple[List[bytes], Union[Dict[str, str], int]]] = {
     "device 0:0": ([file(b"p", b"x") + file(b"q"), head(b"p", b"3")], {"q": "file"}),
     "block device 0:0": ([head(b"p", b"4")], {"p": "block"}),
     "plnk": ([file(b".wh..wh.plnk/1", b"x") + hardlink(b"p", b".wh..wh.plnk/1")], {"p": "file"}),
+    "sparse file, and a link to it": (
+        [b"".join(sparse(version, 999999, [(70000, b"x")]) for version in ("0.0", "0.1", "1.0")) + hardlink(b"g", b"f"),
+         pax(uid=b"-1", path=b"", mtime=b"") + file(b"h")], {"f": "file", "g": "file", "h": "file"}),
+    "sparse file with a wrong map": ([sparse("1.0", 5, [(0, b"x"), (0, b"y")])], 6),
     "name of 255 bytes": ([pax(path=b"n" * 255) + file(b"x")], {"n" * 255: "file"}),
     "attributes of an overlay": ([xattrs(**{"trusted.overlay.opaque": b"y"}) + folder(b"p")], {"p": "directory"}),
 }
