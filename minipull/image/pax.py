@@ -16,7 +16,7 @@ MAX_EXTENTS = 1 << 16  # of one file
 SPARSE = b"GNU.sparse."
 #: The records that format 0.0 has once for each extent, in turns.
 OFFSET, LENGTH = SPARSE + b"offset", SPARSE + b"numbytes"
-_BLOCK = 512
+_BLOCK, _LINE = 512, 20  # bytes; the latter of a line of a map at most
 _TIME = re.compile(br"(-?)0*([0-9]+)(?:\.([0-9]*))?")
 _NUMBERS = re.compile(br"[0-9]{1,18}(?:,[0-9]{1,18})*")
 
@@ -105,12 +105,12 @@ def _lines(stored: int, take: Callable[[int], bytes], source: str) -> List[bytes
     """Read the map of format 1.0: the number of extents, and what they are, each on a line of its own."""
     text, lines, needed = bytearray(), 0, 1
     while lines < needed:
-        if len(text) + _BLOCK > stored:
-            raise InvalidDocument("tar: sparse file %s has no room for its map" % source)
+        if len(text) + _BLOCK > min(stored, _BLOCK + _LINE * (2 * MAX_EXTENTS + 2)):
+            raise InvalidDocument("tar: sparse file %s has a malformed map" % source)
         text += take(_BLOCK)
         lines += text.count(b"\n", len(text) - _BLOCK)
-        count = text[:20].partition(b"\n")[0]
+        count = text[:_LINE].partition(b"\n")[0]
         if not count.isdigit():
             raise InvalidDocument("tar: sparse file %s has a malformed map" % source)
-        needed = 1 + 2 * min(int(count), MAX_EXTENTS + 1)
+        needed = 1 + 2 * int(count)
     return bytes(text).split(b"\n", needed)[:needed]

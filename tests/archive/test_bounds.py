@@ -22,7 +22,7 @@ from minipull.store.check import check
 from minipull.store.store import Store
 from tests.kit.archives import docker_members, layout_members, named, names, pack
 from tests.kit.images import Layout, to_json
-from tests.kit.layers import END, symlink
+from tests.kit.layers import END, sparse, symlink
 from tests.kit.processes import Minipull
 from tests.kit.stores import text_layer
 
@@ -78,6 +78,12 @@ def test_what_follows_an_archive_in_a_pipe_is_not_stored(
     pipe = Pipe(itertools.chain((data[n:n + 7] for n in range(0, len(data), 7)), itertools.repeat(b"\0")))
     assert [image.name.familiar for image in load(pipe, store)] == ["busybox:latest"]  # type: ignore[arg-type]
     assert pipe.taken < 4 * MEGABYTE and check(store) == []
+
+
+def test_a_member_that_is_a_sparse_file_is_refused(tmp_path: Path, store: Store) -> None:
+    (tmp_path / "archive").write_bytes(sparse("1.0", 5000, [(600, b"abc")]) + END)
+    with pytest.raises(InvalidDocument, match="archive: f is a sparse file$"):
+        load(str(tmp_path / "archive"), store)
 
 
 def test_names_of_members_have_one_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sparse files in the formats of GNU tar, and what is wrong with a map."""
+import itertools
 import subprocess
 from pathlib import Path
 from typing import Dict, List, Tuple
@@ -10,7 +11,7 @@ from minipull.errors import InvalidDocument, PolicyError
 from minipull.image import pax as pax_module
 from minipull.image.tar import Reader
 from tests.image.test_tar import read
-from tests.kit.layers import END, extended, file, record, sparse, symlink
+from tests.kit.layers import BLOCK, END, extended, file, head, padded, record, sparse, symlink
 from tests.kit.processes import clean_env, peer
 
 VERSIONS = ["0.0", "0.1", "1.0"]
@@ -38,6 +39,7 @@ def test_sparse_files_are_read_with_their_holes(version: str, name: str) -> None
 
 TWO = [(0, b"ab"), (600, b"cd")]
 HUGE = b"9" * 18
+EMPTY = record(b"GNU.sparse.size", b"0") + record(b"GNU.sparse.numblocks", b"1")
 GARBAGE: Dict[str, bytes] = {
     "size alone": extended(record(b"GNU.sparse.size", b"1152921504606846976")) + file(b"f"),
     "version alone": extended(record(b"GNU.sparse.major", b"1")) + file(b"f"),
@@ -59,8 +61,10 @@ GARBAGE: Dict[str, bytes] = {
     "map below zero": sparse("0.1", 700, TWO, map=b"0,2,-600,2"),
     "map of other data": sparse("0.1", 700, TWO, map=b"0,2,600,3"),
     "map past 63 bits": sparse("0.1", 700, TWO, map=b"0,2," + HUGE + b"," + HUGE),
-    "offset twice": extended(record(b"GNU.sparse.offset", b"0") * 2) + file(b"f"),
-    "length before its offset": extended(record(b"GNU.sparse.numbytes", b"0")) + file(b"f"),
+    "offset twice": extended(EMPTY + record(b"GNU.sparse.offset", b"0") * 2) + file(b"f"),
+    "length before its offset": extended(
+        EMPTY + record(b"GNU.sparse.numbytes", b"0") + record(b"GNU.sparse.offset", b"0")) + file(b"f"),
+    "map of 0.1 in version 2": sparse("0.1", 700, TWO, major=b"2"),
     "two maps": sparse("0.0", 700, TWO, map=b"0,2,600,2"),
     "lines that are missing": sparse("1.0", 700, []).replace(b"0\n" + bytes(510), b"7\n" + bytes(510)),
     "first line that is no number": sparse("1.0", 700, []).replace(b"0\n" + bytes(510), b"x\n" + bytes(510)),
@@ -82,6 +86,18 @@ def test_the_map_of_a_sparse_file_has_a_bound(version: str, monkeypatch: pytest.
     assert len(read(sparse(version, 99, extents[:50]) + END)) == 1
     with pytest.raises(PolicyError, match="sparse file 'f' has more than 50 extents"):
         read(sparse(version, 99, extents) + END)
+
+
+@pytest.mark.parametrize("line", [b"1\n", b"1" * BLOCK], ids=["lines", "no lines"])
+def test_no_more_of_a_map_is_read_than_it_may_have(line: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pax_module, "MAX_EXTENTS", 500)
+    records = {b"major": b"1", b"minor": b"0", b"name": b"f", b"realsize": b"5"}
+    start = extended(b"".join(record(b"GNU.sparse." + key, value) for key, value in records.items()))
+    blocks = itertools.chain([start + head(b"x", size=1 << 40) + padded(b"9" * 18 + b"\n")],
+                             itertools.repeat(line * (BLOCK // len(line)), 100))
+    with pytest.raises((InvalidDocument, PolicyError), match="sparse file 'f' has"):
+        list(Reader(blocks))
+    assert next(blocks, None) is not None
 
 
 def test_the_hole_of_a_sparse_file_that_nobody_reads_takes_no_time() -> None:
