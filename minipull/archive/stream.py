@@ -59,7 +59,8 @@ def _decoded(name: str, pieces: Iterator[memoryview], source: str) -> Iterator[b
                 tar = decoder.decompress(data, BUFFER)
             except (OSError, EOFError, getattr(module, "LZMAError", OSError)) as exc:
                 if "Memory usage" in str(exc):
-                    raise PolicyError("%s needs more than %d MiB to unpack it" % (source, _MEMORY >> 20)) from exc
+                    raise PolicyError("%s needs more than %d MiB to unpack it" % (
+                        source, _MEMORY >> 20)) from exc
                 raise InvalidDocument("%s's %s stream is damaged (%s)" % (source, name, exc)) from exc
             yield tar
             data = decoder.unused_data

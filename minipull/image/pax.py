@@ -82,7 +82,8 @@ def read_map(records: Mapping[bytes, bytes], listed: List[bytes], stored: int, t
         size, numbers = records.get(SPARSE + b"realsize", b""), _lines(stored, take, source)
     else:
         size, text = records.get(SPARSE + b"size", b""), records.get(SPARSE + b"map", b"")
-        numbers = [records.get(SPARSE + b"numblocks", b""), *listed, *(text.split(b",", 2 * MAX_EXTENTS) if text else ())]
+        numbers = [records.get(SPARSE + b"numblocks", b""), *listed]
+        numbers += text.split(b",", 2 * MAX_EXTENTS) if text else []
     if version not in (b"0.0", b"0.1", b"1.0") or not _NUMBERS.fullmatch(b",".join([size, *numbers])):
         raise InvalidDocument("tar: sparse file %s has a malformed map" % source)
     if len(numbers) > 2 * MAX_EXTENTS + 1:
