@@ -71,6 +71,8 @@ def opened(file: Union[str, BinaryIO], cancel: Cancel, zstd: Optional[str] = Non
                 copy = stack.enter_context(tempfile.TemporaryFile(buffering=0, dir=scratch))
                 for _ in Reader(copied(data, copy.fileno())):
                     pass
+                for _ in data if regular else ():  # to its checksum; a pipe may have no end
+                    pass
             file = cast(BinaryIO, copy)
         yield Archive(path, file, cancel, zstd)
 

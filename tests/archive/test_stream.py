@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Archives compressed with bzip2 or xz, as docker and skopeo take them."""
 import bz2
+import gzip
 import io
 import lzma
 import os
@@ -67,6 +68,17 @@ def test_damaged_archives_are_an_error_in_one_line(way: str, archive: bytes) -> 
         with pytest.raises(InvalidDocument, match="^archive's %s stream is (damaged|cut short)" % way) as caught:
             unpacked(each)
         assert caught.value.exit_code == 6 and str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("way", [*PACKS, "gzip"])
+def test_a_file_is_read_to_its_checksum_though_its_tar_ends_before(
+        way: str, archive: bytes, store: Store, path: Path) -> None:
+    data = PACKS.get(way, gzip.compress)(archive)
+    for damaged in (data.rstrip(b"\0")[:-1], data + b"garbage"):
+        path.write_bytes(damaged)
+        with pytest.raises(InvalidDocument, match="stream is (damaged|cut short)|garbage after"):
+            load(str(path), store)
+        assert store.references.all() == [] and os.listdir(store.content.scratch) == []
 
 
 def test_a_disk_that_fails_is_not_the_archives_fault() -> None:
