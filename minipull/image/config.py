@@ -53,8 +53,9 @@ class ImageConfig(NamedTuple):
         rootfs = object_at(obj, "rootfs", source)
         if rootfs.get("type") != "layers":
             raise InvalidDocument('%s: invalid image JSON, RootFS type must be "layers"' % source)
-        if len(list_at(rootfs, "diff_ids", source)) > MAX_LAYERS:
-            raise PolicyError("%s: more than %d layers" % (source, MAX_LAYERS))
+        count = len(list_at(rootfs, "diff_ids", source))
+        if count > MAX_LAYERS:
+            raise PolicyError("%s: %d layers, the limit is %d" % (source, count, MAX_LAYERS))
         diff_ids = tuple(map(DiffID, digests_at(rootfs, "diff_ids", source)))
         history = tuple(History.from_json(item, source) for item in list_at(obj, "history", source))
         if sum(not entry.empty_layer for entry in history) > len(diff_ids):

@@ -12,7 +12,7 @@ Spec: POSIX.1-2017 pax; GNU tar manual "Basic Tar Format"; image-spec layer.md.
 import collections
 import re
 import struct
-from typing import Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Dict, Iterator, List, Mapping, NamedTuple, Tuple
 
 from ..digest import Buffer
 from ..errors import InvalidDocument, PolicyError, shown
