@@ -486,7 +486,7 @@ def test_a_compressed_upload_goes_in_chunks(
     asked(server)
     with pytest.raises(RegistryError, match="try --chunk-size"):
         push(server, store, uploads=LayerUploadManager(1))
-    assert len(asked(server, "PATCH")) == 1
+    assert 1 <= len(asked(server, "PATCH")) <= len(made.layers)  # none is tried again
 
 
 def test_a_damaged_layer_is_not_compressed(
