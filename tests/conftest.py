@@ -19,6 +19,11 @@ from tests.kit.processes import (
     Docker, DockerRegistry, Finished, Minipull, Serve, Tool, minipull_env, missing, peer, run, short_folder, tool)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz", type=int, default=2000, metavar="N", help="cases of each kind in tests/faults (2000)")
+    parser.addoption("--fuzz-seed", type=int, default=0, metavar="S", help="and their seed (0)")
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     """An empty store."""
