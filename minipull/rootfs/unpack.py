@@ -17,7 +17,7 @@ from typing import Iterator, Optional, Union
 from ..cancel import Cancel
 from ..digest import DiffID
 from ..errors import Error, PolicyError, Unsupported, file_errors
-from ..files import sync_directory, workshop
+from ..files import sweep, sync_directory, workshop
 from ..image.config import Image
 from ..image.descriptor import Descriptor
 from ..image.platform import Platform
@@ -83,6 +83,7 @@ def _building(directory: str, store: Store, durable: bool) -> Iterator[int]:
         raise PolicyError("%s lies in the store" % directory)
     with contextlib.ExitStack() as stack:
         with file_errors("unpack to %s" % directory):
+            sweep(os.path.dirname(path), path, _remove)  # also where the directory is complete, and refused
             former = os.lstat(path) if os.path.lexists(path) else None
             if former and (not stat.S_ISDIR(former.st_mode) or os.listdir(path)):
                 raise PolicyError("%s is there, and is no empty directory" % directory)
