@@ -141,7 +141,7 @@ def cut_work(scene: Scene, name: str, folder: Path, host: str, disk: Disk) -> No
 
 
 #: Layer records and metadata are caches, which are not synced: torn ones are no damage.
-CACHE = "check: (layers|metadata)/"
+CACHE = r"check: (layers|metadata)/\S+: rebuilt: "
 
 
 def problems_after_a_cut(scene: Scene, state: State, eager: bool, folder: Path, host: str) -> List[str]:
