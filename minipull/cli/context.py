@@ -77,9 +77,9 @@ class Context:
 
     @property
     def stored(self) -> Store:
-        """The store for commands that show it: that there is none is told, since --root may be mistyped."""
+        """The store for commands that show it; --root may be mistyped, so it is told if there is none."""
         store = self.store
-        if not os.path.isdir(store.root):
+        if self.settings.text("root") and not os.path.isdir(store.root):
             self.warn("there is no store at %s" % store.root)
         return store
 
