@@ -19,4 +19,6 @@ def check_archive(path: str, cancel: Cancel, zstd: Optional[str] = None,
                     for problem in check_images(archive, tops, cancel)]
     except Error as exc:
         cancel.check()
+        if isinstance(exc.__cause__, OSError):  # which tells nothing about the archive
+            raise
         return [Problem(path, "archive", str(exc))]

@@ -147,6 +147,8 @@ class Context:
     def write(self, data: Union[str, bytes, Iterator[Buffer]]) -> None:
         """Write to stdout and flush: progress on stderr must not overtake results."""
         if sys.stdout is None:  # closed from the start
+            if not isinstance(data, (str, bytes)):
+                raise StorageError("write to stdout: it is closed")
             return
         try:
             if isinstance(data, str):

@@ -26,13 +26,14 @@ from typing import Callable, Dict, Iterator, List, Sequence
 
 from .. import files
 from ..digest import Digest
-from ..errors import ContentMismatch, Error
+from ..errors import ContentMismatch, Error, StorageError
 from ..image.descriptor import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Descriptor
 from ..image.strictjson import compact
 from ..store.references import REF_NAME
 from ..store.store import Store
 from .context import Context
 from .render import human_size
+from .settings import find_zstd
 
 PATIENCE = 20.0  # seconds for one command
 _SAMPLE = 0.1  # seconds of one measurement
@@ -186,7 +187,7 @@ def _zlib() -> str:
 def _zstd(context: Context) -> str:
     if importlib.util.find_spec("compression") and importlib.util.find_spec("compression.zstd"):
         return "Python's own"
-    return context.store.layers.zstd or (
+    return find_zstd(context.settings.environ.get("PATH", os.defpath)) or (
         "none: install zstd or use Python 3.14, or layers that need it stay unverified")
 
 
@@ -211,7 +212,10 @@ def _credentials(context: Context) -> str:
 
 def _store(context: Context) -> str:
     """The locks and the free space at the store's root, or at the nearest directory above it."""
-    root = folder = context.store.root
+    try:
+        root = folder = context.settings.store().root
+    except StorageError as exc:  # no home directory
+        return "none: %s" % exc
     while not os.path.isdir(folder):
         folder = os.path.dirname(folder)
     try:

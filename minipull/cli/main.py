@@ -17,6 +17,7 @@ from .parser import command_line
 
 GRACE = 2.0  # seconds for a cancelled command to end by itself
 BROKEN_PIPE = 128 + 13
+STORAGE = 7
 
 
 def run() -> NoReturn:
@@ -26,10 +27,8 @@ def run() -> NoReturn:
         try:
             if stream is not None:  # closed from the start
                 stream.flush()
-        except BrokenPipeError:
-            code = code or BROKEN_PIPE
-        except (OSError, ValueError):
-            code = code or 1
+        except (OSError, ValueError) as exc:
+            code = code or unwritten(exc)
     # Not sys.exit: a cancelled command's threads may still wait for a DNS look-up.
     os._exit(code)
 
@@ -40,6 +39,8 @@ def main(arguments: Sequence[str]) -> int:
         flags = command_line().parse_args(arguments)
     except SystemExit as exc:
         return int(exc.code or 0)
+    except OSError as exc:  # of --help
+        return unwritten(exc)
     from ..cancel import Cancel
 
     cancel = Cancel()
@@ -71,7 +72,10 @@ def main(arguments: Sequence[str]) -> int:
     try:
         # Only the main thread may set handlers; a program that embeds us keeps its own.
         with contextlib.suppress(ValueError):
-            for number in (signal.SIGINT, signal.SIGTERM):
+            numbers = [signal.SIGINT, signal.SIGTERM]
+            if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+                numbers.append(signal.SIGHUP)  # nohup has it ignored
+            for number in numbers:
                 handlers[number] = signal.signal(number, on_signal)
         threading.Thread(target=work, name="command", daemon=True).start()
         done.wait()
@@ -89,3 +93,13 @@ def main(arguments: Sequence[str]) -> int:
         for signal_number, handler in handlers.items():
             signal.signal(signal_number, handler or signal.SIG_DFL)
     return codes[-1]
+
+
+def unwritten(error: Exception) -> int:
+    """Say why stdout or stderr takes nothing, if that is no closed pipe; returns the exit code."""
+    if isinstance(error, BrokenPipeError):
+        return BROKEN_PIPE
+    from .render import say
+
+    say("write to stdout: %s" % (getattr(error, "strerror", None) or error))
+    return STORAGE

@@ -13,7 +13,7 @@ def do_serve(context: Context, flags: argparse.Namespace) -> None:
     settings = context.settings
     listen, writable = settings.text("listen", "127.0.0.1:5000"), settings.truth("writable")
     match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:]*)):([0-9]{1,5})", listen)
-    if match is None:
+    if match is None or int(match.group(3)) > 65535:
         raise InvalidReference("--listen must be HOST:PORT, not %s" % ascii(listen)[:100])
     host = match.group(1) or match.group(2)
 

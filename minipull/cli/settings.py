@@ -76,13 +76,20 @@ class Settings:
     def truth(self, name: str, default: bool = False, key: str = "") -> bool:
         text = self.text(name, str(default), key)
         if text.lower() not in _TRUTH:
-            raise InvalidReference("--%s must be true or false" % name.replace("_", "-"))
+            raise self._wrong(name, key, "true or false")
         return _TRUTH[text.lower()]
+
+    def _wrong(self, name: str, key: str, wanted: str) -> InvalidReference:
+        """The error for a value that does not fit, by the flag, variable or key that has it."""
+        variable, source = "MINIPULL_" + name.upper(), "--" + name.replace("_", "-")
+        if self._flags.get(name) is None:
+            source = variable if self.environ.get(variable) else "settings: " + key
+        return InvalidReference("%s must be %s" % (source, wanted))
 
     def number(self, name: str, default: int, key: str = "") -> int:
         text = self.text(name, str(default), key)
         if not re.fullmatch("[0-9]{1,6}", text) or int(text) < 1:
-            raise InvalidReference("--%s must be a number from 1" % name.replace("_", "-"))
+            raise self._wrong(name, key, "a number from 1")
         return int(text)
 
     def size(self, name: str) -> int:
@@ -90,7 +97,7 @@ class Settings:
         text = self.text(name, "0")
         match = re.fullmatch("([0-9]{1,12})([kMG]?)", text)
         if match is None:
-            raise InvalidReference("--%s must be a size such as 512k or 10M" % name.replace("_", "-"))
+            raise self._wrong(name, "", "a size such as 512k or 10M")
         return int(match.group(1)) << {"": 0, "k": 10, "M": 20, "G": 30}[match.group(2)]
 
     def end(self, side: str) -> "Settings":

@@ -21,7 +21,7 @@ from .render import human_size
 def do_images(context: Context, flags: argparse.Namespace) -> None:
     store = context.stored
     with store.reading(context.cancel):
-        rows = [described(store, image) for image in store.images()]
+        rows = [described(store, image) for image in store.images(context.alert)]
     table = [("NAME", "IMAGE ID", "PLATFORM", "CREATED", "SIZE")]
     for row in rows:
         short = row["image_id"].partition(":")[2][:12]

@@ -96,7 +96,8 @@ class _Failure(NamedTuple):
         return text if host in text else "%s (%s)" % (text, host)
 
 
-def _in_turn(endpoints: List[Endpoint], silent: Set[Endpoint], cancel: Cancel) -> Iterator[Endpoint]:
+def _in_turn(endpoints: List[Endpoint], silent: Set[Endpoint], output: Output,
+             cancel: Cancel) -> Iterator[Endpoint]:
     """Yield endpoints, and at the end, after a pause, once more those that are ``silent`` by then."""
     begin = time.monotonic()
     yield from endpoints
@@ -104,7 +105,9 @@ def _in_turn(endpoints: List[Endpoint], silent: Set[Endpoint], cancel: Cancel) -
         again = [endpoint for endpoint in endpoints if endpoint in silent]
         silent.clear()
         if again:
-            cancel.pause(max(0.0, begin + delay - time.monotonic()))
+            seconds = max(0.0, begin + delay - time.monotonic())
+            output(Progress(message="no answer from %s; trying again in %.0f seconds" % (again[-1], seconds)))
+            cancel.pause(seconds)
         yield from again
 
 
@@ -125,7 +128,7 @@ def over_endpoints(client: Client, reference: Reference, subject: str, work: Cal
     v2_confirmed = False
     failures: Dict[str, _Failure] = {}  # by host: an error over http says more than one over https
     silent: Set[Endpoint] = set()
-    for endpoint in _in_turn(v2_endpoints + v1_endpoints, silent, cancel):
+    for endpoint in _in_turn(v2_endpoints + v1_endpoints, silent, output, cancel):
         outdated = endpoint.version == 1 and v2_confirmed
         if outdated or endpoint.url.startswith("http:") and client.spoke_tls(endpoint):
             continue

@@ -129,4 +129,4 @@ def _expired(entry: "os.DirEntry[str]") -> bool:
 def _need_room(directory: str) -> None:
     with storage_errors("write %s" % directory):
         if shutil.disk_usage(directory).free < RESERVE:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise OSError(errno.ENOSPC, "less than %d MB of the disk are free" % (RESERVE >> 20))

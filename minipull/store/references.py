@@ -76,6 +76,7 @@ class ReferenceStore(Names):
             try:
                 status = os.stat(self.path)
             except FileNotFoundError:
+                self._bytes()  # raises where it was lost
                 return []
             identity = (status.st_ino, status.st_size, status.st_mtime_ns)
             if self._read[0] != identity:
@@ -134,6 +135,9 @@ class ReferenceStore(Names):
             data = files.read_bytes(self.path, _MAX_INDEX)
         except InvalidDocument as exc:
             raise StorageError(str(exc)) from exc
+        if data is None and os.path.lexists(self.path + ".bak"):
+            raise StorageError("%s is missing; put index.json.bak, the one before its last change, in its place, or"
+                               " delete that too to begin anew" % self.path)
         return _EMPTY if data is None else data
 
 

@@ -12,7 +12,7 @@ import contextlib
 import os
 import re
 import stat
-from typing import ContextManager, Iterator, List, Optional, Set, Tuple, Union
+from typing import Callable, ContextManager, Iterator, List, Optional, Set, Tuple, Union
 
 from .. import files
 from ..cancel import Cancel
@@ -64,16 +64,21 @@ class ImageSource:
             raise NotFound("No such image: %s" % reference.familiar)
         return self.load(association)
 
-    def images(self) -> List[Image]:
-        """List every named image whose config can be read, by name; the configs without their ``raw`` bytes."""
+    def images(self, warn: Callable[[str], None] = lambda text: None) -> List[Image]:
+        """List every named image whose config can be read, by name; the configs without their ``raw`` bytes.
+
+        ``warn`` is told of each name of another image.
+        """
         images, configs = [], {}
         for association in self.references.all():
-            with contextlib.suppress(Error):
+            try:
                 digest = association.descriptor.digest
                 if digest not in configs:  # one may be large, and have many names
                     config = self.load(association).config
                     configs[digest] = config and config._replace(raw=b"")
                 images.append(Image(*association, configs[digest]))
+            except Error as exc:
+                warn("%s can't be read: %s" % (association.name.familiar, exc))
         return images
 
     def load(self, association: Association) -> Image:

@@ -153,7 +153,16 @@ def test_a_broken_pipe_is_exit_141_without_a_message(home: Path, root: Path, sto
 def test_results_that_cannot_be_written_are_exit_7(home: Path, root: Path, stored: str) -> None:
     done = shell(home, root, "$M images >/dev/full")
     assert (done.returncode, done.stderr) == (7, b"minipull: write to stdout: No space left on device\n")
-    assert shell(home, root, "$M --version >/dev/full").returncode == 1
+    assert shell(home, root, "$M --version >/dev/full").returncode == 7
+    for words in ("--help", "pull --help", "--version"):
+        done = shell(home, root, "$M %s >/dev/full" % words)
+        assert (done.returncode, done.stderr) == (7, b"minipull: write to stdout: No space left on device\n"), words
+        done = shell(home, root, "(sleep 0.2; $M %s; echo $? >&2) | true" % words)
+        assert done.stderr in (b"141\n", b"0\n"), words
+    for words in ("save %s", "export %s", "cat %s /etc/none"):
+        done = shell(home, root, "$M %s >&-" % (words % stored))
+        assert done.returncode and done.stderr.count(b"minipull: ") == 1, words
+    assert b"write to stdout: it is closed" in shell(home, root, "$M save %s >&-" % stored).stderr
 
 
 def test_a_pull_works_with_stdout_and_stderr_closed(home: Path, root: Path, ref: str) -> None:
@@ -230,7 +239,7 @@ def pulling(home: Path, root: Path, server: ScriptedServer, slow: Layout) -> "It
         process.communicate()
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_ends_a_pull_and_keeps_the_bytes_received(
         call: Call, root: Path, server: ScriptedServer, slow: Layout,
         pulling: "subprocess.Popen[bytes]", number: int, code: int) -> None:

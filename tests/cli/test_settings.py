@@ -297,7 +297,7 @@ def test_jobs_and_attempts_apply_to_uploads_too(home: Path) -> None:
 def test_a_size_is_a_number_of_bytes_with_an_optional_unit(home: Path, text: str, size: Optional[int]) -> None:
     made = settings(home, {"MINIPULL_CHUNK_SIZE": text})
     if size is None:
-        with pytest.raises(InvalidReference, match="--chunk-size must be a size such as 512k or 10M"):
+        with pytest.raises(InvalidReference, match="^MINIPULL_CHUNK_SIZE must be a size such as 512k or 10M"):
             made.size("chunk_size")
     else:
         assert made.size("chunk_size") == size
@@ -436,3 +436,14 @@ def test_a_relative_home_is_that_of_the_passwd_file_instead(home: Optional[str])
     made = Settings({} if home is None else {"HOME": home}, {})
     assert made.store().root == os.path.join(entry, ".local/share/minipull")
     assert made.docker_config == os.path.join(entry, ".docker/config.json")
+
+
+@pytest.mark.parametrize("flags, env, settings, source", [
+    ({"jobs": "x"}, {"MINIPULL_JOBS": "y"}, '{"max-concurrent-downloads": "z"}', "--jobs"),
+    ({}, {"MINIPULL_JOBS": "y"}, '{"max-concurrent-downloads": "z"}', "MINIPULL_JOBS"),
+    ({}, {}, '{"max-concurrent-downloads": "z"}', "settings: max-concurrent-downloads")])
+def test_a_value_that_does_not_fit_is_named_by_where_it_is(
+        home: Path, flags: Dict[str, str], env: Dict[str, str], settings: str, source: str) -> None:
+    (home / "config.json").write_text(settings)
+    with pytest.raises(InvalidReference, match="^%s must be a number from 1$" % source):
+        Settings({"HOME": str(home), **env}, {"config": str(home / "config.json"), **flags}).downloads()

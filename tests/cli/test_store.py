@@ -180,3 +180,11 @@ def test_a_link_in_place_of_a_directory_of_the_store_is_refused(
         (root / name).unlink()
         (tmp_path / "elsewhere").rename(root / name)
     assert call("check").code == 0
+
+
+def test_a_name_that_can_not_be_read_is_told(call: Call, root: Path, stored: str) -> None:
+    config = call("inspect", stored).json["image_id"]
+    (root / "blobs/sha256" / config[7:]).unlink()
+    done = call("images", "--format", "json")
+    assert (done.code, done.json) == (0, [])
+    assert done.err.startswith("warning: %s:latest can't be read: blob %s is missing" % (stored, config))

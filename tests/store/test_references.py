@@ -378,3 +378,14 @@ def test_all_that_the_index_names_is_durable_before_it_is_replaced(
     store.set(NAME, manifest(TWO) if change == "other" else manifest(), TWO if change == "other" else ONE)
     assert calls == ["sha256", "sha512", "blobs", "root", tmp_path.name] + last
     assert references.LAYOUT == (root / "oci-layout").read_bytes()
+
+
+def test_an_index_that_is_gone_while_the_one_before_is_there_is_no_empty_store(store: ReferenceStore, tmp_path: Path) -> None:
+    for name in ("a.example/x:1", "a.example/x:2"):
+        store.set(Reference.parse(name), manifest(), ONE)
+    os.rename(store.path, store.path + ".bad")
+    for act in (store.all, lambda: store.set(Reference.parse("a.example/x:3"), manifest(), ONE)):
+        with pytest.raises(StorageError, match="is missing; put index.json.bak, the one before its last change"):
+            act()
+    os.rename(store.path + ".bak", store.path)
+    assert [str(image.name) for image in store.all()] == ["a.example/x:1"]
