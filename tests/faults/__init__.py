@@ -9,6 +9,6 @@ The suite tries a part of it; more, or something else, is a matter of
 
     MINIPULL_TEST_ALL=1              every call of the system, not every third
     MINIPULL_TEST_SEED=N             other calls, other verbs
-    MINIPULL_TEST_MODEL_SECONDS=N    the model test for that long (8)
+    MINIPULL_TEST_MODEL_SECONDS=N    the model test for that long (20)
     --fuzz N, --fuzz-seed S          that many random cases of each kind (2000), and others (0)
 """

@@ -23,7 +23,7 @@ from tests.kit.images import Layout, Spec, push_layout_http
 from tests.kit.processes import Serve, driver_env, run
 from tests.kit.stores import text_layer
 
-SECONDS = float(os.environ.get("MINIPULL_TEST_MODEL_SECONDS", "8"))
+SECONDS = float(os.environ.get("MINIPULL_TEST_MODEL_SECONDS", "20"))
 SEED = int(os.environ.get("MINIPULL_TEST_SEED", "0"))
 PROCESSES = 10
 KILLED = 0.1  # the share of verbs that are killed within 80 ms
