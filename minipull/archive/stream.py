@@ -26,12 +26,14 @@ class Pipe(io.RawIOBase):
         self._position = 0
 
     def readinto(self, buffer: Any) -> int:
-        count = min(len(buffer), len(self._head) - self._position)
-        if count <= 0:
-            return cast(io.RawIOBase, self._file).readinto(buffer) or 0
-        buffer[:count] = self._head[self._position:self._position + count]
+        head = self._head[self._position:self._position + len(buffer)]
+        count = len(head) or cast(io.RawIOBase, self._file).readinto(buffer) or 0
+        buffer[:len(head)] = head
         self._position += count
         return count
+
+    def tell(self) -> int:
+        return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         self._position = offset

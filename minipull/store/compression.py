@@ -52,43 +52,25 @@ def decompressed(file: BinaryIO, cancel: Cancel, zstd: Optional[str] = None,
         if magic.startswith(b"\x1f\x8b"):
             yield from _gunzip(pieces(file, cancel, raw), source)
         elif decoder is not None:
-            counted = _Counted(file)
-            yield from _bounded(decoder(pieces(cast(BinaryIO, counted), cancel, raw), source), counted, source)
+            yield from _bounded(decoder(pieces(file, cancel, raw), source), file, source)
         elif _ZSTD.match(magic):
             if raw is not None:  # the decoder reads the file by itself
                 hash_file(file, raw, cancel)
                 file.seek(0)
-            counted = _Counted(file)
-            yield from _bounded(_unzstd(cast(BinaryIO, counted), cancel, zstd, source), counted, source)
+            yield from _bounded(_unzstd(file, cancel, zstd, source), file, source)
         elif is_compressed(magic):
             raise InvalidDocument("%s is compressed with bzip2 or xz, not with gzip or zstd" % source)
         else:
             yield from pieces(file, cancel, raw)
 
 
-class _Counted(io.RawIOBase):
-    """A file, and how many bytes have been read of it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = cast(io.RawIOBase, file)
-        self.size = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        count = self._file.readinto(buffer) or 0
-        self.size += count
-        return count
-
-
-def _bounded(stream: Iterator[bytes], compressed: _Counted, source: str) -> Iterator[bytes]:
-    """Pass a stream on as long as it is in proportion to what it is made of."""
+def _bounded(stream: Iterator[bytes], file: BinaryIO, source: str) -> Iterator[bytes]:
+    """Pass a stream on as long as it is in proportion to what has been read of its file."""
     size = 0
     for piece in stream:
         size += len(piece)
-        if size > FREE_GROWTH + MAX_GROWTH * compressed.size:
-            raise PolicyError("%s grows from %d to more than %d bytes" % (source, compressed.size, size))
+        if size > FREE_GROWTH + MAX_GROWTH * file.tell():
+            raise PolicyError("%s grows from %d to more than %d bytes" % (source, file.tell(), size))
         yield piece
 
 
@@ -136,7 +118,7 @@ def _gunzip(pieces: Iterator[memoryview], source: str) -> Iterator[bytes]:
 
 
 def _unzstd(file: BinaryIO, cancel: Cancel, program: Optional[str], source: str) -> Iterator[bytes]:
-    """Decode zstd by Python's own module (3.14), or the program without shell or environment (CVE-2014-9357)."""
+    """Decode zstd by Python's module (3.14), or by the program without shell or environment (CVE-2014-9357)."""
     try:
         module: Any = importlib.import_module("compression.zstd")
     except ImportError:
