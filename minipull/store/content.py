@@ -64,6 +64,8 @@ class ContentStore(BlobSource):
     def __init__(self, root: str, timeout: float = 60.0) -> None:
         self.root = root
         self.scratch = os.path.join(root, "ingest")
+        blobs = os.path.join(root, "blobs")
+        self.folders = [os.path.join(blobs, algorithm) for algorithm in ALGORITHMS] + [blobs]
         self.timeout = timeout
 
     def path(self, digest: Digest) -> str:
@@ -98,11 +100,12 @@ class ContentStore(BlobSource):
         self.drop(digest)
 
     def drop(self, digest: Digest) -> None:
-        """Remove the partial of a blob that is stored, and its note, unless their owner is about to."""
-        partial, size = os.path.join(self.scratch, digest.replace(":", "-")), self.size(digest)
-        if size is not None and any(map(os.path.lexists, (partial, partial + ".json"))):
+        """Remove the partial of a blob that is stored, and its note, unless another thread owns them."""
+        name, size = digest.replace(":", "-"), self.size(digest)
+        partial = os.path.join(self.scratch, name)
+        if size is not None and (os.path.lexists(partial) or os.path.lexists(partial + ".json")):
             with contextlib.suppress(StorageError):
-                Ingest(self, os.path.basename(partial), Cancel(), digest, size, patience=0).close()
+                Ingest(self, name, Cancel(), digest, size, patience=0).close()
 
     def settle(self, horizon: float = 0.0) -> None:
         """Make the names of all blobs durable, and sweep ``ingest/``; raises StorageError.
@@ -111,10 +114,8 @@ class ContentStore(BlobSource):
         that the next run takes for durable, and notes of partials that have become blobs.
         Partials go that nobody has written to since ``horizon`` (seconds) and nobody owns.
         """
-        blobs = os.path.join(self.root, "blobs")
-        folders = [os.path.join(blobs, algorithm) for algorithm in ALGORITHMS] + [blobs]
         with storage_errors("write %s" % self.root):
-            for folder in filter(os.path.isdir, folders + [self.root, os.path.join(self.root, os.pardir)]):
+            for folder in filter(os.path.isdir, (*self.folders, self.root, os.path.join(self.root, os.pardir))):
                 files.sync_directory(folder)
             files.sweep(self.scratch)
             for path in sorted(glob.glob(os.path.join(glob.escape(self.scratch), "*"))):  # notes come last
@@ -127,8 +128,9 @@ class ContentStore(BlobSource):
                 elif horizon and os.lstat(path).st_mtime < horizon:
                     if os.path.islink(path):  # moved away by check --repair
                         Ingest.remove(path)
-                    with contextlib.suppress(StorageError), files.locked(path, True, timeout=0, flags=os.O_RDWR):
-                        Ingest.remove(path)
+                    with contextlib.suppress(StorageError):
+                        with files.locked(path, True, timeout=0, flags=os.O_RDWR):
+                            Ingest.remove(path)
 
     def copy(self, source: BlobSource, digest: Digest, size: int, cancel: Cancel,
              advance: Callable[[int], None] = lambda count: None) -> None:
@@ -228,7 +230,7 @@ class Ingest(ContextManager["Ingest"]):
             raise
 
     def commit(self, digest: Optional[Digest] = None) -> Digest:
-        """Verify the bytes, make them durable, return their name: ``digest`` or SHA-256 if none was promised."""
+        """Verify the bytes, make them durable, and return their name: ``digest`` or SHA-256 if none is promised."""
         self.digest = self.digest or digest or self.verifier.digest
         if self.complete:
             return self.digest
@@ -317,6 +319,7 @@ class Ingest(ContextManager["Ingest"]):
 
     @staticmethod
     def remove(*paths: str) -> None:
+        """Delete files, as far as they are there; an OSError is the caller's to map."""
         for path in paths:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)

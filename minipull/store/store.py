@@ -187,20 +187,20 @@ class Store(ImageSource):
         return files.locked(os.path.join(self.root, "lock"), exclusive, pause, self.timeout, flags)
 
     def _refuse_links(self) -> None:
-        for name in ("blobs", "blobs/sha256", "blobs/sha384", "blobs/sha512", "ingest"):
-            path = os.path.join(self.root, name)
+        for path in (*self.content.folders, self.content.scratch):
             if os.path.islink(path):
                 raise StorageError("%s is a symbolic link, and the store follows none below its root" % path)
 
     def exposure(self) -> str:
-        """Tell which file lets other users of this host change the store; empty if none does.
+        """Describe the first file that lets other users of this host change the store; empty if none does.
 
-        All of them, down from ``/``, must belong to this user or root, and only directories above
+        All files, down from ``/``, must belong to this user or root, and only directories above
         the root may be writable by all, if sticky.  Groups are trusted: each user has one of his own.
         """
         root = os.path.realpath(self.root)
         above = {path[:end.start()] or "/" for path in (root, self.root) for end in re.finditer("/", path)}
-        own = [os.path.join(root, name) for name in ("index.json", "ingest", "blobs", "blobs/sha256")]
+        content = ContentStore(root)
+        own = (os.path.join(root, "index.json"), content.scratch, *content.folders)
         for path in (*sorted(above), self.root, root, *own) if os.name == "posix" else ():
             with contextlib.suppress(OSError):  # it is not there
                 status = os.lstat(path)
