@@ -36,7 +36,7 @@ from .url import Origin
 CLIENT_ID = "minipull"
 MIN_LIFETIME = 60.0  # seconds; less is taken for a mistake of the token server, as docker does
 MAX_LIFETIME = 24 * 3600.0
-#: Seconds, jittered, before a new token is sent again that a node with another clock refused.
+#: Seconds, jittered, before a new token is sent again: a node with another clock may have refused it.
 FRESH_DELAYS = (1.0,)
 _MAX_ANSWER = 1 << 20  # bytes
 _MAX_HEADER = 16384
@@ -108,7 +108,7 @@ class Authorizer:
         self._origin = origin
         self._credential = credential
         self._actions = set(scope.rpartition(":")[2].split(","))
-        self._scope = scope  # or that by which a challenge has named the repository
+        self._scope = scope  # or the one in a challenge, where a proxy has renamed the repository
         self._offline = offline
         self._lock = threading.Lock()
         self._challenge: Optional[Challenge] = None
@@ -118,61 +118,60 @@ class Authorizer:
 
     def send(self, request: Request) -> Response:
         """Send a request, and again after a challenge; also raises Unauthorized, RegistryError."""
-        first, scope, delays = self._scope, self._scope, list(FRESH_DELAYS)
-        new: Set[Tuple[str, ...]] = set()  # the scopes whose tokens were fetched after a refusal
-        used: Optional[Dict[str, str]] = None
+        scope, renamed, delays = self._scope, False, list(FRESH_DELAYS)
+        renewed: Set[Tuple[str, ...]] = set()  # scopes whose token is not the one that was refused first
+        refused: Optional[Dict[str, str]] = None  # the headers that there is no use in sending again
         refusal: Optional[RegistryError] = None
         while True:
             scopes = tuple(filter(None, (scope, request.scope)))
-            again = self._authorization(scopes, request.cancel)
-            if refusal and again == used:
+            headers = self._authorization(scopes, request.cancel)
+            if refusal and headers == refused:
                 raise refusal
-            used = again
-            response = self._transport.send(request.with_headers(used))
+            response = self._transport.send(request.with_headers(headers))
             challenge = self._answerable(response)
             if challenge is None:
                 return response
+            refused, delay = headers, 0.0
             with self._lock:
                 self._challenge = challenge
                 token = self._tokens.get(scopes, ("", 0.0))[0]
-                named = self._renamed(challenge, scopes) if token and scope == first else ""
-                if scopes not in new and response.status == 401 or not used:
-                    new.add(scopes)
+                other_scope = self._renamed(challenge, scopes) if token and not renamed else ""
+                if scopes not in renewed and response.status == 401 or not headers:
+                    renewed.add(scopes)
                     # Unless another thread has renewed the token already.
-                    if used.get("Authorization") == "Bearer " + token:
+                    if headers.get("Authorization") == "Bearer " + token:
                         del self._tokens[scopes]
-                elif named:
-                    self._scope, scope, used = named, named, {}
-                    new.add((scope, *scopes[1:]))
+                elif other_scope:
+                    self._scope, scope, renamed, refused = other_scope, other_scope, True, None
+                    renewed.add((scope, *scopes[1:]))
                 elif token and delays and challenge.parameters.get("error") != "insufficient_scope":
-                    used = None
+                    refused, delay = None, delays.pop() * random.uniform(0.75, 1.25)
                 else:
                     return response
             refusal = answer_error(response)
-            if used is None:
-                request.cancel.pause(delays.pop() * random.uniform(0.75, 1.25))
+            request.cancel.pause(delay)
 
     def _answerable(self, response: Response) -> Optional[Challenge]:
-        """The challenge of our registry to answer; None if the request was not refused for want of that."""
+        """The challenge of our registry that another authorization may satisfy; None for any other answer."""
         if response.status not in (401, 403) or response.origin != self._origin:
             return None
         challenges = parse_challenges(response.values("WWW-Authenticate"))
         bearers = [challenge for challenge in challenges if challenge.scheme == "bearer"]
-        choices = [challenge for challenge in bearers if challenge.parameters.get("realm")]
-        choices += [challenge for challenge in challenges if challenge.scheme == "basic"] + bearers
+        usable = [challenge for challenge in bearers if challenge.parameters.get("realm")]
+        usable += [challenge for challenge in challenges if challenge.scheme == "basic"] + bearers
         if response.status == 403:
-            choices = [one for one in choices if one.parameters.get("error") == "insufficient_scope"]
-        return choices[0] if choices else None
+            usable = [item for item in usable if item.parameters.get("error") == "insufficient_scope"]
+        return usable[0] if usable else None
 
     def _renamed(self, challenge: Challenge, scopes: Tuple[str, ...]) -> str:
-        """The scope of a challenge, if our ``scopes`` lack it and it asks for no more than we do; or empty."""
+        """The scope of a challenge that ``scopes`` lack and that asks for no more than we do; else empty."""
         asked = _SCOPE.fullmatch(challenge.parameters.get("scope", ""))
         if asked is None:
             return ""
         name, actions = asked.group(1), set(asked.group(2).split(","))
         ours = [scope.rpartition(":") for scope in scopes]
-        lacking = not any(own == name and actions <= set(granted.split(",")) for own, _, granted in ours)
-        return asked.group() if lacking and actions <= self._actions else ""
+        covered = any(own == name and actions <= set(granted.split(",")) for own, _, granted in ours)
+        return "" if covered or not actions <= self._actions else asked.group()
 
     def _authorization(self, scopes: Tuple[str, ...], cancel: Cancel) -> Dict[str, str]:
         """The header that the registry's challenge asks for, if it has sent one."""
