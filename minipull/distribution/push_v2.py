@@ -32,7 +32,7 @@ from ..errors import Cancelled, Error, NotFound, PolicyError, StorageError, Unau
 from ..image import manifest
 from ..image.config import Image, ImageConfig
 from ..image.descriptor import DOCKER_LAYER, DOCKER_TAR, OCI_LAYER, Descriptor
-from ..image.manifest import Document, Index, Manifest, is_runnable
+from ..image.manifest import MAX_MANIFEST, Document, Index, Manifest, is_runnable
 from ..image.strictjson import compact, parse_json
 from ..image.walk import walk
 from ..parts import part
@@ -108,8 +108,9 @@ class V2Pusher:
             layers = self._blobs(documents)
             top = self._rebuilt(documents[-1], layers)
             try:
-                for name, document in [(str(child.digest), child) for child in documents[:-1]] + [(tag, top)]:
-                    put_document(self.repository, name, document, self.cancel)
+                for child in documents[:-1]:
+                    put_document(self.repository, child.digest, child, self.cancel)
+                put_document(self.repository, tag, top, self.cancel)
                 break
             except RegistryError as exc:
                 if exc.status in (400, 404, 405, 415) and exc.code in _TOO_NEW:
@@ -151,15 +152,16 @@ class V2Pusher:
                 jobs += layers[::-1] + [V2PushDescriptor(self, document.config, show=False)]
             else:
                 jobs += [V2PushDescriptor(self, entry, show=False) for entry in document.unknown
-                         if not self._moved(entry)]
+                         if not self._moved_as_manifest(entry)]
         results: List[PushedLayer] = self._uploads.upload(
             jobs, self.output, self.cancel, self.store.reading)
         return [result for job, result in zip(jobs, results) if job.id][::-1]
 
-    def _moved(self, entry: Descriptor) -> bool:
-        return move_unknown(
-            entry, lambda digest: self.store.content.read(digest, manifest.MAX_MANIFEST),
-            lambda raw: self.repository.put_manifest(entry.digest, raw, entry.media_type, self.cancel), told=False)
+    def _moved_as_manifest(self, entry: Descriptor) -> bool:
+        def put(raw: bytes) -> None:
+            self.repository.put_manifest(entry.digest, raw, entry.media_type, self.cancel)
+
+        return move_unknown(entry, lambda digest: self.store.content.read(digest, MAX_MANIFEST), put, told=False)
 
     def _rebuilt(self, top: Document, layers: Sequence[PushedLayer]) -> Document:
         """Return the manifest, written anew if layers were compressed while they were sent."""
@@ -215,10 +217,10 @@ class V2PushDescriptor(UploadDescriptor):
                     with Dispensable():
                         same = source.digest == self.blob.digest
                         remote = self.blob if same else self._stat(source.digest, transfer.cancel)
-                if source is not None and remote is not None:
-                    self._remember(source.digest)
-                    path = source.source_repository.partition("/")[2]
-                    return self._done(transfer, "Mounted from %s" % path, remote)
+                    if remote is not None:
+                        self._remember(source.digest)
+                        path = source.source_repository.partition("/")[2]
+                        return self._done(transfer, "Mounted from %s" % path, remote)
                 remote = self.already_exists(elsewhere, checks - len(self._checked), transfer.cancel)
             if remote is not None:
                 return self._done(transfer, "Layer already exists", remote)
@@ -259,20 +261,20 @@ class V2PushDescriptor(UploadDescriptor):
         upload: Optional[Upload] = None
         for entry in candidates:
             path = entry.source_repository.partition("/")[2]
-            code = ""
+            refused = False
             try:
                 former, upload = upload, pusher.repository.start_upload(cancel, entry.digest, path)
                 if former is not None:
                     former.abandon(cancel)
                 if upload is None:
                     return entry, None
+            except (Cancelled, StorageError):
+                raise
             except Error as exc:
-                if isinstance(exc, (Cancelled, StorageError)):
-                    raise
-                refused = isinstance(exc, (PolicyError, Unauthorized))
-                code = exc.code if isinstance(exc, RegistryError) else "UNAUTHORIZED" if refused else ""
+                refused = isinstance(exc, (PolicyError, Unauthorized)) or (
+                    isinstance(exc, RegistryError) and exc.code == "UNAUTHORIZED")
             # Without credentials, "not found" can't be told from "not allowed".
-            blind = code == "UNAUTHORIZED" and not pusher.has_auth_info
+            blind = refused and not pusher.has_auth_info
             if not blind and (not entry.hmac or check_hmac(pusher.key, entry)):
                 self._forget(entry)
         return None, upload
@@ -280,8 +282,9 @@ class V2PushDescriptor(UploadDescriptor):
     def _stat(self, digest: Digest, cancel: Cancel) -> Optional[Descriptor]:
         """Return the layer under ``digest`` if the repository has it: our blob, or one compressed from it."""
         size = self._pusher.repository.stat(digest, cancel)
-        blob = self.blob if digest == self.blob.digest else self._compressed(digest, size or 0)
-        return None if size is None else blob
+        if size is None:
+            return None
+        return self.blob if digest == self.blob.digest else self._compressed(digest, size)
 
     def _compressed(self, digest: Digest, size: int) -> Descriptor:
         return self.blob._replace(

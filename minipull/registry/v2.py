@@ -79,7 +79,7 @@ class Repository:
         return self._credentials.get(self.endpoint.host, path)
 
     def ping(self, cancel: Cancel, once: bool = False) -> None:
-        """Ask whether the endpoint speaks v2, unless it has told; raises NoSupport, and as Transport.send."""
+        """Ask whether the endpoint speaks v2, unless that is known; raises NoSupport, and as Transport.send."""
         if not self._pinged:
             request = Request("GET", self.endpoint.api, cancel, once=once, follow=False)
             with self._transport.send(request) as response:
@@ -184,13 +184,13 @@ class Repository:
             url = "".join(pages)
 
     def _page(self, url: str, link: str) -> str:
-        """The URL of the page that the one at ``url`` links to, with the host, any path and ns of a mirror.
+        """The URL of the next page, to which the page at ``url`` links.
 
-        A registry behind a proxy does not know them.
+        The host, and the path and ns of a mirror, are kept: a registry behind a proxy does not know them.
         """
         base, page = urllib.parse.urlsplit(url), urllib.parse.urlsplit(joined(url, link))
-        below = urllib.parse.urlsplit(self.endpoint.url).path + "/"
-        path = page.path if page.path.startswith(below) else base.path
+        root = urllib.parse.urlsplit(self.endpoint.url).path + "/"
+        path = page.path if page.path.startswith(root) else base.path
         query = page.query if re.search("(^|&)ns=", page.query) else page.query + "&" + self._query[1:]
         return urllib.parse.urlunsplit(base._replace(path=path, query=query.strip("&")))
 
@@ -282,16 +282,16 @@ class Upload:
 
 
 def valid_tags(listed: Iterable[object], source: str, warn: Callable[[str], None]) -> List[str]:
-    """The tags in the list of a ``source``, each once; ``warn`` is told of what is no tag."""
+    """The tags in the list of a ``source``, each once; ``warn`` is told of the first entry that is none."""
     tags: Dict[str, None] = {}
-    problem = ""
+    invalid = []
     for tag in listed:
         if isinstance(tag, str) and is_tag(tag):
             tags[tag] = None
         else:
-            problem = problem or "%s: list of tags: invalid tag %s, left out" % (source, ascii(tag)[:150])
-    if problem:
-        warn(problem)
+            invalid.append(tag)
+    if invalid:
+        warn("%s: list of tags: invalid tag %s, left out" % (source, ascii(invalid[0])[:150]))
     return list(tags)
 
 
