@@ -79,7 +79,8 @@ class Members(BlobSource):
         """Whether two members of one name are files of the same bytes."""
         if not isinstance(one, tuple) or not isinstance(other, tuple) or one[1] != other[1]:
             return False
-        pair = [iter(functools.partial(_Extent(self._file, *extent).read, 1 << 20), b"") for extent in (one, other)]
+        files = [_Extent(self._file, *extent) for extent in (one, other)]
+        pair = [iter(functools.partial(file.read, 1 << 20), b"") for file in files]
         return all(ours == theirs for ours, theirs in itertools.zip_longest(*pair))
 
     def member(self, name: str, limit: int = 1 << 62) -> BinaryIO:

@@ -43,7 +43,8 @@ MAX_DOCUMENTS = 64 << 20  # bytes; of all documents of docker's own
 
 @contextlib.contextmanager
 def opened(file: Union[str, BinaryIO], cancel: Cancel, zstd: Optional[str] = None,
-           scratch: Optional[str] = None, warn: Callable[[str], None] = lambda text: None) -> Iterator["Archive"]:
+           scratch: Optional[str] = None,
+           warn: Callable[[str], None] = lambda text: None) -> Iterator["Archive"]:
     """Open the archive at a path or in an open file; raises as load().
 
     An archive from a pipe or a compressed one is first copied to an unnamed file in

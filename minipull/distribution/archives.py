@@ -65,7 +65,8 @@ def archive_end(place: Place, transfers: TransferManager, output: Output,
         raise StorageError("write %s: Is a directory" % place.folder)
     with contextlib.ExitStack() as stack:
         with file_errors("write %s" % place.folder):
-            _, folder = stack.enter_context(workshop(path, functools.partial(_remove, output=output, cancel=cancel)))
+            remove = functools.partial(_remove, output=output, cancel=cancel)
+            _, folder = stack.enter_context(workshop(path, remove))
         stack.callback(transfers.settle, folder)
         end = LayoutEnd(place._replace(folder=folder), None)
         try:

@@ -12,7 +12,8 @@ Where this leaves the engine:
   an upload anew; here five attempts count what did not move at all;
 - a range is asked for without If-Range: whether the rest belongs to the bytes
   held is for the digest to say;
-- a blob of up to 1 MiB goes along with the request that commits it.
+- a blob of up to 1 MiB goes along with the request that commits it;
+- a copy whose source goes on with other bytes sends the blob anew, once.
 """
 import contextlib
 import re

@@ -7,9 +7,9 @@ name last.  Blobs that the target has are not sent.
 Mirrors skopeo's copy; moby has none.  Spec: image-spec; distribution-spec
 "Listing Referrers" and its fallback tags.
 
-Where this leaves skopeo: an index is copied whole unless platforms are asked for;
-manifests are never converted unless that is asked for; a copy that was interrupted
-is continued within its blobs.
+Where this leaves skopeo: an index is copied whole, entries of unknown kinds included,
+unless platforms are asked for; manifests are converted and foreign layers copied on
+request only; a copy that was interrupted is continued within its blobs.
 """
 import contextlib
 import functools
@@ -196,13 +196,13 @@ class _Copy:
         return Copied(top.descriptor, self._top)
 
     def _get(self, entry: Descriptor) -> Document:
-        inline = Received(entry.data, entry.media_type, entry.digest) if entry.data else None
-        return (inline or self._source.get(entry.digest, self._cancel)).document()
+        return (Received.inline(entry) or self._source.get(entry.digest, self._cancel)).document()
 
     def _below(self, top: Document, seen: Seen, bounds: Bounds) -> List[Document]:
         """List the manifests below ``top`` that have not been seen, children first, and ``top`` itself."""
-        return [document for _, document in walk(
-            top, lambda entry: self._get(entry) if entry.is_document else None, seen=seen, bounds=bounds) if document]
+        entries = walk(
+            top, lambda entry: self._get(entry) if entry.is_document else None, seen=seen, bounds=bounds)
+        return [document for _, document in entries if document]
 
     def _filtered(self, top: Document) -> Document:
         """Return the one image of an index that was asked for, or the index without the others."""
@@ -343,7 +343,7 @@ class CopyDescriptor(UploadDescriptor):
 
 
 class EntryDescriptor(CopyDescriptor):
-    """An entry of an index that is of an unknown kind, written the way it was got: as a manifest or a blob."""
+    """An entry of an index that is of an unknown kind: a manifest for the target, or else a blob."""
 
     def upload(self, transfer: Transfer) -> str:
         moved = copy_unknown(self.blob, self._source, self._target, transfer.cancel)

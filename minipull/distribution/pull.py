@@ -2,6 +2,9 @@
 """pull(): an image by name, from the first endpoint that has it.
 
 Mirrors moby's distribution/pull.go; its loop over endpoints is registry/client.py.
+
+Where this leaves the engine: endpoints that were all out of service at the first
+request are asked once more, seconds later.
 """
 from typing import Optional, Union
 

@@ -18,7 +18,12 @@ Where this leaves the engine:
 - a foreign layer that the registry lacks is skipped; its URLs are asked on request
   only, over https and without credentials;
 - a layer that can't be decompressed (zstd without a decoder) has the DiffID of the
-  config, unverified.
+  config, unverified;
+- content that a descriptor carries as ``data`` is not asked for;
+- an entry of an unknown kind is a manifest if the registry has it as one, else a blob;
+- the name is written again if nothing has changed: a run that was killed may have
+  left it without the sync;
+- a name of an index that gets one of its platforms is a warning.
 """
 import contextlib
 import functools
@@ -142,8 +147,7 @@ class V2Puller(NamedTuple):
         """Return a manifest of an index, from the store or the registry."""
         with contextlib.suppress(Error):
             return self.store.document(entry)
-        inline = Received(entry.data, entry.media_type, entry.digest) if entry.data else None
-        return (inline or self._received(entry.digest)).document()
+        return (Received.inline(entry) or self._received(entry.digest)).document()
 
     def _chosen(self, top: Document) -> List[Document]:
         """Return the manifest of the image for our platform, and the indexes above it up to ``top``."""

@@ -20,6 +20,11 @@ Where this leaves the engine:
 - a manifest that is refused because of missing blobs is followed by all of them,
   once, without trust in what the registry said before;
 - a manifest that is refused because its tag can't be changed is done if the tag has it;
+- a check or a mount that fails in any way costs a request, not the push, and is not
+  repeated;
+- foreign layers are sent with ``foreign``, as far as they are stored;
+- entries of an unknown kind are pushed too, as manifests if the registry takes them
+  as such, else as blobs;
 - schema 1 is pushed only with ``legacy``.
 """
 import contextlib
@@ -161,7 +166,7 @@ class V2Pusher:
         def put(raw: bytes) -> None:
             self.repository.put_manifest(entry.digest, raw, entry.media_type, self.cancel)
 
-        return move_unknown(entry, lambda digest: self.store.content.read(digest, MAX_MANIFEST), put, told=False)
+        return move_unknown(entry, lambda digest: self.store.content.read(digest, MAX_MANIFEST), put, False)
 
     def _rebuilt(self, top: Document, layers: Sequence[PushedLayer]) -> Document:
         """Return the manifest, written anew if layers were compressed while they were sent."""

@@ -18,7 +18,8 @@ MAX_MEMORY = 33 << 20  # bytes of a document, of its text and of all its values
 #: Bytes that values take at most (CPython 3.6), by the marks outside of strings that come with them.
 _COSTS = ((b"{", 220), (b":", 150), (b"[", 110), (b",", 40))
 _LONE_SURROGATE = re.compile(br"\\u[dD][89abAB](?!..\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F]")
-_WIDE = ((4, re.compile(br"[\xf0-\xff]|\\u[dD]")), (2, re.compile(br"[\xc4-\xff]|\\u(?!00)")))  # bytes a character
+#: Bytes that CPython takes for each character of a text with one of these.
+_WIDE = ((4, re.compile(br"[\xf0-\xff]|\\u[dD]")), (2, re.compile(br"[\xc4-\xff]|\\u(?!00)")))
 _KINDS: Dict[type, str] = {str: "a string", list: "an array", dict: "an object"}
 _T = TypeVar("_T")
 

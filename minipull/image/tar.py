@@ -235,7 +235,8 @@ def _entry(kind: bytes, fields: _Fields, extensions: Mapping[bytes, bytes]) -> E
     if kind == FILE and name.endswith(b"/") and fields.kind == b"\0":
         kind = DIRECTORY  # as directories were before ustar
     if kind not in b"0123456":
-        raise InvalidDocument("tar: %s is of type %s, which no layer may have" % (_label(name), ascii(kind)[1:]))
+        raise InvalidDocument(
+            "tar: %s is of type %s, which no layer may have" % (_label(name), ascii(kind)[1:]))
     texts = (name, linkname) if kind in b"12" else (name,)
     if b"" in texts or b"\0" in b"".join(texts) or max(map(len, texts)) > MAX_NAME:
         raise InvalidDocument("tar: a name of %s is empty, too long or has a zero in it" % _label(name))

@@ -168,7 +168,7 @@ class Session:
             return V1Image(response.read(MAX_JSON), checksums)
 
     def layer(self, registry: str, v1_id: str, cancel: Cancel, start: int = 0, size: int = 0) -> Response:
-        """Fetch a layer, or the rest of its ``size`` bytes from ``start`` on, else ContentMismatch is raised."""
+        """Fetch a layer, or the rest of its ``size`` bytes from ``start`` on; raises ContentMismatch."""
         # docker-registry 0.9 promises one byte too many for a range without an end.
         headers = {"Range": "bytes=%d-%d" % (start, size - 1)} if start else {}
         response = self._send(Request("GET", "%simages/%s/layer" % (registry, v1_id), cancel, headers),

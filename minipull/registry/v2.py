@@ -48,6 +48,11 @@ class Received(NamedTuple):
     content_type: str
     digest: Digest
 
+    @classmethod
+    def inline(cls, entry: Descriptor) -> Optional["Received"]:
+        """The manifest that came along in its descriptor, if any."""
+        return cls(entry.data, entry.media_type, entry.digest) if entry.data else None
+
     def document(self) -> Document:
         """Parse the manifest; raises as manifest.parse()."""
         return parse(self.raw, self.content_type)._replace(digest=self.digest)

@@ -36,12 +36,11 @@ def unpack(image: Union[Image, str, Reference], store: Store, directory: str, *,
            durable: bool = False, progress: Output = discard, cancel: Optional[Cancel] = None) -> None:
     """Make the root file system of an image in ``directory``, new or empty.
 
-    ``platform`` (the host's) chooses from an index; ``max_unpacked`` (bytes) is how
-    much data it may hold, and how long a layer's tar may be; ``durable`` waits until a power cut can't take any of it.
-    As root, entries keep their owners; else the caller owns them, without devices
-    and setuid bits.
-    Raises NotFound, PolicyError, InvalidDocument, ContentMismatch, StorageError,
-    Cancelled.
+    ``platform`` (the host's) chooses from an index; ``max_unpacked`` (bytes) bounds the
+    data, and the tar of each layer; ``durable`` waits until a power cut can't take any
+    of it.  As root, entries keep their owners; else the caller owns them, without
+    devices and setuid bits.  Raises NotFound, PolicyError, InvalidDocument,
+    ContentMismatch, StorageError, Cancelled.
     """
     cancel, output = cancel or Cancel(), serialized(progress)
     if os.name != "posix":

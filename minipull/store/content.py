@@ -230,7 +230,7 @@ class Ingest(ContextManager["Ingest"]):
             raise
 
     def commit(self, digest: Optional[Digest] = None) -> Digest:
-        """Verify the bytes, make them durable, and return their name: ``digest`` or SHA-256 if none is promised."""
+        """Verify the bytes and make them durable; returns their name: ``digest``, or SHA-256 for none."""
         self.digest = self.digest or digest or self.verifier.digest
         if self.complete:
             return self.digest

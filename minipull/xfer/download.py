@@ -50,7 +50,7 @@ class DownloadDescriptor(abc.ABC):
 
     @abc.abstractmethod
     def download(self, transfer: Transfer) -> Optional[Descriptor]:
-        """Store the blob and return it, or None if it may stay elsewhere; frees the slot when it is received."""
+        """Store the blob and return it, or None if it may stay elsewhere; frees the slot once it is here."""
 
     @abc.abstractmethod
     def diff(self, transfer: Transfer, blob: Optional[Descriptor]) -> Diff:
