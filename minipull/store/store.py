@@ -129,10 +129,9 @@ class ImageSource:
 
     def size(self, top: Descriptor) -> int:
         """Return the bytes that an image takes, shared or not; of one over the bounds of a walk, a part."""
-        digests = set()
+        digests: Set[Digest] = set()
         with contextlib.suppress(PolicyError):
-            for item, _ in self.walk(top):
-                digests.add(item.digest)
+            digests.update(item.digest for item, _ in self.walk(top))
         return sum(self.content.size(digest) or 0 for digest in digests)
 
 
@@ -160,14 +159,13 @@ class Store(ImageSource):
 
         Continues without one where there is no lock file, or no lock in this file system.
         """
-        self._refuse_links()
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(self._locked(False, cancel, create=False))
             except files.Locked:
                 raise
             except StorageError:
-                pass
+                self._refuse_links()
             yield
 
     def writing(self, cancel: Optional[Cancel] = None) -> ContextManager[None]:
