@@ -13,7 +13,7 @@ Mirrors distribution/reference.
 import re
 from typing import NamedTuple, Optional, Tuple
 
-from .digest import Digest
+from .digest import ALGORITHMS, Digest
 from .errors import InvalidDocument, InvalidReference, shown
 
 #   label       ::= alnum [ ( alnum | "-" )* alnum ]
@@ -136,7 +136,7 @@ def _parse_strict(text: str) -> Reference:
     try:
         return Reference(domain, path, tag, Digest.parse(digest) if digest else None)
     except InvalidDocument:
-        if not digest.startswith(("sha256:", "sha384:", "sha512:")):
+        if digest.partition(":")[0] not in ALGORITHMS:
             raise InvalidReference("unsupported digest algorithm") from None
         fault = "length" if digest == digest.lower() else "format"
         raise InvalidReference("invalid checksum digest " + fault) from None

@@ -16,7 +16,8 @@ MAX_EXTENTS = 1 << 16  # of one file
 SPARSE = b"GNU.sparse."
 #: The records that format 0.0 has once for each extent, in turns.
 OFFSET, LENGTH = SPARSE + b"offset", SPARSE + b"numbytes"
-_BLOCK, _LINE = 512, 20  # bytes; the latter of a line of a map at most
+BLOCK = 512  # bytes
+_LINE = 20  # bytes of a line of a map at most
 _TIME = re.compile(br"(-?)0*([0-9]+)(?:\.([0-9]*))?")
 _NUMBERS = re.compile(br"[0-9]{1,18}(?:,[0-9]{1,18})*")
 
@@ -90,7 +91,7 @@ def read_map(records: Mapping[bytes, bytes], listed: List[bytes], stored: int, t
         raise PolicyError("tar: sparse file %s has more than %d extents" % (source, MAX_EXTENTS))
     count, *values = map(int, numbers)
     extents = [*zip(values[::2], values[1::2]), (int(size), 0)]
-    before = -(-sum(len(line) + 1 for line in numbers) // _BLOCK) * _BLOCK if version == b"1.0" else 0
+    before = -(-sum(len(line) + 1 for line in numbers) // BLOCK) * BLOCK if version == b"1.0" else 0
     end = 0
     for offset, length in extents:
         if offset < end:
@@ -106,10 +107,10 @@ def _lines(stored: int, take: Callable[[int], bytes], source: str) -> List[bytes
     """Read the map of format 1.0: the number of extents, and what they are, each on a line of its own."""
     text, lines, needed = bytearray(), 0, 1
     while lines < needed:
-        if len(text) + _BLOCK > min(stored, _BLOCK + _LINE * (2 * MAX_EXTENTS + 2)):
+        if len(text) + BLOCK > min(stored, BLOCK + _LINE * (2 * MAX_EXTENTS + 2)):
             raise InvalidDocument("tar: sparse file %s has a malformed map" % source)
-        text += take(_BLOCK)
-        lines += text.count(b"\n", len(text) - _BLOCK)
+        text += take(BLOCK)
+        lines += text.count(b"\n", len(text) - BLOCK)
         count = text[:_LINE].partition(b"\n")[0]
         if not count.isdigit():
             raise InvalidDocument("tar: sparse file %s has a malformed map" % source)

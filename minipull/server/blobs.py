@@ -10,7 +10,7 @@ import contextlib
 import re
 from typing import Iterator, List, Optional, Tuple
 
-from ..digest import Digest
+from ..digest import ALGORITHMS, Digest
 from ..errors import InvalidDocument, PolicyError
 from ..files import Locked
 from ..store.gc import delete
@@ -59,7 +59,7 @@ class Blobs:
     def start(self, request: Request, name: str) -> Response:
         """Open a session, mount a blob of the store, or receive a whole blob."""
         query = request.parameter
-        if query("digest-algorithm") not in ("", "sha256", "sha384", "sha512"):
+        if query("digest-algorithm") not in ("", *ALGORITHMS):
             raise Refusal(400, "DIGEST_INVALID", "unsupported digest algorithm")
         mounted = asked_digest(query("mount")) if query("mount") else None
         digest = asked_digest(query("digest")) if query("digest") else None
