@@ -136,13 +136,13 @@ def replacing(path: str, scratch: str, durable: bool = True) -> Iterator[int]:
             sync_directory(os.path.dirname(path))
 
 
-def workshop(path: str, remove: Callable[[str], object]) -> ContextManager[Tuple[int, str]]:
+def directory_beside(path: str, remove: Callable[[str], object]) -> ContextManager[Tuple[int, str]]:
     """A directory beside ``path`` for a block, open and by name; an OSError is the caller's to map."""
     return _temporary(path, os.path.dirname(path), _opened_directory, remove)
 
 
 def sweep(scratch: str, path: str = "", remove: Callable[[str], object] = shutil.rmtree) -> None:
-    """Remove from ``scratch`` what killed runs were making, for ``path`` or for any: ours, and not locked."""
+    """Remove the unfinished files of killed runs from ``scratch``, for ``path`` or any: ours, not locked."""
     prefix = glob.escape(_prefix(path)) if path else ".minipull-*-"
     for debris in glob.glob(os.path.join(glob.escape(scratch), prefix + "?" * 8)):
         with contextlib.suppress(OSError, StorageError, RecursionError), contextlib.ExitStack() as stack:
@@ -157,7 +157,7 @@ def sweep(scratch: str, path: str = "", remove: Callable[[str], object] = shutil
 @contextlib.contextmanager
 def _temporary(path: str, scratch: str, make: Callable[..., Tuple[int, str]],
                remove: Callable[[str], object]) -> Iterator[Tuple[int, str]]:
-    """Sweep, then make what may become ``path``, locked for the block; ``remove`` is for directories."""
+    """Sweep, then make and lock a file or directory that may become ``path``; ``remove`` is for directories."""
     sweep(scratch, path, remove)
     while True:
         fd, name = make(prefix=_prefix(path), dir=scratch)
@@ -170,7 +170,7 @@ def _temporary(path: str, scratch: str, make: Callable[..., Tuple[int, str]],
     try:
         yield fd, name
     finally:
-        with contextlib.suppress(OSError):  # what went wrong before is what the user hears of
+        with contextlib.suppress(OSError):  # an error before this one is the one that is told
             (remove if os.path.isdir(name) else os.unlink)(name)
         with contextlib.suppress(OSError):
             os.close(fd)

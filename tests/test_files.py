@@ -20,7 +20,7 @@ from minipull import files
 from minipull.sendfile import send
 from minipull.errors import Cancelled, InvalidDocument, StorageError
 from minipull.files import (
-    Locked, lock, make_directory, open_regular, read_bytes, replacing, sweep, sync_directory, workshop, write_all,
+    Locked, directory_beside, lock, make_directory, open_regular, read_bytes, replacing, sweep, sync_directory, write_all,
     write_atomic)
 from minipull.cancel import Cancel
 
@@ -336,7 +336,7 @@ def test_what_is_being_made_is_never_swept(tmp_path: Path, monkeypatch: pytest.M
         real(fd, operation)
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    made: Any = replacing(path, str(tmp_path)) if make == "file" else workshop(path, shutil.rmtree)
+    made: Any = replacing(path, str(tmp_path)) if make == "file" else directory_beside(path, shutil.rmtree)
     with made:
         assert tries and len(left(tmp_path)) == 1
         sweep(str(tmp_path), path)

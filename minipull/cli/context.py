@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 BROKEN_PIPE = 128 + 13
 #: Trouble of the host that any line may meet: the exception, words of its text, and what the user sees.
-_HOST: Sequence[Tuple[Type[BaseException], str, Error]] = (
+_HOST_TROUBLE: Sequence[Tuple[Type[BaseException], str, Error]] = (
     (RuntimeError, "start new thread", Error(NO_THREADS)),
     (MemoryError, "", Error("no memory left")),
     (FileNotFoundError, "", StorageError("the working directory has been deleted; change to another one")))
@@ -76,7 +76,7 @@ class Context:
         return self._store
 
     @property
-    def stored(self) -> Store:
+    def existing_store(self) -> Store:
         """The store for commands that show it; --root may be mistyped, so it is told if there is none."""
         store = self.store
         if self.settings.text("root") and not os.path.isdir(store.root):
@@ -118,7 +118,7 @@ class Context:
         if isinstance(error, ImportError):
             missing = left_out(error)
             error = missing.within(command) if missing is not None else Error(lacking(error, command))
-        for kind, text, told in _HOST:
+        for kind, text, told in _HOST_TROUBLE:
             if isinstance(error, kind) and text in str(error) and not getattr(error, "filename", None):
                 error = told
         if isinstance(error, Error):

@@ -19,7 +19,7 @@ from .render import human_size
 
 
 def do_images(context: Context, flags: argparse.Namespace) -> None:
-    store = context.stored
+    store = context.existing_store
     with store.reading(context.cancel):
         rows = [described(store, image) for image in store.images(context.alert)]
     table = [("NAME", "IMAGE ID", "PLATFORM", "CREATED", "SIZE")]
@@ -76,7 +76,7 @@ def do_gc(context: Context, flags: argparse.Namespace) -> None:
     if match is None:
         raise InvalidReference("--keep must be a time such as 0, 90s, 30m, 24h or 7d")
     keep = int(match.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match.group(2)]
-    collected = gc(context.stored, keep, context.cancel)
+    collected = gc(context.existing_store, keep, context.cancel)
     context.answer(
         {"deleted": collected.blobs, "size": collected.size},
         ["Deleted: %s" % digest for digest in collected.blobs]
@@ -93,7 +93,7 @@ def do_check(context: Context, flags: argparse.Namespace) -> int:
         results.append((path, problems, "damaged", InvalidDocument.exit_code))
     names = [name for name in flags.refs if name not in archives]
     if names or not archives:
-        store = context.stored
+        store = context.existing_store
         problems = check(store, context.cancel, [_top(store, stripped(name)) for name in names])
         moves: List[Problem] = []
         try:
@@ -108,9 +108,10 @@ def do_check(context: Context, flags: argparse.Namespace) -> int:
         lines += ["%s: %s: %s" % problem for problem in problems]
         lines.append("%s: %s" % (subject, "ok" if ok else damage))
     answer: Dict[str, Any] = {"ok": not code, "problems": []}
-    for problem in (problem for _, problems, _, _ in results for problem in problems):
-        key = problem.kind if problem.kind in (REBUILT, REPAIRED) else "problems"
-        answer.setdefault(key, []).append(problem._asdict())
+    for _, problems, _, _ in results:
+        for problem in problems:
+            key = problem.kind if problem.kind in (REBUILT, REPAIRED) else "problems"
+            answer.setdefault(key, []).append(problem._asdict())
     context.answer(answer, lines)
     return code
 

@@ -11,7 +11,7 @@ from ..archive.save import Named, packed, write_file
 from ..cancel import Cancel
 from ..digest import Buffer
 from ..errors import StorageError, file_errors
-from ..files import workshop
+from ..files import directory_beside
 from ..image.descriptor import Descriptor
 from ..progress import Output, Progress
 from ..reference import Reference
@@ -66,7 +66,7 @@ def archive_end(place: Place, transfers: TransferManager, output: Output,
     with contextlib.ExitStack() as stack:
         with file_errors("write %s" % place.folder):
             remove = functools.partial(_remove, output=output, cancel=cancel)
-            _, folder = stack.enter_context(workshop(path, remove))
+            _, folder = stack.enter_context(directory_beside(path, remove))
         stack.callback(transfers.settle, folder)
         end = LayoutEnd(place._replace(folder=folder), None)
         try:

@@ -172,12 +172,12 @@ def fetch_blob(store: Store, blob: Descriptor, source: Opener, cancel: Cancel, k
         ingest.commit()
 
 
-def move_unknown(entry: Descriptor, ask: Callable[[Digest], bytes], put: Callable[[bytes], object],
-                 told: bool = True) -> bool:
-    """Move an entry of an index that is of an unknown kind as a manifest; False if it has to go as a blob.
+def moved_as_manifest(entry: Descriptor, ask: Callable[[Digest], bytes], put: Callable[[bytes], object],
+                 from_registry: bool = True) -> bool:
+    """Move an entry of an index that is of an unknown kind, if it is a manifest; False if it is a blob.
 
-    It is a manifest if the source has it as one.  Where no source has ``told`` (a store
-    keeps manifests as blobs), it is one if the target takes it.
+    It is a manifest if the registry that it comes from has it as one.  A store keeps
+    manifests as blobs: from there, it is one if the target takes it.
     """
     if entry.size > MAX_MANIFEST or not _MEDIA_TYPE.fullmatch(entry.media_type):
         return False
@@ -186,7 +186,7 @@ def move_unknown(entry: Descriptor, ask: Callable[[Digest], bytes], put: Callabl
         raw = ask(entry.digest)
         if len(raw) != entry.size:
             raise InvalidDocument("manifest %s is not as its index says" % entry.digest)
-        refusals = () if told else (400, 404, 405, 415)
+        refusals = () if from_registry else (400, 404, 405, 415)
         put(raw)
     except (NotFound, RegistryError) as exc:
         if isinstance(exc, RegistryError) and exc.status not in refusals:

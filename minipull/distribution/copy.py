@@ -36,7 +36,7 @@ from ..store.store import Store, host_platform
 from ..xfer.transfer import Transfer
 from ..xfer.upload import LayerUploadManager, UploadDescriptor
 from .convert import FORMATS, converted, rewritten
-from .ends import End, LayoutEnd, RegistryEnd, copy_unknown
+from .ends import End, LayoutEnd, RegistryEnd, copied_as_manifest
 from .places import ARCHIVES, Place
 
 _ATTESTED = "vnd.docker.reference.digest"
@@ -346,5 +346,5 @@ class EntryDescriptor(CopyDescriptor):
     """An entry of an index that is of an unknown kind: a manifest for the target, or else a blob."""
 
     def upload(self, transfer: Transfer) -> str:
-        moved = copy_unknown(self.blob, self._source, self._target, transfer.cancel)
+        moved = copied_as_manifest(self.blob, self._source, self._target, transfer.cancel)
         return "Pushed" if moved else super().upload(transfer)

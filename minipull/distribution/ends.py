@@ -27,7 +27,7 @@ from ..store.references import REF_NAME, named
 from ..store.store import ImageSource, Store, damaged
 from ..xfer.transfer import Transfer, nothing
 from .blobs import (
-    SMALL, RemoteBlob, existing, fetch_blob, move_unknown, persist, put_document, send_blob)
+    SMALL, RemoteBlob, existing, fetch_blob, moved_as_manifest, persist, put_document, send_blob)
 from .places import Place
 
 Source = Callable[[int, int], Body]  # a part of a blob, by offset and size in bytes
@@ -75,7 +75,7 @@ class RegistryEnd:
         return existing(self.repository, blob.digest, cancel) == blob.size
 
     def offers(self, blob: Descriptor, cancel: Cancel) -> bool:
-        """Whether a blob can be had from this end; raises where that can't be told."""
+        """Whether a blob can be had from this end; raises an Error if its answer is not clear."""
         return persist(self.repository, cancel, self.repository.stat, blob.digest) is not None
 
     @contextlib.contextmanager
@@ -259,9 +259,9 @@ class LayoutEnd:
 End = Union[RegistryEnd, LayoutEnd]
 
 
-def copy_unknown(entry: Descriptor, source: End, target: End, cancel: Cancel) -> bool:
+def copied_as_manifest(entry: Descriptor, source: End, target: End, cancel: Cancel) -> bool:
     """Copy an entry of an index that is of an unknown kind, if it is a manifest; False if it is a blob."""
-    return move_unknown(
+    return moved_as_manifest(
         entry, lambda digest: source.get(digest, cancel).raw,
         lambda raw: target.put(manifest.Index(raw, entry.digest, entry.media_type, ()), cancel),
-        told=isinstance(source, RegistryEnd))
+        isinstance(source, RegistryEnd))

@@ -51,7 +51,7 @@ from ..store.references import Association
 from ..store.store import MAX_CONFIG, Store
 from ..xfer.download import DownloadDescriptor, LayerDownloadManager
 from ..xfer.transfer import Transfer
-from .blobs import Opener, fetch_blob, move_unknown, persist
+from .blobs import Opener, fetch_blob, moved_as_manifest, persist
 
 ENGINE_MAX_LAYERS = 125
 
@@ -170,7 +170,7 @@ class V2Puller(NamedTuple):
             if item.is_document:
                 return self._child(item)
             put = functools.partial(self.store.content.put, item.digest)
-            if not self.store.content.has(item.digest, item.size) and not move_unknown(
+            if not self.store.content.has(item.digest, item.size) and not moved_as_manifest(
                     item, lambda digest: self._received(digest).raw, put):
                 self._plain_blob(item, self.cancel)
             return None
@@ -215,6 +215,7 @@ class V2Puller(NamedTuple):
                 self.check_platform(config)
             return config
 
+        config: ImageConfig
         for last in (False, True):
             stored, config = self.downloads.download(
                 self.store, layers, self.output, self.cancel, (key, fetch))
@@ -224,8 +225,7 @@ class V2Puller(NamedTuple):
                 raise ContentMismatch("layers from manifest don't match image configuration")
             for descriptor, layer in zip(layers, stored):
                 self._forget(descriptor.blob.digest, layer)
-        result: ImageConfig = config
-        return result
+        return config
 
     def _forget(self, blob: Digest, layer: Layer) -> None:
         """Drop the cached DiffID and the record of a layer, which may be wrong."""

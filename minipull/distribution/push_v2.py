@@ -51,7 +51,7 @@ from ..store.metadata import V2Metadata, check_hmac, hmac_key
 from ..store.store import MAX_CONFIG, Store
 from ..xfer.transfer import Transfer
 from ..xfer.upload import LayerUploadManager, UploadDescriptor
-from .blobs import LACKS_BLOB, existing, move_unknown, put_document, send_blob, send_stream
+from .blobs import LACKS_BLOB, existing, moved_as_manifest, put_document, send_blob, send_stream
 from .mounts import budget, by_likeness, mount_candidates
 
 #: The media type of an uncompressed layer, and its type when it has been compressed.
@@ -163,10 +163,10 @@ class V2Pusher:
         return [result for job, result in zip(jobs, results) if job.id][::-1]
 
     def _moved_as_manifest(self, entry: Descriptor) -> bool:
-        def put(raw: bytes) -> None:
-            self.repository.put_manifest(entry.digest, raw, entry.media_type, self.cancel)
-
-        return move_unknown(entry, lambda digest: self.store.content.read(digest, MAX_MANIFEST), put, False)
+        return moved_as_manifest(
+            entry, lambda digest: self.store.content.read(digest, MAX_MANIFEST),
+            lambda raw: self.repository.put_manifest(entry.digest, raw, entry.media_type, self.cancel),
+            from_registry=False)
 
     def _rebuilt(self, top: Document, layers: Sequence[PushedLayer]) -> Document:
         """Return the manifest, written anew if layers were compressed while they were sent."""

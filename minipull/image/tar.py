@@ -18,7 +18,7 @@ from ..digest import Buffer
 from ..errors import InvalidDocument, PolicyError, shown
 from . import pax
 
-BLOCK = 512
+BLOCK = pax.BLOCK
 MAX_ENTRIES = 10000000
 MAX_EXTENSION = 1 << 20  # bytes of the extended headers before one entry
 MAX_EXTENSIONS = 64  # and their number
@@ -66,7 +66,7 @@ class Entry(NamedTuple):
 class Reader:
     """Iterates over the entries of a tar stream in ``pieces``; raises InvalidDocument, PolicyError.
 
-    ``strangers`` counts entries whose owner is NOBODY instead, and ``holes`` the bytes
+    ``replaced_owners`` counts entries whose owner is NOBODY instead, and ``holes`` the bytes
     that sparse files lack in the stream.
     """
 
@@ -78,7 +78,7 @@ class Reader:
         self._padding = 0  # and behind it
         self._listed: List[bytes] = []  # the map of a sparse file in format 0.0
         self._extents: List[Tuple[int, int]] = []  # of a sparse file
-        self.strangers = self.holes = 0
+        self.replaced_owners = self.holes = 0
 
     def __iter__(self) -> Iterator[Entry]:
         extensions: Dict[bytes, bytes] = {}
@@ -113,7 +113,7 @@ class Reader:
             if self._listed or any(keyword.startswith(pax.SPARSE) for keyword in extensions):
                 entry = self._expand(entry, extensions)
             if min(entry.uid, entry.gid) < 0:
-                self.strangers += 1
+                self.replaced_owners += 1
                 entry = entry._replace(uid=NOBODY if entry.uid < 0 else entry.uid,
                                        gid=NOBODY if entry.gid < 0 else entry.gid)
             yield entry

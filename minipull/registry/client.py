@@ -96,14 +96,14 @@ class _Failure(NamedTuple):
         return text if host in text else "%s (%s)" % (text, host)
 
 
-def _in_turn(endpoints: List[Endpoint], silent: Set[Endpoint], output: Output,
+def _in_turn(endpoints: List[Endpoint], out_of_service: Set[Endpoint], output: Output,
              cancel: Cancel) -> Iterator[Endpoint]:
-    """Yield endpoints, and at the end, after a pause, once more those that are ``silent`` by then."""
+    """Yield endpoints, and after a pause once more those that are ``out_of_service`` by then."""
     begin = time.monotonic()
     yield from endpoints
     for delay in OUTAGE_DELAYS:
-        again = [endpoint for endpoint in endpoints if endpoint in silent]
-        silent.clear()
+        again = [endpoint for endpoint in endpoints if endpoint in out_of_service]
+        out_of_service.clear()
         if again:
             seconds = max(0.0, begin + delay - time.monotonic())
             output(Progress(message="no answer from %s; trying again in %.0f seconds" % (again[-1], seconds)))
@@ -127,8 +127,8 @@ def over_endpoints(client: Client, reference: Reference, subject: str, work: Cal
     v1_endpoints = service.v1_endpoints(reference) if legacy else []
     v2_confirmed = False
     failures: Dict[str, _Failure] = {}  # by host: an error over http says more than one over https
-    silent: Set[Endpoint] = set()
-    for endpoint in _in_turn(v2_endpoints + v1_endpoints, silent, output, cancel):
+    out_of_service: Set[Endpoint] = set()
+    for endpoint in _in_turn(v2_endpoints + v1_endpoints, out_of_service, output, cancel):
         outdated = endpoint.version == 1 and v2_confirmed
         if outdated or endpoint.url.startswith("http:") and client.spoke_tls(endpoint):
             continue
@@ -144,11 +144,10 @@ def over_endpoints(client: Client, reference: Reference, subject: str, work: Cal
             cancel.check()
             repository = client.repository(endpoint, reference, push)
             # A v1 endpoint is out of service where the v2 endpoints before it are.
-            unanswered = not repository.answered if endpoint.version == 2 else bool(silent)
+            unanswered = not repository.answered if endpoint.version == 2 else bool(out_of_service)
             if isinstance(exc, Outage) and unanswered:
-                silent.add(endpoint)
-            if v1_endpoints and endpoint.version == 2:
-                v2_confirmed = v2_confirmed or repository.confirmed
+                out_of_service.add(endpoint)
+            v2_confirmed = v2_confirmed or repository.confirmed
             next_may = continue_on_error(exc, endpoint.mirror, bool(v1_endpoints) and not v2_confirmed)
             failure = _Failure(endpoint, exc, endpoint.mirror and next_may)
             failures[endpoint.url if endpoint.mirror else str(endpoint)] = failure

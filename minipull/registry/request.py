@@ -13,7 +13,7 @@ PIECE = 64 << 10  # bytes sent at once: 1 KiB a second is no stall yet
 
 
 class Body:
-    """A body that can be sent again, by ``pieces()``, of ``size`` or in chunks; ``sent`` is told the progress."""
+    """A body, anew with each ``pieces()``, of ``size`` or in chunks; ``sent`` is told the progress."""
 
     def __init__(self, pieces: Callable[[], Iterable[Buffer]], size: Optional[int] = None,
                  sent: Callable[[int], None] = lambda count: None) -> None:

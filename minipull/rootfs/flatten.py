@@ -17,7 +17,7 @@ from ..image.descriptor import Descriptor
 from ..image.tar import DIRECTORY, END, LINK, Entry, header, padding
 from ..progress import Output
 from ..store.store import Store
-from .layers import reading, tell_strangers
+from .layers import reading, warn_of_owners
 from .overlay import POSITION, Folder, Overlay, Trail, path_of
 
 MAX_HOLES = 64 << 30  # bytes, which take next to none in a layer
@@ -39,7 +39,7 @@ class Flattened:
                         self._overlay.add(number, position, entry)
                     except (InvalidDocument, PolicyError) as exc:
                         raise exc.within("layer %s: entry %s" % (blob.digest.short, entry)) from exc
-                tell_strangers(reader, blob, output)
+                warn_of_owners(reader, blob, output)
                 room -= reader.holes
             self._overlay.finish_layer()
         if room < 0:

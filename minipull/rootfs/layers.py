@@ -103,11 +103,11 @@ def reading(store: Store, blob: Descriptor, diff_id: DiffID, output: Output, can
             blob.digest, verifier.digest, diff_id))
 
 
-def tell_strangers(reader: Reader, blob: Descriptor, output: Output) -> None:
+def warn_of_owners(reader: Reader, blob: Descriptor, output: Output) -> None:
     """Warn, once for a layer, of owners that are not as the layer has them."""
-    if reader.strangers:
+    if reader.replaced_owners:
         output(Progress(message="warning: layer %s: %d owners are out of range, and are %d instead" % (
-            blob.digest.short, reader.strangers, NOBODY)))
+            blob.digest.short, reader.replaced_owners, NOBODY)))
 
 
 @contextlib.contextmanager

@@ -17,14 +17,14 @@ from typing import Iterator, Optional, Union
 from ..cancel import Cancel
 from ..digest import DiffID
 from ..errors import Error, PolicyError, Unsupported, file_errors
-from ..files import sweep, sync_directory, workshop
+from ..files import directory_beside, sweep, sync_directory
 from ..image.config import Image
 from ..image.descriptor import Descriptor
 from ..image.platform import Platform
 from ..progress import Output, Progress, discard, serialized
 from ..reference import Reference
 from ..store.store import Store, host_platform
-from .layers import for_platform, layers_of, reading, tell_strangers
+from .layers import for_platform, layers_of, reading, warn_of_owners
 from .rootfs import RootFS, clear
 
 MAX_UNPACKED = 64 << 30  # bytes
@@ -67,7 +67,7 @@ def apply(root: RootFS, store: Store, blob: Descriptor, diff_id: DiffID, output:
     try:
         with reading(store, blob, diff_id, output, cancel, root.room) as reader:
             root.apply(reader)
-            tell_strangers(reader, blob, output)
+            warn_of_owners(reader, blob, output)
     except Error as exc:
         cancel.check()
         raise exc.within("layer %s" % blob.digest.short) from exc
@@ -91,7 +91,7 @@ def _building(directory: str, store: Store, durable: bool) -> Iterator[int]:
             above = ""
             if mine and not os.path.ismount(path):
                 try:
-                    above = stack.enter_context(workshop(path, _remove))[1]
+                    above = stack.enter_context(directory_beside(path, _remove))[1]
                 except PermissionError:
                     if not former:
                         raise
@@ -110,7 +110,7 @@ def _building(directory: str, store: Store, durable: bool) -> Iterator[int]:
             with file_errors("unpack to %s" % directory):
                 _finish(fd, build, path, mode, durable)
         except BaseException:
-            if not above:  # what went wrong before is what the user hears of
+            if not above:  # the first error is the one that is told
                 with contextlib.suppress(OSError):
                     clear(path)
                 with contextlib.suppress(OSError):

@@ -97,9 +97,9 @@ class ContentStore(BlobSource):
             for directory in (self.scratch, os.path.dirname(self.path(digest))):
                 files.make_directory(directory)
             files.write_atomic(self.path(digest), data, self.scratch)
-        self.drop(digest)
+        self.drop_partial(digest)
 
-    def drop(self, digest: Digest) -> None:
+    def drop_partial(self, digest: Digest) -> None:
         """Remove the partial of a blob that is stored, and its note, unless another thread owns them."""
         name, size = digest.replace(":", "-"), self.size(digest)
         partial = os.path.join(self.scratch, name)
@@ -107,7 +107,7 @@ class ContentStore(BlobSource):
             with contextlib.suppress(StorageError):
                 Ingest(self, name, Cancel(), digest, size, patience=0).close()
 
-    def settle(self, horizon: float = 0.0) -> None:
+    def make_durable(self, horizon: float = 0.0) -> None:
         """Make the names of all blobs durable, and sweep ``ingest/``; raises StorageError.
 
         A run that was killed between a rename, or a mkdir, and the sync of its directory left blobs
@@ -121,7 +121,7 @@ class ContentStore(BlobSource):
             for path in sorted(glob.glob(os.path.join(glob.escape(self.scratch), "*"))):  # notes come last
                 partial, extension = os.path.splitext(path)
                 with contextlib.suppress(InvalidDocument):
-                    self.drop(Digest.parse(os.path.basename(partial).replace("-", ":", 1)))
+                    self.drop_partial(Digest.parse(os.path.basename(partial).replace("-", ":", 1)))
                 if extension == ".json":
                     if os.path.isfile(path) and not os.path.lexists(partial):
                         Ingest.remove(path)
@@ -245,7 +245,7 @@ class Ingest(ContextManager["Ingest"]):
             files.sync_directory(os.path.dirname(final))
             self.complete = True
             self.remove(self._path + ".json")
-            self._content.drop(self.digest)
+            self._content.drop_partial(self.digest)
         return self.digest
 
     def discard(self) -> None:

@@ -41,7 +41,7 @@ def gc(store: Store, keep: float = 24 * 3600.0, cancel: Optional[Cancel] = None)
         size = sum(content.size(digest) or 0 for digest in doomed)
         for digest in doomed:
             _delete(content.path(digest))
-        content.settle(horizon)
+        content.make_durable(horizon)
     return Collected(doomed, size)
 
 
@@ -58,7 +58,7 @@ def delete(store: Store, digest: Digest, cancel: Optional[Cancel] = None) -> boo
 
 
 def _needed(store: Store) -> Set[Digest]:
-    store.content.settle()  # else a power cut may bring back a name, and not its blobs
+    store.content.make_durable()  # else a power cut may bring back a name, and not its blobs
     needed: Set[Digest] = set()
     for entry in store.references.descriptors():
         with damaged():

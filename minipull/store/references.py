@@ -116,8 +116,8 @@ class ReferenceStore(Names):
             before = index.pop("manifests")
             entries = list(before)
             yield entries
-            # All that the index names is durable before, also if a run that was killed has put it there.
-            ContentStore(os.path.dirname(self.path)).settle()
+            # The index may name no blob that a power cut can take, not even one of a run that was killed.
+            ContentStore(os.path.dirname(self.path)).make_durable()
             if entries != before:
                 if not os.path.exists(self._layout):
                     files.write_atomic(self._layout, LAYOUT, self._scratch)

@@ -111,7 +111,7 @@ def test_a_partial_and_its_note_go_with_their_blob_however_that_comes(
             upload.write(DATA)
             assert upload.commit() == DIGEST
     elif way == "settle":
-        store.settle()
+        store.make_durable()
     elif way == "copy":
         store.copy(store, DIGEST, len(DATA), Cancel())
     else:
@@ -130,7 +130,7 @@ def test_settling_sweeps_what_nobody_will_continue_and_leaves_the_rest(store: Co
     Path(store.scratch, "folder.json").mkdir()
     with store.ingest(Digest.of(b"used"), 4, Cancel()) as used:
         used.write(b"us")
-        store.settle()
+        store.make_durable()
         assert sorted(set(os.listdir(store.scratch)) - set(rest) - {"folder.json"}) == sorted(
             os.path.basename(used._path) + end for end in ("", ".json"))
     assert set(os.listdir(store.scratch)) >= set(rest)
@@ -142,7 +142,7 @@ def test_a_partial_that_is_owned_is_left_to_its_owner_at_once(
     with store.ingest(DIGEST, len(DATA), Cancel()) as owner:
         owner.write(DATA)
         store.put(DIGEST, DATA)
-        store.settle()
+        store.make_durable()
         owner.commit()
     assert os.listdir(store.scratch) == [] and store.read(DIGEST, len(DATA)) == DATA
 
