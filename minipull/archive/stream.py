@@ -41,7 +41,7 @@ class Pipe(io.RawIOBase):
 
 
 def _decoded(name: str, pieces: Iterator[memoryview], source: str) -> Iterator[bytes]:
-    """Decode streams of bzip2 or xz, one behind the other, of which zeros may pad the last one."""
+    """Decode streams of bzip2 or xz, one after another; zeros may follow the last one."""
     try:
         module: Any = importlib.import_module({"bzip2": "bz2", "xz": "lzma"}[name])
     except ImportError as exc:
@@ -70,5 +70,5 @@ def _decoded(name: str, pieces: Iterator[memoryview], source: str) -> Iterator[b
         raise InvalidDocument("%s's %s stream is cut short" % (source, name))
 
 
-#: By what such a file begins with.
+#: Decoders by the first bytes of their files.
 DECODERS = {b"BZh": functools.partial(_decoded, "bzip2"), b"\xfd7zXZ\0": functools.partial(_decoded, "xz")}

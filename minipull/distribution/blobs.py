@@ -129,7 +129,7 @@ class RemoteBlob:
         # The transport has already tried again to open a body.
         if not self._breaks or self._stuck and not opened or self._stuck > len(self._stuck_delays):
             return False
-        self._cancel.pause(self._stuck_delays[self._stuck - 1] if self._stuck else 0)
+        self._cancel.pause((0, *self._stuck_delays)[self._stuck])
         return True
 
     def close(self) -> None:
@@ -211,7 +211,7 @@ def persist(repository: Optional[Repository], cancel: Cancel, work: Callable[...
 
 
 def existing(repository: Repository, digest: Digest, cancel: Cancel) -> Optional[int]:
-    """The size in bytes of a blob that the repository says it has; without a clear answer it has none.
+    """The size in bytes of a blob that the repository has; None without a clear answer.
 
     Raises an Error if there has been no answer at all, so that the next endpoint is asked soon.
     """

@@ -191,17 +191,17 @@ class V2Puller(NamedTuple):
         if len(document.layers) > ENGINE_MAX_LAYERS:
             text = "image has %d layers, docker will not load more than %d"
             self.output(Progress(message=text % (len(document.layers), ENGINE_MAX_LAYERS)))
-        parsed: List[ImageConfig] = []
+        parsed: List[ImageConfig] = []  # the config, which may be large, once for all layers
         parsing = threading.Lock()
 
-        def once(cancel: Cancel) -> ImageConfig:
+        def parsed_config(cancel: Cancel) -> ImageConfig:
             with parsing:
                 if not parsed:
                     parsed.append(self._config(document, cancel))
                 return parsed[0]
 
         def claimed(position: int, cancel: Cancel) -> DiffID:
-            return once(cancel).paired(document.layers)[position][1]
+            return parsed_config(cancel).paired(document.layers)[position][1]
 
         layers = [V2LayerDescriptor(self.repository, self.store, layer, self.options,
                                     functools.partial(claimed, position))
@@ -210,7 +210,7 @@ class V2Puller(NamedTuple):
         key = "config:%s %s" % (document.config.digest, self.options.platform if exact else "")
 
         def fetch(transfer: Transfer) -> ImageConfig:
-            config = once(transfer.cancel)
+            config = parsed_config(transfer.cancel)
             if exact:
                 self.check_platform(config)
             return config

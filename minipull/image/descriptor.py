@@ -101,7 +101,7 @@ class Descriptor(NamedTuple):
 
 
 def _inline(text: object, digest: Digest, size: int) -> bytes:
-    """Decode the inline content of a descriptor; empty if it is not what digest and size say, or not small."""
+    """Decode the inline content of a descriptor; empty if it does not fit digest and size, or is not small."""
     data = b""
     if isinstance(text, str) and size <= MAX_DATA and len(text) <= (size + 2) // 3 * 4:
         with contextlib.suppress(ValueError):

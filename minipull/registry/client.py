@@ -117,7 +117,7 @@ def over_endpoints(client: Client, reference: Reference, subject: str, work: Cal
 
     With ``legacy``, v1 endpoints come last, where the user allows them, until one has
     proved to speak v2.  A host that has spoken TLS is not asked by plain http.  An outage
-    at the first request is ridden out as persist() does later: after all others.
+    at the first request is ridden out: the endpoint is asked again after all others.
     ``output`` is warned, once for a client, of each mirror that failed before another
     endpoint answered.  Raises the error that says most, with the texts of all that
     say as much and of all mirrors after ``subject``.

@@ -98,7 +98,7 @@ def repair(store: Store, problems: Sequence[Problem], cancel: Optional[Cancel] =
 
 
 def remedy(problems: Sequence[Problem], moves: Sequence[Problem] = ()) -> str:
-    """Name what these problems of a store mean, and what heals it; ``moves`` are those of repair()."""
+    """The state of a store with these problems, and its cure; ``moves`` are the result of repair()."""
     kinds = {problem.kind for problem in problems} - HARMLESS
     if kinds == {DENIED}:
         return "not all of it can be read; run as its owner"

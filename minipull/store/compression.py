@@ -41,9 +41,9 @@ def decompressed(file: BinaryIO, cancel: Cancel, zstd: Optional[str] = None,
     """Yield the tar stream of a layer file, piece by piece; a piece is valid until the next.
 
     ``file`` is unbuffered and at its start; ``raw`` hashes every stored byte; ``others``
-    decode what begins with some magic.  Raises InvalidDocument for a damaged stream or
-    an unknown compression, PolicyError past MAX_GROWTH, Unsupported for zstd without a
-    decoder, StorageError, Cancelled.
+    are further decoders by the first bytes of a file.  Raises InvalidDocument for a
+    damaged stream or an unknown compression, PolicyError past MAX_GROWTH, Unsupported
+    for zstd without a decoder, StorageError, Cancelled.
     """
     with storage_errors("read %s" % source):
         magic = file.read(6)
