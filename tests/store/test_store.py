@@ -218,6 +218,7 @@ def test_removing_a_name_that_is_not_there_writes_nothing(tmp_path: Path) -> Non
     ("a/root", 0o1777, 0, "is writable by all users"), ("a/root", 0o702, 0, "is writable by all users"),
     ("a/root/blobs", 0o777, 0, "is writable by all users"), ("a/root/ingest", 0o1777, 0, "is writable by all users"),
     ("a/root/blobs/sha256", 0o777, 0, "is writable by all users"),
+    ("a/root/blobs/sha512", 0o777, 0, "is writable by all users"),
     ("a/root/index.json", 0o666, 0, "is writable by all users"),
     ("", 0o755, 1234, "belongs to another user (1234)"), ("a", 0o700, 1234, "belongs to another user (1234)"),
     ("a/root", 0o700, 1234, "belongs to another user (1234)"),
@@ -228,6 +229,7 @@ def test_what_lets_other_users_change_a_store_is_told(
     store, path = Store(str(tmp_path / "a" / "root")), str(tmp_path / name)
     assert store.exposure() == ""  # nothing is there yet
     keep(store, layout, layout.image([text_layer("one")]))
+    (tmp_path / "a" / "root" / "blobs" / "sha512").mkdir()
     assert store.exposure() == ""
     os.chown(path, owner, owner)
     os.chmod(path, mode)
