@@ -70,6 +70,7 @@ class LayerManager:
     def __init__(self, concurrency: Optional[int] = None, attempts: int = MAX_ATTEMPTS,
                  tick: float = 1.0) -> None:
         self.transfers = TransferManager(self.default_concurrency if concurrency is None else concurrency)
+        self.processors = Turnstile(os.cpu_count() or 1)  # for what needs no slot
         self.attempts = attempts
         self.tick = tick
 
@@ -90,11 +91,6 @@ class LayerManager:
 
 class LayerDownloadManager(LayerManager):
     """Downloads of layers; pulls with the same manager share processors too."""
-
-    def __init__(self, concurrency: Optional[int] = None, attempts: int = MAX_ATTEMPTS,
-                 tick: float = 1.0) -> None:
-        super().__init__(concurrency, attempts, tick)
-        self.processors = Turnstile(os.cpu_count() or 1)
 
     def download(self, store: Store, layers: Sequence[DownloadDescriptor], output: Output,
                  cancel: Cancel, beside: Tuple[str, Run]) -> Tuple[List[Layer], Any]:
