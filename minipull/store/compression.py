@@ -48,10 +48,9 @@ def decompressed(file: BinaryIO, cancel: Cancel, zstd: Optional[str] = None,
     with storage_errors("read %s" % source):
         magic = file.read(6)
         file.seek(0)
-        decoder = next((others[start] for start in others if magic.startswith(start)), None)
-        if magic.startswith(b"\x1f\x8b"):
-            yield from _gunzip(pieces(file, cancel, raw), source)
-        elif decoder is not None:
+        decoders: Mapping[bytes, Decoder] = {b"\x1f\x8b": _gunzip, **others}
+        decoder = next((decoders[start] for start in decoders if magic.startswith(start)), None)
+        if decoder is not None:
             yield from _bounded(decoder(pieces(file, cancel, raw), source), file, source)
         elif _ZSTD.match(magic):
             if raw is not None:  # the decoder reads the file by itself
