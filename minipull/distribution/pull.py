@@ -3,8 +3,7 @@
 
 Mirrors moby's distribution/pull.go; its loop over endpoints is registry/client.py.
 
-Where this leaves the engine: endpoints that were all out of service at the first
-request are asked once more, seconds later.
+Where this leaves the engine: endpoints that are all out of service are asked twice.
 """
 from typing import Optional, Union
 

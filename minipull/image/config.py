@@ -53,10 +53,9 @@ class ImageConfig(NamedTuple):
         rootfs = object_at(obj, "rootfs", source)
         if rootfs.get("type") != "layers":
             raise InvalidDocument('%s: invalid image JSON, RootFS type must be "layers"' % source)
-        count = len(list_at(rootfs, "diff_ids", source))
-        if count > MAX_LAYERS:
-            raise PolicyError("%s: %d layers, the limit is %d" % (source, count, MAX_LAYERS))
         diff_ids = tuple(map(DiffID, digests_at(rootfs, "diff_ids", source)))
+        if len(diff_ids) > MAX_LAYERS:
+            raise PolicyError("%s: %d layers, the limit is %d" % (source, len(diff_ids), MAX_LAYERS))
         history = tuple(History.from_json(item, source) for item in list_at(obj, "history", source))
         if sum(not entry.empty_layer for entry in history) > len(diff_ids):
             raise InvalidDocument("%s: too many non-empty layers in History section" % source)

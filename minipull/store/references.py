@@ -136,8 +136,8 @@ class ReferenceStore(Names):
         except InvalidDocument as exc:
             raise StorageError(str(exc)) from exc
         if data is None and os.path.lexists(self.path + ".bak"):
-            raise StorageError("%s is missing; put index.json.bak, the one before its last change, in its place, or"
-                               " delete that too to begin anew" % self.path)
+            raise StorageError("%s is missing; put index.json.bak, the one before its last change,"
+                               " in its place, or delete that too to begin anew" % self.path)
         return _EMPTY if data is None else data
 
 
