@@ -220,16 +220,16 @@ class Connection(io.RawIOBase):
         # socket.create_connection would hide the socket that blocks from _shutdown.
         addresses = socket.getaddrinfo(peer.host.strip("[]"), peer.port, 0, socket.SOCK_STREAM)
         limit = min(CONNECT_TIMEOUT, self._timeout)
-        for family, kind, protocol, _, address in addresses:
+        for info in addresses:
             self.drop()
             try:
-                raw = self._socket = socket.socket(family, kind, protocol)
+                raw = self._socket = socket.socket(*info[:3])
                 raw.settimeout(limit / len(addresses))
                 self._cancel.check()
-                raw.connect(address)
+                raw.connect(info[4])
                 break
             except OSError:
-                if address == addresses[-1][4]:
+                if info is addresses[-1]:
                     raise
         self._cancel.check()
         raw.settimeout(limit)
