@@ -38,8 +38,8 @@ def parse_value(data: bytes, source: str) -> object:
     try:
         if b"\\u" in data and _LONE_SURROGATE.search(data.replace(br"\\", b"--")):
             raise ValueError("lone surrogate")
-        return json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_int=_number,
-                          parse_float=_number, parse_constant=_number)
+        return json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_int=number,
+                          parse_float=number, parse_constant=number)
     except (ValueError, RecursionError, MemoryError) as exc:
         raise InvalidDocument("%s: invalid JSON: %s" % (source, str(exc)[:150])) from None
 
@@ -70,7 +70,7 @@ def _unique(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
     return result
 
 
-def _number(text: str) -> float:
+def number(text: str) -> float:
     # int() is quadratic; the interpreters that limit it differ in where.
     value = int(text) if len(text) < 400 and text.lstrip("-").isdigit() else float(text)
     if isinstance(value, float) and not math.isfinite(value):

@@ -27,6 +27,7 @@ from typing import Callable, Dict, List, NamedTuple, Optional, Set, Tuple
 
 from ..cancel import Cancel
 from ..errors import InvalidReference, NetworkError, PolicyError, Unauthorized
+from ..image.strictjson import check_memory
 from .errors import RegistryError, decode_answer
 from .request import Body, Request
 from .response import Response
@@ -241,11 +242,12 @@ class Authorizer:
     def _accept(self, answer: bytes, server: Origin) -> Tuple[str, float]:
         """The token in a token server's answer, and when it expires; keeps a refresh token."""
         try:
-            document = json.loads(answer.decode())
+            check_memory(answer, "token response")
+            document = json.loads(answer.decode(), parse_int=float)  # int() is quadratic
             token = document.get("access_token") or document.get("token") or ""
             refresh_token = document.get("refresh_token") or ""
             lifetime = document.get("expires_in")
-        except (ValueError, AttributeError, RecursionError) as exc:
+        except (ValueError, AttributeError, RecursionError, PolicyError) as exc:
             raise NetworkError("%s: unable to decode token response" % (server,)) from exc
         if not token:
             raise Unauthorized("%s: authorization server did not include a token in the response" % (server,))

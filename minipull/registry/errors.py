@@ -14,6 +14,7 @@ from typing import ContextManager, List, NamedTuple, Optional, Sequence
 from ..errors import (
     Cancelled, Error, InvalidDocument, InvalidReference, NetworkError, NoSupport, NotFound, PolicyError,
     RateLimited, StorageError, TLSError, Unauthorized, Unsupported, one_line, shown)
+from ..image.strictjson import check_memory, number
 
 #: The error codes of docker/distribution and distribution-spec, each with its
 #: default message: an entry that says no more is shown as its code alone.
@@ -94,7 +95,8 @@ def decode_answer(status: int, reason: str, content_type: str, body: bytes,
         return RegistryError(status, details + [ErrorDetail(default, text.strip()[:1000] or words)])
     problem = "no error details found in HTTP response body"
     try:
-        answer = json.loads(text)
+        check_memory(body, "answer")
+        answer = json.loads(text, parse_int=number)
         if isinstance(answer.get("details"), str) and answer["details"]:  # of old registries
             return RegistryError(status, details + [ErrorDetail(default, answer["details"][:1000])])
         for entry in answer["errors"]:
@@ -102,7 +104,7 @@ def decode_answer(status: int, reason: str, content_type: str, body: bytes,
             message = str(entry.get("message") or "")
             bare = message == CODES[code] and entry.get("detail") is None
             details.append(ErrorDetail(code, "" if bare else message[:1000]))
-    except ValueError as exc:
+    except (ValueError, PolicyError) as exc:
         problem = str(exc)
     except (LookupError, TypeError, AttributeError, RecursionError):
         pass  # the entries before the malformed one count

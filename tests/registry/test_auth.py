@@ -401,6 +401,7 @@ def test_a_refresh_token_is_replaced_by_the_one_that_comes_with_a_token(
     (reply(200, "<html>"), NetworkError, "unable to decode token response"),
     (reply(200, b"\xff\xfe"), NetworkError, "unable to decode token response"),
     (reply(200, "[]"), NetworkError, "unable to decode token response"),
+    (reply(200, '{"token": "t", "x": [%s{}]}' % ("{}," * 300000)), NetworkError, "unable to decode token response"),
     (reply(200, "[" * 100000), NetworkError, "unable to decode token response"),
     (reply(200, '{"token": 1}'), NetworkError, "malformed token"),
     (reply(200, '{"token": {"a": 1}}'), NetworkError, "malformed token"),

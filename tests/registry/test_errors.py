@@ -181,6 +181,7 @@ def test_a_body_that_is_not_json_gets_the_code_of_its_status(status: int, body: 
 
 @pytest.mark.parametrize("body", [
     b"", b"{", b"\xff\xfe", b"[" * 200000, b'{"a":' * 200000, b'{"errors": ' + b"9" * 5000 + b"}",
+    b'{"errors": [%s{}]}' % (b"{}," * 300000),
 ])
 def test_no_body_breaks_the_decoder(body: bytes) -> None:
     error = decode_answer(404, "Reason", "Application/JSON; charset=utf-8", body)
