@@ -100,6 +100,8 @@ def repair(store: Store, problems: Sequence[Problem], cancel: Optional[Cancel] =
 def remedy(problems: Sequence[Problem], moves: Sequence[Problem] = ()) -> str:
     """The state of a store with these problems, and its cure; ``moves`` are the result of repair()."""
     kinds = {problem.kind for problem in problems} - HARMLESS
+    if "index" in kinds:
+        return "damaged; its index comes first"
     if kinds == {DENIED}:
         return "not all of it can be read; run as its owner"
     if moves or kinds == {"missing"}:

@@ -158,8 +158,8 @@ def parse_index(data: bytes, source: str) -> Dict[str, Any]:
         return dict(index, manifests=list(objects_at(index, "manifests", source)))
     except (InvalidDocument, PolicyError) as exc:
         raise StorageError(
-            "%s; move it away, and put index.json.bak, the one before, in its place if there is one, or pull"
-            " or load the images again" % exc) from exc
+            "%s; move it away and put index.json.bak, the one before its last change, in its place, or move both"
+            " away and pull or load the images again" % exc) from exc
 
 
 def association(entry: Dict[str, Any]) -> Optional[Association]:

@@ -17,7 +17,7 @@ from typing import Callable, ContextManager, Iterator, List, Optional, Set, Tupl
 from .. import files
 from ..cancel import Cancel
 from ..digest import Digest
-from ..errors import Error, InvalidDocument, InvalidReference, NotFound, PolicyError, StorageError
+from ..errors import Error, InvalidDocument, InvalidReference, NotFound, PolicyError, StorageError, shown
 from ..image.config import Image, ImageConfig
 from ..image.descriptor import INDEX_TYPES, MANIFEST_TYPES, Descriptor
 from ..image.manifest import MAX_MANIFEST, Document, Manifest, is_runnable, parse
@@ -58,7 +58,10 @@ class ImageSource:
                 return self.load(Association(*images.popitem()[1][:3]))
             if len(prefix) == 64:
                 raise NotFound("No such image: %s" % name)
-        reference = (name if isinstance(name, Reference) else Reference.parse(name)).docker_ref()
+        try:
+            reference = (name if isinstance(name, Reference) else Reference.parse(name)).docker_ref()
+        except InvalidReference as exc:
+            raise exc.within(shown(str(name), 300) or "''") from exc
         association = self.references.get(reference)
         if association is None:
             raise NotFound("No such image: %s" % reference.familiar)
