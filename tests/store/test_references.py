@@ -162,7 +162,7 @@ def test_an_entry_that_is_no_descriptor_has_no_name(member: str) -> None:
 def test_a_torn_index_is_named_and_left_alone(store: ReferenceStore, data: bytes) -> None:
     Path(store.path).write_bytes(data)
     for use in (store.all, lambda: store.set(NAME, manifest(), ONE), lambda: store.delete(NAME)):
-        with pytest.raises(StorageError, match="index.json.*move it away, and put index.json.bak"):
+        with pytest.raises(StorageError, match="index.json.*move it away and put index.json.bak"):
             use()
     assert Path(store.path).read_bytes() == data
 
