@@ -13,7 +13,7 @@ from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional
 from ..cancel import Cancel
 from ..digest import Buffer, Digest, Verifier
 from ..errors import (
-    ContentMismatch, Error, InvalidReference, NetworkError, NotFound, PolicyError, Unauthorized)
+    ContentMismatch, Error, InvalidReference, NetworkError, NotFound, PolicyError, Unauthorized, corrupt)
 from ..image import manifest
 from ..image.descriptor import Descriptor
 from ..image.manifest import MAX_MANIFEST, Document
@@ -156,8 +156,12 @@ class RegistryEnd:
                 except RegistryError as exc:
                     if exc.code != "DIGEST_INVALID":
                         raise
-                    raise ContentMismatch("%s: blob %s is something else" % (source, blob.digest)) from exc
+                    raise source.spoiled(blob) from exc
         return "Pushed"
+
+    def spoiled(self, blob: Descriptor) -> Error:
+        """The error for bytes that are not what their digest says."""
+        return _mismatch(self, blob)
 
 
 class LayoutEnd:
@@ -249,7 +253,14 @@ class LayoutEnd:
             yield lambda offset, size: FileBody(file, offset, size)
 
     def fetch(self, blob: Descriptor, store: Store, transfer: Transfer) -> None:
-        store.content.copy(self.source.content, blob.digest, blob.size, transfer.cancel)
+        try:
+            store.content.copy(self.source.content, blob.digest, blob.size, transfer.cancel)
+        except ContentMismatch as exc:
+            raise self.spoiled(blob) from exc
+
+    def spoiled(self, blob: Descriptor) -> Error:
+        """The error for bytes that are not what their digest says."""
+        return corrupt(blob.digest) if self._base else _mismatch(self, blob)
 
     def receive(self, blob: Descriptor, source: "End", transfer: Transfer) -> str:
         source.fetch(blob, self.store, transfer)
@@ -257,6 +268,10 @@ class LayoutEnd:
 
 
 End = Union[RegistryEnd, LayoutEnd]
+
+
+def _mismatch(end: End, blob: Descriptor) -> ContentMismatch:
+    return ContentMismatch("%s: blob %s is something else" % (end, blob.digest))
 
 
 def copied_as_manifest(entry: Descriptor, source: End, target: End, cancel: Cancel) -> bool:

@@ -277,3 +277,16 @@ def test_each_end_trusts_its_own_certificates_alone(
             assert set((bare_target if port == 5000 else target).manifests) == {"1", image.digest}
         trusted = refused != "registry.test" and not {"--src-plain-http", "--plain-http"} & set(flags)
         assert bool(source.requests) == trusted
+
+
+@pytest.mark.parametrize("there", ["docker", "oci"])
+def test_a_blob_that_rotted_in_the_store_is_the_stores_fault(call: Call, target: Target, tmp_path: Path, there: str) -> None:
+    layout = Layout(tmp_path / "layout")
+    image = layout.image(images.specs(1, 900), "1")
+    assert call("-q", "oci:%s:1" % layout.root, "store:a").code == 0
+    digest = image.layers[0].descriptor["digest"]
+    path = tmp_path / "root/blobs/sha256" / digest[7:]
+    path.write_bytes(b"?" * len(path.read_bytes()))
+    done = call("-q", "store:a", target.place if there == "docker" else "oci:%s:1" % (tmp_path / "there"))
+    assert done.code == 7
+    assert "blob %s in the store is corrupt; run minipull check --repair, then pull again" % digest in done.line
