@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trouble before and below the command is one line and the right exit code, never a traceback."""
+import signal
 import sys
 from pathlib import Path
 from typing import List
@@ -55,3 +56,11 @@ def test_bytes_for_a_stdout_that_takes_only_text_are_exit_7(home: Path) -> None:
                  "from minipull.cli import context, store\n"
                  "store.do_images = lambda context, flags: context.write(b'x')", ["images"])
     assert (done.code, done.err) == (7, "minipull: write to stdout: it takes text alone\n")
+
+
+def test_an_interrupt_while_modules_are_loaded_is_no_traceback(home: Path) -> None:
+    (home / "argparse.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    env = minipull_env(home)
+    env["PYTHONPATH"] = "%s:%s" % (home, env["PYTHONPATH"])
+    done = run([sys.executable, "-m", "minipull", "images"], env, cwd=home, check=False)
+    assert (done.code, done.err) == (-signal.SIGINT, "")
