@@ -66,6 +66,7 @@ class Connection(io.RawIOBase):
         self._socket: Optional[socket.socket] = None
         self._http = http.client.HTTPConnection(origin.host.strip("[]"), origin.port)
         self._http.response_class = Heads
+        self._peeking = False  # into what has been read ahead: nothing is received
         self._answer: Any = None  # http.client's, with its newest head
         self._cancel = Cancel()
         self._scope = contextlib.ExitStack()
@@ -129,7 +130,10 @@ class Connection(io.RawIOBase):
                     self._answer.begin()
             if self._answer.status == 101:
                 raise NetworkError("malformed answer of %s: it switches protocols" % (self._peer,))
-            if not final:
+            self._peeking = True
+            ahead = final or self._answer.fp.peek(1)  # the next head may have come along with this one
+            self._peeking = False
+            if not ahead:
                 break
         answer: http.client.HTTPResponse = self._answer
         return answer
@@ -293,7 +297,7 @@ class Connection(io.RawIOBase):
     def receive(self, view: memoryview) -> Optional[int]:
         """Read what has arrived; returns its size, None after the answer; raises Cancelled, NetworkError."""
         assert self._socket is not None
-        if self.response is not None and self.response.remaining == 0:
+        if self._peeking or self.response is not None and self.response.remaining == 0:
             return None
         before = time.monotonic()
         count = self._socket.recv_into(view)

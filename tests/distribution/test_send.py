@@ -408,10 +408,11 @@ def early(answer: bytes) -> List[Action]:
     return [lambda connection: connection.send(answer), hold(threading.Event())]
 
 
+@pytest.mark.parametrize("hints", [b"", head(103, {}), head(102, {}) + head(103, {})])
 def test_a_refusal_is_noticed_in_mid_body(
-        server: ScriptedServer, uploads: Uploads, sender: Sender) -> None:
+        server: ScriptedServer, uploads: Uploads, sender: Sender, hints: bytes) -> None:
     data = bytes(64 << 20)
-    patch(server, early(head(413, {"Content-Length": "0"})))
+    patch(server, early(hints + head(413, {"Content-Length": "0"})))
     with pytest.raises(RegistryError, match="--chunk-size"):
         sender(data)
     assert sender.gone < len(data)
