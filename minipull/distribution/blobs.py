@@ -216,7 +216,7 @@ def existing(repository: Repository, digest: Digest, cancel: Cancel) -> Optional
     Raises an Error if there has been no answer at all, so that the next endpoint is asked soon.
     """
     with Dispensable():
-        return repository.stat(digest, cancel)
+        return repository.stat(digest, cancel, once=True)
     if not repository.answered:
         with contextlib.suppress(NoSupport):  # any answer will do: then it is HEAD alone that fails
             repository.ping(cancel, once=True)

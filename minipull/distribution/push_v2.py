@@ -286,7 +286,7 @@ class V2PushDescriptor(UploadDescriptor):
 
     def _stat(self, digest: Digest, cancel: Cancel) -> Optional[Descriptor]:
         """Return the layer under ``digest`` if the repository has it: our blob, or one compressed from it."""
-        size = self._pusher.repository.stat(digest, cancel)
+        size = self._pusher.repository.stat(digest, cancel, once=True)
         if size is None:
             return None
         return self.blob if digest == self.blob.digest else self._compressed(digest, size)

@@ -128,10 +128,10 @@ class Repository:
         request = Request("GET", self._base + "blobs/" + digest + self._query, cancel)
         return _from_offset(request, offset, self.send)
 
-    def stat(self, digest: Digest, cancel: Cancel) -> Optional[int]:
+    def stat(self, digest: Digest, cancel: Cancel, once: bool = False) -> Optional[int]:
         """The size of a blob in bytes, or None if it does not exist; raises RegistryError."""
         try:
-            with self._ask("HEAD", "blobs/" + digest, cancel) as response:
+            with self._ask("HEAD", "blobs/" + digest, cancel, once=once) as response:
                 size = response.header("Content-Length")
         except RegistryError as exc:
             if exc.status == 404:

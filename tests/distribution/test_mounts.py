@@ -319,6 +319,8 @@ def test_no_answer_to_an_existence_check_fails_a_push(
         server.on("HEAD", made.config["digest"], reply(200, config))
         target.blobs[made.config["digest"]] = config
     assert results(push(server, store, attempts=1)) == ["Pushed"]
+    checks = asked(server, "HEAD", "/blobs/")
+    assert len(set(checks)) == 2 and len(checks) <= 3  # once more at most, on a new connection
 
 
 @pytest.mark.parametrize("fault, status", [(error(429, "", {"Retry-After": "3600"}), 8), (reset, 5)])
