@@ -234,7 +234,8 @@ def put_document(repository: Repository, reference: str, document: Document, can
         if exc.status not in _IMMUTABLE or exc.code in LACKS_BLOB:
             raise
         with Dispensable():
-            if repository.resolve(reference, cancel) in (document.digest, reference):
+            found = repository.resolve(reference, cancel) or repository.manifest(reference, cancel).digest
+            if found in (document.digest, reference):
                 return False
         raise
 

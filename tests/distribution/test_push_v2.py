@@ -333,6 +333,9 @@ def test_a_tag_that_has_the_very_manifest_is_pushed(
     [pushed] = push(server, store)
     assert pushed.descriptor.digest == made.digest and results([pushed]) == ["Layer already exists"]
     assert asked(server, "", "/manifests/") == ["PUT manifests/latest", "HEAD manifests/latest"]
+    server.on("HEAD", "/manifests/", reply(200))  # without a digest
+    assert len(push(server, store)) == 1
+    assert asked(server, "", "/manifests/")[1:] == ["HEAD manifests/latest", "GET manifests/latest"]
     for answer in (content(made.raw), error(404, "MANIFEST_UNKNOWN"), error(500), reset, reply(200)):
         server.on("GET", "/manifests/", answer)
         with pytest.raises(RegistryError) as caught:  # what the registry said of the PUT
