@@ -234,8 +234,8 @@ def put_document(repository: Repository, reference: str, document: Document, can
         if exc.status not in _IMMUTABLE or exc.code in LACKS_BLOB:
             raise
         with Dispensable():
-            found = repository.resolve(reference, cancel) or repository.manifest(reference, cancel).digest
-            if found in (document.digest, reference):
+            stored = repository.resolve(reference, cancel) or repository.manifest(reference, cancel).digest
+            if stored in (document.digest, reference):
                 return False
         raise
 
