@@ -103,6 +103,11 @@ def read_file(path: str, limit: int) -> Optional[bytes]:
     return None
 
 
+def remove(path: str) -> None:
+    """Remove a file, or a directory and all that is in it; an OSError is the caller's to map."""
+    (shutil.rmtree if os.path.isdir(path) and not os.path.islink(path) else os.unlink)(path)
+
+
 def write_all(fd: int, data: "memoryview") -> None:
     """Write all of ``data``; a short write is how a full disk begins."""
     while data:

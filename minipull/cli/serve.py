@@ -27,5 +27,6 @@ def do_serve(context: Context, flags: argparse.Namespace) -> None:
         if status >= 500 or flags.verbose:
             say(text)
 
+    context.store.references.descriptors()  # raises where the index is damaged or lost
     serve(context.store, host, int(match.group(3)), writable, settings.text("as", "localhost"),
           context.cancel, ready, log)

@@ -92,7 +92,10 @@ def repair(store: Store, problems: Sequence[Problem], cancel: Optional[Cancel] =
             if raw.digest != digest:
                 files.make_directory(store.content.scratch)
                 with storage_errors("move %s" % path):
-                    os.replace(store.content.path(digest), os.path.join(store.root, target))
+                    place = os.path.join(store.root, target)
+                    with contextlib.suppress(FileNotFoundError):
+                        files.remove(place)  # of an earlier repair
+                    os.replace(store.content.path(digest), place)
                 moves.append(Problem(path, REPAIRED, "moved to %s" % target))
     return moves
 
@@ -277,6 +280,7 @@ class _StoreChecker(_Checker):
         with self._blaming(path, "index"):
             data = files.read_bytes(path, _MAX_FILE)
             if data is None:
+                self._source.references.descriptors()  # raises where it was lost
                 return []
             index = parse_index(data, "index.json")
             for entry in index["manifests"]:

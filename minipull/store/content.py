@@ -126,8 +126,9 @@ class ContentStore(BlobSource):
                     if os.path.isfile(path) and not os.path.lexists(partial):
                         Ingest.remove(path)
                 elif horizon and os.lstat(path).st_mtime < horizon:
-                    if os.path.islink(path):  # moved away by check --repair
-                        Ingest.remove(path)
+                    if os.path.basename(path).startswith("rotten-"):  # of any kind, moved away by check --repair
+                        files.remove(path)
+                        continue
                     with contextlib.suppress(StorageError):
                         with files.locked(path, True, timeout=0, flags=os.O_RDWR):
                             Ingest.remove(path)

@@ -329,11 +329,20 @@ def test_a_problem_is_reported_on_one_line(store: Store) -> None:
 # -- repair --------------------------------------------------------------------
 
 
+def in_its_place(make: Callable[[str], object]) -> Callable[[Path], object]:
+    def act(path: Path) -> None:
+        path.unlink()
+        make(str(path))
+    return act
+
+
 ROTTEN: Dict[str, Callable[[Path], object]] = {
     "flipped": lambda path: path.write_bytes(path.read_bytes()[:-1] + b"?"),
     "torn": lambda path: path.write_bytes(path.read_bytes()[:9]),
     "empty": lambda path: path.write_bytes(b""),
-    "link": lambda path: os.symlink(path.rename(str(path) + ".x") or str(path) + ".x", str(path))}
+    "link": lambda path: os.symlink(path.rename(str(path) + ".x") or str(path) + ".x", str(path)),
+    "fifo": in_its_place(lambda path: os.mkfifo(path)),
+    "directory": in_its_place(lambda path: os.makedirs(os.path.join(path, "x")))}
 
 
 @pytest.mark.parametrize("how", sorted(ROTTEN))
@@ -513,3 +522,25 @@ def test_a_store_that_can_not_be_listed_is_an_error(
 def test_a_copied_store_is_as_sound(pulled: Pulled, tmp_path: Path) -> None:
     shutil.copytree(pulled.store.root, str(tmp_path / "copy"))
     assert problems(Store(str(tmp_path / "copy"))) == []
+
+
+@pytest.mark.parametrize("first, second", [("directory", "flipped"), ("flipped", "directory"), ("fifo", "directory")])
+def test_what_was_moved_away_is_in_nobodys_way(tmp_path: Path, first: str, second: str) -> None:
+    pulled = Pulled(tmp_path)
+    store, path = pulled.store, Path(pulled.files["layer"][0])
+    data = path.read_bytes()
+    for how in (first, second):
+        ROTTEN[how](path)
+        assert len(repair(store, problems(store))) == 1
+        path.write_bytes(data)  # as a pull would
+        assert problems(store) == []
+    gc(store, 0)
+    assert not os.path.lexists(os.path.join(store.root, "ingest/rotten-sha256-" + path.name))
+
+
+def test_a_lost_index_is_found(tmp_path: Path) -> None:
+    store = Pulled(tmp_path).store
+    Path(store.references.path).rename(store.references.path + ".bak")
+    found = problems(store)
+    assert [problem.kind for problem in found] == ["index"] and "put index.json.bak" in found[0].detail
+    assert remedy(found) == "damaged; its index comes first"
