@@ -3,7 +3,7 @@
 import signal
 import sys
 from pathlib import Path
-from typing import List
+from typing import Dict, List
 
 import pytest
 
@@ -14,9 +14,13 @@ NO_MODULE = "minipull: this Python has no %s module, which images needs; use ano
 NO_THREADS = "minipull: can't start a thread: this user has as many as may be (ulimit -u)\n"
 
 
+def unmeasured(home: Path) -> Dict[str, str]:
+    """An environment without coverage, which loads modules before us."""
+    return {key: value for key, value in minipull_env(home).items() if not key.startswith("COVERAGE_")}
+
+
 def start(home: Path, trouble: str, words: List[str]) -> Finished:
-    env = {key: value for key, value in minipull_env(home).items() if not key.startswith("COVERAGE_")}
-    return run([sys.executable, "-c", MAIN % (trouble, words)], env, cwd=home, check=False)
+    return run([sys.executable, "-c", MAIN % (trouble, words)], unmeasured(home), cwd=home, check=False)
 
 
 def failing(name: str, error: str) -> str:
@@ -60,7 +64,7 @@ def test_bytes_for_a_stdout_that_takes_only_text_are_exit_7(home: Path) -> None:
 
 def test_an_interrupt_while_modules_are_loaded_is_no_traceback(home: Path) -> None:
     (home / "argparse.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
-    env = minipull_env(home)
+    env = unmeasured(home)
     env["PYTHONPATH"] = "%s:%s" % (home, env["PYTHONPATH"])
     done = run([sys.executable, "-m", "minipull", "images"], env, cwd=home, check=False)
     assert (done.code, done.err) == (-signal.SIGINT, "")
