@@ -17,7 +17,6 @@ from .parser import command_line
 
 GRACE = 2.0  # seconds for a cancelled command to end by itself
 BROKEN_PIPE = 128 + 13
-STORAGE = 7
 
 
 def run() -> NoReturn:
@@ -99,7 +98,8 @@ def unwritten(error: Exception) -> int:
     """Say why stdout or stderr takes nothing, if that is no closed pipe; returns the exit code."""
     if isinstance(error, BrokenPipeError):
         return BROKEN_PIPE
+    from ..errors import StorageError
     from .render import say
 
     say("write to stdout: %s" % (getattr(error, "strerror", None) or error))
-    return STORAGE
+    return StorageError.exit_code

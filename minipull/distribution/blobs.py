@@ -173,7 +173,7 @@ def fetch_blob(store: Store, blob: Descriptor, source: Opener, cancel: Cancel, k
 
 
 def moved_as_manifest(entry: Descriptor, ask: Callable[[Digest], bytes], put: Callable[[bytes], object],
-                 from_registry: bool = True) -> bool:
+                      from_registry: bool = True) -> bool:
     """Move an entry of an index that is of an unknown kind, if it is a manifest; False if it is a blob.
 
     It is a manifest if the registry that it comes from has it as one.  A store keeps

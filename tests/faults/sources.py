@@ -3,6 +3,7 @@
 
 Each function gets an empty directory and returns a :class:`Kind`.
 """
+import abc
 import gzip
 import json
 import random
@@ -225,18 +226,29 @@ def requests(folder: Path) -> Kind:
     return Kind(make, use)
 
 
-class _Answers:
-    """A server on loopback that gives each connection the next of some raw answers, and closes it."""
+class _Listener(abc.ABC):
+    """A server on loopback, for as long as the process lives."""
 
     def __init__(self) -> None:
-        self.answers: Sequence[bytes] = [b""]
-        self._number = 0
         self._listener = socket.socket()
         self._listener.bind(("127.0.0.1", 0))
         self._listener.listen(64)
         self.port = int(self._listener.getsockname()[1])
         PORTS.add(self.port)
         threading.Thread(target=self._run, daemon=True).start()
+
+    @abc.abstractmethod
+    def _run(self) -> None:
+        """Serve one client after another, without end."""
+
+
+class _Answers(_Listener):
+    """Gives each connection the next of some raw answers, and closes it."""
+
+    def __init__(self) -> None:
+        self.answers: Sequence[bytes] = [b""]
+        self._number = 0
+        super().__init__()
 
     def begin(self, answers: Sequence[bytes]) -> None:
         self.answers, self._number = answers, 0
@@ -364,17 +376,12 @@ def answers(folder: Path) -> Kind:
     return Kind(make, use)
 
 
-class _Registry:
-    """A registry on loopback for one image of :func:`pulls`; each connection takes one request."""
+class _Registry(_Listener):
+    """A registry for one image of :func:`pulls`; each connection takes one request."""
 
     def __init__(self) -> None:
         self.pages: Dict[str, Tuple[str, bytes]] = {}  # Content-Type and body, by the end of a path
-        self._listener = socket.socket()
-        self._listener.bind(("127.0.0.1", 0))
-        self._listener.listen(64)
-        self.port = int(self._listener.getsockname()[1])
-        PORTS.add(self.port)
-        threading.Thread(target=self._run, daemon=True).start()
+        super().__init__()
 
     def _run(self) -> None:
         while True:
