@@ -56,8 +56,9 @@ def command_line() -> Parser:
     network = shared()
     _add_network(network.add_argument_group("network"))
     commands = {module: functools.partial(_add_command, subparsers, module)
-                for module in ("registry", "login", "rootfs", "store", "doctor", "serve")}
+                for module in ("registry", "copy", "login", "rootfs", "store", "doctor", "serve")}
     _registry_commands(commands["registry"], [credentials, network])
+    _copy_command(commands["copy"], [credentials, network])
     _login_commands(commands["login"], network)
     _rootfs_commands(commands["rootfs"], [credentials, network])
     _store_commands(commands["store"], progress)
@@ -104,6 +105,13 @@ def _registry_commands(add: _Add, remote: Sequence[Parser]) -> None:
     push.add_argument("-a", "--all-tags", action="store_true", help="every tag of the name")
     push.add_argument("--legacy-schema1", action="store_true", default=None,
                       help="as schema 1 where the manifest is refused")
+    _add_sending(push, "layer")
+    add("tags", "list the tags of a repository", "tags alpine", "repo", parents=remote)
+    add("manifest", "print a manifest as it is", "manifest alpine:3.20", "ref", parents=remote)
+    add("digest", "print what a tag points to", "digest alpine:3.20", "ref", parents=remote)
+
+
+def _copy_command(add: _Add, remote: Sequence[Parser]) -> None:
     copy = add(
         "copy", "copy an image from place to place: docker://REF, store:REF, oci:DIR[:NAME] or"
         " oci-archive:FILE[:REF]",
@@ -111,19 +119,19 @@ def _registry_commands(add: _Add, remote: Sequence[Parser]) -> None:
     copy.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", action="append",
                       help="only this of an index; may be repeated")
     copy.add_argument("--referrers", action="store_true", help="signatures and attestations too")
-    for sender, kind in ((push, "layer"), (copy, "blob")):
-        sender.add_argument("--foreign", action="store_true", default=None,
-                            help="also layers that have URLs, if they are here")
-        sender.add_argument("--chunk-size", metavar="SIZE", help="the most that one request brings, as 10M")
-        sender.add_argument("--jobs", metavar="N", help="%ss at once (5)" % kind)
-        sender.add_argument("--attempts", metavar="N", help="tries for one %s (5)" % kind)
+    _add_sending(copy, "blob")
     for side in ("src", "dest"):
         for flag in ("creds", "registry-token", "authfile", "tls-verify", "ca-file", "cert-dir"):
             copy.add_argument("--%s-%s" % (side, flag), metavar="VALUE", help="--%s for one end" % flag)
         copy.add_argument("--%s-plain-http" % side, action="store_true", default=None, help="as above")
-    add("tags", "list the tags of a repository", "tags alpine", "repo", parents=remote)
-    add("manifest", "print a manifest as it is", "manifest alpine:3.20", "ref", parents=remote)
-    add("digest", "print what a tag points to", "digest alpine:3.20", "ref", parents=remote)
+
+
+def _add_sending(sender: Parser, kind: str) -> None:
+    sender.add_argument("--foreign", action="store_true", default=None,
+                        help="also layers that have URLs, if they are here")
+    sender.add_argument("--chunk-size", metavar="SIZE", help="the most that one request brings, as 10M")
+    sender.add_argument("--jobs", metavar="N", help="%ss at once (5)" % kind)
+    sender.add_argument("--attempts", metavar="N", help="tries for one %s (5)" % kind)
 
 
 def _login_commands(add: _Add, network: Parser) -> None:

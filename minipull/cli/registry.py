@@ -1,23 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands that speak to registries: pull, push, copy, tags, manifest, digest."""
+"""The commands that speak to registries: pull, push, tags, manifest, digest."""
 import argparse
 import json
 import sys
 import threading
 from typing import Any, Callable, Dict, List, Mapping
 
-from ..distribution.copy import Options, copy_with
-from ..distribution.places import Place
 from ..distribution.pull import pull_options, pull_with
 from ..distribution.pull_v2 import Pulled
 from ..distribution.push import push_with, pushed_images
-from ..errors import InvalidReference, shown
+from ..errors import InvalidReference
 from ..image import manifest
-from ..image.platform import Platform
 from ..reference import Reference
 from ..registry.client import Client, over_endpoints
 from ..registry.v2 import Repository
-from ..store.store import host_platform
 from .context import Context, described, reference, stripped
 
 
@@ -104,28 +100,6 @@ def do_push(context: Context, flags: argparse.Namespace) -> None:
     context.answer(rows, [
         "%s@%s" % (name.name, top.digest) if context.quiet else
         "%s: digest: %s size: %d" % (name.tag, top.digest, top.size) for name, top, _ in results])
-
-
-def do_copy(context: Context, flags: argparse.Namespace) -> None:
-    settings = context.settings
-    try:
-        source, target = Place.parse(flags.src), Place.parse(flags.dst)
-    except InvalidReference as exc:
-        raise exc.within("copy %s %s" % (shown(flags.src), shown(flags.dst))) from exc
-    if settings.text("creds") or settings.text("registry_token"):
-        settings.credentials(source.domains + target.domains)  # for one registry, not for two
-    options = Options([Platform.parse(text, host_platform()) for text in flags.platform or ()],
-                      flags.format or "", flags.referrers, settings.size("chunk_size"),
-                      settings.truth("foreign"))
-    with context.client(source.domains, "src") as reader, context.client(target.domains, "dest") as writer:
-        store = context.store if "store" in (source.kind, target.kind) else settings.store()
-        copies = copy_with(source, target, (reader, writer), store, options, settings.uploads(),
-                           context.renderer, context.cancel)
-    for copied in copies:
-        digest = copied.descriptor.digest
-        context.show(digest if context.quiet else "Digest: %s" % digest)
-    if not context.quiet:
-        context.show("Status: Copied %s to %s" % (flags.src, flags.dst))
 
 
 def _ask(context: Context, name: Reference, subject: str, question: Callable[[Repository], Any]) -> Any:

@@ -17,5 +17,7 @@ decide otherwise than moby's end their docstring with the points:
     ends       registries and layouts as ends of a copy
     archives   archives as ends of a copy
     convert    docker's format to OCI's and back
-    copy       copy(): an image from end to end
+    referrers  signatures, attestations and SBOMs of an image
+    job        one image from end to end
+    copy       copy(): images from end to end
 """

@@ -17,7 +17,7 @@ from tests.kit.copies import Target, add, artifact, bare, copied
 pytestmark = pytest.mark.usefixtures("no_repeats")
 
 #: The module, which the function of that name hides.
-module = importlib.import_module("minipull.distribution.copy")
+module = importlib.import_module("minipull.distribution.referrers")
 HEX = "0123456789abcdef" * 4
 
 

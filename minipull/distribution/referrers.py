@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Referrers: signatures, attestations and SBOMs follow their image from end to end.
+
+Spec: distribution-spec "Listing Referrers" and its fallback tags; cosign's tags.
+"""
+import contextlib
+from typing import Callable, Optional, Sequence
+
+from ..cancel import Cancel
+from ..digest import Digest
+from ..errors import NotFound, PolicyError
+from ..image import manifest
+from ..image.descriptor import OCI_INDEX, Descriptor
+from ..image.manifest import Document, Index
+from ..image.strictjson import compact
+from ..registry.errors import RegistryError
+from ..registry.v2 import MAX_REFERRERS
+from .ends import End
+
+_COSIGN = (".sig", ".att", ".sbom")
+
+
+class Referrers:
+    """The referrers of one image; ``send_below`` copies every blob and manifest that a manifest needs."""
+
+    def __init__(self, source: End, target: End, send_below: Callable[[Document], None],
+                 cancel: Cancel) -> None:
+        self._source = source
+        self._target = target
+        self._send_below = send_below
+        self._cancel = cancel
+
+    def copy(self, digests: Sequence[Digest]) -> None:
+        """Copy the referrers of manifests, and theirs, and signatures under cosign's tags."""
+        pending, seen, asked = list(digests), set(digests), 0
+        while pending:
+            subject = pending.pop()
+            for suffix in _COSIGN:
+                tag = subject.replace(":", "-") + suffix
+                document = self._found(tag)
+                if document is not None:
+                    self._send_below(document)
+                    self._target.tag(tag, document, self._cancel)
+            unlisted = []
+            for entry in self._listed(subject):
+                asked += 1
+                if asked > MAX_REFERRERS:
+                    raise PolicyError("more than %d referrers" % MAX_REFERRERS)
+                document = self._found(entry.digest)
+                if document is None or document.subject is None or document.subject.digest != subject:
+                    continue  # a registry may list manifests that don't refer to the subject
+                self._send_below(document)
+                if not self._target.put(document, self._cancel):
+                    unlisted.append(entry._replace(
+                        media_type=document.media_type, size=len(document.raw)))
+                if entry.digest not in seen:
+                    seen.add(entry.digest)
+                    pending.append(entry.digest)
+            self._list(subject, unlisted)
+
+    def _found(self, reference: str, end: Optional[End] = None) -> Optional[Document]:
+        with contextlib.suppress(NotFound):
+            try:
+                return (end or self._source).get(reference, self._cancel).document()
+            except RegistryError as exc:
+                if exc.status != 404:
+                    raise
+        return None
+
+    def _listed(self, subject: Digest) -> Sequence[Descriptor]:
+        """List the referrers of a manifest at the source, from the fallback tag if it has no API for them."""
+        listed = self._source.referrers(subject, self._cancel)
+        if listed is None:
+            index = self._found(subject.replace(":", "-"))
+            return index.manifests if isinstance(index, Index) else ()
+        return listed
+
+    def _list(self, subject: Digest, entries: Sequence[Descriptor]) -> None:
+        """Add referrers to the fallback tag of a target that does not list them itself."""
+        tag = subject.replace(":", "-")
+        index = self._found(tag, self._target) if entries else None
+        listed = list(index.manifests) if isinstance(index, Index) else []
+        added = [entry for entry in entries if entry.digest not in {item.digest for item in listed}]
+        if added:
+            raw = compact({"schemaVersion": 2, "mediaType": OCI_INDEX,
+                           "manifests": [item.to_json() for item in listed + added]})
+            self._target.tag(tag, manifest.parse(raw, OCI_INDEX), self._cancel)
