@@ -4,21 +4,21 @@ import os
 from typing import Callable, List, Optional
 
 from ..cancel import Cancel
-from ..errors import Error
+from ..errors import Error, StorageError
 from ..store.check import Problem, check_images
 from .reader import image_of, opened
 
 
 def check_archive(path: str, cancel: Cancel, zstd: Optional[str] = None,
-                  warn: Callable[[str], None] = lambda text: None) -> List[Problem]:
-    """Return every problem of the images in an archive; raises Cancelled."""
+                  warn: Callable[[str], None] = lambda text: None, in_place: bool = False) -> List[Problem]:
+    """Return every problem of the images in an archive; raises StorageError if it can't be read, Cancelled."""
     try:
-        with opened(path, cancel, zstd, warn=warn) as archive:
+        with opened(path, cancel, zstd, warn=warn, in_place=in_place) as archive:
             tops = [top for _, top in map(image_of, archive.references.descriptors())]
             return [problem._replace(path=os.path.join(path, problem.path))
                     for problem in check_images(archive, tops, cancel)]
     except Error as exc:
         cancel.check()
-        if isinstance(exc.__cause__, OSError):  # which tells nothing about the archive
+        if isinstance(exc, StorageError):  # which tells nothing about the archive
             raise
         return [Problem(path, "archive", str(exc))]

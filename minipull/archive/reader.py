@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Optional, Tupl
 
 from ..cancel import Cancel
 from ..digest import Buffer, DiffID, Digest, Verifier
-from ..errors import InvalidDocument, InvalidReference, file_errors, shown
+from ..errors import InvalidDocument, InvalidReference, StorageError, file_errors, shown
 from ..files import write_all
 from ..image import manifest
 from ..image.config import ImageConfig
@@ -32,6 +32,7 @@ from ..parts import part
 from ..reference import Reference
 from ..store.compression import decompressed, hash_file, is_compressed
 from ..store.layer import LayerSource
+from ..store.metadata import MemoryMetadata
 from ..store.references import REF_NAME, Names, association, check_name, named
 from ..store.store import MAX_CONFIG, ImageSource, host_platform
 from .members import Members, inside
@@ -43,12 +44,13 @@ MAX_DOCUMENTS = 64 << 20  # bytes; of all documents of docker's own
 
 @contextlib.contextmanager
 def opened(file: Union[str, BinaryIO], cancel: Cancel, zstd: Optional[str] = None,
-           scratch: Optional[str] = None,
-           warn: Callable[[str], None] = lambda text: None) -> Iterator["Archive"]:
+           scratch: Optional[str] = None, warn: Callable[[str], None] = lambda text: None,
+           in_place: bool = False) -> Iterator["Archive"]:
     """Open the archive at a path or in an open file; raises as load().
 
     An archive from a pipe or a compressed one is first copied to an unnamed file in
-    the directory ``scratch``: no more of it than is a tar, up to the tar's end.
+    the directory ``scratch``: no more of it than is a tar, up to the tar's end;
+    ``in_place`` refuses them (StorageError).
     """
     path = file if isinstance(file, str) else ""
     with contextlib.ExitStack() as stack:
@@ -65,6 +67,9 @@ def opened(file: Union[str, BinaryIO], cancel: Cancel, zstd: Optional[str] = Non
             regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
         assert not isinstance(file, str)
         if not regular or is_compressed(os.pread(file.fileno(), 6, 0)):
+            if in_place:
+                raise StorageError("%s is compressed, so it can't be read in place: decompress it first, or load"
+                                   " it into a store (minipull load -i)" % path)
             warn("%s is unpacked in %s first" % (path or "the archive", scratch or tempfile.gettempdir()))
             data = decompressed(file if regular else cast(BinaryIO, Pipe(file)), cancel, zstd, source="archive",
                                 others=DECODERS)
@@ -85,6 +90,7 @@ class Archive(ImageSource):
         self.root = os.path.abspath(path)
         self.content = self._members = Members(self.root, file)
         self.layers = LayerSource(self._members, zstd)
+        self.metadata = MemoryMetadata()
         self.references = self._names = _Names()
         self._cancel = cancel
         self._room = MAX_DOCUMENTS

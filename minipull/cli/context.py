@@ -5,21 +5,23 @@ Results go to stdout, progress and diagnostics to stderr; text from outside is
 escaped before it reaches a terminal.
 """
 import argparse
+import contextlib
 import importlib
 import json
 import os
 import sys
 import traceback
-from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Type, Union
+from typing import (
+    TYPE_CHECKING, Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Type, TypeVar, Union)
 
 from ..cancel import Cancel
 from ..digest import Buffer
-from ..errors import Error, InvalidReference, PolicyError, StorageError, escape, shown
+from ..errors import Error, InvalidDocument, InvalidReference, PolicyError, StorageError, escape, shown
 from ..image.config import Image
-from ..parts import left_out
+from ..parts import left_out, part
 from ..progress import Progress
 from ..reference import Reference
-from ..store.store import Store
+from ..store.store import ImageSource, Store
 from .render import NO_THREADS, Renderer, choose, lacking, say
 from .settings import Settings
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from ..registry.client import Client
 
 BROKEN_PIPE = 128 + 13
+S = TypeVar("S", bound=ImageSource)
 #: Trouble of the host that any line may meet: the exception, words of its text, and what the user sees.
 _HOST_TROUBLE: Sequence[Tuple[Type[BaseException], str, Error]] = (
     (RuntimeError, "start new thread", Error(NO_THREADS)),
@@ -41,7 +44,8 @@ class Context:
         self._flags = flags
         self._renderer: Optional[Renderer] = None
         self._settings: Optional[Settings] = None
-        self._store: Optional[Store] = None
+        self._source: Optional[ImageSource] = None
+        self._open = contextlib.ExitStack()
 
     @property
     def settings(self) -> Settings:
@@ -63,25 +67,47 @@ class Context:
         return self.settings.truth("quiet")
 
     @property
-    def store(self) -> Store:
-        """The store; that other users may change it is told, once, or refused."""
-        if self._store is None:
-            self._store = self.settings.store()
-            exposure = self._store.exposure()
-            text = "other users may change the store %s: %s" % (self._store.root, exposure)
+    def source(self) -> ImageSource:
+        """The images to read: the store, or the archive that --root names, opened until close().
+
+        That other users may change either is told, once, or refused.
+        """
+        if self._source is None:
+            store = self.settings.store()
+            exposure = store.exposure()
+            text = "other users may change the store %s: %s" % (store.root, exposure)
             if exposure and self.settings.truth("strict_store", key="strict-store"):
                 raise PolicyError(text + "; choose another --root")
             if exposure:
                 self.alert(text)
-        return self._store
+            self._source = store if os.path.isdir(store.root) or not os.path.exists(store.root) else (
+                self._archive(store))
+        return self._source
+
+    def _archive(self, store: Store) -> ImageSource:
+        """Open the archive at the root of a store that is none; raises StorageError, InvalidDocument."""
+        if not os.path.isfile(store.root):
+            raise StorageError("%s is neither a directory nor an archive; choose another --root" % store.root)
+        try:
+            archive: ImageSource = self._open.enter_context(part("archive.reader").opened(
+                store.root, self.cancel, store.layers.zstd, in_place=True))
+        except InvalidDocument as exc:
+            raise exc.within("%s is no archive of images" % store.root) from exc
+        return archive
 
     @property
-    def existing_store(self) -> Store:
-        """The store for commands that show it; --root may be mistyped, so it is told if there is none."""
-        store = self.store
-        if self.settings.text("root") and not os.path.isdir(store.root):
-            self.warn("there is no store at %s" % store.root)
-        return store
+    def store(self) -> Store:
+        """The store, to be written to; raises StorageError where --root names an archive."""
+        return self.source.writable
+
+    def close(self) -> None:
+        self._open.close()
+
+    def existing(self, source: S) -> S:
+        """Return the source of a command that shows it; --root may be mistyped, so it is told if there is none."""
+        if self.settings.text("root") and not os.path.exists(source.root):
+            self.warn("there is no store at %s" % source.root)
+        return source
 
     def client(self, domains: List[str], side: str = "") -> "Client":
         """A client for the registries at ``domains``; ``side`` is the end of a copy: src or dest."""
@@ -171,9 +197,10 @@ def perform(flags: argparse.Namespace, cancel: Cancel) -> int:
     """Run the command that ``flags`` name, with every error as one line; returns the exit code."""
     context = Context(flags, cancel)
     try:
-        module = importlib.import_module("." + flags.module, __package__)
-        code: Optional[int] = getattr(module, "do_" + flags.command)(context, flags)
-        return code or 0
+        with contextlib.closing(context):
+            module = importlib.import_module("." + flags.module, __package__)
+            code: Optional[int] = getattr(module, "do_" + flags.command)(context, flags)
+            return code or 0
     except BaseException as exc:
         return context.failed(exc)
 
@@ -191,7 +218,7 @@ def reference(text: str) -> Reference:
         raise exc.within(shown(text, 300) or "''") from exc
 
 
-def described(store: Store, image: Image) -> Dict[str, Any]:
+def described(store: ImageSource, image: Image) -> Dict[str, Any]:
     """The members of an image in JSON output."""
     config = image.config
     return {

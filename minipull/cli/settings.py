@@ -114,14 +114,17 @@ class Settings:
     def platform(self) -> Optional[str]:
         return self.text("platform") or self.environ.get("DOCKER_DEFAULT_PLATFORM") or None
 
-    def store(self) -> Store:
-        root = self.text("root")
+    @property
+    def root(self) -> str:
+        """The path of the store, or of an archive in its place; raises StorageError without a home."""
+        data = self._folder("XDG_DATA_HOME", ".local", "share")
+        root = self.text("root") or data and os.path.join(data, "minipull")
         if not root:
-            data = self._folder("XDG_DATA_HOME", ".local", "share")
-            if not data:
-                raise StorageError("no home directory: give --root")
-            root = os.path.join(data, "minipull")
-        return Store(root, self.timeout, find_zstd(self.environ.get("PATH", os.defpath)))
+            raise StorageError("no home directory: give --root")
+        return root
+
+    def store(self) -> Store:
+        return Store(self.root, self.timeout, find_zstd(self.environ.get("PATH", os.defpath)))
 
     def downloads(self) -> LayerDownloadManager:
         return LayerDownloadManager(

@@ -6,20 +6,23 @@ import json
 import os
 import re
 import sys
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Tuple
 
-from ..errors import InvalidDocument, InvalidReference, StorageError
+from ..errors import ContentMismatch, InvalidDocument, InvalidReference, StorageError
 from ..image.descriptor import Descriptor
 from ..image.manifest import Manifest
-from ..store.check import HARMLESS, REBUILT, REPAIRED, Problem, check, remedy, repair
+from ..store.check import HARMLESS, REBUILT, REPAIRED, Problem, check, check_images, remedy, repair
 from ..store.gc import gc
-from ..store.store import Store
+from ..store.store import ImageSource
 from .context import Context, described, reference, stripped
 from .render import human_size
 
+#: A store or archive, its problems, the word for these, and the exit code if they are damage.
+Checked = Tuple[str, List[Problem], str, int]
+
 
 def do_images(context: Context, flags: argparse.Namespace) -> None:
-    store = context.existing_store
+    store = context.existing(context.source)
     with store.reading(context.cancel):
         rows = [described(store, image) for image in store.images(context.alert)]
     table = [("NAME", "IMAGE ID", "PLATFORM", "CREATED", "SIZE")]
@@ -33,7 +36,7 @@ def do_images(context: Context, flags: argparse.Namespace) -> None:
 
 
 def do_inspect(context: Context, flags: argparse.Namespace) -> None:
-    store = context.store
+    store = context.source
     with store.reading(context.cancel):
         image = store.image(stripped(flags.ref))
         document = store.document(image.descriptor)
@@ -76,7 +79,7 @@ def do_gc(context: Context, flags: argparse.Namespace) -> None:
     if match is None:
         raise InvalidReference("--keep must be a time such as 0, 90s, 30m, 24h or 7d")
     keep = int(match.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match.group(2)]
-    collected = gc(context.existing_store, keep, context.cancel)
+    collected = gc(context.existing(context.store), keep, context.cancel)
     context.answer(
         {"deleted": collected.blobs, "size": collected.size},
         ["Deleted: %s" % digest for digest in collected.blobs]
@@ -84,23 +87,12 @@ def do_gc(context: Context, flags: argparse.Namespace) -> None:
 
 
 def do_check(context: Context, flags: argparse.Namespace) -> int:
-    code, results = 0, []
+    code = 0
     archives = [name for name in flags.refs if os.path.isfile(name)]
-    for path in archives:
-        from ..archive.check import check_archive
-
-        problems = check_archive(path, context.cancel, context.settings.store().layers.zstd, context.warn)
-        results.append((path, problems, "damaged", InvalidDocument.exit_code))
-    names = [name for name in flags.refs if name not in archives]
+    results = [_check_archive(context, path) for path in archives]
+    names = [stripped(name) for name in flags.refs if name not in archives]
     if names or not archives:
-        store = context.existing_store
-        problems = check(store, context.cancel, [_top(store, stripped(name)) for name in names])
-        moves: List[Problem] = []
-        try:
-            moves = repair(store, problems, context.cancel) if flags.repair else []
-        except StorageError as exc:
-            problems.append(Problem(".", "repair", str(exc)))
-        results.append((store.root, problems + moves, remedy(problems, moves), StorageError.exit_code))
+        results.append(_check_root(context, names, flags.repair))
     lines = []
     for subject, problems, damage, failed in results:
         ok = all(problem.kind in HARMLESS for problem in problems)
@@ -116,11 +108,37 @@ def do_check(context: Context, flags: argparse.Namespace) -> int:
     return code
 
 
-def _top(store: Store, name: str) -> Descriptor:
+def _check_archive(context: Context, path: str, in_place: bool = False) -> Checked:
+    from ..archive.check import check_archive
+
+    zstd = context.settings.store().layers.zstd
+    problems = check_archive(path, context.cancel, zstd, context.warn, in_place)
+    return path, problems, "damaged", InvalidDocument.exit_code
+
+
+def _check_root(context: Context, names: List[str], repairing: bool) -> Checked:
+    """Check the store, or the archive in its place, or images in it."""
+    root = context.settings.store().root
+    if os.path.isfile(root) and not repairing:
+        if not names:
+            return _check_archive(context, root, in_place=True)
+        problems = check_images(context.source, [_top(context.source, name) for name in names], context.cancel)
+        return root, problems, "damaged", InvalidDocument.exit_code
+    store = context.existing(context.store)
+    problems = check(store, context.cancel, [_top(store, name) for name in names])
+    moves: List[Problem] = []
+    try:
+        moves = repair(store, problems, context.cancel) if repairing else []
+    except StorageError as exc:
+        problems.append(Problem(".", "repair", str(exc)))
+    return store.root, problems + moves, remedy(problems, moves), StorageError.exit_code
+
+
+def _top(store: ImageSource, name: str) -> Descriptor:
     """The manifest or index of an image, which may be damaged."""
     try:
         return store.image(name).descriptor
-    except StorageError:
+    except (ContentMismatch, InvalidDocument, StorageError):
         association = store.references.get(reference(name).docker_ref())
         if association is None:
             raise
@@ -132,13 +150,13 @@ def do_save(context: Context, flags: argparse.Namespace) -> None:
 
     names = [stripped(name) for name in flags.refs]
     if flags.output:
-        save(names, context.store, flags.output, platform=context.settings.platform,
+        save(names, context.source, flags.output, platform=context.settings.platform,
              progress=context.renderer, cancel=context.cancel)
     elif sys.stdout is not None and sys.stdout.isatty():
         raise InvalidReference("refusing to write an archive to a terminal; redirect stdout or give -o FILE")
     else:
         context.write(saved(
-            names, context.store, context.settings.platform, context.renderer, context.cancel))
+            names, context.source, context.settings.platform, context.renderer, context.cancel))
 
 
 def do_load(context: Context, flags: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ import hmac
 import json
 import os
 import re
-from typing import Callable, List, Mapping, NamedTuple, Optional
+from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 from .. import files
 from ..digest import DiffID, Digest
@@ -144,6 +144,23 @@ class V2MetadataService(MetadataStore):
         self.set(self.BY_DIFF_ID, _key(diff_id), compact([
             {"Digest": entry.digest, "SourceRepository": entry.source_repository,
              "HMAC": entry.hmac, "Sum": entry.checksum} for entry in entries]))
+
+
+class MemoryMetadata(V2MetadataService):
+    """The associations of an archive, which nothing is written into: they end with its user."""
+
+    def __init__(self) -> None:
+        super().__init__("", "")
+        self._values: Dict[Tuple[str, str], bytes] = {}
+
+    def get(self, namespace: str, key: str) -> Optional[bytes]:
+        return self._values.get((namespace, key))
+
+    def set(self, namespace: str, key: str, value: bytes) -> None:
+        self._values[namespace, key] = value
+
+    def delete(self, namespace: str, key: str) -> None:
+        self._values.pop((namespace, key), None)
 
 
 def parse_metadata(data: bytes) -> List[V2Metadata]:

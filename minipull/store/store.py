@@ -42,6 +42,13 @@ class ImageSource:
     layers: LayerSource
     references: Names
 
+    metadata: V2MetadataService
+
+    @property
+    def writable(self) -> "Store":
+        """The store to write to; raises StorageError for an archive."""
+        raise StorageError("%s is an archive, and read-only; choose another --root" % self.root)
+
     @contextlib.contextmanager
     def reading(self, cancel: Optional[Cancel] = None) -> Iterator[None]:
         """Keep every blob in its place for the block; an archive needs no lock for that."""
@@ -155,6 +162,10 @@ class Store(ImageSource):
         self.layers = LayerStore(os.path.join(self.root, "layers"), scratch, self.content, zstd)
         self.references = ReferenceStore(self.root, scratch, timeout)
         self.metadata = V2MetadataService(os.path.join(self.root, "metadata"), scratch)
+
+    @property
+    def writable(self) -> "Store":
+        return self
 
     @contextlib.contextmanager
     def reading(self, cancel: Optional[Cancel] = None) -> Iterator[None]:
