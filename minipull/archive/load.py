@@ -17,12 +17,8 @@ from ..image.descriptor import Descriptor
 from ..image.manifest import Manifest, is_runnable
 from ..image.walk import Seen
 from ..progress import Meter, Output, Progress, discard, serialized
-from ..reference import Reference
-from ..store.references import Association
 from ..store.store import MAX_CONFIG, ImageSource, Store
-from .reader import image_of, opened
-
-UNNAMED = Reference("localhost", "loaded")  # with its digest, the name of an image that has none
+from .reader import UNNAMED, opened
 
 
 def load(file: Union[str, BinaryIO], store: Store, *, progress: Output = discard,
@@ -38,8 +34,7 @@ def load(file: Union[str, BinaryIO], store: Store, *, progress: Output = discard
         with store.writing(cancel):
             make_directory(store.content.scratch)
             with opened(file, cancel, store.layers.zstd, store.content.scratch) as archive:
-                images = [Association(name or UNNAMED.with_digest(top.digest), top, top.digest)
-                          for name, top in map(image_of, archive.references.descriptors())]
+                images = archive.references.all()
                 _take(archive, [image.descriptor for image in images], store, output, cancel)
             before = {image.name: image for image in store.references.all()}
             for image in images:

@@ -9,12 +9,13 @@ import io
 import itertools
 import os
 import re
-from typing import Any, BinaryIO, Dict, List, Optional, Tuple, Union, cast
+from typing import BinaryIO, Dict, List, Optional, Tuple, Union, cast
 
 from ..digest import Digest
 from ..errors import ContentMismatch, InvalidDocument, PolicyError, file_errors, shown
 from ..image.descriptor import Descriptor
 from ..image.tar import BLOCK, FILE, LINK, SYMLINK, Reader
+from ..sendfile import Extent
 from ..store.content import BlobSource
 
 MAX_MEMBERS = 100000
@@ -40,7 +41,7 @@ class Members(BlobSource):
         room = MAX_NAMES
         with file_errors("read the archive"):
             end = os.fstat(file.fileno()).st_size
-            archive = cast(BinaryIO, _Extent(file, 0, end))
+            archive = cast(BinaryIO, Extent(file, 0, end))
             reader = Reader(iter(lambda: archive.read(BLOCK), b""))
             for count, entry in enumerate(reader):
                 name = inside(entry.name.decode("utf-8", "surrogateescape"))
@@ -66,10 +67,10 @@ class Members(BlobSource):
         for _ in range(MAX_HOPS + 1):
             first = self._members.get(name)
             # A blob is verified by its digest whenever it is read, whichever of them it is.
-            for other in [] if _BLOB.fullmatch(name) else self._repeated.pop(name, []):
+            for other in () if _BLOB.fullmatch(name) else self._repeated.get(name, ()):
                 if not self._same(first, other):
-                    self._repeated[name] = [other]
                     raise InvalidDocument("%s is in it twice" % shown(name, 200))
+            self._repeated.pop(name, None)  # not before: other threads may ask as well
             if not isinstance(first, str):
                 return first
             name = first
@@ -79,7 +80,7 @@ class Members(BlobSource):
         """Whether two members of one name are files of the same bytes."""
         if not isinstance(one, tuple) or not isinstance(other, tuple) or one[1] != other[1]:
             return False
-        files = [_Extent(self._file, *extent) for extent in (one, other)]
+        files = [Extent(self._file, *extent) for extent in (one, other)]
         pair = [iter(functools.partial(file.read, 1 << 20), b"") for file in files]
         return all(ours == theirs for ours, theirs in itertools.zip_longest(*pair))
 
@@ -90,7 +91,7 @@ class Members(BlobSource):
             raise InvalidDocument("%s is missing" % shown(name, 200))
         if extent[1] > limit:
             raise PolicyError("%s is larger than %d bytes" % (shown(name, 200), limit))
-        return cast(BinaryIO, _Extent(self._file, *extent))
+        return cast(BinaryIO, Extent(self._file, *extent))
 
     def make(self, data: bytes, media_type: str) -> Descriptor:
         """Add a document that the archive lacks."""
@@ -118,26 +119,6 @@ class Members(BlobSource):
 
     def _name(self, digest: Digest) -> str:
         return self.named.get(digest) or "blobs/%s/%s" % (digest.algorithm, digest.encoded)
-
-
-class _Extent(io.RawIOBase):
-    """A part of a file, read as a file of its own; many may be read at once."""
-
-    def __init__(self, file: BinaryIO, start: int, size: int) -> None:
-        self._fd = file.fileno()
-        self._start = self._position = start
-        self._end = start + size
-
-    def readinto(self, buffer: Any) -> int:
-        with file_errors("read the archive"):
-            data = os.pread(self._fd, min(len(buffer), self._end - self._position), self._position)
-        buffer[:len(data)] = data
-        self._position += len(data)
-        return len(data)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._position = offset + (self._position if whence else self._start)
-        return self._position - self._start
 
 
 def inside(name: str, folder: str = "") -> str:

@@ -33,13 +33,14 @@ from ..reference import Reference
 from ..store.compression import decompressed, hash_file, is_compressed
 from ..store.layer import LayerSource
 from ..store.metadata import MemoryMetadata
-from ..store.references import REF_NAME, Names, association, check_name, named
+from ..store.references import REF_NAME, Association, Names, association, check_name, named
 from ..store.store import MAX_CONFIG, ImageSource, host_platform
 from .members import Members, inside
 from .save import Named
 from .stream import DECODERS, Pipe
 
 MAX_DOCUMENTS = 64 << 20  # bytes; of all documents of docker's own
+UNNAMED = Reference("localhost", "loaded")  # with its digest, the name of an image that has none
 
 
 @contextlib.contextmanager
@@ -259,6 +260,12 @@ class _Names(Names):
 
     def descriptors(self) -> List[Dict[str, Any]]:
         return list(self.entries.values())
+
+    def all(self) -> List[Association]:
+        """List every image by name; one that has none is called ``localhost/loaded@DIGEST``."""
+        images = [Association(name or UNNAMED.with_digest(top.digest), top, top.digest)
+                  for name, top in map(image_of, self.descriptors())]
+        return sorted(images, key=lambda image: str(image.name))
 
 
 def _name(label: str, digest: Optional[Digest] = None) -> Optional[Reference]:

@@ -82,7 +82,7 @@ def _show_pulled(context: Context, flags: argparse.Namespace, results: Mapping[R
 
 
 def do_push(context: Context, flags: argparse.Namespace) -> None:
-    name, settings, store = reference(flags.ref), context.settings, context.store
+    name, settings, store = reference(flags.ref), context.settings, context.source
     if settings.truth("legacy_schema1"):
         context.require("distribution.schema1")
     _show_default_tag(context, flags, name)

@@ -7,51 +7,57 @@ command inflates each once and records the DiffIDs that it finds.
 import argparse
 import contextlib
 import sys
-from typing import Iterator, List, Tuple
+from typing import Iterator, List, Optional, Tuple
 
 from ..digest import DiffID
-from ..errors import InvalidReference, NotFound
+from ..errors import InvalidReference, NotFound, StorageError
 from ..image.config import Image
 from ..image.descriptor import Descriptor
 from ..image.platform import Platform, preference
 from ..rootfs.flatten import Flattened
 from ..rootfs.layers import for_platform, layers_of, remember
 from ..rootfs.unpack import MAX_UNPACKED, unpack
-from ..store.store import host_platform
+from ..store.store import ImageSource, Store, host_platform
 from .context import Context, reference, stripped
 
 
 @contextlib.contextmanager
-def _image(context: Context, text: str) -> Iterator[Tuple[Image, List[Tuple[Descriptor, DiffID]]]]:
-    """Yield an image and its layers, pulled if need be; then record the DiffIDs of a pulled one."""
-    store, settings, pulled = context.store, context.settings, False
+def _image(context: Context, text: str) -> Iterator[
+        Tuple[ImageSource, Image, List[Tuple[Descriptor, DiffID]]]]:
+    """Yield an image, pulled if need be, its source and layers; then record the DiffIDs of a pulled one."""
+    source, settings = context.source, context.settings
+    store: Optional[Store] = None  # if it is pulled
     platform = Platform.parse(settings.platform, host_platform()) if settings.platform else host_platform()
     foreign = settings.truth("foreign")
     try:
-        image = store.image(stripped(text))
+        image = source.image(stripped(text))
         if image.config and settings.platform and not any(
                 fitting.matches(image.config.platform) for fitting in preference(platform)):
             raise NotFound("it is stored for another platform")
-    except NotFound:
+    except NotFound as exc:
+        try:
+            source = store = context.store
+        except StorageError as read_only:
+            raise read_only.within(str(exc)) from exc
         from ..distribution.pull import pull_options, pull_with
 
-        name, pulled = reference(text), True
+        name = reference(text)
         options = pull_options(settings.platform, False, foreign)._replace(defer_diff_ids=True)
         with context.client([name.domain]) as client:
             image = pull_with(client, name, store, settings.downloads(), options, context.renderer,
                               context.cancel).image
-    with store.reading(context.cancel):
-        image = for_platform(image, store, platform)
-        layers = layers_of(image, store)
-        yield image, layers
-        if pulled:
+    with source.reading(context.cancel):
+        image = for_platform(image, source, platform)
+        layers = layers_of(image, source)
+        yield source, image, layers
+        if store is not None:
             remember(image, store, layers)
 
 
 def do_unpack(context: Context, flags: argparse.Namespace) -> None:
     limit = context.settings.size("max_unpacked") or MAX_UNPACKED
-    with _image(context, flags.ref) as (image, _):
-        unpack(image, context.store, flags.dir, max_unpacked=limit, durable=flags.sync,
+    with _image(context, flags.ref) as (source, image, _):
+        unpack(image, source, flags.dir, max_unpacked=limit, durable=flags.sync,
                progress=context.renderer, cancel=context.cancel)
     if not context.quiet:
         context.show("Unpacked %s to %s" % (image, flags.dir))
@@ -60,10 +66,10 @@ def do_unpack(context: Context, flags: argparse.Namespace) -> None:
 def do_export(context: Context, flags: argparse.Namespace) -> None:
     if sys.stdout is not None and sys.stdout.isatty():
         raise InvalidReference("refusing to write a tar to a terminal; redirect stdout")
-    with _image(context, flags.ref) as (_, layers):
-        context.write(Flattened(context.store, layers, context.renderer, context.cancel).tar())
+    with _image(context, flags.ref) as (source, _, layers):
+        context.write(Flattened(source, layers, context.renderer, context.cancel).tar())
 
 
 def do_cat(context: Context, flags: argparse.Namespace) -> None:
-    with _image(context, flags.ref) as (_, layers):
-        context.write(Flattened(context.store, layers, context.renderer, context.cancel).file(flags.path))
+    with _image(context, flags.ref) as (source, _, layers):
+        context.write(Flattened(source, layers, context.renderer, context.cancel).file(flags.path))

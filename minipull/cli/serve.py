@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command serve: a registry over the store."""
+"""The command serve: a registry over the store or an archive."""
 import argparse
 import re
 
@@ -27,6 +27,7 @@ def do_serve(context: Context, flags: argparse.Namespace) -> None:
         if status >= 500 or flags.verbose:
             say(text)
 
-    context.store.references.descriptors()  # raises where the index is damaged or lost
-    serve(context.store, host, int(match.group(3)), writable, settings.text("as", "localhost"),
+    source = context.store if writable else context.source
+    source.references.descriptors()  # raises where the index is damaged or lost
+    serve(source, host, int(match.group(3)), writable, settings.text("as", "localhost"),
           context.cancel, ready, log)

@@ -160,7 +160,8 @@ def do_save(context: Context, flags: argparse.Namespace) -> None:
 
 
 def do_load(context: Context, flags: argparse.Namespace) -> None:
-    from ..archive.load import UNNAMED, load
+    from ..archive.load import load
+    from ..archive.reader import UNNAMED
 
     if not flags.input and (sys.stdin is None or sys.stdin.isatty()):
         raise InvalidReference("requested load from stdin, but stdin is empty; give -i FILE")

@@ -14,12 +14,12 @@ from ..reference import DEFAULT_TAG, Reference
 from ..registry.auth import Keyring
 from ..registry.client import Client, over_endpoints
 from ..registry.endpoints import Endpoint, RegistryService
-from ..store.store import Store
+from ..store.store import ImageSource
 from ..xfer.upload import LayerUploadManager
 from .push_v2 import Pushed, PushedLayer, V2Pusher
 
 
-def push(name: Union[str, Reference], store: Store, *, dest: Union[str, Reference, None] = None,
+def push(name: Union[str, Reference], store: ImageSource, *, dest: Union[str, Reference, None] = None,
          all_tags: bool = False, chunk_size: int = 0, legacy_schema1: bool = False,
          foreign: bool = False, progress: Output = discard,
          service: Optional[RegistryService] = None, credentials: Optional[Keyring] = None,
@@ -39,7 +39,7 @@ def push(name: Union[str, Reference], store: Store, *, dest: Union[str, Referenc
             foreign)
 
 
-def pushed_images(name: Union[str, Reference], store: Store, dest: Union[str, Reference, None] = None,
+def pushed_images(name: Union[str, Reference], store: ImageSource, dest: Union[str, Reference, None] = None,
                   all_tags: bool = False) -> List[Tuple[Image, Reference]]:
     """List the stored images to push, each with its name at the registry; raises InvalidReference, NotFound."""
     given = name if isinstance(name, Reference) else Reference.parse(name)
@@ -59,7 +59,7 @@ def pushed_images(name: Union[str, Reference], store: Store, dest: Union[str, Re
     return [(image, target.with_tag(target.tag or image.name.tag or DEFAULT_TAG))]
 
 
-def push_with(client: Client, images: Sequence[Tuple[Image, Reference]], store: Store,
+def push_with(client: Client, images: Sequence[Tuple[Image, Reference]], store: ImageSource,
               uploads: LayerUploadManager, progress: Output, cancel: Cancel,
               chunk_size: int = 0, legacy_schema1: bool = False, foreign: bool = False) -> List[Pushed]:
     """Push images, which all go to one repository, through a client."""

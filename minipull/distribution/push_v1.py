@@ -36,7 +36,7 @@ from ..registry.errors import Dispensable
 from ..registry.request import Body, FileBody
 from ..registry.v1 import Session
 from ..store.compression import decompressed
-from ..store.store import Store
+from ..store.store import ImageSource
 from ..xfer.download import LayerManager
 from ..xfer.transfer import Run, Transfer, TransferManager
 from .pull_v1 import V1IDService
@@ -56,7 +56,7 @@ class V1Layer(NamedTuple):
 class V1Pusher:
     """A push to one repository at one endpoint; of ``uploads`` only the attempts count."""
 
-    def __init__(self, session: Session, store: Store, uploads: LayerManager, output: Output,
+    def __init__(self, session: Session, store: ImageSource, uploads: LayerManager, output: Output,
                  cancel: Cancel) -> None:
         self._session = session
         self._store = store

@@ -48,7 +48,7 @@ from ..registry.request import Body, FileBody
 from ..registry.v2 import Repository, Upload
 from ..store.compression import BUFFER, pieces
 from ..store.metadata import V2Metadata, check_hmac, hmac_key
-from ..store.store import MAX_CONFIG, Store
+from ..store.store import MAX_CONFIG, ImageSource
 from ..xfer.transfer import Transfer
 from ..xfer.upload import LayerUploadManager, UploadDescriptor
 from .blobs import LACKS_BLOB, existing, moved_as_manifest, put_document, send_blob, send_stream
@@ -77,7 +77,7 @@ class Pushed(NamedTuple):
 class V2Pusher:
     """A push of one or more images to one repository at one endpoint."""
 
-    def __init__(self, repository: Repository, store: Store, uploads: LayerUploadManager,
+    def __init__(self, repository: Repository, store: ImageSource, uploads: LayerUploadManager,
                  target: Reference, output: Output, cancel: Cancel, chunk_size: int = 0,
                  legacy: bool = False, foreign: bool = False) -> None:
         self.repository = repository
@@ -323,7 +323,7 @@ class V2PushDescriptor(UploadDescriptor):
             raw = Verifier()
             file.seek(0)
             compressor = zlib.compressobj(wbits=31)  # a header without name and time
-            for piece in pieces(file.fileno(), cancel, raw, BUFFER):
+            for piece in pieces(file, cancel, raw, BUFFER):
                 meter.move(raw.size)
                 yield compressor.compress(piece)
             if raw.digest != self.blob.digest:

@@ -3,7 +3,6 @@
 
 A layer that adds to it (a token, the target of a redirect) sends a changed copy.
 """
-import os
 from typing import BinaryIO, Callable, Iterable, Iterator, Mapping, NamedTuple, Optional
 
 from ..cancel import Cancel
@@ -38,7 +37,8 @@ class FileBody(Body):
     def _read(self) -> Iterator[Buffer]:
         for start in range(0, self.size or 0, PIECE):
             most = min(PIECE, (self.size or 0) - start)
-            yield os.pread(self.file.fileno(), most, self.offset + start)
+            self.file.seek(self.offset + start)
+            yield self.file.read(most)
 
 
 class Request(NamedTuple):

@@ -16,7 +16,7 @@ from ..errors import InvalidDocument, NotFound, PolicyError
 from ..image.descriptor import Descriptor
 from ..image.tar import DIRECTORY, END, LINK, Entry, header, padding
 from ..progress import Output
-from ..store.store import Store
+from ..store.store import ImageSource
 from .layers import reading, warn_of_owners
 from .overlay import POSITION, Folder, Overlay, Trail, path_of
 
@@ -27,7 +27,7 @@ Layers = Sequence[Tuple[Descriptor, DiffID]]
 class Flattened:
     """The tree that the layers of a stored image, bottom first, make.  Raises as unpack()."""
 
-    def __init__(self, store: Store, layers: Layers, output: Output, cancel: Cancel) -> None:
+    def __init__(self, store: ImageSource, layers: Layers, output: Output, cancel: Cancel) -> None:
         self._layers = layers
         self._reading = functools.partial(reading, store, output=output, cancel=cancel)
         self._overlay = Overlay()

@@ -18,7 +18,7 @@ from ..store.compression import decompressed
 from ..store.layer import Diff
 from ..store.metadata import V2Metadata
 from ..store.references import Association
-from ..store.store import Store
+from ..store.store import ImageSource, Store
 
 TOO_LARGE = "the image is larger than allowed; see --max-unpacked"
 _FRAME = 64 << 10  # bytes of headers and padding that a layer has for nothing
@@ -26,7 +26,7 @@ _FRAME = 64 << 10  # bytes of headers and padding that a layer has for nothing
 _IMPOSSIBLE = frozenset((errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EILSEQ, errno.EINVAL))
 
 
-def for_platform(image: Image, store: Store, platform: Platform, exact: bool = False) -> Image:
+def for_platform(image: Image, store: ImageSource, platform: Platform, exact: bool = False) -> Image:
     """Choose the image for a platform from an index; raises NotFound.
 
     With ``exact``, an image that is none of an index must be for that platform too.
@@ -39,7 +39,7 @@ def for_platform(image: Image, store: Store, platform: Platform, exact: bool = F
     return chosen
 
 
-def layers_of(image: Image, store: Store) -> List[Tuple[Descriptor, DiffID]]:
+def layers_of(image: Image, store: ImageSource) -> List[Tuple[Descriptor, DiffID]]:
     """Return an image's layers, bottom first, with DiffIDs; raises NotFound for what is none, StorageError."""
     document = store.document(image.descriptor)
     if image.config is None or not isinstance(document, Manifest):
@@ -62,7 +62,7 @@ def remember(image: Image, store: Store, layers: Sequence[Tuple[Descriptor, Diff
 
 
 @contextlib.contextmanager
-def reading(store: Store, blob: Descriptor, diff_id: DiffID, output: Output, cancel: Cancel,
+def reading(store: ImageSource, blob: Descriptor, diff_id: DiffID, output: Output, cancel: Cancel,
             limit: Optional[int] = None) -> Iterator[Reader]:
     """Read the entries of a layer; the block ends well only if blob and DiffID are right.
 

@@ -23,7 +23,7 @@ from ..image.descriptor import Descriptor
 from ..image.platform import Platform
 from ..progress import Output, Progress, discard, serialized
 from ..reference import Reference
-from ..store.store import Store, host_platform
+from ..store.store import ImageSource, host_platform
 from .layers import for_platform, layers_of, reading, warn_of_owners
 from .rootfs import RootFS, clear
 
@@ -31,7 +31,7 @@ MAX_UNPACKED = 64 << 30  # bytes
 _CLOSED = 0o1700  # the mode of a directory that is filled where it is, and that no image is likely to ask for
 
 
-def unpack(image: Union[Image, str, Reference], store: Store, directory: str, *,
+def unpack(image: Union[Image, str, Reference], store: ImageSource, directory: str, *,
            platform: Union[str, Platform, None] = None, max_unpacked: int = MAX_UNPACKED,
            durable: bool = False, progress: Output = discard, cancel: Optional[Cancel] = None) -> None:
     """Make the root file system of an image in ``directory``, new or empty.
@@ -61,7 +61,7 @@ def unpack(image: Union[Image, str, Reference], store: Store, directory: str, *,
                 root.drop()
 
 
-def apply(root: RootFS, store: Store, blob: Descriptor, diff_id: DiffID, output: Output,
+def apply(root: RootFS, store: ImageSource, blob: Descriptor, diff_id: DiffID, output: Output,
           cancel: Cancel) -> None:
     """Put one more layer of an image on a root file system."""
     try:
@@ -75,7 +75,7 @@ def apply(root: RootFS, store: Store, blob: Descriptor, diff_id: DiffID, output:
 
 
 @contextlib.contextmanager
-def _building(directory: str, store: Store, durable: bool) -> Iterator[int]:
+def _building(directory: str, store: ImageSource, durable: bool) -> Iterator[int]:
     """Open an empty directory for the block, which becomes ``directory`` if that ends well."""
     path = os.path.abspath(directory)
     if (os.path.realpath(path) + os.sep).startswith(os.path.realpath(store.root) + os.sep):

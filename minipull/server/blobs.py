@@ -13,6 +13,7 @@ from typing import Iterator, List, Optional, Tuple
 from ..digest import ALGORITHMS, Digest
 from ..errors import InvalidDocument, PolicyError
 from ..files import Locked
+from ..store.content import BlobSource
 from ..store.gc import delete
 from ..store.store import Store
 from .message import Headers, Refusal, Request, Response
@@ -25,9 +26,9 @@ _CONTENT_RANGE = re.compile(r"(?:bytes )?([0-9]{1,18})-([0-9]{1,18})(?:/.*)?")
 class Blobs:
     """Handlers of requests; ``name`` is a checked repository, in which every blob is visible."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, content: BlobSource, store: Store) -> None:
         self._store = store
-        self._content = store.content
+        self._content = content
         self._uploads = UploadStore(store.content)
 
     def get(self, request: Request, name: str, text: str) -> Response:

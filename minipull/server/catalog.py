@@ -14,7 +14,7 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from ..errors import InvalidReference
 from ..reference import DEFAULT_DOMAIN, DOMAIN, PATH, Reference
-from ..store.references import Association, ReferenceStore
+from ..store.references import Association, Names
 
 _NAME = re.compile(r"(?:%s/)?%s" % (DOMAIN, PATH))
 
@@ -39,7 +39,7 @@ def within(domain: str, path: str) -> Optional[Reference]:
 class Catalog:
     """The names of a store by repository, under ``domain``; raises InvalidReference for a malformed one."""
 
-    def __init__(self, references: ReferenceStore, domain: str) -> None:
+    def __init__(self, references: Names, domain: str) -> None:
         if within(domain, "a/b") is None:
             raise InvalidReference("%s is not the domain of a registry" % ascii(domain)[:100])
         self.domain = domain
@@ -51,7 +51,7 @@ class Catalog:
         """Return every repository by domain and path."""
         entries = self._references.descriptors()
         read, repositories = self._read
-        if read is not entries:
+        if read != entries:
             repositories = {}
             for image in self._references.all():
                 repository = repositories.setdefault((image.name.domain, image.name.path), {})

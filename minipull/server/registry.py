@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A registry over a store, by distribution-spec 1.1.
+"""A registry over a store or an archive, by distribution-spec 1.1.
 
 One store is one trust domain: a blob is visible in every repository, and so is
 a manifest by its digest.  Manifests are kept byte for byte; they must be of the
@@ -29,7 +29,7 @@ from ..image.descriptor import OCI_INDEX, Descriptor
 from ..reference import is_tag
 from ..store.gc import delete
 from ..store.references import Association
-from ..store.store import Store
+from ..store.store import ImageSource, Store
 from .blobs import Blobs, asked_digest, created
 from .catalog import Catalog, is_name
 from .http import Server
@@ -49,15 +49,17 @@ _NO_MANIFEST = (InvalidDocument, PolicyError, Unsupported)
 class Registry:
     """The application of a Server; images are named under ``domain``, if that is well-formed."""
 
-    def __init__(self, store: Store, writable: bool = False, domain: str = "localhost") -> None:
-        self._store = store
-        self._content = store.content
+    def __init__(self, source: ImageSource, writable: bool = False, domain: str = "localhost") -> None:
+        self._source = source
+        self._content = source.content
         self._writable = writable
-        self._catalog = Catalog(store.references, domain)
+        # Below an archive nothing is, and nothing can be written.
+        self._store = source if isinstance(source, Store) else Store(source.root)
+        self._catalog = Catalog(source.references, domain)
         self._incoming = threading.BoundedSemaphore(LARGE)  # held as long as a client takes to send
         self._parsing = threading.BoundedSemaphore()
         self._subject = functools.lru_cache(10000)(self._read_subject)
-        blobs = Blobs(store)
+        blobs = Blobs(self._content, self._store)
         self._routes: Sequence[Tuple[str, Dict[str, Callable[..., Response]]]] = [
             (r"/v2/?", {"GET": lambda request: json_response(200, {})}),
             (r"/v2/_catalog", {"GET": self._repositories}),
@@ -91,7 +93,7 @@ class Registry:
             raise Refusal(405, "UNSUPPORTED", "not possible here", [("Allow", allowed)])
         with _refusing(), contextlib.ExitStack() as stack:
             if not writing:  # else the handler locks the store, not as long as a client takes to send
-                stack.enter_context(self._store.reading())
+                stack.enter_context(self._source.reading())
             return handler(request, *match.groups())
 
     # Manifests.
@@ -118,7 +120,7 @@ class Registry:
                 raise Refusal(400, "DIGEST_INVALID", "the manifest is %s" % digest)
             with self._store.writing():
                 media_type, subject = self._acceptable(raw, request.headers.get("content-type", ""))
-                self._content.put(digest, raw)
+                self._store.content.put(digest, raw)
                 names = [target.with_digest(digest) if expected else target.with_tag(text)]
                 for reference in names + [target.with_tag(tag) for tag in tags]:
                     self._store.references.set(reference, Descriptor(media_type, digest, len(raw)), digest)
@@ -169,7 +171,11 @@ class Registry:
     @contextlib.contextmanager
     def _reading(self, digest: Digest) -> Iterator[manifest.Document]:
         with self._memory(self._parsing, self._content.size(digest)):
-            yield manifest.parse(self._content.read(digest, manifest.MAX_MANIFEST))
+            try:
+                raw = self._content.read(digest, manifest.MAX_MANIFEST)
+            except ContentMismatch as exc:
+                raise StorageError(str(exc)) from exc
+            yield manifest.parse(raw)
 
     @contextlib.contextmanager
     def _memory(self, slots: threading.Semaphore, size: Optional[int]) -> Iterator[None]:
@@ -240,18 +246,18 @@ class Registry:
         return None
 
 
-def serve(store: Store, host: str = "127.0.0.1", port: int = 5000, writable: bool = False,
+def serve(store: ImageSource, host: str = "127.0.0.1", port: int = 5000, writable: bool = False,
           domain: str = "localhost", cancel: Optional[Cancel] = None,
           ready: Callable[[str], None] = lambda url: None,
           log: Callable[[int, str], None] = lambda status, text: None) -> None:
-    """Serve a store as a registry until cancelled.
+    """Serve a store or an archive as a registry until cancelled.
 
     ``ready`` is called with the URL, ``log`` with the status and a line for each
     answer.  Raises NetworkError if it can't listen, StorageError if a store to
     write to can't be made, InvalidReference for a malformed ``domain``.
     """
     if writable:
-        make_directory(store.root)
+        make_directory(store.writable.root)
     server = Server(host, port, Registry(store, writable, domain), store.timeout, log)
     ready("http://" + server.address)
     server.run(cancel or Cancel())

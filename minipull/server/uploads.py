@@ -72,7 +72,7 @@ class UploadStore:
     def size(self, repository: str, name: str) -> int:
         """Return the bytes that a session holds; raises NotFound."""
         path = self._path(repository, name)
-        with storage_errors("examine %s" % path), contextlib.suppress(FileNotFoundError):
+        with storage_errors("examine %s" % path), contextlib.suppress(FileNotFoundError, NotADirectoryError):
             return os.lstat(path).st_size
         raise NotFound("no upload %s in %s" % (name, repository))
 

@@ -36,8 +36,9 @@ _MACHINES = {"armv5tel": "arm/v5", "armv6l": "arm/v6", "armv7l": "arm/v7", "armv
 
 
 class ImageSource:
-    """Images to be read; ``root`` is the path of the store or archive."""
+    """Images to be read; ``root`` is the path of the store or archive, ``timeout`` in seconds."""
     root: str
+    timeout = 60.0
     content: BlobSource
     layers: LayerSource
     references: Names

@@ -95,7 +95,7 @@ def layer(pusher: V2Pusher, rows: Sequence[Sequence[str]], size: int = 1 << 20) 
     for row in rows:
         pusher.store.metadata.add(DIFF_ID, association(row))
     data = bytes(size)
-    pusher.store.content.put(Digest.of(data), data)
+    pusher.store.writable.content.put(Digest.of(data), data)
     blob = Descriptor(images.DOCKER_LAYER, Digest.of(data), len(data))
     return V2PushDescriptor(pusher, blob, DIFF_ID, may_compress=True)
 
