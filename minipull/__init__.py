@@ -11,7 +11,7 @@ its own modules in its docstring:
     progress      events, meters
     reference     names as typed and as meant
     files         durable writes, locks, no links followed
-    sendfile      parts of files, read or sent to a socket
+    sendfile      a part of a file to a socket
     image         documents: manifests, configs, tar streams
     store         what is kept on disk
     registry      one registry over HTTP

@@ -15,12 +15,13 @@ Mirrors moby's pkg/ioutils (AtomicFileWriter).
 import contextlib
 import errno
 import glob
+import io
 import os
 import shutil
 import stat
 import tempfile
 import time
-from typing import Callable, ContextManager, Iterator, Optional, Tuple
+from typing import Any, BinaryIO, Callable, ContextManager, Iterator, Optional, Tuple
 
 from .errors import InvalidDocument, StorageError, file_errors, shown, storage_errors
 
@@ -247,3 +248,26 @@ def _holder(fd: int) -> str:
     except (OSError, StopIteration, ValueError, IndexError):
         return "another process"
     return "process %s (%s)" % (pid, shown(command.decode("utf-8", "replace")))
+
+
+class Extent(io.RawIOBase):
+    """A part of a file, in bytes from ``start`` on, read as a file of its own; many may be read at once."""
+
+    def __init__(self, file: BinaryIO, start: int, size: int) -> None:
+        self._fd = file.fileno()
+        self.start = self._position = start
+        self._end = start + size
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def readinto(self, buffer: Any) -> int:
+        with file_errors("read the archive"):
+            data = os.pread(self._fd, min(len(buffer), self._end - self._position), self._position)
+        buffer[:len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._position = offset + (self._position if whence else self.start)
+        return self._position - self.start

@@ -1,38 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts of files: read as files of their own, and sent to a socket."""
+"""Sending a part of a file to a socket."""
 import io
 import os
 import select
 import socket
-from typing import Any, BinaryIO, Iterator
+from typing import BinaryIO, Iterator
 
-from .errors import file_errors
+from .files import Extent
 
 _PIECE = 128 << 10  # bytes of one sendfile
 _COPY = 256 << 10  # bytes read and sent at once
-
-
-class Extent(io.RawIOBase):
-    """A part of a file, in bytes from ``start`` on, read as a file of its own; many may be read at once."""
-
-    def __init__(self, file: BinaryIO, start: int, size: int) -> None:
-        self._fd = file.fileno()
-        self.start = self._position = start
-        self._end = start + size
-
-    def fileno(self) -> int:
-        return self._fd
-
-    def readinto(self, buffer: Any) -> int:
-        with file_errors("read the archive"):
-            data = os.pread(self._fd, min(len(buffer), self._end - self._position), self._position)
-        buffer[:len(data)] = data
-        self._position += len(data)
-        return len(data)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._position = offset + (self._position if whence else self.start)
-        return self._position - self.start
 
 
 def send(sock: socket.socket, file: BinaryIO, offset: int, count: int) -> Iterator[int]:

@@ -18,7 +18,7 @@ from ..image.manifest import Manifest, is_runnable
 from ..image.walk import Seen
 from ..progress import Meter, Output, Progress, discard, serialized
 from ..store.store import MAX_CONFIG, ImageSource, Store
-from .reader import UNNAMED, opened
+from .reader import opened
 
 
 def load(file: Union[str, BinaryIO], store: Store, *, progress: Output = discard,
@@ -34,7 +34,8 @@ def load(file: Union[str, BinaryIO], store: Store, *, progress: Output = discard
         with store.writing(cancel):
             make_directory(store.content.scratch)
             with opened(file, cancel, store.layers.zstd, store.content.scratch) as archive:
-                images = archive.references.all()
+                names = archive.references
+                images = list(filter(None, map(names.association, names.descriptors())))
                 _take(archive, [image.descriptor for image in images], store, output, cancel)
             before = {image.name: image for image in store.references.all()}
             for image in images:

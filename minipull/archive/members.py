@@ -13,9 +13,9 @@ from typing import BinaryIO, Dict, List, Optional, Tuple, Union, cast
 
 from ..digest import Digest
 from ..errors import ContentMismatch, InvalidDocument, PolicyError, file_errors, shown
+from ..files import Extent
 from ..image.descriptor import Descriptor
 from ..image.tar import BLOCK, FILE, LINK, SYMLINK, Reader
-from ..sendfile import Extent
 from ..store.content import BlobSource
 
 MAX_MEMBERS = 100000

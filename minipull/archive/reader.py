@@ -261,11 +261,10 @@ class _Names(Names):
     def descriptors(self) -> List[Dict[str, Any]]:
         return list(self.entries.values())
 
-    def all(self) -> List[Association]:
-        """List every image by name; one that has none is called ``localhost/loaded@DIGEST``."""
-        images = [Association(name or UNNAMED.with_digest(top.digest), top, top.digest)
-                  for name, top in map(image_of, self.descriptors())]
-        return sorted(images, key=lambda image: str(image.name))
+    def association(self, entry: Dict[str, Any]) -> Association:
+        """Parse an entry; an image without a name is called ``localhost/loaded@DIGEST``."""
+        name, top = image_of(entry)
+        return Association(name or UNNAMED.with_digest(top.digest), top, top.digest)
 
 
 def _name(label: str, digest: Optional[Digest] = None) -> Optional[Reference]:

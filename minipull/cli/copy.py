@@ -23,7 +23,8 @@ def do_copy(context: Context, flags: argparse.Namespace) -> None:
                       flags.format or "", flags.referrers, settings.size("chunk_size"),
                       settings.truth("foreign"))
     with context.client(source.domains, "src") as reader, context.client(target.domains, "dest") as writer:
-        store = context.store if "store" in (source.kind, target.kind) else settings.store()
+        store = context.store if target.kind == "store" else (
+            context.source if source.kind == "store" else settings.store())
         copies = copy_with(source, target, (reader, writer), store, options, settings.uploads(),
                            context.renderer, context.cancel)
     for copied in copies:

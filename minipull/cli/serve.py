@@ -27,7 +27,6 @@ def do_serve(context: Context, flags: argparse.Namespace) -> None:
         if status >= 500 or flags.verbose:
             say(text)
 
-    source = context.store if writable else context.source
-    source.references.descriptors()  # raises where the index is damaged or lost
-    serve(source, host, int(match.group(3)), writable, settings.text("as", "localhost"),
-          context.cancel, ready, log)
+    context.source.references.descriptors()  # raises where the index is damaged or lost
+    serve(context.store if writable else context.source, host, int(match.group(3)), writable,
+          settings.text("as", "localhost"), context.cancel, ready, log)

@@ -6,44 +6,27 @@ import os
 import shutil
 from typing import Iterator, List, Optional
 
-from ..archive.reader import Archive, opened
+from ..archive.reader import opened
 from ..archive.save import Named, packed, write_file
 from ..cancel import Cancel
-from ..digest import Buffer
 from ..errors import StorageError, file_errors
 from ..files import directory_beside
 from ..image.descriptor import Descriptor
 from ..progress import Output, Progress
 from ..reference import Reference
-from ..registry.request import PIECE, Body
 from ..store.references import named
 from ..store.store import host_platform
 from ..xfer.transfer import TransferManager
-from .ends import LayoutEnd, Source
+from .ends import LayoutEnd
 from .places import Place
 
 
 class ArchiveEnd(LayoutEnd):
     """The images of an archive, read only."""
 
-    def __init__(self, place: Place, archive: Archive) -> None:
-        super().__init__(place, None)
-        self.source = archive
-
     def _label(self, tag: str) -> str:
         exact = not tag or tag in [label for label, _ in self.images()]
         return tag if exact else str(Reference.parse(tag).with_default_tag())
-
-    @contextlib.contextmanager
-    def reading(self, blob: Descriptor, cancel: Cancel) -> Iterator[Source]:
-        with self.source.content.open(blob.digest) as file:
-
-            def part(offset: int, size: int) -> Iterator[Buffer]:
-                file.seek(offset)
-                for start in range(0, size, PIECE):
-                    yield file.read(min(PIECE, size - start))
-
-            yield lambda offset, size: Body(lambda: part(offset, size), size)
 
 
 @contextlib.contextmanager

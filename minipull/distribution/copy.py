@@ -19,7 +19,7 @@ from ..progress import Output, discard, serialized
 from ..registry.auth import Keyring
 from ..registry.client import Client, over_endpoints
 from ..registry.endpoints import Endpoint, RegistryService
-from ..store.store import Store, host_platform
+from ..store.store import ImageSource, host_platform
 from ..xfer.upload import LayerUploadManager
 from .convert import FORMATS
 from .ends import End, LayoutEnd, RegistryEnd
@@ -27,7 +27,7 @@ from .job import Copied, CopyJob, Options
 from .places import ARCHIVES, Place
 
 
-def copy(source: str, target: str, *, store: Optional[Store] = None,
+def copy(source: str, target: str, *, store: Optional[ImageSource] = None,
          platforms: Sequence[Union[str, Platform]] = (), format: str = "", referrers: bool = False,
          chunk_size: int = 0, foreign: bool = False, progress: Output = discard,
          service: Optional[RegistryService] = None, credentials: Optional[Keyring] = None,
@@ -48,7 +48,7 @@ def copy(source: str, target: str, *, store: Optional[Store] = None,
             serialized(progress), cancel or Cancel())[-1]
 
 
-def copy_with(source: Place, target: Place, clients: Tuple[Client, Client], store: Optional[Store],
+def copy_with(source: Place, target: Place, clients: Tuple[Client, Client], store: Optional[ImageSource],
               options: Options, uploads: LayerUploadManager, output: Output,
               cancel: Cancel) -> List[Copied]:
     """Copy as copy() does, with a client for either end; return every image of the target."""
@@ -84,7 +84,7 @@ def copy_with(source: Place, target: Place, clients: Tuple[Client, Client], stor
         return copied
 
 
-def _source_end(source: Place, client: Client, store: Optional[Store], subject: str,
+def _source_end(source: Place, client: Client, store: Optional[ImageSource], subject: str,
                 stack: contextlib.ExitStack, output: Output, cancel: Cancel) -> End:
     """Open the source; of the endpoints of a registry, the first that has the image."""
     if source.kind in ARCHIVES:
@@ -94,7 +94,7 @@ def _source_end(source: Place, client: Client, store: Optional[Store], subject: 
         return archive
     if source.kind != "docker":
         layout = LayoutEnd(source, store)
-        stack.enter_context(layout.store.reading(cancel))
+        stack.enter_context(layout.source.reading(cancel))
         return layout
 
     def answering(endpoint: Endpoint) -> End:

@@ -165,19 +165,22 @@ class RegistryEnd:
 
 
 class LayoutEnd:
-    """An image layout, or ``store`` where tags are those of the place's name."""
+    """An image layout, or an archive; or ``store``, where tags are those of the place's name."""
 
-    def __init__(self, place: Place, store: Optional[Store]) -> None:
-        in_store = place.kind == "store"
-        if in_store and store is None:
+    def __init__(self, place: Place, store: Optional[ImageSource]) -> None:
+        if place.kind == "store" and store is None:
             raise InvalidReference("no store is given for %s" % (place,))
-        self.store = store if in_store and store else Store(place.folder)
-        self.source: ImageSource = self.store  # of every blob and name that is read
-        self._base = place.name if in_store else None
+        self.source = Store(place.folder) if place.kind == "oci" or store is None else store
+        self._base = place.name if place.kind == "store" else None
         self._referrers: Optional[Dict[Digest, List[Descriptor]]] = None  # by subject
 
     def __str__(self) -> str:
         return self.source.root
+
+    @property
+    def store(self) -> Store:
+        """The source, to be written to; raises StorageError for an archive."""
+        return self.source.writable
 
     def holding(self, cancel: Cancel) -> ContextManager[Any]:
         return self.store.writing(cancel) if self._base else self.store.reading(cancel)

@@ -50,9 +50,13 @@ class Names(abc.ABC):
     def descriptors(self) -> List[Dict[str, Any]]:
         """Return every entry of the index as it stands; raises StorageError."""
 
+    def association(self, entry: Dict[str, Any]) -> Optional[Association]:
+        """Parse an entry, or return None for one without a full reference."""
+        return association(entry)
+
     def all(self) -> List[Association]:
         """List every name, sorted."""
-        associations = filter(None, map(association, self.descriptors()))
+        associations = filter(None, map(self.association, self.descriptors()))
         return sorted(associations, key=lambda item: str(item.name))
 
     def get(self, name: Reference) -> Optional[Association]:
