@@ -251,19 +251,20 @@ def _holder(fd: int) -> str:
 
 
 class Extent(io.RawIOBase):
-    """A part of a file, in bytes from ``start`` on, read as a file of its own; many may be read at once."""
+    """``size`` bytes of a file from ``start`` on, read as a file of its own; many may be read at once."""
 
     def __init__(self, file: BinaryIO, start: int, size: int) -> None:
-        self._fd = file.fileno()
         self.start = self._position = start
-        self._end = start + size
+        self.size = size
+        self._file = file
 
     def fileno(self) -> int:
-        return self._fd
+        return self._file.fileno()
 
     def readinto(self, buffer: Any) -> int:
         with file_errors("read the archive"):
-            data = os.pread(self._fd, min(len(buffer), self._end - self._position), self._position)
+            most = min(len(buffer), self.start + self.size - self._position)
+            data = os.pread(self.fileno(), max(0, most), self._position)
         buffer[:len(data)] = data
         self._position += len(data)
         return len(data)

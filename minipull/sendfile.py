@@ -18,8 +18,9 @@ def send(sock: socket.socket, file: BinaryIO, offset: int, count: int) -> Iterat
     Yields the length of each piece in bytes; ends early where the file does.
     Raises OSError, socket.timeout as the socket does.
     """
-    end, timeout = offset + count, sock.gettimeout()
-    start = file.start if isinstance(file, Extent) else 0
+    start, end, timeout = 0, offset + count, sock.gettimeout()
+    if isinstance(file, Extent):
+        start, end = file.start, min(end, file.size)
     # To a peer on this machine copying is quicker: the data is in the cache when it reads.
     copying = (not hasattr(os, "sendfile") or isinstance(file, io.BytesIO)
                or sock.getpeername()[:1] == sock.getsockname()[:1])

@@ -3,13 +3,12 @@ import errno
 import fcntl
 import os
 import shutil
-import socket
 import stat
 import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any, Callable, Iterator, List, Optional, Tuple
+from typing import Any, Callable, List, Tuple
 
 import pytest
 
@@ -17,7 +16,6 @@ from tests.kit import ROOT
 from tests.kit.layers import NOBODY, as_nobody, fast_folder, in_child
 
 from minipull import files
-from minipull.sendfile import send
 from minipull.errors import Cancelled, InvalidDocument, StorageError
 from minipull.files import (
     Locked, directory_beside, lock, make_directory, open_regular, read_bytes, replacing, sweep, sync_directory, write_all,
@@ -520,78 +518,3 @@ def test_an_unknown_holder_is_another_process(
     monkeypatch.setattr(files, "open", opened, raising=False)
     with pytest.raises(Locked, match="lock is locked by another process; wait"):
         lock(other, path, True, timeout=0)
-
-
-# -- sending ---------------------------------------------------------------------
-
-
-class Pair:
-    """Two ends of a connection, and a file to be sent over it; two addresses count as two machines."""
-
-    def __init__(self, path: Path, size: int, near: str) -> None:
-        self.data = (bytes(range(251)) * (size // 251 + 1))[:size]
-        path.write_bytes(self.data)
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            listener.listen(1)
-            self.near = socket.create_connection(listener.getsockname(), TIMEOUT, (near, 0))
-            self.far = listener.accept()[0]
-        self.file = open(str(path), "rb", buffering=0)
-        self.got = bytearray()
-
-    def receive(self) -> None:
-        for data in iter(lambda: self.far.recv(1 << 16), b""):
-            self.got += data
-
-    def close(self) -> None:
-        for each in (self.near, self.far, self.file):
-            each.close()
-
-
-@pytest.fixture(params=["127.0.0.1", "127.0.0.2"])
-def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
-    made = Pair(tmp_path / "file", 12 << 20, request.param)
-    yield made
-    made.close()
-
-
-@pytest.mark.parametrize("timeout", [None, 10.0])
-@pytest.mark.parametrize("sendfile", [True, False])
-def test_a_part_of_a_file_arrives_whatever_the_system_has(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch, timeout: Optional[float], sendfile: bool
-) -> None:
-    if not sendfile:
-        monkeypatch.delattr(os, "sendfile")
-    pair.near.settimeout(timeout)
-    thread = threading.Thread(target=pair.receive)
-    thread.start()
-    counts = list(send(pair.near, pair.file, 1000, 2000000))
-    counts += send(pair.near, pair.file, 0, 1)
-    pair.near.shutdown(socket.SHUT_WR)
-    thread.join(TIMEOUT)
-    assert sum(counts) == 2000001 and max(counts) <= 256 << 10
-    assert pair.got == pair.data[1000:2001000] + pair.data[:1]
-
-
-def test_a_file_that_is_shorter_ends_early(pair: Pair) -> None:
-    pair.near.settimeout(10)
-    thread = threading.Thread(target=pair.receive)
-    thread.start()
-    size = len(pair.data)
-    assert sum(send(pair.near, pair.file, size - 5, 100)) == 5
-    assert list(send(pair.near, pair.file, size, 100)) == []
-    pair.near.shutdown(socket.SHUT_WR)
-    thread.join(TIMEOUT)
-
-
-def test_a_peer_that_reads_nothing_is_waited_for_until_the_timeout(pair: Pair) -> None:
-    pair.near.settimeout(0.05)
-    with pytest.raises(socket.timeout):
-        list(send(pair.near, pair.file, 0, len(pair.data)))
-
-
-def test_a_peer_that_has_gone_is_an_oserror(pair: Pair) -> None:
-    pair.near.settimeout(10)
-    pair.far.close()
-    with pytest.raises(OSError):
-        list(send(pair.near, pair.file, 0, len(pair.data)))

@@ -74,25 +74,25 @@ class Context:
         """
         if self._source is None:
             store = self.settings.store()
+            in_archive = os.path.isfile(store.root)
+            if os.path.exists(store.root) and not os.path.isdir(store.root) and not in_archive:
+                raise StorageError("%s is neither a directory nor a file; choose another --root" % store.root)
             exposure = store.exposure()
             text = "other users may change the store %s: %s" % (store.root, exposure)
             if exposure and self.settings.truth("strict_store", key="strict-store"):
                 raise PolicyError(text + "; choose another --root")
             if exposure:
                 self.alert(text)
-            self._source = store if os.path.isdir(store.root) or not os.path.exists(store.root) else (
-                self._archive(store))
+            self._source = self._archive(store) if in_archive else store
         return self._source
 
     def _archive(self, store: Store) -> ImageSource:
-        """Open the archive at the root of a store that is none; raises StorageError, InvalidDocument."""
-        if not os.path.isfile(store.root):
-            raise StorageError("%s is neither a directory nor an archive; choose another --root" % store.root)
+        """Open the archive that is in the place of a store; raises StorageError, InvalidDocument."""
         try:
             archive: ImageSource = self._open.enter_context(part("archive.reader").opened(
                 store.root, self.cancel, store.layers.zstd, in_place=True))
-        except InvalidDocument as exc:
-            raise exc.within("%s is no archive of images" % store.root) from exc
+        except (InvalidDocument, PolicyError) as exc:
+            raise exc.within("archive %s" % store.root) from exc
         return archive
 
     @property
