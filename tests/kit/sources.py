@@ -7,7 +7,7 @@ import pytest
 
 from minipull.archive.save import packed
 from minipull.cancel import Cancel
-from minipull.digest import Digest, Verifier
+from minipull.digest import DiffID, Digest, Verifier
 from minipull.errors import Error, NotFound
 from minipull.image.manifest import Index, Manifest
 from minipull.image.platform import Platform
@@ -15,6 +15,7 @@ from minipull.progress import discard
 from minipull.reference import Reference
 from minipull.store.check import check_images
 from minipull.archive.reader import image_of
+from minipull.store.metadata import V2Metadata
 from minipull.store.store import ImageSource
 from tests.kit import images
 from tests.kit.images import Layout
@@ -102,6 +103,17 @@ class ImageSourceTests:
     def test_a_layer_has_its_diff_id(self, source: ImageSource, held: Held) -> None:
         for layer, diff_id in zip(held.plain.layers, held.plain.diff_ids):
             assert source.layers.diff(Digest(layer.descriptor["digest"]), Cancel()).diff_id == diff_id
+
+    def test_an_association_is_remembered_by_whoever_uses_the_source(
+            self, source: ImageSource, held: Held) -> None:
+        diff_id = DiffID(Digest(held.plain.diff_ids[0]))
+        entry = V2Metadata(Digest(held.plain.layers[0].descriptor["digest"]), "r.example.com/x")
+        assert source.metadata.get_metadata(diff_id) == []
+        source.metadata.add(diff_id, entry)
+        assert source.metadata.get_metadata(diff_id) == [entry]
+        assert source.metadata.get_diff_id(entry.digest) == diff_id
+        source.metadata.remove(entry)
+        assert source.metadata.get_metadata(diff_id) == []
 
     def test_images_are_checked_and_saved(self, source: ImageSource, held: Held) -> None:
         tops = [image_of(entry) for entry in source.references.descriptors()]

@@ -21,3 +21,6 @@ class TestStore(ImageSourceTests):
         keep_index(store, held.layout, held.tree)
         keep_index(store, held.layout, held.plain, PLAIN)
         return store
+
+    def test_a_store_is_written_to_as_it_is(self, source: Store) -> None:
+        assert source.writable is source
