@@ -12,7 +12,7 @@ from minipull.cancel import Cancel
 from minipull.digest import Digest
 from minipull.server import http as httpd
 from minipull.server.registry import Registry
-from minipull.store.store import Store
+from minipull.store.store import ImageSource, Store
 from tests.kit.images import OCI_INDEX, OCI_MANIFEST, Descriptor, digest_of, to_json
 
 DATA = bytes(range(256)) * 40
@@ -37,14 +37,14 @@ class Answer(NamedTuple):
 
 
 class Site:
-    """A registry over ``root`` in a thread of its own."""
+    """A registry over ``root``, or over another source of images, in a thread of its own."""
 
     def __init__(self, root: Path, writable: bool = True, domain: str = "localhost",
-                 timeout: float = 10) -> None:
+                 timeout: float = 10, source: Optional[ImageSource] = None) -> None:
         self.root = root
         self.store = Store(str(root), timeout=timeout)
         self.log: List[Tuple[int, str]] = []
-        self._server = httpd.Server("127.0.0.1", 0, Registry(self.store, writable, domain), 10,
+        self._server = httpd.Server("127.0.0.1", 0, Registry(source or self.store, writable, domain), 10,
                                     lambda status, text: self.log.append((status, text)))
         self.host = self._server.address
         self._cancel = Cancel()
