@@ -21,7 +21,7 @@ import shutil
 import stat
 import tempfile
 import time
-from typing import Any, BinaryIO, Callable, ContextManager, Iterator, Optional, Tuple
+from typing import Any, BinaryIO, Callable, ContextManager, Iterator, Optional, Tuple, Union
 
 from .errors import InvalidDocument, StorageError, file_errors, shown, storage_errors
 
@@ -254,21 +254,30 @@ class Extent(io.RawIOBase):
     """``size`` bytes of a file from ``start`` on, read as a file of its own; many may be read at once."""
 
     def __init__(self, file: BinaryIO, start: int, size: int) -> None:
-        self.start = self._position = start
+        self.start = start
         self.size = size
         self._file = file
+        self._position = 0
 
     def fileno(self) -> int:
         return self._file.fileno()
 
     def readinto(self, buffer: Any) -> int:
         with file_errors("read the archive"):
-            most = min(len(buffer), self.start + self.size - self._position)
-            data = os.pread(self.fileno(), max(0, most), self._position)
+            data = read_at(self, self._position, len(buffer))
         buffer[:len(data)] = data
         self._position += len(data)
         return len(data)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._position = offset + (self._position if whence else self.start)
-        return self._position - self.start
+        self._position = offset + (self._position if whence else 0)
+        return self._position
+
+
+def read_at(file: Union[BinaryIO, Extent], offset: int, count: int) -> bytes:
+    """Read a part of an unbuffered file, whose position stays; an OSError is the caller's to map."""
+    if isinstance(file, io.BytesIO):
+        return bytes(file.getbuffer()[offset:offset + count])
+    if isinstance(file, Extent):
+        offset, count = file.start + offset, max(0, min(count, file.size - offset))
+    return os.pread(file.fileno(), count, offset)

@@ -6,7 +6,7 @@ import select
 import socket
 from typing import BinaryIO, Iterator
 
-from .files import Extent
+from .files import Extent, read_at
 
 _PIECE = 128 << 10  # bytes of one sendfile
 _COPY = 256 << 10  # bytes read and sent at once
@@ -26,8 +26,7 @@ def send(sock: socket.socket, file: BinaryIO, offset: int, count: int) -> Iterat
                or sock.getpeername()[:1] == sock.getsockname()[:1])
     while offset < end:
         if copying:
-            file.seek(offset)
-            piece = file.read(min(_COPY, end - offset))
+            piece = read_at(file, offset, min(_COPY, end - offset))
             sock.sendall(piece)
             sent = len(piece)
         else:

@@ -40,7 +40,7 @@ def command_line() -> Parser:
         description="Pull, push, copy and carry container images with nothing but Python's standard library.",
         epilog="example: minipull pull alpine:3.20")
     parser.add_argument("--version", action="version", version="minipull %s" % __version__)
-    parser.add_argument("--root", metavar="DIR", help="where the store is")
+    parser.add_argument("--root", metavar="PATH", help="the store, or an archive to read as one")
     parser.add_argument("--strict-store", action="store_true", default=None, help="refuse one open to others")
     parser.add_argument("--config", metavar="FILE", help="settings file")
     parser.add_argument("-v", "--verbose", action="store_true", help="tracebacks for errors")
@@ -63,7 +63,7 @@ def command_line() -> Parser:
     _rootfs_commands(commands["rootfs"], [credentials, network])
     _store_commands(commands["store"], progress)
     commands["doctor"]("doctor", "test this program and this host", "doctor")
-    serve = commands["serve"]("serve", "be a registry over the store", "serve --listen 0.0.0.0:5000")
+    serve = commands["serve"]("serve", "be a registry over the store or an archive", "serve --listen 0.0.0.0:5000")
     serve.add_argument("--listen", metavar="HOST:PORT", help="127.0.0.1:5000; port 0 picks one")
     serve.add_argument("--writable", action="store_true", default=None, help="take pushes, deletes")
     serve.add_argument("--as", metavar="DOMAIN", help="record pushes as DOMAIN/... (localhost)")

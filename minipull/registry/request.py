@@ -7,6 +7,7 @@ from typing import BinaryIO, Callable, Iterable, Iterator, Mapping, NamedTuple, 
 
 from ..cancel import Cancel
 from ..digest import Buffer
+from ..files import read_at
 
 PIECE = 64 << 10  # bytes sent at once: 1 KiB a second is no stall yet
 
@@ -37,8 +38,7 @@ class FileBody(Body):
     def _read(self) -> Iterator[Buffer]:
         for start in range(0, self.size or 0, PIECE):
             most = min(PIECE, (self.size or 0) - start)
-            self.file.seek(self.offset + start)
-            yield self.file.read(most)
+            yield read_at(self.file, self.offset + start, most)
 
 
 class Request(NamedTuple):

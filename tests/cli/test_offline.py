@@ -79,6 +79,15 @@ def test_an_offline_command_loads_no_network_stack(python: Run, words: List[str]
     assert loaded(done) & NETWORK == set()
 
 
+@pytest.mark.parametrize("words", [words for words in OFFLINE if words[0] in ("images", "check", "save", "unpack")],
+                         ids=" ".join)
+def test_an_archive_as_root_loads_no_network_stack(python: Run, words: List[str]) -> None:
+    done = python(["-X", "importtime", "-m", "minipull"], ["--root", "ARCHIVE", *words])
+    assert done.code == 0, done
+    assert "minipull.archive.stream" in loaded(done)  # since `part` imports it by name, reader itself is not listed
+    assert loaded(done) & NETWORK == set()
+
+
 @pytest.mark.parametrize("command", sorted({words[0] for words in OFFLINE}))
 def test_the_help_of_an_offline_command_loads_only_the_parser(python: Run, command: str) -> None:
     done = python(["-X", "importtime", "-m", "minipull"], [command, "--help"])
