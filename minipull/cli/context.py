@@ -16,7 +16,8 @@ from typing import (
 
 from ..cancel import Cancel
 from ..digest import Buffer
-from ..errors import Error, InvalidDocument, InvalidReference, PolicyError, StorageError, escape, shown
+from ..errors import (
+    ContentMismatch, Error, InvalidDocument, InvalidReference, PolicyError, StorageError, escape, shown)
 from ..image.config import Image
 from ..parts import left_out, part
 from ..progress import Progress
@@ -45,7 +46,7 @@ class Context:
         self._renderer: Optional[Renderer] = None
         self._settings: Optional[Settings] = None
         self._source: Optional[ImageSource] = None
-        self._open = contextlib.ExitStack()
+        self.resources = contextlib.ExitStack()  # closed when the command ends
 
     @property
     def settings(self) -> Settings:
@@ -68,10 +69,7 @@ class Context:
 
     @property
     def source(self) -> ImageSource:
-        """The images to read: the store, or the archive that --root names, opened until close().
-
-        That other users may change either is told, once, or refused.
-        """
+        """The store or archive to read; that other users may change it is told, once, or refused."""
         if self._source is None:
             store = self.settings.store()
             in_archive = os.path.isfile(store.root)
@@ -89,9 +87,9 @@ class Context:
     def _archive(self, store: Store) -> ImageSource:
         """Open the archive that is in the place of a store; raises StorageError, InvalidDocument."""
         try:
-            archive: ImageSource = self._open.enter_context(part("archive.reader").opened(
+            archive: ImageSource = self.resources.enter_context(part("archive.reader").opened(
                 store.root, self.cancel, store.layers.zstd, in_place=True))
-        except (InvalidDocument, PolicyError) as exc:
+        except (ContentMismatch, InvalidDocument, PolicyError) as exc:
             raise exc.within("archive %s" % store.root) from exc
         return archive
 
@@ -99,9 +97,6 @@ class Context:
     def store(self) -> Store:
         """The store, to be written to; raises StorageError where --root names an archive."""
         return self.source.writable
-
-    def close(self) -> None:
-        self._open.close()
 
     def existing(self, source: S) -> S:
         """Return the source of a command that shows it; --root may be mistyped, so it is told if there is none."""
@@ -197,7 +192,7 @@ def perform(flags: argparse.Namespace, cancel: Cancel) -> int:
     """Run the command that ``flags`` name, with every error as one line; returns the exit code."""
     context = Context(flags, cancel)
     try:
-        with contextlib.closing(context):
+        with context.resources:
             module = importlib.import_module("." + flags.module, __package__)
             code: Optional[int] = getattr(module, "do_" + flags.command)(context, flags)
             return code or 0
