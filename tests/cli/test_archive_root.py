@@ -195,12 +195,18 @@ def test_check_tells_of_an_archive_and_of_images_in_it(call: Call, archive: Path
     assert done.code == 6 and done.out.startswith(member)
 
 
-def test_a_damaged_manifest_is_told_by_check_of_its_name(call: Call, archive: Path, kept: Kept) -> None:
-    raw = minipull.Store(str(kept.store)).document(minipull.Store(str(kept.store)).image(ONE).descriptor).raw
-    whole = archive.read_bytes()
+def test_a_damaged_document_is_told_by_check_of_its_name(call: Call, archive: Path, kept: Kept) -> None:
+    store, whole = minipull.Store(str(kept.store)), archive.read_bytes()
+    document = store.document(store.image(ONE).descriptor)
+    config = list(document.blobs)[0].digest
+    raw = store.content.read(config, 1 << 20)
     archive.write_bytes(whole.replace(raw, raw[:20] + b"X" + raw[21:]))
     done = call("--root", archive, "check", ONE)
-    assert done.code == 6 and "Traceback" not in done.err
+    assert done.code == 6 and os.path.join("blobs", *config.split(":")) + ": config: " in done.out
+    archive.write_bytes(whole.replace(document.raw, document.raw[:20] + b"X" + document.raw[21:]))
+    done = call("--root", archive, "check", ONE)
+    assert (done.code, done.line) == (6, "minipull: archive %s: blob %s is something else\n" % (
+        archive, document.digest))
 
 
 def test_an_archive_may_be_replaced_by_what_is_read_from_it(call: Call, archive: Path, kept: Kept) -> None:
