@@ -20,6 +20,8 @@ from minipull.registry.errors import RegistryError
 from minipull.distribution.pull_v1 import V1IDService
 from minipull.distribution.push_v1 import tarsum
 from minipull.cancel import Cancel
+from minipull.archive.reader import opened
+from minipull.store.store import ImageSource
 from minipull.xfer.upload import LayerUploadManager
 from tests.kit.servers import ScriptedServer, hold, reply, reset, sleep
 from tests.kit.stores import keep
@@ -37,7 +39,7 @@ def stored(store: minipull.Store, tmp_path: Path, *names: str, **more: Any) -> i
     return made
 
 
-def push(server: ScriptedServer, store: minipull.Store, name: str = "ns/r:1", **more: Any) -> List[Any]:
+def push(server: ScriptedServer, store: ImageSource, name: str = "ns/r:1", **more: Any) -> List[Any]:
     return minipull.push(
         server.host + "/" + name, store, service=minipull.RegistryService(legacy_v1=True, timeout=5),
         uploads=LayerUploadManager(tick=0.001), **more)
@@ -72,6 +74,22 @@ def test_an_image_is_a_chain_named_by_its_chain_ids_and_its_image_id(
     assert {layer.result for layer in pushed.layers} == {"Image successfully pushed"}
     known = V1IDService(store.metadata)
     assert [known.get(v1_id, server.host) for v1_id in ids] == made.diff_ids
+
+
+def test_an_archive_is_pushed_as_the_store_that_it_was_saved_from(
+        server: ScriptedServer, store: minipull.Store, tmp_path: Path) -> None:
+    name, path = server.host + "/ns/r:1", tmp_path / "a.tar"
+    stored(store, tmp_path, name)
+    minipull.save([name], store, str(path))
+    with opened(str(path), Cancel()) as archive, ScriptedServer() as other:
+        sent = []
+        for source, target in ((store, server), (archive, other)):
+            v1 = V1Server(target)
+            pushed = minipull.push(name, source, dest=target.host + "/ns/r:1", uploads=LayerUploadManager(
+                tick=0.001), service=minipull.RegistryService(legacy_v1=True, timeout=5))
+            sent.append((v1.images, v1.tags, v1.tarsums, [layer.diff_id for layer in pushed[0].layers]))
+        assert sent[0] == sent[1] and len(sent[1][0]) == 3
+        assert V1IDService(archive.metadata).get(list(sent[1][0])[0], other.host) == sent[1][3][0]
 
 
 def test_everything_comes_in_order(server: ScriptedServer, store: minipull.Store, tmp_path: Path) -> None:
