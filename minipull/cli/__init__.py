@@ -11,6 +11,7 @@ The modules in reading order:
     settings    flags, environment and files become objects
     render      progress on a terminal, in a log, as JSON
     context     settings, store and output of a command; errors become exit codes
+    lists       @FILE, globs of tags
     registry    pull push tags manifest digest
     copy        copy
     store       images inspect tag rm gc check save load
