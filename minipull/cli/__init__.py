@@ -11,7 +11,8 @@ The modules in reading order:
     settings    flags, environment and files become objects
     render      progress on a terminal, in a log, as JSON
     context     settings, store and output of a command; errors become exit codes
-    lists       @FILE, globs of tags
+    lists       @FILE, globs of tags, pins
+    plan        --dry-run: what would move
     registry    pull push tags manifest digest
     copy        copy
     store       images inspect tag rm gc check save load

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plans: the answer of a command with --dry-run, per image and in all.
+
+A blob that several images need counts for the first, and is there for the others.
+Manifests are asked for, and not counted.
+"""
+from typing import Any, Dict, Iterable, Mapping, Sequence
+
+from ..digest import Digest
+from .context import Context
+from .render import human_size
+
+Row = Dict[str, Any]
+Sizes = Mapping[Digest, int]  # of blobs, in bytes
+_KINDS = ("", "there_", "mounted_")
+
+
+def row(name: object, digest: str, moved: Sizes, there: Sizes, mounted: Sizes) -> Row:
+    """The plan of one image: the bytes of the blobs to move, of those that are there, to be mounted."""
+    numbers = {}
+    for kind, sizes in zip(_KINDS, (moved, there, mounted)):
+        numbers.update({kind + "blobs": len(sizes), kind + "bytes": sum(sizes.values())})
+    return dict({"name": str(name), "digest": digest}, **numbers)
+
+
+def total(rows: Iterable[Row]) -> Row:
+    """The plan of all images, which are to be in the order of the transfer."""
+    keys = [kind + unit for kind in _KINDS for unit in ("blobs", "bytes")]
+    rows = list(rows)
+    return {key: sum(row[key] for row in rows) for key in keys}
+
+
+def show_plan(context: Context, rows: Sequence[Row]) -> None:
+    """Print plans, and their total as the last line, or as JSON: ``images`` and ``total``."""
+    context.answer({"images": rows, "total": total(rows)}, [
+        *("%s@%s: %s" % (row["name"].partition("@")[0], row["digest"], sentence(row)) for row in rows),
+        sentence(total(rows))])
+
+
+def sentence(row: Row) -> str:
+    parts = [(row[kind + "blobs"], human_size(row[kind + "bytes"])) for kind in _KINDS]
+    return "would move %d blobs, %s; %d blobs, %s are there; %d, %s would be mounted" % (
+        *parts[0], *parts[1], *parts[2])
