@@ -71,6 +71,9 @@ def _images(ref: Union[str, Reference], store: ImageSource) -> List[Named]:
     with contextlib.suppress(InvalidReference):
         name = ref if isinstance(ref, Reference) else Reference.parse(ref)
         every_tag = not name.tag and not name.digest
+        pinned = store.references.find(name) if name.digest else None
+        if pinned:  # it keeps its tag
+            return [(name._replace(digest=None) if name.tag else name, pinned.descriptor)]
         images = [(stored.name, stored.descriptor) for stored in store.references.all()
                   if stored.name == name.docker_ref()
                   or every_tag and stored.name.name == name.name and stored.name.tag]

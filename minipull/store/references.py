@@ -62,6 +62,14 @@ class Names(abc.ABC):
     def get(self, name: Reference) -> Optional[Association]:
         return next((item for item in self.all() if item.name == name), None)
 
+    def find(self, name: Reference) -> Optional[Association]:
+        """Find a name, or the image of a digest in its repository: best by the same tag, or without one."""
+        if name.digest is None:
+            return self.get(name)
+        items = [item for item in self.all() if item.name.name == name.name
+                 and name.digest in (item.name.digest, item.source, item.descriptor.digest)]
+        return min(items, key=lambda item: item.name.tag != name.tag, default=None)
+
 
 class ReferenceStore(Names):
     """The names of one root; ``timeout`` (seconds) is for the lock."""

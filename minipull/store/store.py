@@ -67,10 +67,10 @@ class ImageSource:
             if len(prefix) == 64:
                 raise NotFound("No such image: %s" % name)
         try:
-            reference = (name if isinstance(name, Reference) else Reference.parse(name)).docker_ref()
+            reference = (name if isinstance(name, Reference) else Reference.parse(name)).with_default_tag()
         except InvalidReference as exc:
             raise exc.within(shown(str(name), 300) or "''") from exc
-        association = self.references.get(reference)
+        association = self.references.find(reference)
         if association is None:
             raise NotFound("No such image: %s" % reference.familiar)
         return self.load(association)
