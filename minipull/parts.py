@@ -4,6 +4,7 @@
 Everything else works without them, because they are imported by name when they
 are needed.
 """
+import contextlib
 import importlib
 from typing import Any, Dict, Optional, Tuple
 
@@ -34,3 +35,12 @@ def left_out(error: ImportError) -> Optional[NotInBuild]:
             label = "the part legacy (v1, schema 1)" if name == "legacy" else name + "/"
             return NotInBuild("%s is not in this build of minipull" % label)
     return None
+
+
+def carrier() -> str:
+    """The path of the bundle that this package was imported from, or empty; see archive/bundle.py."""
+    path = str(getattr(__spec__ and __spec__.loader, "archive", ""))  # of zipimport
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        if file.read(512)[257:262] == b"ustar":
+            return path
+    return ""
