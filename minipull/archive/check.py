@@ -5,7 +5,7 @@ from typing import Callable, List, Optional
 
 from ..cancel import Cancel
 from ..errors import Error, StorageError
-from ..store.check import Problem, check_images
+from ..store.check import UNVERIFIED, Problem, check_images
 from .reader import image_of, opened
 
 
@@ -15,8 +15,12 @@ def check_archive(path: str, cancel: Cancel, zstd: Optional[str] = None,
     try:
         with opened(path, cancel, zstd, warn=warn, in_place=in_place) as archive:
             tops = [top for _, top in map(image_of, archive.references.descriptors())]
-            return [problem._replace(path=os.path.join(path, problem.path))
-                    for problem in check_images(archive, tops, cancel)]
+            problems = check_images(archive, tops, cancel)
+            if archive.content.left_out:
+                sizes = archive.content.left_out.values()
+                text = "a delta: %d blobs, %d bytes, are left out; %s had them"
+                problems.append(Problem(".", UNVERIFIED, text % (len(sizes), sum(sizes), archive.base)))
+            return [problem._replace(path=os.path.join(path, problem.path)) for problem in problems]
     except Error as exc:
         cancel.check()
         if isinstance(exc, StorageError):  # which tells nothing about the archive

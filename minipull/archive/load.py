@@ -6,19 +6,19 @@ Mirrors moby's image/tarexport/load.go.
 import contextlib
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import BinaryIO, Dict, List, Optional, Sequence, Set, Union
+from typing import BinaryIO, Dict, Iterable, List, Optional, Sequence, Set, Tuple, Union
 
 from ..cancel import Cancel
 from ..digest import DiffID, Digest
-from ..errors import ContentMismatch, Error, StorageError, Unsupported
+from ..errors import ContentMismatch, Error, NotFound, StorageError, Unsupported
 from ..files import make_directory
 from ..image.config import Image, ImageConfig
 from ..image.descriptor import Descriptor
 from ..image.manifest import Manifest, is_runnable
 from ..image.walk import Seen
 from ..progress import Meter, Output, Progress, discard, serialized
-from ..store.store import MAX_CONFIG, ImageSource, Store
-from .reader import opened
+from ..store.store import MAX_CONFIG, Store
+from .reader import Archive, opened
 
 
 def load(file: Union[str, BinaryIO], store: Store, *, progress: Output = discard,
@@ -27,7 +27,8 @@ def load(file: Union[str, BinaryIO], store: Store, *, progress: Output = discard
 
     No image has a name before all of them are stored and verified.  An image
     without a name is called ``localhost/loaded@DIGEST``.  Raises
-    InvalidDocument, ContentMismatch, PolicyError, StorageError, Cancelled.
+    NotFound for a delta without its base, InvalidDocument, ContentMismatch, PolicyError,
+    StorageError, Cancelled.
     """
     cancel, output = cancel or Cancel(), serialized(progress)
     try:
@@ -56,7 +57,36 @@ def load(file: Union[str, BinaryIO], store: Store, *, progress: Output = discard
         raise exc.within("load %s" % file if isinstance(file, str) else "load") from exc
 
 
-def _take(archive: ImageSource, tops: Sequence[Descriptor], store: Store, output: Output,
+def needed(file: Union[str, BinaryIO], store: Store,
+           cancel: Cancel) -> List[Tuple[str, Digest, Dict[Digest, int]]]:
+    """Return name and digest of each image that load() would take, and the sizes of its blobs.
+
+    Raises as load(), and writes nothing.
+    """
+    try:
+        with opened(file, cancel, store.layers.zstd) as archive:
+            images = [(str(image.name), image.source, {
+                item.digest: item.size for item, _ in archive.walk(image.descriptor)
+                if item.digest in archive.content.left_out or archive.content.has(item.digest, item.size)})
+                for image in archive.references.all()]
+            _complete(archive, {digest for _, _, sizes in images for digest in sizes}, store)
+            return images
+    except Error as exc:
+        raise exc.within("load %s" % file if isinstance(file, str) else "load") from exc
+
+
+def _complete(archive: Archive, digests: Iterable[Digest], store: Store) -> None:
+    """Raise NotFound if the archive is a delta, and ``store`` lacks a blob that it leaves out."""
+    sizes = archive.content.left_out
+    lacking = sorted(digest for digest in sizes.keys() & set(digests)
+                     if not store.content.has(digest, sizes[digest]))
+    if lacking:
+        text = "%d of the blobs that it leaves out, %d bytes, are not in the store: %s%s; load %s first"
+        raise NotFound(text % (len(lacking), sum(sizes[digest] for digest in lacking), ", ".join(lacking[:3]),
+                               ", ..." if lacking[3:] else "", archive.base))
+
+
+def _take(archive: Archive, tops: Sequence[Descriptor], store: Store, output: Output,
           cancel: Cancel) -> None:
     """Copy all that some images need, and compare every layer with the DiffID in its config."""
     blobs: Dict[Digest, Descriptor] = {}
@@ -69,6 +99,8 @@ def _take(archive: ImageSource, tops: Sequence[Descriptor], store: Store, output
                 config = ImageConfig.parse(archive.content.read(document.config.digest, MAX_CONFIG))
                 for blob, diff_id in config.paired(document.layers):
                     claims.setdefault(blob.digest, set()).add(diff_id)
+
+    _complete(archive, blobs, store)
 
     def take(blob: Descriptor) -> None:
         if not store.content.has(blob.digest, blob.size):

@@ -12,7 +12,7 @@ import re
 from typing import BinaryIO, Dict, List, Optional, Tuple, Union, cast
 
 from ..digest import Digest
-from ..errors import ContentMismatch, InvalidDocument, PolicyError, file_errors, shown
+from ..errors import ContentMismatch, InvalidDocument, NotFound, PolicyError, file_errors, shown
 from ..files import Extent
 from ..image.descriptor import Descriptor
 from ..image.tar import BLOCK, FILE, LINK, SYMLINK, Reader
@@ -108,7 +108,15 @@ class Members(BlobSource):
         extent = self.find(self._name(digest))
         return extent[1] if extent else None
 
+    def has(self, digest: Digest, size: int) -> bool:
+        """Whether a blob is there; raises NotFound for one that a delta leaves out."""
+        if digest in self.left_out:
+            raise NotFound("blob %s is left out of %s, which is a delta: load it, and use the store" % (
+                digest, self.root))
+        return super().has(digest, size)
+
     def open(self, digest: Digest) -> BinaryIO:
+        self.has(digest, 0)
         return io.BytesIO(self._made[digest]) if digest in self._made else self.member(self._name(digest))
 
     def read(self, digest: Digest, limit: int) -> bytes:

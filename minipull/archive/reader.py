@@ -5,6 +5,9 @@
   the images that it has not.
 - A layer of docker's own archives is a plain tar, so its digest is its DiffID.
 - An image that comes without a manifest gets one of schema 2, always the same.
+- A delta lacks blobs that its reader has, and lists them in a member of its own, DELTA:
+  {"version": 1, "bases": ["week1.tar"], "blobs": {"sha256:...": 1234}}.  Manifests, indexes
+  and configs are there.  It has no manifest.json, so that docker refuses it.
 
 Spec: image-spec image-layout.md; docker's format: moby's image/tarexport.
 """
@@ -25,7 +28,8 @@ from ..image.config import ImageConfig
 from ..image.descriptor import (
     DOCKER_CONFIG, DOCKER_MANIFEST, DOCKER_TAR, Descriptor, select)
 from ..image.manifest import MAX_LAYERS, MAX_MANIFEST, Index, Manifest, is_runnable
-from ..image.strictjson import as_object, compact, object_at, parse_json, parse_value, string_at, strings_at
+from ..image.strictjson import (
+    as_object, compact, digests_at, int_at, object_at, parse_json, parse_value, string_at, strings_at)
 from ..image.tar import Reader
 from ..image.walk import Bounds, Seen, walk
 from ..parts import part
@@ -36,10 +40,12 @@ from ..store.metadata import MemoryMetadata
 from ..store.references import REF_NAME, Association, Names, association, check_name, named
 from ..store.store import MAX_CONFIG, ImageSource, host_platform
 from .members import Members, inside
-from .save import Named
 from .stream import DECODERS, Pipe
 
+DELTA = "minipull-delta.json"
+MAX_DELTA = 16 << 20  # bytes of that
 MAX_DOCUMENTS = 64 << 20  # bytes; of all documents of docker's own
+Named = Tuple[Optional[Reference], Descriptor]  # an image and its name, if it has one
 UNNAMED = Reference("localhost", "loaded")  # with its digest, the name of an image that has none
 
 
@@ -97,6 +103,9 @@ class Archive(ImageSource):
         self._room = MAX_DOCUMENTS
         self._by_config: Dict[Digest, Descriptor] = {}  # manifests of the layout
         self._layers: Dict[Tuple[str, Optional[DiffID]], Tuple[Descriptor, DiffID]] = {}
+        self.base = ""  # of a delta: the names of its bases
+        if self._members.find(DELTA):
+            self._delta()
         lacking = self._layout() if self._members.find("oci-layout") else {}
         has_manifest = self._members.find("manifest.json") is not None
         if has_manifest:
@@ -113,6 +122,19 @@ class Archive(ImageSource):
         data = self._members.member(name, min(limit, self._room)).read()
         self._room -= len(data)
         return data
+
+    def _delta(self) -> None:
+        """Note the blobs that the archive leaves out; raises InvalidDocument."""
+        members = parse_json(self._read(DELTA, MAX_DELTA), DELTA)
+        if int_at(members, "version", DELTA) != 1:
+            raise InvalidDocument("%s: version must be 1; a newer minipull may know another" % DELTA)
+        sizes = object_at(members, "blobs", DELTA)
+        self._members.left_out = {digest: int_at(sizes, digest, DELTA)
+                                  for digest in digests_at({"blobs": list(sizes)}, "blobs", DELTA)}
+        self.base = shown(" and ".join(strings_at(members, "bases", DELTA)), 300) or "its base"
+        for digest in self._members.left_out:
+            if self._members.size(digest) is not None:
+                raise InvalidDocument("%s: %s is in the archive" % (DELTA, digest))
 
     def _layout(self) -> Dict[str, str]:
         """Take the images of index.json; return, by label, an error text for each that lacks a blob."""
@@ -157,13 +179,15 @@ class Archive(ImageSource):
         its manifests: such a manifest lacks itself.
         """
         needed, manifests = list(document.blobs), document.manifests if isinstance(document, Index) else ()
+        config = document.config if isinstance(document, Manifest) else None
         for child in manifests:
             if not child.is_document:
                 needed.append(child)
             elif lost.get(child.digest, child.digest) is not None:
                 return lost.get(child.digest, child.digest)
         for item in needed:
-            if not self.content.has(item.digest, item.size) and not item.is_foreign:
+            if self.content.size(item.digest) != item.size and not item.is_foreign and (
+                    item is config or self.content.left_out.get(item.digest) != item.size):
                 return item.digest
         if isinstance(document, Manifest) and not document.layers and is_runnable(document) and (
                 ImageConfig.parse(self.content.read(document.config.digest, MAX_CONFIG)).diff_ids):

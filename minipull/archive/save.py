@@ -11,50 +11,63 @@ Mirrors moby's image/tarexport/save.go.  Spec: image-spec image-layout.md.
 """
 import contextlib
 import os
+import re
 import stat
-from typing import Any, BinaryIO, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, BinaryIO, Container, Dict, Iterator, List, Optional, Sequence, Set, Tuple, Union
 
 from ..cancel import Cancel
 from ..digest import Buffer, Digest, Verifier
 from ..errors import (
-    ContentMismatch, InvalidReference, NotFound, StorageError, corrupt, file_errors, storage_errors)
+    ContentMismatch, Error, InvalidDocument, InvalidReference, NotFound, StorageError, corrupt, file_errors,
+    shown, storage_errors)
 from ..files import replacing, write_all
 from ..image.descriptor import OCI_INDEX, Descriptor
 from ..image.manifest import Manifest, is_runnable
 from ..image.platform import Platform
-from ..image.strictjson import compact
+from ..image.strictjson import check_memory, compact
 from ..image.tar import DIRECTORY, END, FILE, Entry, header, padding
+from ..parts import part
 from ..progress import Meter, Output, Progress, discard, serialized
 from ..reference import Reference
-from ..store.compression import BUFFER, pieces
+from ..store.compression import BUFFER, is_compressed, pieces
 from ..store.references import IMAGE_NAME, LAYOUT, REF_NAME
-from ..store.store import ImageSource, host_platform
+from ..store.store import ImageSource, Store, host_platform
+from .reader import DELTA, UNNAMED, Named, opened
 
-Named = Tuple[Optional[Reference], Descriptor]  # an image and its name, if it has one
+#: The hexadecimal part of a digest, in what find, ls, tar, sha256sum or minipull print.
+_ENCODED = re.compile(rb"\b(?:[0-9a-f]{64}|[0-9a-f]{96}|[0-9a-f]{128})\b")
 
 
 def save(refs: Sequence[Union[str, Reference]], store: ImageSource, file: Union[str, BinaryIO], *,
-         platform: Union[str, Platform, None] = None, progress: Output = discard,
-         cancel: Optional[Cancel] = None) -> None:
+         platform: Union[str, Platform, None] = None, bases: Sequence[str] = (), bundle: bool = False,
+         without: Sequence[str] = (), progress: Output = discard, cancel: Optional[Cancel] = None) -> None:
     """Write stored images to an archive; ``file`` is a path or an open file.
 
     A name without a tag means all its tags.  An index is saved as a whole, or its
-    image for ``platform``.  A file at the path is replaced in one step.  Raises
-    NotFound, InvalidReference, StorageError, Cancelled.
+    image for ``platform``.  Blobs are left out that one of ``bases`` has, each the
+    path of a store, layout, archive or list of digests.  A ``bundle`` has this package at its end,
+    less the parts ``without``.  A file at the path is replaced in one step.  Raises
+    NotFound, InvalidReference, InvalidDocument, StorageError, Cancelled.
     """
-    data = saved(refs, store, platform, serialized(progress), cancel or Cancel())
-    if isinstance(file, str):
-        write_file(file, data)
-    else:
-        for piece in data:
+    cancel = cancel or Cancel()
+    with contents(refs, store, platform, serialized(progress), cancel, bases, bundle, without) as archive:
+        if isinstance(file, str):
+            write_file(file, archive.pieces(cancel))
+            return
+        for piece in archive.pieces(cancel):
             file.write(piece)
 
 
-def saved(refs: Sequence[Union[str, Reference]], store: ImageSource, platform: Union[str, Platform, None],
-          output: Output, cancel: Cancel) -> Iterator[Buffer]:
-    """Yield the archive of some stored images, piece by piece; raises as save()."""
+@contextlib.contextmanager
+def contents(refs: Sequence[Union[str, Reference]], store: ImageSource, platform: Union[str, Platform, None],
+             output: Output, cancel: Cancel, bases: Sequence[str] = (), bundle: bool = False,
+             without: Sequence[str] = ()) -> Iterator["Contents"]:
+    """Yield the archive of some stored images, to be read in the block; raises as save()."""
     if isinstance(platform, str):
         platform = Platform.parse(platform, host_platform())
+    if bundle and "archive" in without:
+        raise InvalidReference("a bundle reads itself, so it can't be without the part archive")
+    tail = part("archive.bundle").program(without) if bundle else b""
     images: List[Named] = []
     with store.reading(cancel):
         for ref in refs:
@@ -63,7 +76,39 @@ def saved(refs: Sequence[Union[str, Reference]], store: ImageSource, platform: U
                 if top is None:
                     raise NotFound("%s has nothing for %s" % (ref, str(platform)))
                 images.append((name.with_digest(top.digest) if name and name.digest else name, top))
-        yield from packed(store, images, platform or host_platform(), output, cancel)
+        had: Set[Digest] = set()
+        for path in bases:
+            try:
+                had.update(_had(path, cancel, store.layers.zstd))
+            except Error as exc:
+                raise exc.within("base %s" % path) from exc
+        names = sorted(shown(os.path.basename(os.path.abspath(path)), 200) for path in bases)
+        yield Contents(store, images, platform or host_platform(), output, had, names, tail)
+
+
+def _had(base: str, cancel: Cancel, zstd: Optional[str]) -> Iterator[Digest]:
+    """Yield the blobs of a store or layout, of the images of an archive, or those that a text lists."""
+    if os.path.isdir(base):
+        if not os.path.isdir(os.path.join(base, "blobs")):
+            raise NotFound("it is neither a store nor an image layout")
+        yield from Store(base).content.digests()
+        return
+    with file_errors("open"), open(base, "rb") as file:
+        head = file.peek(512)
+        if b"\0" in head or is_compressed(head[:6]):
+            with opened(file, cancel, zstd) as archive:
+                for image in archive.references.all():
+                    for item, _ in archive.walk(image.descriptor):
+                        # Who has loaded a delta has what that leaves out.
+                        if item.digest in archive.content.left_out or (
+                                archive.content.has(item.digest, item.size)):
+                            yield item.digest
+            return
+        digests = {"sha%d:%s" % (4 * len(text), text.decode())
+                   for line in file for text in _ENCODED.findall(line)}
+    if not digests:
+        raise InvalidDocument("it is no archive, and there is no digest in it")
+    yield from map(Digest, digests)
 
 
 def _images(ref: Union[str, Reference], store: ImageSource) -> List[Named]:
@@ -82,62 +127,52 @@ def _images(ref: Union[str, Reference], store: ImageSource) -> List[Named]:
     return [(None, store.image(ref).descriptor)]
 
 
-def packed(store: ImageSource, images: Sequence[Named], platform: Platform, output: Output,
-           cancel: Cancel) -> Iterator[Buffer]:
-    """Yield the archive of some images, docker's part of it for ``platform``; raises StorageError."""
-    contents = _Contents(store, platform, output)
-    for name, top in sorted(images, key=lambda pair: (str(pair[0] or ""), pair[1].digest)):
-        contents.add(name, top)
-    for file, data in contents.documents():
-        yield header(Entry(file.encode(), FILE, len(data))) + data + padding(len(data))
-    blobs = contents.blobs
-    for folder in ["blobs/"] + sorted({"blobs/%s/" % digest.algorithm for digest in blobs}):
-        yield header(Entry(folder.encode(), DIRECTORY, mode=0o755))
-    meter = Meter(output, "", "Saving", sum(blobs.values()))
-    for digest in sorted(blobs):
-        yield header(Entry(_member(digest).encode(), FILE, blobs[digest]))
-        verifier = Verifier(digest.algorithm)
-        with store.content.open(digest) as source, storage_errors("read blob %s" % digest):
-            for piece in pieces(source, cancel, verifier, BUFFER):
-                yield piece
-                meter.advance(len(piece))
-        try:
-            verifier.verify(digest, blobs[digest], "blob")
-        except ContentMismatch as exc:
-            raise corrupt(digest) from exc
-        yield padding(blobs[digest])
-    meter.finish()
-    yield END
+class Contents:
+    """What an archive holds: documents that list its images, and ``blobs`` (digest to size in bytes)."""
 
+    def __init__(self, store: ImageSource, images: Sequence[Named], platform: Platform, output: Output,
+                 had: Container[Digest] = (), bases: Sequence[str] = (), tail: bytes = b"") -> None:
+        """Collect the blobs of ``images``, all but those that the ``bases`` ``had``.
 
-class _Contents:
-    """The blobs of an archive (digest to size in bytes), and the documents that list its images."""
-
-    def __init__(self, store: ImageSource, platform: Platform, output: Output) -> None:
+        ``platform`` is that of docker's part; ``tail`` follows the tar.  Raises an Error for a missing blob.
+        """
+        unique = {(str(name or ""), top.digest): (name, top) for name, top in images}
+        self.images = [unique[key] for key in sorted(unique)]
         self.blobs: Dict[Digest, int] = {}
         self._store = store
         self._platform = platform
         self._output = output
+        self._bases = bases
+        self._tail = tail
         self._entries: List[Dict[str, Any]] = []
         self._docker: Dict[Digest, Dict[str, Any]] = {}
         self._repositories: Dict[str, Dict[str, str]] = {}
+        kept: Set[Digest] = set()
+        for name, top in self.images:
+            for blob in store.missing(top, foreign=True):
+                raise StorageError("%s lacks blob %s; pull it again, with --foreign if it has URLs" % (
+                    name.familiar if name else top.digest, blob.digest))
+            for item, document in store.walk(top):
+                self.blobs[item.digest] = item.size
+                if item.is_document:
+                    kept.add(item.digest)
+                if isinstance(document, Manifest):
+                    kept.add(document.config.digest)
+        self.left_out = {digest: self.blobs.pop(digest) for digest in set(self.blobs) - kept if digest in had}
+        for name, top in self.images:
+            self._list(name, top)
 
-    def add(self, name: Optional[Reference], top: Descriptor) -> None:
-        """Add an image with all that it needs; raises StorageError if some of that is missing."""
-        label = name.familiar if name else top.digest
-        for blob in self._store.missing(top, foreign=True):
-            raise StorageError("%s lacks blob %s; pull it again, with --foreign if it has URLs" % (
-                label, blob.digest))
+    def _list(self, name: Optional[Reference], top: Descriptor) -> None:
+        """List an image in index.json, and for docker unless this is a delta."""
         notes = {REF_NAME: str(name), IMAGE_NAME: str(name)} if name else None
-        entry = Descriptor(top.media_type, top.digest, top.size, annotations=notes).to_json()
-        if entry in self._entries:
+        self._entries.append(Descriptor(top.media_type, top.digest, top.size, annotations=notes).to_json())
+        if self.left_out:
             return
-        self._entries.append(entry)
-        self.blobs.update((item.digest, item.size) for item, _ in self._store.walk(top))
         ours = self._store.on(self._platform, top)
         document = self._store.document(ours) if ours else None
         if not isinstance(document, Manifest) or not is_runnable(document):
             text = "warning: %s has nothing for %s, so docker before 25 won't find it"
+            label = name.familiar if name else top.digest
             self._output(Progress(message=text % (label, str(self._platform))))
             return
         item = self._docker.setdefault(document.digest, {
@@ -149,9 +184,57 @@ class _Contents:
                 tags = self._repositories.setdefault(name.familiar_name, {})
                 tags[name.tag] = document.layers[-1].digest.encoded
 
-    def documents(self) -> Iterator[Tuple[str, bytes]]:
+    def needed(self) -> Iterator[Tuple[str, Digest, Dict[Digest, int]]]:
+        """Yield the name and digest of each image, and the sizes of its blobs, those left out as well."""
+        for name, top in self.images:
+            sizes = {item.digest: item.size for item, _ in self._store.walk(top)}
+            yield str(name or UNNAMED), top.digest, sizes
+
+    @property
+    def size(self) -> int:
+        """The size of the archive in bytes."""
+        members = sum(len(head) + size + len(padding(size)) for head, size, _ in self._members())
+        return members + len(END) + len(self._tail)
+
+    def pieces(self, cancel: Cancel) -> Iterator[Buffer]:
+        """Yield the archive, piece by piece; each blob is verified.  Raises StorageError, Cancelled."""
+        meter = Meter(self._output, "", "Saving", sum(self.blobs.values()))
+        for head, size, source in self._members():
+            yield head
+            if isinstance(source, Digest):
+                verifier = Verifier(source.algorithm)
+                with self._store.content.open(source) as file, storage_errors("read blob %s" % source):
+                    for piece in pieces(file, cancel, verifier, BUFFER):
+                        yield piece
+                        meter.advance(len(piece))
+                try:
+                    verifier.verify(source, size, "blob")
+                except ContentMismatch as exc:
+                    raise corrupt(source) from exc
+            elif source:
+                yield source
+            yield padding(size)
+        meter.finish()
+        yield END
+        yield self._tail
+
+    def _members(self) -> Iterator[Tuple[bytes, int, Union[bytes, Digest]]]:
+        """Yield the header of each member, and its data or the digest of a blob with their size in bytes."""
+        for name, data in self._documents():
+            yield header(Entry(name.encode(), FILE, len(data))), len(data), data
+        for folder in ["blobs/"] + sorted({"blobs/%s/" % digest.algorithm for digest in self.blobs}):
+            yield header(Entry(folder.encode(), DIRECTORY, mode=0o755)), 0, b""
+        for digest in sorted(self.blobs):
+            yield header(Entry(_member(digest).encode(), FILE, self.blobs[digest])), self.blobs[digest], digest
+
+    def _documents(self) -> Iterator[Tuple[str, bytes]]:
         yield "oci-layout", LAYOUT
         yield "index.json", compact({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": self._entries})
+        if self.left_out:
+            delta = compact({"version": 1, "bases": self._bases, "blobs": dict(sorted(self.left_out.items()))})
+            check_memory(delta, DELTA)  # as its reader does
+            yield DELTA, delta
+            return
         yield "manifest.json", compact(list(self._docker.values()))
         if self._repositories:
             yield "repositories", compact(self._repositories)

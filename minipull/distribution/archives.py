@@ -6,8 +6,8 @@ import os
 import shutil
 from typing import Iterator, List, Optional
 
-from ..archive.reader import opened
-from ..archive.save import Named, packed, write_file
+from ..archive.reader import Named, opened
+from ..archive.save import Contents, write_file
 from ..cancel import Cancel
 from ..errors import StorageError, file_errors
 from ..files import directory_beside
@@ -64,7 +64,7 @@ def archive_end(place: Place, transfers: TransferManager, output: Output,
             label = named(entry)
             images.append((Reference.parse(label).with_default_tag() if label else None,
                            Descriptor.from_json(entry, "index.json")))
-        write_file(place.folder, packed(end.store, images, host_platform(), output, cancel))
+        write_file(place.folder, Contents(end.store, images, host_platform(), output).pieces(cancel))
 
 
 def _remove(folder: str, output: Output, cancel: Cancel) -> None:

@@ -174,6 +174,8 @@ class _Checker:
                     path, size = self._content.path(blob.digest), self._content.size(blob.digest)
                     if size is None and blob.is_foreign:
                         self._report(path, UNVERIFIED, "foreign layer is not stored")
+                    elif size is None and self._content.left_out.get(blob.digest) == blob.size:
+                        pass  # by a delta
                     elif size is None:
                         self._report(path, "missing", "needed by %s" % top.digest)
                     elif size != blob.size:

@@ -18,7 +18,7 @@ import functools
 import glob
 import json
 import os
-from typing import BinaryIO, Callable, ContextManager, List, Optional, Tuple
+from typing import BinaryIO, Callable, ContextManager, List, Mapping, Optional, Tuple
 
 from .. import files
 from ..cancel import Cancel
@@ -32,6 +32,7 @@ SYNC_EVERY = 64 << 20  # bytes of a partial between two fsyncs
 
 class BlobSource(abc.ABC):
     """Blobs to be read, by digest: those of a store or of an archive."""
+    left_out: Mapping[Digest, int] = {}  # blobs that a delta lacks on purpose, and their sizes in bytes
 
     @abc.abstractmethod
     def path(self, digest: Digest) -> str:

@@ -143,7 +143,7 @@ class ImageSource:
         digests: Set[Digest] = set()
         with contextlib.suppress(PolicyError):
             digests.update(item.digest for item, _ in self.walk(top))
-        return sum(self.content.size(digest) or 0 for digest in digests)
+        return sum(self.content.size(digest) or self.content.left_out.get(digest, 0) for digest in digests)
 
 
 class Store(ImageSource):

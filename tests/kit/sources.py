@@ -5,7 +5,7 @@ from typing import Dict, NamedTuple
 
 import pytest
 
-from minipull.archive.save import packed
+from minipull.archive.save import Contents
 from minipull.cancel import Cancel
 from minipull.digest import DiffID, Digest, Verifier
 from minipull.errors import Error, NotFound
@@ -119,7 +119,7 @@ class ImageSourceTests:
         tops = [image_of(entry) for entry in source.references.descriptors()]
         assert check_images(source, [top for _, top in tops], Cancel()) == []
         with source.reading():
-            pieces = packed(source, tops, Platform.parse("linux/amd64"), discard, Cancel())
-            saved = hashlib.sha256(b"".join(map(bytes, pieces))).hexdigest()
-        assert saved == hashlib.sha256(b"".join(map(bytes, packed(
-            source, tops[::-1], Platform.parse("linux/amd64"), discard, Cancel())))).hexdigest()
+            first, second = [hashlib.sha256(b"".join(map(bytes, Contents(
+                source, order, Platform.parse("linux/amd64"), discard).pieces(Cancel())))).hexdigest()
+                for order in (tops, tops[::-1])]
+        assert first == second
