@@ -21,5 +21,6 @@ The modules in reading order:
     doctor      doctor
     serve       serve
     parser      every flag of every command
+    bundle      a bundle on itself; the version
     main        run(), and signals
 """

@@ -13,6 +13,8 @@ import sys
 import threading
 from typing import Any, Dict, List, NoReturn, Sequence
 
+from .. import __version__
+from ..parts import carrier
 from .parser import command_line
 
 GRACE = 2.0  # seconds for a cancelled command to end by itself
@@ -35,10 +37,17 @@ def run() -> NoReturn:
 def main(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit code."""
     try:
-        flags = command_line().parse_args(arguments)
+        parser = command_line()
+        flags = parser.parse_args(arguments)
+        if flags.version and not flags.verbose:
+            print("minipull", __version__)
+            return 0
+        flags.command = "version" if flags.version else flags.command or "contents"
+        if flags.command == "contents" and (flags.root or not carrier()):
+            parser.error("the following arguments are required: COMMAND")
     except SystemExit as exc:
         return int(exc.code or 0)
-    except OSError as exc:  # of --help
+    except OSError as exc:  # of --help or --version
         return unwritten(exc)
     from ..cancel import Cancel
 

@@ -2,9 +2,10 @@
 """Every flag of the command line, by the modules that hold the commands."""
 import argparse
 import functools
+import shlex
 from typing import Any, Callable, NoReturn, Sequence
 
-from .. import __version__
+from ..parts import carrier
 
 
 class Parser(argparse.ArgumentParser):
@@ -16,6 +17,11 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
+def program() -> str:
+    """This program as it is called: a bundle by its path."""
+    return "python3 " + shlex.quote(carrier()) if carrier() else "minipull"
+
+
 _Add = Callable[..., Parser]
 
 
@@ -23,7 +29,7 @@ def _add_command(subparsers: Any, module: str, name: str, help: str, example: st
                  parents: Sequence[Parser] = (), formats: Sequence[str] = ("text", "json")) -> Parser:
     """Add a command, which is in ``module`` of this wing."""
     parser: Parser = subparsers.add_parser(
-        name, help=help, description=help, allow_abbrev=False, epilog="example: minipull " + example,
+        name, help=help, description=help, allow_abbrev=False, epilog="example: %s %s" % (program(), example),
         parents=parents)
     parser.set_defaults(module=module)
     parser.add_argument("--format", choices=formats)
@@ -36,17 +42,17 @@ def _add_command(subparsers: Any, module: str, name: str, help: str, example: st
 
 def command_line() -> Parser:
     parser = Parser(
-        prog="minipull", allow_abbrev=False,
+        prog=program(), allow_abbrev=False,
         description="Pull, push, copy and carry container images with nothing but Python's standard library.",
-        epilog="example: minipull pull alpine:3.20")
-    parser.add_argument("--version", action="version", version="minipull %s" % __version__)
+        epilog="example: %s pull alpine:3.20" % program())
+    parser.set_defaults(module="bundle", format=None)  # of no command
+    parser.add_argument("--version", action="store_true", help="with -v: the digest of this program too")
     parser.add_argument("--root", metavar="PATH", help="the store, or an archive to read as one")
     parser.add_argument("--strict-store", action="store_true", default=None, help="refuse one open to others")
     parser.add_argument("--config", metavar="FILE", help="settings file")
     parser.add_argument("-v", "--verbose", action="store_true", help="tracebacks for errors")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
-    subparsers.required = True
-    shared = functools.partial(Parser, "minipull", add_help=False, allow_abbrev=False)
+    shared = functools.partial(Parser, program(), add_help=False, allow_abbrev=False)
     progress = shared()
     _add_progress(progress)
     credentials = shared()
@@ -178,5 +184,12 @@ def _store_commands(add: _Add, progress: Parser) -> None:
     save.add_argument("refs", metavar="REF", nargs="+", help="a name without a tag means all its tags")
     save.add_argument("-o", "--output", metavar="FILE", help="instead of stdout")
     save.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help="only this of an index")
+    save.add_argument("--base", metavar="FILE|DIR", action="append", default=[], help="leave out the blobs that"
+                      " this archive, store, layout or list of digests has; may be repeated")
+    save.add_argument("--bundle", action="store_true", default=None,
+                      help="this program at its end: python3 FILE runs it")
+    save.add_argument("--without", metavar="PART,...", help="parts to leave out of the program")
+    save.add_argument("--dry-run", action="store_true", help="only say what would be written")
     load = add("load", "store the images of an archive", "load -i bundle.tar", parents=[progress])
-    load.add_argument("-i", "--input", metavar="FILE", help="instead of stdin")
+    load.add_argument("-i", "--input", metavar="FILE", help="instead of stdin, or of the bundle that this is")
+    load.add_argument("--dry-run", action="store_true", help="only say what would be stored")

@@ -4,7 +4,7 @@
 A blob that several images need counts for the first, and is there for the others.
 Manifests are asked for, and not counted.
 """
-from typing import Any, Dict, Iterable, Mapping, Sequence
+from typing import Any, Dict, Iterable, Mapping, Optional, Sequence
 
 from ..digest import Digest
 from .context import Context
@@ -30,11 +30,15 @@ def total(rows: Iterable[Row]) -> Row:
     return {key: sum(row[key] for row in rows) for key in keys}
 
 
-def show_plan(context: Context, rows: Sequence[Row]) -> None:
-    """Print plans, and their total as the last line, or as JSON: ``images`` and ``total``."""
-    context.answer({"images": rows, "total": total(rows)}, [
+def show_plan(context: Context, rows: Sequence[Row], archive: Optional[int] = None) -> None:
+    """Print plans, and their total as the last line, or as JSON: ``images`` and ``total``.
+
+    ``archive`` is the size in bytes of the archive that would be written: ``archive_bytes``.
+    """
+    sizes = {} if archive is None else {"archive_bytes": archive}
+    context.answer({"images": rows, "total": total(rows), **sizes}, [
         *("%s@%s: %s" % (row["name"].partition("@")[0], row["digest"], sentence(row)) for row in rows),
-        sentence(total(rows))])
+        *("the archive would have %d bytes" % size for size in sizes.values()), sentence(total(rows))])
 
 
 def sentence(row: Row) -> str:

@@ -14,7 +14,7 @@ import os
 import sys
 import threading
 import time
-from typing import IO, Any, Callable, Dict, Mapping, NamedTuple, Optional, Tuple
+from typing import IO, Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from ..errors import InvalidReference, escape, one_line
 from ..progress import Progress
@@ -30,6 +30,12 @@ def human_size(size: float) -> str:
         size /= 1000
         power += 1
     return "%.4g%s" % (size, _UNITS[power])
+
+
+def aligned(table: Sequence[Sequence[str]]) -> List[str]:
+    """The lines of a table whose columns, but for the last, are as wide as their widest cell."""
+    widths = [max(map(len, column)) for column in zip(*table)][:-1] + [0]
+    return ["   ".join(cell.ljust(width) for cell, width in zip(line, widths)) for line in table]
 
 
 def bar(current: int, total: int, width: int = 200) -> str:

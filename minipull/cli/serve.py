@@ -28,5 +28,7 @@ def do_serve(context: Context, flags: argparse.Namespace) -> None:
             say(text)
 
     context.source.references.descriptors()  # raises where the index is damaged or lost
+    for digest in context.source.content.left_out:
+        context.source.content.open(digest)  # raises, since a delta is no registry
     serve(context.store if writable else context.source, host, int(match.group(3)), writable,
           settings.text("as", "localhost"), context.cancel, ready, log)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, 
 from ..errors import Error, InvalidDocument, InvalidReference, StorageError, shown
 from ..files import read_file
 from ..image.strictjson import as_object, list_at, object_at, parse_json, string_at
+from ..parts import carrier
 from ..reference import DEFAULT_DOMAIN
 from ..store.store import Store
 from ..xfer.download import MAX_ATTEMPTS, LayerDownloadManager
@@ -118,7 +119,9 @@ class Settings:
     def root(self) -> str:
         """The path of the store, or of an archive in its place; raises StorageError without a home."""
         data = self._folder("XDG_DATA_HOME", ".local", "share")
-        root = self.text("root") or data and os.path.join(data, "minipull")
+        # A bundle is its own store whatever a shell's profile sets, but load takes it out of there.
+        bundle = "" if self._flags.get("command") == "load" else carrier()
+        root = self._flags.get("root") or bundle or self.text("root") or data and os.path.join(data, "minipull")
         if not root:
             raise StorageError("no home directory: give --root")
         return root

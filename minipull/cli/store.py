@@ -6,16 +6,19 @@ import json
 import os
 import re
 import sys
-from typing import Any, Dict, List, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Set, Tuple
 
+from ..digest import Digest
 from ..errors import ContentMismatch, InvalidDocument, InvalidReference, StorageError
 from ..image.descriptor import Descriptor
 from ..image.manifest import Manifest
+from ..parts import carrier
 from ..store.check import HARMLESS, REBUILT, REPAIRED, Problem, check, check_images, remedy, repair
 from ..store.gc import gc
 from ..store.store import ImageSource
 from .context import Context, described, reference, stripped
-from .render import human_size
+from .plan import Row, row, show_plan
+from .render import aligned, human_size
 
 #: A store or archive, its problems, the word for these, and the exit code if they are damage.
 Checked = Tuple[str, List[Problem], str, int]
@@ -30,9 +33,7 @@ def do_images(context: Context, flags: argparse.Namespace) -> None:
         short = row["image_id"].partition(":")[2][:12]
         size = human_size(row["size"])
         table.append((row["name"], short, row["platform"] or "-", row["created"][:10] or "-", size))
-    widths = [max(len(line[column]) for line in table) for column in range(4)] + [0]
-    context.answer(rows, [
-        "   ".join(cell.ljust(width) for cell, width in zip(line, widths)) for line in table])
+    context.answer(rows, aligned(table))
 
 
 def do_inspect(context: Context, flags: argparse.Namespace) -> None:
@@ -146,27 +147,53 @@ def _top(store: ImageSource, name: str) -> Descriptor:
 
 
 def do_save(context: Context, flags: argparse.Namespace) -> None:
-    from ..archive.save import save, saved
+    from ..archive.save import contents, write_file
 
-    names = [stripped(name) for name in flags.refs]
-    if flags.output:
-        save(names, context.source, flags.output, platform=context.settings.platform,
-             progress=context.renderer, cancel=context.cancel)
-    elif sys.stdout is not None and sys.stdout.isatty():
+    settings, output = context.settings, flags.output
+    names, bundle = [stripped(name) for name in flags.refs], settings.truth("bundle")
+    if flags.without and not bundle:
+        raise InvalidReference("--without is for --bundle")
+    if not output and not flags.dry_run and sys.stdout is not None and sys.stdout.isatty():
         raise InvalidReference("refusing to write an archive to a terminal; redirect stdout or give -o FILE")
-    else:
-        context.write(saved(
-            names, context.source, context.settings.platform, context.renderer, context.cancel))
+    for base in flags.base if output and os.path.exists(output) else ():
+        if os.path.exists(base) and os.path.samefile(base, output):
+            raise InvalidReference("%s is a base, and can't be the output as well" % base)
+    without = flags.without.split(",") if flags.without else []
+    with contents(names, context.source, settings.platform, context.renderer, context.cancel,
+                  flags.base, bundle, without) as archive:
+        if flags.dry_run:
+            rows = _rows(archive.needed(), lambda digest, size: digest in archive.left_out)
+            show_plan(context, rows, archive.size)
+        elif output:
+            write_file(output, archive.pieces(context.cancel))
+        else:
+            context.write(archive.pieces(context.cancel))
+
+
+def _rows(images: Iterable[Tuple[str, Digest, Dict[Digest, int]]],
+          there: Callable[[Digest, int], bool]) -> List[Row]:
+    """The plans of images whose blobs go into an archive or a store, each for the first that needs it."""
+    rows: List[Row] = []
+    moved: Set[Digest] = set()
+    for name, digest, blobs in images:
+        new = {blob: size for blob, size in blobs.items() if blob not in moved and not there(blob, size)}
+        moved.update(new)
+        rows.append(row(name, digest, new, {blob: blobs[blob] for blob in set(blobs) - set(new)}, {}))
+    return rows
 
 
 def do_load(context: Context, flags: argparse.Namespace) -> None:
-    from ..archive.load import load
+    from ..archive.load import load, needed
     from ..archive.reader import UNNAMED
 
-    if not flags.input and (sys.stdin is None or sys.stdin.isatty()):
+    file, store = flags.input or carrier(), context.store
+    if not file and (sys.stdin is None or sys.stdin.isatty()):
         raise InvalidReference("requested load from stdin, but stdin is empty; give -i FILE")
-    images = load(flags.input or sys.stdin.buffer, context.store, progress=context.renderer,
-                  cancel=context.cancel)
+    if flags.dry_run:
+        plans = needed(file or sys.stdin.buffer, store, context.cancel)
+        show_plan(context, _rows(plans, store.content.has))
+        return
+    images = load(file or sys.stdin.buffer, store, progress=context.renderer, cancel=context.cancel)
     context.answer([described(context.store, image) for image in images], [
         "Loaded image ID: %s" % image.id if image.name.name == UNNAMED.name else
         "Loaded image: %s" % image.name.familiar for image in images])
