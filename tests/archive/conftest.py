@@ -29,6 +29,10 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def three(store: Store, layout: Layout) -> Three:
+    return three_in(store, layout)
+
+
+def three_in(store: Store, layout: Layout) -> Three:
     """A store of three images: one for many platforms, one of schema 2 with two names."""
     _, index, _ = images.multi_platform(layout.root, "x")
     one = layout.image([text_layer("one"), text_layer("two", compression="")])
