@@ -6,7 +6,7 @@ import shlex
 from .. import __version__
 from ..digest import Digest
 from ..image.manifest import Index
-from ..parts import carrier, part
+from ..parts import part
 from .context import Context
 from .parser import program
 from .render import aligned, human_size
@@ -42,7 +42,7 @@ def do_contents(context: Context, flags: argparse.Namespace) -> None:
         rows.append((stored.name.familiar, ",".join(map(str, platforms)) or "-", size, stored.source))
     left_out = source.content.left_out.values()
     context.show("\n".join(aligned(rows)) + "\n" + (_DELTA if left_out else _ALONE).format(
-        program(), shlex.quote(rows[1][0]), shlex.quote(carrier()),
+        program(), shlex.quote(rows[1][0]), program().partition(" ")[2],
         "%d blobs, %s," % (len(left_out), human_size(sum(left_out)))))
 
 

@@ -3,6 +3,7 @@
 import argparse
 import functools
 import shlex
+import sys
 from typing import Any, Callable, NoReturn, Sequence
 
 from ..parts import carrier
@@ -18,8 +19,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def program() -> str:
-    """This program as it is called: a bundle by its path."""
-    return "python3 " + shlex.quote(carrier()) if carrier() else "minipull"
+    """This program as it was called: a bundle by its path."""
+    return "python3 " + shlex.quote(sys.argv[0]) if carrier() else "minipull"
 
 
 _Add = Callable[..., Parser]

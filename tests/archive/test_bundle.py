@@ -118,8 +118,11 @@ def test_in_a_bundle_the_bundle_is_the_store(
 def test_load_brings_a_bundle_into_the_store_of_the_host(
         three: Three, bundle: Path, call: Call, home: Path, tmp_path: Path) -> None:
     loaded = "".join("Loaded image: %s\n" % name for name in ("demo/one:1", "two:2", "two:b", "r.example.com/many:3"))
-    before = call(bundle, "load", "--dry-run")
-    assert before.code == 0 and not (home / ".local").exists()
+    plan = json.loads(call(bundle, "load", "--dry-run", "--format", "json").out)
+    blobs = [data for name, data in members_of(bundle).items() if name.startswith("blobs/")]
+    assert (plan["total"]["blobs"], plan["total"]["bytes"]) == (len(blobs), sum(map(len, blobs)))
+    assert {row["name"]: row["blobs"] for row in plan["images"]}["docker.io/library/two:b"] == 0
+    assert not (home / ".local").exists()
     assert call(bundle, "load").out == loaded
     assert names(Store(str(home / ".local/share/minipull"))) == names(three[0])
     assert call(bundle, "load", env={"MINIPULL_ROOT": str(tmp_path / "variable")}).out == loaded

@@ -10,15 +10,15 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional
 import pytest
 
 import minipull
-from minipull.archive.reader import DELTA, MAX_DELTA
+from minipull.archive.reader import DELTA
 from minipull.store.check import check
 from minipull.store.store import Store
 from tests.archive.conftest import three_in
 from tests.kit import images
-from tests.kit.archives import Three, document, docker_members, members_of, names, pack
+from tests.kit.archives import OTHER, Messages, Three, document, members_of, names, pack
 from tests.kit.images import Layout, Spec, to_json
 from tests.kit.processes import Minipull, run
-from tests.kit.stores import keep
+from tests.kit.stores import keep, keep_index
 
 IMAGES, LAYERS, SIZE = 20, 10, 6000
 
@@ -224,8 +224,7 @@ HOSTILE: Dict[str, Any] = {
     "a size below zero": {"version": 1, "blobs": {"sha256:" + "0" * 64: -1}},
     "a size of text": {"version": 1, "blobs": {"sha256:" + "0" * 64: "1"}},
     "a digest twice": b'{"version":1,"blobs":{"sha256:%s":1,"sha256:%s":1}}' % (b"0" * 64, b"0" * 64),
-    "bases that are none": {"version": 1, "bases": {}, "blobs": {}},
-    "more than 4 MiB": b" " * (5 << 20)}
+    "bases that are none": {"version": 1, "bases": {}, "blobs": {}}}
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
@@ -234,6 +233,13 @@ def test_a_hostile_list_of_what_is_left_out_is_refused(weeks: Weeks, tmp_path: P
     (tmp_path / "delta").write_bytes(pack(dict(members_of(weeks.delta), **{DELTA: data})))
     with pytest.raises((minipull.InvalidDocument, minipull.PolicyError), match="load .*delta: " + DELTA):
         minipull.load(str(tmp_path / "delta"), Store(str(tmp_path / "far")))
+
+
+def test_a_list_of_what_is_left_out_has_a_bound(
+        weeks: Weeks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minipull.archive.reader.MAX_DELTA", 1000)
+    with pytest.raises(minipull.PolicyError, match=DELTA + " is larger than 1000 bytes"):
+        minipull.load(str(weeks.delta), Store(str(tmp_path / "far")))
 
 
 def _damaged(weeks: Weeks, change: Callable[[Dict[str, int], Dict[str, bytes]], Optional[str]], path: Path) -> str:
@@ -303,6 +309,17 @@ def test_a_delta_may_be_a_bundle(weeks: Weeks, tmp_path: Path, home: Path) -> No
     assert run([*call, "load"], env).out.count("Loaded image") == IMAGES
 
 
+def test_a_delta_is_not_compared_with_what_docker_needs(layout: Layout, tmp_path: Path) -> None:
+    store, messages = Store(str(tmp_path / "root")), Messages()
+    image = layout.image([Spec(100)], platform=OTHER)
+    index = layout.index([dict(image.descriptor, platform=images.parse_platform(OTHER))])
+    keep_index(store, layout, index, "docker.io/x/many:1")
+    for bases, warnings in (([], 1), ([store.root], 0)):
+        messages.clear()
+        minipull.save(["x/many"], store, str(tmp_path / "out"), bases=bases, progress=messages)
+        assert len([text for text in messages if "docker before 25" in text]) == warnings
+
+
 def test_every_document_and_config_travels_with_an_index(tmp_path: Path) -> None:
     store, _, made = three_in(Store(str(tmp_path / "root")), Layout(tmp_path / "layout"))
     three: Three = (store, _, made)
@@ -343,3 +360,11 @@ def test_a_dry_run_predicts_the_very_bytes_and_writes_nothing(
     plan = json.loads(run_minipull("--root", far, "load", "--dry-run", "--format", "json", "-i", weeks.delta).out)
     assert (plan["total"]["blobs"], plan["total"]["there_blobs"]) == (IMAGES * 3, IMAGES * (LAYERS - 1))
     assert sorted(far.rglob("*")) == before
+
+
+def test_a_delta_that_no_reader_would_take_is_not_written(
+        weeks: Weeks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minipull.image.strictjson.MAX_MEMORY", 50000)
+    with pytest.raises(minipull.PolicyError, match=DELTA):
+        minipull.save(weeks.refs[1], weeks.near, str(tmp_path / "delta"), bases=[weeks.near.root])
+    assert not (tmp_path / "delta").exists()
