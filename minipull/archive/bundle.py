@@ -17,8 +17,8 @@ from ..errors import InvalidReference, file_errors
 from ..parts import PARTS
 
 
-def program(without: Sequence[str] = (), start: bytes = b"") -> bytes:
-    """Return this package as a zip behind ``start``; the parts ``without`` are left out.
+def program(without: Sequence[str] = ()) -> bytes:
+    """Return this package as a zip that Python runs, less the parts ``without``.
 
     Raises InvalidReference for an unknown part, StorageError where the sources can't be read.
     """
@@ -26,8 +26,7 @@ def program(without: Sequence[str] = (), start: bytes = b"") -> bytes:
         if part not in PARTS:
             raise InvalidReference("no part %s; there are %s" % (ascii(part)[:100], ", ".join(PARTS)))
     members = dict(_sources(without), **{"__main__.py": b"import minipull.__main__\n"})
-    file = io.BytesIO(start)
-    file.seek(len(start))
+    file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         for name in sorted(members):
             info = zipfile.ZipInfo(name)  # dated 1980-01-01

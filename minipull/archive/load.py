@@ -67,7 +67,7 @@ def needed(file: Union[str, BinaryIO], store: Store,
         with opened(file, cancel, store.layers.zstd) as archive:
             images = [(str(image.name), image.source, {
                 item.digest: item.size for item, _ in archive.walk(image.descriptor)
-                if item.digest in archive.content.left_out or archive.content.has(item.digest, item.size)})
+                if archive.content.size(item.digest) is not None or item.digest in archive.content.left_out})
                 for image in archive.references.all()]
             _complete(archive, {digest for _, _, sizes in images for digest in sizes}, store)
             return images

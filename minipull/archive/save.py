@@ -100,8 +100,7 @@ def _had(base: str, cancel: Cancel, zstd: Optional[str]) -> Iterator[Digest]:
                 for image in archive.references.all():
                     for item, _ in archive.walk(image.descriptor):
                         # Who has loaded a delta has what that leaves out.
-                        if item.digest in archive.content.left_out or (
-                                archive.content.has(item.digest, item.size)):
+                        if archive.content.size(item.digest) or item.digest in archive.content.left_out:
                             yield item.digest
             return
         digests = {"sha%d:%s" % (4 * len(text), text.decode())

@@ -90,7 +90,7 @@ def test_a_vendored_package_and_a_zip_pack_the_same_program(home: Path, tmp_path
     code = ("import sys, hashlib; from %s.archive.bundle import program\n"
             "print(hashlib.sha256(program(['legacy'])).hexdigest())")
     licensed = hashlib.sha256(program(["legacy"])).hexdigest()
-    (tmp_path / "minipull.pyz").write_bytes(program((), b"#!/usr/bin/env python3\n"))
+    (tmp_path / "minipull.pyz").write_bytes(b"#!/usr/bin/env python3\n" + program())
     packed = run([sys.executable, "-c", code % "minipull"], {"PYTHONPATH": str(tmp_path / "minipull.pyz")}, cwd=home)
     assert packed.out.strip() == licensed
     code = "import sys; from outer._puller.archive.bundle import program; sys.stdout.buffer.write(program())"
