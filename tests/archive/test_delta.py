@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
@@ -29,6 +30,7 @@ class Weeks(NamedTuple):
     refs: List[List[str]]  # of each week
     full: List[Path]  # archives of each
     delta: Path
+    base: Path  # a store of last week's
 
     def blob(self, week: int, image: int, layer: int) -> str:
         """The digest of a layer."""
@@ -52,7 +54,8 @@ def weeks(tmp_path_factory: pytest.TempPathFactory) -> Weeks:
     for week in range(2):
         minipull.save(refs[week], near, str(full[week]))
     minipull.save(refs[1], near, str(folder / "delta.tar"), bases=[str(full[0])])
-    return Weeks(near, refs, full, folder / "delta.tar")
+    minipull.load(str(full[0]), Store(str(folder / "base")))
+    return Weeks(near, refs, full, folder / "delta.tar", folder / "base")
 
 
 def test_a_delta_has_the_bytes_that_changed_and_completes_to_the_same_archive(weeks: Weeks, tmp_path: Path) -> None:
@@ -100,22 +103,17 @@ def test_a_store_that_lacks_one_blob_is_told_of_that_one(weeks: Weeks, tmp_path:
 # -- bases ---------------------------------------------------------------------
 
 
-def _store(weeks: Weeks, folder: Path) -> str:
-    minipull.load(str(weeks.full[0]), Store(str(folder / "base")))
-    return str(folder / "base")
-
-
 def _written(folder: Path, data: bytes) -> str:
     (folder / "base").write_bytes(data)
     return str(folder / "base")
 
 
 def _printed(weeks: Weeks, folder: Path, *command: str) -> str:
-    return _written(folder, run(command, cwd=Path(_store(weeks, folder / "x"))).raw)
+    return _written(folder, run(command, cwd=weeks.base).raw)
 
 
 BASES: Dict[str, Callable[[Weeks, Path], str]] = {
-    "store": _store,
+    "store": lambda weeks, folder: str(weeks.base),
     "archive": lambda weeks, folder: str(weeks.full[0]),
     "compressed": lambda weeks, folder: _written(folder, gzip.compress(weeks.full[0].read_bytes(), 1)),
     "delta": lambda weeks, folder: _chained(weeks, folder),
@@ -136,7 +134,6 @@ def _chained(weeks: Weeks, folder: Path) -> str:
 
 @pytest.mark.parametrize("kind", BASES)
 def test_a_base_may_be_a_store_an_archive_or_a_list(weeks: Weeks, tmp_path: Path, kind: str) -> None:
-    (tmp_path / "x").mkdir()
     base = BASES[kind](weeks, tmp_path)
     minipull.save(weeks.refs[1], weeks.near, str(tmp_path / "delta"), bases=[base])
     expected = dict(members_of(weeks.delta))
@@ -162,9 +159,7 @@ def test_a_delta_of_what_has_not_changed_is_its_documents(weeks: Weeks, tmp_path
     minipull.save(weeks.refs[0], weeks.near, str(tmp_path / "delta"), bases=[str(weeks.full[0])])
     left = [name for name in members_of(tmp_path / "delta") if name.startswith("blobs/")]
     assert len(left) == 2 * IMAGES  # manifests and configs
-    far = Store(str(tmp_path / "far"))
-    minipull.load(str(weeks.full[0]), far)
-    minipull.load(str(tmp_path / "delta"), far)
+    assert len(minipull.load(str(tmp_path / "delta"), Store(str(weeks.base)))) == IMAGES
 
 
 @pytest.mark.parametrize("base, code, text", [
@@ -286,11 +281,9 @@ def _claims_a_manifest(blobs: Dict[str, int], members: Dict[str, bytes]) -> str:
 def test_a_list_that_does_not_fit_its_archive_is_damage(
         weeks: Weeks, tmp_path: Path, change: Callable[[Dict[str, int], Dict[str, bytes]], str]) -> None:
     digest = _damaged(weeks, change, tmp_path / "delta")
-    far = Store(str(tmp_path / "far"))
-    minipull.load(str(weeks.full[0]), far)
     with pytest.raises(minipull.InvalidDocument, match=digest):
-        minipull.load(str(tmp_path / "delta"), far)
-    assert names(far) == sorted(weeks.refs[0])
+        minipull.load(str(tmp_path / "delta"), Store(str(weeks.base)))
+    assert names(Store(str(weeks.base))) == sorted(weeks.refs[0])
 
 
 # -- with the rest -------------------------------------------------------------
@@ -300,8 +293,7 @@ def test_a_delta_may_be_a_bundle(weeks: Weeks, tmp_path: Path, home: Path) -> No
     path = tmp_path / "week1.pyz"
     minipull.save(weeks.refs[1], weeks.near, str(path), bases=[str(weeks.full[0])], bundle=True)
     assert path.read_bytes().startswith(weeks.delta.read_bytes())
-    call = [os.environ.get("PYTHON", "python3"), str(path)]
-    env = {"HOME": str(home), "PATH": os.environ["PATH"]}
+    call, env = [sys.executable, "-I", "-S", str(path)], {"HOME": str(home)}
     told = run(call, env).out
     assert "This is a delta, without 180 blobs, " in told and "docker" not in told.partition("\n\n")[2]
     assert run([*call, "load"], env, check=False).code == 3
@@ -355,11 +347,10 @@ def test_a_dry_run_predicts_the_very_bytes_and_writes_nothing(
     plan = json.loads(run_minipull("--root", far, "load", "--dry-run", "--format", "json", stdin=full.getvalue()).out)
     assert plan["total"]["blobs"] == IMAGES * (LAYERS + 2) and plan["total"]["there_blobs"] == 0
     assert not far.exists() and list(home.iterdir()) == []
-    minipull.load(str(weeks.full[0]), Store(str(far)))
-    before = sorted(far.rglob("*"))
-    plan = json.loads(run_minipull("--root", far, "load", "--dry-run", "--format", "json", "-i", weeks.delta).out)
+    before = sorted(weeks.base.rglob("*"))
+    plan = json.loads(run_minipull("--root", weeks.base, "load", "--dry-run", "--format", "json", "-i", weeks.delta).out)
     assert (plan["total"]["blobs"], plan["total"]["there_blobs"]) == (IMAGES * 3, IMAGES * (LAYERS - 1))
-    assert sorted(far.rglob("*")) == before
+    assert sorted(weeks.base.rglob("*")) == before
 
 
 def test_a_delta_that_no_reader_would_take_is_not_written(
