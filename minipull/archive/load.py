@@ -14,7 +14,7 @@ from ..errors import ContentMismatch, Error, NotFound, StorageError, Unsupported
 from ..files import make_directory
 from ..image.config import Image, ImageConfig
 from ..image.descriptor import Descriptor
-from ..image.manifest import Manifest, is_runnable
+from ..image.manifest import MAX_MANIFEST, Manifest, is_runnable
 from ..image.walk import Seen
 from ..progress import Meter, Output, Progress, discard, serialized
 from ..store.store import MAX_CONFIG, Store
@@ -38,6 +38,9 @@ def load(file: Union[str, BinaryIO], store: Store, *, progress: Output = discard
                 names = archive.references
                 images = list(filter(None, map(names.association, names.descriptors())))
                 _take(archive, [image.descriptor for image in images], store, output, cancel)
+                for image in images:
+                    if image.source != image.descriptor.digest:
+                        store.content.put(image.source, archive.content.read(image.source, MAX_MANIFEST))
             before = {image.name: image for image in store.references.all()}
             for image in images:
                 old = before.get(image.name, image)

@@ -17,11 +17,11 @@ import os
 import re
 import stat
 import tempfile
-from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Optional, Tuple, Union, cast
+from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Optional, Set, Tuple, Union, cast
 
 from ..cancel import Cancel
 from ..digest import Buffer, DiffID, Digest, Verifier
-from ..errors import InvalidDocument, InvalidReference, StorageError, file_errors, shown
+from ..errors import Error, InvalidDocument, InvalidReference, StorageError, file_errors, shown
 from ..files import write_all
 from ..image import manifest
 from ..image.config import ImageConfig
@@ -37,7 +37,8 @@ from ..reference import Reference
 from ..store.compression import decompressed, hash_file, is_compressed
 from ..store.layer import LayerSource
 from ..store.metadata import MemoryMetadata
-from ..store.references import REF_NAME, Association, Names, association, check_name, named
+from ..store.references import (
+    REF_NAME, SOURCE_DIGEST, Association, Names, association, check_name, named)
 from ..store.store import MAX_CONFIG, ImageSource, host_platform
 from .members import Members, inside
 from .stream import DECODERS, Pipe
@@ -146,6 +147,7 @@ class Archive(ImageSource):
         seen: Seen = set()
         bounds = Bounds()
         lost: Dict[Digest, Optional[Digest]] = {}  # for each document the first blob that it lacks, or None
+        listed: Dict[str, Set[Digest]] = {}  # for each index that images were pinned to, its manifests
         whole: Dict[Digest, Dict[Digest, Descriptor]] = {}  # for each document those below that lack nothing
         for entry in index.manifests:
             if not entry.is_document:
@@ -167,10 +169,23 @@ class Archive(ImageSource):
                       if not item.platform or item.platform.os != "unknown"]
             best = [entry] if missing is None else select(host_platform(), images) or images
             if best:
-                self._names.add(_name(label, best[0].digest), best[0], label)
+                source = (entry.annotations or {}).get(SOURCE_DIGEST, "")
+                if source not in listed:
+                    listed[source] = self._listed(source)
+                self._names.add(_name(label, best[0].digest), best[0], label,
+                                source if best[0].digest in listed[source] else "")
             else:
                 lacking[label] = "%s lacks %s" % (shown(label or entry.digest, 200), missing)
         return lacking
+
+    def _listed(self, index: str) -> Set[Digest]:
+        """Return the manifests in an index that the archive has besides its images, or none."""
+        with contextlib.suppress(Error):
+            raw = self.content.read(Digest.parse(index), min(MAX_MANIFEST, self._room))
+            self._room -= len(raw)
+            document = manifest.parse(raw)
+            return {child.digest for child in document.manifests} if isinstance(document, Index) else set()
+        return set()
 
     def _lost(self, document: manifest.Document, lost: Dict[Digest, Optional[Digest]]) -> Optional[Digest]:
         """Return the digest of the first blob that a document needs and the archive lacks, or None.
@@ -275,10 +290,14 @@ class _Names(Names):
     def __init__(self) -> None:
         self.entries: Dict[str, Dict[str, Any]] = {}  # by label, or else digest
 
-    def add(self, name: Optional[Reference], top: Descriptor, label: str = "") -> None:
-        """Add an image by its name, or by a label that is no name; raises InvalidDocument for a second one."""
+    def add(self, name: Optional[Reference], top: Descriptor, label: str = "", source: str = "") -> None:
+        """Add an image by its name, or by a label that is no name; raises InvalidDocument for a second one.
+
+        ``source`` is the index that its tag pointed to, if that is known.
+        """
         label = str(name) if name else label
-        entry = top._replace(annotations={REF_NAME: label} if label else None).to_json()
+        notes = dict({REF_NAME: label}, **({SOURCE_DIGEST: source} if source else {}))
+        entry = top._replace(annotations=notes if label else None).to_json()
         if self.entries.setdefault(label or top.digest, entry)["digest"] != top.digest:
             raise InvalidDocument("two images are called %s" % shown(label, 200))
 
@@ -287,8 +306,8 @@ class _Names(Names):
 
     def association(self, entry: Dict[str, Any]) -> Association:
         """Parse an entry; an image without a name is called ``localhost/loaded@DIGEST``."""
-        name, top = image_of(entry)
-        return Association(name or UNNAMED.with_digest(top.digest), top, top.digest)
+        top = image_of(entry)[1]
+        return association(entry) or Association(UNNAMED.with_digest(top.digest), top, top.digest)
 
 
 def _name(label: str, digest: Optional[Digest] = None) -> Optional[Reference]:

@@ -30,7 +30,7 @@ from ..parts import part
 from ..progress import Meter, Output, Progress, discard, serialized
 from ..reference import Reference
 from ..store.compression import BUFFER, is_compressed, pieces
-from ..store.references import IMAGE_NAME, LAYOUT, REF_NAME
+from ..store.references import IMAGE_NAME, LAYOUT, REF_NAME, SOURCE_DIGEST
 from ..store.store import ImageSource, Store, host_platform
 from .reader import DELTA, UNNAMED, Named, opened
 
@@ -75,7 +75,8 @@ def contents(refs: Sequence[Union[str, Reference]], store: ImageSource, platform
                 top = store.on(platform, whole) if platform else whole
                 if top is None:
                     raise NotFound("%s has nothing for %s" % (ref, str(platform)))
-                images.append((name.with_digest(top.digest) if name and name.digest else name, top))
+                images.append((name.with_digest(top.digest) if name and name.digest else name,
+                               top._replace(annotations=whole.annotations)))
         had: Set[Digest] = set()
         for path in bases:
             try:
@@ -117,7 +118,8 @@ def _images(ref: Union[str, Reference], store: ImageSource) -> List[Named]:
         every_tag = not name.tag and not name.digest
         pinned = store.references.find(name) if name.digest else None
         if pinned:  # it keeps its tag
-            return [(name._replace(digest=None) if name.tag else name, pinned.descriptor)]
+            top = pinned.descriptor._replace(annotations={SOURCE_DIGEST: str(name.digest)})
+            return [(name._replace(digest=None) if name.tag else name, top)]
         images = [(stored.name, stored.descriptor) for stored in store.references.all()
                   if stored.name == name.docker_ref()
                   or every_tag and stored.name.name == name.name and stored.name.tag]
@@ -164,6 +166,13 @@ class Contents:
     def _list(self, name: Optional[Reference], top: Descriptor) -> None:
         """List an image in index.json, and for docker unless this is a delta."""
         notes = {REF_NAME: str(name), IMAGE_NAME: str(name)} if name else None
+        if notes and top.annotations:  # what was pinned, and the index that proves it
+            with contextlib.suppress(InvalidDocument):
+                source = Digest.parse(top.annotations.get(SOURCE_DIGEST, top.digest))
+                size = self._store.content.size(source)
+                if source != top.digest and size is not None:
+                    notes[SOURCE_DIGEST] = source
+                    self.blobs[source] = size
         self._entries.append(Descriptor(top.media_type, top.digest, top.size, annotations=notes).to_json())
         if self.left_out:
             return

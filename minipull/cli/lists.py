@@ -8,17 +8,21 @@ in its tag.  A line NAME:TAG@DIGEST is a pin.
 import fnmatch
 import re
 import sys
-from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from ..digest import Digest
 from ..errors import Error, InvalidReference, NotFound, StorageError, file_errors, shown
 from ..files import read_file
+from ..image.descriptor import Descriptor
 from ..reference import Reference
+from ..store.check import Problem
+from ..store.references import named
 from ..store.store import ImageSource
-from .context import reference
+from .context import reference, stripped
 
 MAX_LIST = 1 << 20  # bytes
 MAX_NAMES = 10000  # of one command
+ABSENT, DIFFERS, EXTRA = "absent", "differs", "extra"  # kinds of problems with pins
 _FILES = ("oci:", "oci-archive:", "docker-archive:")  # places of copy that are no references
 _PLACES = ("docker://", "store:") + _FILES
 _ID = re.compile("(sha256:)?[0-9a-f]{64}")
@@ -39,54 +43,45 @@ class Operand(NamedTuple):
         return error.within(self.line) if self.line else error
 
 
-def operands(texts: Iterable[str], places: bool = False, all_tags: bool = False) -> List[Operand]:
+def operands(texts: Iterable[str], places: bool = False, all_tags: bool = False,
+             ids: bool = False) -> List[Operand]:
     """Read the lists among the references of a command; nothing else is asked yet.
 
-    ``places``: those of copy, where a line without a prefix is of a registry.  Raises
-    InvalidReference for a list that can't be used, which names its file and line.
+    ``places``: those of copy, where a line without a prefix is of a registry; ``ids``:
+    image IDs as well.  Raises InvalidReference, which names the line of a list.
     """
     items: List[Operand] = []
     for text in dict.fromkeys(texts):
         lines = read_list(text[1:]) if text.startswith("@") else [("", text)]
-        items += [_operand(line, content, places, all_tags) for line, content in lines]
+        items += [_operand(line, content, places, all_tags, ids or places) for line, content in lines]
     return items
 
 
 def read_list(path: str) -> List[Tuple[str, str]]:
     """The lines of a list that are neither blank nor comment, each with its FILE:LINE."""
-    label = "list " + ("stdin" if path == "-" else shown(path, 300) or "''")
+    source = "stdin" if path == "-" else shown(path, 300) or "''"
     try:
         with file_errors("read stdin"):
-            data = sys.stdin.buffer.read(MAX_LIST + 1) if path == "-" and sys.stdin else (
-                read_file(path, MAX_LIST + 1))
+            data = read_file(path, MAX_LIST + 1) if path != "-" else (
+                sys.stdin.buffer.read(MAX_LIST + 1) if sys.stdin else b"")
     except StorageError as exc:
-        raise InvalidReference("%s: %s" % (label, exc)) from exc
-    if data is None:
-        raise InvalidReference("%s: there is no such file (an argument @FILE stands for its lines)" % label)
-    if len(data) > MAX_LIST:
-        raise InvalidReference("%s is larger than %d bytes" % (label, MAX_LIST))
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = "\0"
-    if "\0" in text:
-        raise InvalidReference("%s is no text in UTF-8" % label)
-    lines = []
-    for number, line in enumerate(text.split("\n"), 1):
-        content = re.sub(r"(^|\s)#.*", "", line).strip()
-        if content.startswith("@"):
-            raise InvalidReference("%s:%d: a list can't be in a list" % (label[5:], number))
-        if content:
-            lines.append(("%s:%d" % (label[5:], number), content))
-    if not lines:
-        raise InvalidReference("%s is empty" % label)
+        raise InvalidReference("list %s: %s" % (source, exc)) from exc
+    text = (data or b"").decode("utf-8-sig", "replace")
+    contents = ((number, re.sub(r"(^|\s)#.*", "", line).strip())
+                for number, line in enumerate(text.split("\n"), 1))
+    lines = [("%s:%d" % (source, number), content) for number, content in contents if content]
+    for wrong, fault in ((data is None, ": there is no such file (an argument @FILE stands for its lines)"),
+                         (len(data or b"") > MAX_LIST, " is larger than %d bytes" % MAX_LIST),
+                         ("\0" in text or "\ufffd" in text, " is no text in UTF-8"), (not lines, " is empty"),
+                         (len(lines) > MAX_NAMES, " has more than %d names" % MAX_NAMES)):
+        if wrong:
+            raise InvalidReference("list %s%s" % (source, fault))
     return lines
 
 
-def _operand(line: str, text: str, places: bool, all_tags: bool) -> Operand:
-    prefixes = [prefix for prefix in _PLACES[:None if places else 1] if text.startswith(prefix)]
-    prefix = "".join(prefixes)
-    text = text[len(prefix):]
+def _operand(line: str, text: str, places: bool, all_tags: bool, ids: bool) -> Operand:
+    prefix = "".join(prefix for prefix in _PLACES if text.startswith(prefix)) if places else ""
+    text = stripped(text[len(prefix):])
     if places and line and not prefix:
         prefix = "docker://"
     if prefix in _FILES or not text:
@@ -94,6 +89,8 @@ def _operand(line: str, text: str, places: bool, all_tags: bool) -> Operand:
     repository, _, tag = text.rpartition(":")
     pattern = tag if re.search(r"[*?[]", tag) and "/" not in tag else ""
     try:
+        if text.startswith("@"):
+            raise InvalidReference("a list can't be in a list")
         name = reference(repository if pattern else text)
         if (pattern or all_tags) and (name.tag or name.digest):
             raise InvalidReference("tag can't be used with --all-tags/-a" if all_tags else
@@ -101,8 +98,8 @@ def _operand(line: str, text: str, places: bool, all_tags: bool) -> Operand:
     except InvalidReference as exc:
         if re.search("[*?]", text):
             exc = InvalidReference("%s; only a tag may be a glob, as in REPO:v1.*" % exc)
-        elif not all_tags and (not line or _ID.fullmatch(text)):
-            return Operand(line, prefix, text, None)  # the command takes it for an image ID or refuses it
+        elif ids and not all_tags and (not line or _ID.fullmatch(text)):
+            return Operand(line, prefix, text, None)
         raise exc.within(line) if line else exc
     return Operand(line, prefix, text, name, "*" if all_tags else pattern)
 
@@ -129,11 +126,12 @@ def expanded(items: Iterable[Operand], tags: Callable[[str, Reference], Sequence
                     raise NotFound("%s:%s: no tag matches" % (name.familiar, item.pattern))
             except Error as exc:
                 raise item.within(exc) from exc
-            for tag in matching:
-                tagged = name.with_tag(tag)
+            for tagged in map(name.with_tag, matching):
                 texts.setdefault((prefix, tagged), prefix + tagged.familiar)
         else:
-            texts.setdefault((prefix, name), prefix + item.text)
+            key = prefix, name.with_default_tag()
+            if key not in texts or key[1] != name:  # to save, a name without a tag is all its tags
+                texts[key] = prefix + item.text
             if name.tag and name.digest:
                 bare = name._replace(digest=None)
                 if pins.setdefault((prefix, bare), name.digest) != name.digest:
@@ -141,6 +139,37 @@ def expanded(items: Iterable[Operand], tags: Callable[[str, Reference], Sequence
         if len(texts) > MAX_NAMES:
             raise InvalidReference("more than %d images in one command" % MAX_NAMES)
     return list(texts.values())
+
+
+def read_pins(path: str) -> List[Reference]:
+    """The references of a list in which each has its digest; raises InvalidReference."""
+    items = operands(["@" + path[path.startswith("@"):]])
+    for item in items:
+        if item.pattern or item.name and not item.name.digest:
+            raise item.within(InvalidReference("%s is no pin NAME:TAG@DIGEST" % shown(item.text, 300)))
+    return [reference(text) for text in expanded(items, lambda prefix, name: ())]
+
+
+def compared(source: ImageSource, pins: Iterable[Reference]) -> Tuple[List[Problem], List[Descriptor]]:
+    """The problems of a source that should have what is pinned and no more, and the images that fit."""
+    problems: List[Problem] = []
+    tops: List[Descriptor] = []
+    pinned: Set[str] = set()
+    names = {item.name: item for item in source.references.all()}
+    for pin in pins:
+        name = pin._replace(digest=None) if pin.tag else pin
+        pinned.update((str(name), str(pin.docker_ref())))  # a pull of a pin gives it both
+        item = names.get(name)
+        if item is None:
+            problems.append(Problem(str(name), ABSENT, "pinned to %s" % pin.digest))
+        elif pin.digest not in (item.source, item.descriptor.digest):
+            problems.append(Problem(str(name), DIFFERS, "%s, not %s" % (item.source, pin.digest)))
+        else:
+            tops.append(item.descriptor)
+    for entry in source.references.descriptors():
+        if named(entry) not in pinned:
+            problems.append(Problem(named(entry) or str(entry.get("digest")), EXTRA, "not among the pins"))
+    return problems, tops
 
 
 def stored_tags(store: ImageSource, name: Reference) -> List[str]:

@@ -24,6 +24,8 @@ def program() -> str:
 
 
 _Add = Callable[..., Parser]
+_DRY_RUN = "only say what would move, and what is there"
+_LISTS = "@FILE stands for its lines (@- for stdin), and a tag may be a glob"
 
 
 def _add_command(subparsers: Any, module: str, name: str, help: str, example: str, *operands: str,
@@ -98,24 +100,30 @@ def _add_progress(group: Any) -> None:
 
 def _registry_commands(add: _Add, remote: Sequence[Parser]) -> None:
     pull = add("pull", "store images from a registry", "pull alpine:3.20", parents=remote)
-    pull.add_argument("refs", metavar="REF", nargs="+")
+    pull.add_argument("refs", metavar="REF", nargs="+", help=_LISTS)
     pull.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help="instead of this host's")
     pull.add_argument("--all-platforms", action="store_true", help="the index and all that is in it")
     pull.add_argument("-a", "--all-tags", action="store_true", help="every tag of the repository")
+    pull.add_argument("--dry-run", action="store_true", help=_DRY_RUN)
     pull.add_argument("--foreign", action="store_true", default=None,
                       help="fetch layers from the URLs that a manifest names")
     pull.add_argument("--jobs", metavar="N", help="downloads at once (6)")
     pull.add_argument("--attempts", metavar="N", help="tries for one layer (5)")
     push = add("push", "send stored images to a registry",
-               "push alpine:3.20 registry.example.com/alpine:3.20", "ref", parents=remote)
+               "push alpine:3.20 registry.example.com/alpine:3.20", parents=remote)
+    push.add_argument("ref", metavar="REF", help=_LISTS)
     push.add_argument("dest", metavar="DEST", nargs="?", help="push under this name")
     push.add_argument("-a", "--all-tags", action="store_true", help="every tag of the name")
+    push.add_argument("--dry-run", action="store_true", help=_DRY_RUN)
     push.add_argument("--legacy-schema1", action="store_true", default=None,
                       help="as schema 1 where the manifest is refused")
     _add_sending(push, "layer")
     add("tags", "list the tags of a repository", "tags alpine", "repo", parents=remote)
     add("manifest", "print a manifest as it is", "manifest alpine:3.20", "ref", parents=remote)
-    add("digest", "print what a tag points to", "digest alpine:3.20", "ref", parents=remote)
+    digest = add("digest", "print what a tag points to", "digest --pin @images.txt", parents=remote)
+    digest.add_argument("refs", metavar="REF", nargs="+", help=_LISTS)
+    digest.add_argument("-a", "--all-tags", action="store_true", help="every tag of the repository")
+    digest.add_argument("--pin", action="store_true", help="as NAME:TAG@DIGEST, the lines of a list")
 
 
 def _copy_command(add: _Add, remote: Sequence[Parser]) -> None:
@@ -173,16 +181,18 @@ def _store_commands(add: _Add, progress: Parser) -> None:
     add("inspect", "show a stored image", "inspect alpine:3.20", "ref")
     add("tag", "name a stored image", "tag alpine:3.20 localhost:5000/alpine:3.20", "src", "dst")
     rm = add("rm", "forget names of stored images", "rm alpine:3.20")
-    rm.add_argument("refs", metavar="REF", nargs="+")
+    rm.add_argument("refs", metavar="REF", nargs="+", help=_LISTS)
     gc = add("gc", "delete what no name needs", "gc --keep 0")
     gc.add_argument("--keep", metavar="TIME", default="24h", help="spare what is younger (24h)")
     check = add("check", "hash the store, some images or an archive again, down to DiffIDs", "check")
-    check.add_argument("refs", metavar="REF|FILE", nargs="*")
+    check.add_argument("refs", metavar="REF|FILE", nargs="*", help=_LISTS + "; a FILE is an archive")
+    check.add_argument("--pins", metavar="FILE", help="is exactly what this list pins there, and whole?")
     check.add_argument("--repair", action="store_true", help="move rotten blobs away, so that pull fetches"
                        " them again; exit 7 if there were any")
     save = add("save", "write images to one archive, for load and for other tools",
                "save -o bundle.tar alpine:3.20 busybox:1.36", parents=[progress])
-    save.add_argument("refs", metavar="REF", nargs="+", help="a name without a tag means all its tags")
+    save.add_argument("refs", metavar="REF", nargs="+",
+                      help=_LISTS + "; a name without a tag means all its tags")
     save.add_argument("-o", "--output", metavar="FILE", help="instead of stdout")
     save.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help="only this of an index")
     save.add_argument("--base", metavar="FILE|DIR", action="append", default=[], help="leave out the blobs that"

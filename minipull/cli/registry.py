@@ -1,51 +1,73 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands that speak to registries: pull, push, tags, manifest, digest."""
 import argparse
+import functools
 import json
 import sys
-import threading
-from typing import Any, Callable, Dict, List, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Set, Tuple
 
+from ..cancel import Cancel
+from ..digest import Digest
+from ..distribution.plan import plan_pull, plan_push
 from ..distribution.pull import pull_options, pull_with
 from ..distribution.pull_v2 import Pulled
 from ..distribution.push import push_with, pushed_images
-from ..errors import InvalidReference
+from ..distribution.push_v2 import Pushed
+from ..errors import Error, InvalidReference
 from ..image import manifest
+from ..image.config import Image
 from ..reference import Reference
 from ..registry.client import Client, over_endpoints
 from ..registry.v2 import Repository
 from .context import Context, described, reference, stripped
+from .lists import Operand, expanded, operands, stored_tags
+from .plan import Row, row, show_plan
+
+MAX_PULLS = 16  # images at once; their layers wait for --jobs
 
 
 def do_pull(context: Context, flags: argparse.Namespace) -> int:
     """Pull all names at once; the code is that of the first name that failed."""
-    names = [reference(text) for text in flags.refs]
+    items = operands(flags.refs)
     platform = flags.platform if flags.all_platforms else context.settings.platform
     options = pull_options(platform, flags.all_platforms, context.settings.truth("foreign"))
-    for name in names:
-        if flags.all_tags and (name.tag or name.digest):
-            raise InvalidReference("tag can't be used with --all-tags/-a")
-        _show_default_tag(context, flags, name)
     store, downloads, output = context.store, context.settings.downloads(), context.renderer
-    results: Dict[Reference, List[Pulled]] = {name: [] for name in names}
     errors: Dict[Reference, BaseException] = {}
 
-    with context.client([name.domain for name in names]) as client:
+    with context.client(_domains(items)) as client:
+        names = _names(context, client, items)
+        for name in names:
+            if flags.all_tags and (name.tag or name.digest):
+                raise InvalidReference("tag can't be used with --all-tags/-a")
+            _show_default_tag(context, flags, name)
+        results: Dict[Reference, List[Pulled]] = {name: [] for name in names}
+        rows: List[Row] = []
+        planned: Set[Digest] = set()
 
         def pull_one(name: Reference) -> None:
             try:
-                for tagged in _all_tags(context, client, name) if flags.all_tags else [name]:
-                    results[name].append(
-                        pull_with(client, tagged, store, downloads, options, output, context.cancel))
+                tags = registry_tags(context, client, name) if flags.all_tags else []
+                for tagged in map(name.with_tag, tags) if flags.all_tags else [name]:
+                    if flags.dry_run:
+                        rows.append(row(*plan_pull(
+                            client, tagged, store, options, planned, output, context.cancel)))
+                        continue
+                    pulled = pull_with(client, tagged, store, downloads, options, output, context.cancel)
+                    if name.tag and name.digest:  # a pin: by its digest, and then the tag moves to it
+                        image = pulled.image._replace(name=name._replace(digest=None))
+                        store.tag(image.name, image, context.cancel)
+                        pulled = pulled._replace(image=image)
+                    results[name].append(pulled)
             except BaseException as exc:
                 errors[name] = exc
 
-        threads = [threading.Thread(target=pull_one, args=(name,), daemon=True) for name in results]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    if context.json:
+        with ThreadPoolExecutor(1 if flags.dry_run else MAX_PULLS) as pool:
+            for _ in pool.map(pull_one, names):
+                pass
+    if flags.dry_run:
+        show_plan(context, rows)
+    elif context.json:
         context.dump([dict(described(store, image), updated=updated)
                       for pulled in results.values() for image, updated in pulled])
     else:
@@ -54,18 +76,27 @@ def do_pull(context: Context, flags: argparse.Namespace) -> int:
     return codes[0] if codes else 0
 
 
-def _all_tags(context: Context, client: Client, name: Reference) -> List[Reference]:
-    """The name with each tag of its repository."""
-    tags = over_endpoints(
+def _domains(items: Iterable[Operand]) -> List[str]:
+    return [item.name.domain for item in items if item.name]
+
+
+def _names(context: Context, client: Client, items: Iterable[Operand]) -> List[Reference]:
+    """The references of a command, with the tags that a registry has for globs."""
+    texts = expanded(items, lambda prefix, name: registry_tags(context, client, name))
+    return [reference(text) for text in texts]
+
+
+def registry_tags(context: Context, client: Client, name: Reference) -> List[str]:
+    """The tags of a repository at its registry, in the registry's order."""
+    return over_endpoints(
         client, name, "list tags of %s" % name.name,
         lambda endpoint: client.session(endpoint, name).all_tags(context.cancel)
         if endpoint.version == 1 else client.repository(endpoint, name).tags(context.cancel),
         context.cancel, context.renderer, legacy=True)
-    return [name.with_tag(tag) for tag in tags]
 
 
 def _show_default_tag(context: Context, flags: argparse.Namespace, name: Reference) -> None:
-    if not (context.json or context.quiet or flags.all_tags or name.tag or name.digest):
+    if not (context.json or context.quiet or flags.dry_run or flags.all_tags or name.tag or name.digest):
         context.show("Using default tag: latest")
 
 
@@ -77,21 +108,40 @@ def _show_pulled(context: Context, flags: argparse.Namespace, results: Mapping[R
         if not context.quiet and name not in errors:
             news = any(updated for _, updated in pulled)
             status = "Downloaded newer image for" if news else "Image is up to date for"
-            whole = name if flags.all_tags else name.docker_ref()
+            whole = name if flags.all_tags else name.with_default_tag()
             context.show("Status: %s %s\n%s" % (status, whole.familiar, whole))
 
 
-def do_push(context: Context, flags: argparse.Namespace) -> None:
-    name, settings, store = reference(flags.ref), context.settings, context.source
+def do_push(context: Context, flags: argparse.Namespace) -> int:
+    """Push images, repository by repository; the code is that of the first that failed."""
+    settings, store = context.settings, context.source
+    texts = expanded(operands([flags.ref]), lambda prefix, name: stored_tags(store, name))
     if settings.truth("legacy_schema1"):
         context.require("distribution.schema1")
-    _show_default_tag(context, flags, name)
     dest = reference(flags.dest) if flags.dest else None
-    images = pushed_images(stripped(flags.ref), store, dest, flags.all_tags)
-    with context.client([images[0][1].domain]) as client:
-        results = push_with(
-            client, images, store, settings.uploads(), context.renderer, context.cancel,
-            settings.size("chunk_size"), settings.truth("legacy_schema1"), settings.truth("foreign"))
+    if dest and len(texts) > 1 and (dest.tag or len({reference(text).name for text in texts}) > 1):
+        raise InvalidReference("DEST is for one image, or without a tag for those of one repository")
+    groups: Dict[str, List[Tuple[Image, Reference]]] = {}
+    for text in texts:
+        _show_default_tag(context, flags, reference(text))
+        for image, target in pushed_images(text, store, dest, flags.all_tags):
+            groups.setdefault(target.name, []).append((image, target))
+    results: List[Pushed] = []
+    codes = []
+    with context.client([images[0][1].domain for images in groups.values()]) as client:
+        uploads, options = settings.uploads(), (settings.size("chunk_size"), settings.truth("foreign"))
+        if flags.dry_run:
+            plans = plan_push(
+                client, groups.values(), store, uploads, context.renderer, context.cancel, *options)
+            show_plan(context, [row(*plan) for plan in plans])
+            return 0
+        for images in groups.values():
+            try:
+                results += push_with(
+                    client, images, store, uploads, context.renderer, context.cancel,
+                    options[0], settings.truth("legacy_schema1"), options[1])
+            except Error as exc:
+                codes.append(context.failed(exc))
     rows = [{
         "name": str(name), "tag": name.tag, "digest": top.digest, "size": top.size,
         "layers": [{"diff_id": layer.diff_id, "digest": layer.blob.digest,
@@ -100,14 +150,20 @@ def do_push(context: Context, flags: argparse.Namespace) -> None:
     context.answer(rows, [
         "%s@%s" % (name.name, top.digest) if context.quiet else
         "%s: digest: %s size: %d" % (name.tag, top.digest, top.size) for name, top, _ in results])
+    return codes[0] if codes else 0
 
 
 def _ask(context: Context, name: Reference, subject: str, question: Callable[[Repository], Any]) -> Any:
     """The answer of the first endpoint that has one; ``subject`` begins the text of errors."""
     with context.client([name.domain]) as client:
-        return over_endpoints(
-            client, name, "%s %s" % (subject, name),
-            lambda endpoint: question(client.repository(endpoint, name)), context.cancel, context.renderer)
+        return _asked(context, client, name, subject, question)
+
+
+def _asked(context: Context, client: Client, name: Reference, subject: str,
+           question: Callable[[Repository], Any]) -> Any:
+    return over_endpoints(
+        client, name, "%s %s" % (subject, name),
+        lambda endpoint: question(client.repository(endpoint, name)), context.cancel, context.renderer)
 
 
 def do_tags(context: Context, flags: argparse.Namespace) -> None:
@@ -134,13 +190,19 @@ def do_manifest(context: Context, flags: argparse.Namespace) -> None:
 
 
 def do_digest(context: Context, flags: argparse.Namespace) -> None:
-    name = reference(flags.ref).docker_ref()
-    target = str(name.digest or name.tag)
+    items = operands(flags.refs, all_tags=flags.all_tags)
+    rows = []
+    with context.client(_domains(items)) as client:
+        for name in _names(context, client, items):
+            digest = _asked(context, client, name.docker_ref(), "digest of", functools.partial(
+                _resolved, str(name.digest or name.with_default_tag().tag), context.cancel))
+            pin = {"pin": str(name.with_default_tag().with_digest(digest))} if flags.pin else {}
+            rows.append(dict({"name": str(name.docker_ref()), "digest": digest}, **pin))
+    one = len(flags.refs) == 1 and not (items[0].line or items[0].pattern)
+    context.answer(rows[0] if one else rows, [row["pin" if flags.pin else "digest"] for row in rows])
 
-    def resolve(repository: Repository) -> str:
-        """The digest by HEAD; by GET where HEAD has none, or to verify one that was given."""
-        digest = None if name.digest else repository.resolve(target, context.cancel)
-        return str(digest or repository.manifest(target, context.cancel).digest)
 
-    digest = _ask(context, name, "digest of", resolve)
-    context.answer({"name": str(name), "digest": digest}, [digest])
+def _resolved(target: str, cancel: Cancel, repository: Repository) -> Digest:
+    """The digest by HEAD; by GET where HEAD has none, or to verify one that was given."""
+    digest = None if ":" in target else repository.resolve(target, cancel)
+    return digest or repository.manifest(target, cancel).digest

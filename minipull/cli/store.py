@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands on the store: images, inspect, tag, rm, gc, check, save, load."""
 import argparse
+import contextlib
 import itertools
 import json
 import os
 import re
 import sys
-from typing import Any, Callable, Dict, Iterable, List, Set, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Set, Tuple
 
 from ..digest import Digest
-from ..errors import ContentMismatch, InvalidDocument, InvalidReference, StorageError
+from ..errors import ContentMismatch, InvalidDocument, InvalidReference, NotFound, StorageError
 from ..image.descriptor import Descriptor
 from ..image.manifest import Manifest
 from ..parts import carrier
@@ -17,6 +18,7 @@ from ..store.check import HARMLESS, REBUILT, REPAIRED, Problem, check, check_ima
 from ..store.gc import gc
 from ..store.store import ImageSource
 from .context import Context, described, reference, stripped
+from .lists import ABSENT, DIFFERS, EXTRA, compared, expanded, operands, read_pins, stored_tags
 from .plan import Row, row, show_plan
 from .render import aligned, human_size
 
@@ -62,16 +64,26 @@ def do_tag(context: Context, flags: argparse.Namespace) -> None:
             context.dump([described(store, image._replace(name=name))])
 
 
+def _stored_names(store: ImageSource, texts: Iterable[str]) -> List[str]:
+    """References and image IDs as typed, with lists and globs expanded."""
+    return expanded(operands(texts, ids=True), lambda prefix, name: stored_tags(store, name))
+
+
 def do_rm(context: Context, flags: argparse.Namespace) -> None:
     store = context.store
     removed = []
-    for text in flags.refs:
+    for text in _stored_names(store, flags.refs):
         is_id = re.fullmatch(r"sha256:[0-9a-f]{6,64}|[0-9a-f]{12,64}", text)
-        name = store.image(stripped(text)).name if is_id else reference(text).docker_ref()
-        store.remove(name, context.cancel)
-        removed.append({"name": str(name)})
-        if not context.json:
-            context.show("Untagged: %s" % name.familiar)
+        name = store.image(text).name if is_id else reference(text)
+        names = [name.docker_ref()]
+        if name.tag and name.digest:  # a pull has given it both names
+            names = [item.name for item in map(store.references.get, (name._replace(digest=None), *names))
+                     if item and name.digest in (item.source, item.descriptor.digest)] or names
+        for name in names:
+            store.remove(name, context.cancel)
+            removed.append({"name": str(name)})
+            if not context.json:
+                context.show("Untagged: %s" % name.familiar)
     context.answer(removed, [])
 
 
@@ -88,12 +100,14 @@ def do_gc(context: Context, flags: argparse.Namespace) -> None:
 
 
 def do_check(context: Context, flags: argparse.Namespace) -> int:
+    if flags.pins:
+        return _check_pins(context, flags)
     code = 0
     archives = [name for name in flags.refs if os.path.isfile(name)]
     results = [_check_archive(context, path) for path in archives]
     names = [stripped(name) for name in flags.refs if name not in archives]
     if names or not archives:
-        results.append(_check_root(context, names, flags.repair))
+        results.append(_check_root(context, _stored_names(context.source, names), flags.repair))
     lines = []
     for subject, problems, damage, failed in results:
         ok = all(problem.kind in HARMLESS for problem in problems)
@@ -135,12 +149,50 @@ def _check_root(context: Context, names: List[str], repairing: bool) -> Checked:
     return store.root, problems + moves, remedy(problems, moves), StorageError.exit_code
 
 
+def _check_pins(context: Context, flags: argparse.Namespace) -> int:
+    """Check that the store, or an archive, has what is pinned, whole, and nothing else.
+
+    The code is 3 if all that is wrong are pinned names that are not there, 6 if names differ
+    or there are more, and that of check for damage.
+    """
+    pins, cancel = read_pins(flags.pins), context.cancel
+    if len(flags.refs) > 1 or flags.repair:
+        raise InvalidReference("--pins is for the store or one archive, without --repair")
+    with contextlib.ExitStack() as stack:
+        if flags.refs:
+            source: ImageSource = stack.enter_context(_archive(context, flags.refs[0]))
+        else:
+            source = context.existing(context.source)
+        with source.reading(cancel):
+            problems, tops = compared(source, pins)
+            problems += check_images(source, tops, cancel)
+    kinds = {problem.kind for problem in problems} - HARMLESS
+    of_names = kinds <= {ABSENT, DIFFERS, EXTRA}
+    damage = InvalidDocument.exit_code if flags.refs or of_names else StorageError.exit_code
+    lines = ["%s: %s: %s" % problem for problem in problems]
+    lines.append("%s: %s" % (source.root, "not what is pinned" if kinds else "ok"))
+    context.answer({"ok": not kinds, "problems": [problem._asdict() for problem in problems]}, lines)
+    return 0 if not kinds else NotFound.exit_code if kinds == {ABSENT} else damage
+
+
+@contextlib.contextmanager
+def _archive(context: Context, path: str) -> Iterator[ImageSource]:
+    from ..archive.reader import opened
+
+    zstd = context.settings.store().layers.zstd
+    try:
+        with opened(path, context.cancel, zstd, warn=context.warn) as archive:
+            yield archive
+    except InvalidDocument as exc:
+        raise exc.within(path) from exc
+
+
 def _top(store: ImageSource, name: str) -> Descriptor:
     """The manifest or index of an image, which may be damaged."""
     try:
         return store.image(name).descriptor
     except (ContentMismatch, InvalidDocument, StorageError):
-        association = store.references.get(reference(name).docker_ref())
+        association = store.references.find(reference(name).with_default_tag())
         if association is None:
             raise
         return association.descriptor
@@ -150,7 +202,7 @@ def do_save(context: Context, flags: argparse.Namespace) -> None:
     from ..archive.save import contents, write_file
 
     settings, output = context.settings, flags.output
-    names, bundle = [stripped(name) for name in flags.refs], settings.truth("bundle")
+    names, bundle = _stored_names(context.source, flags.refs), settings.truth("bundle")
     if flags.without and not bundle:
         raise InvalidReference("--without is for --bundle")
     if not output and not flags.dry_run and sys.stdout is not None and sys.stdout.isatty():

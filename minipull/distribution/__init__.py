@@ -13,6 +13,7 @@ decide otherwise than moby's end their docstring with the points:
     schema1    an image in the manifest format of old, either way
     push_v1    images to one endpoint, by the v1 protocol
     push       push(), to the first endpoint that takes the images
+    plan       the blobs that a pull or push would move
     places     how an end of a copy is written
     ends       registries and layouts as ends of a copy
     archives   archives as ends of a copy
