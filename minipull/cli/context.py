@@ -21,13 +21,14 @@ from ..errors import (
 from ..image.config import Image
 from ..parts import left_out, part
 from ..progress import Progress
-from ..reference import Reference
+from ..reference import DEFAULT_DOMAIN, Reference
 from ..store.store import ImageSource, Store
 from .render import NO_THREADS, Renderer, choose, lacking, say
 from .settings import Settings
 
 if TYPE_CHECKING:
     from ..registry.client import Client
+    from ..registry.network import Connected, Network
 
 BROKEN_PIPE = 128 + 13
 S = TypeVar("S", bound=ImageSource)
@@ -46,6 +47,8 @@ class Context:
         self._renderer: Optional[Renderer] = None
         self._settings: Optional[Settings] = None
         self._source: Optional[ImageSource] = None
+        self._network: Optional["Network"] = None
+        self._connections: Dict[str, "Connected"] = {}
         self.resources = contextlib.ExitStack()  # closed when the command ends
 
     @property
@@ -111,7 +114,24 @@ class Context:
         settings = self.settings.end(side) if side else self.settings
         if settings.truth("legacy_v1"):
             self.require("registry.v1")
-        return Client(settings.service(domains), settings.credentials(domains))
+        return Client(settings.service(domains, self.network), settings.credentials(domains))
+
+    @property
+    def network(self) -> "Network":
+        """The network that all clients of the command share; with -v its connections are told."""
+        if self._network is None:
+            self._network = self.settings.network(self._connected if self._flags.verbose else None)
+        return self._network
+
+    def _connected(self, connected: "Connected") -> None:
+        if self._connections.setdefault(str(connected), connected) is connected:
+            self.alert(str(connected), "")
+
+    def quota(self, name: Reference) -> Dict[str, Any]:
+        """The member of JSON output for the pulls that a registry still allows, if it has told."""
+        from ..registry.network import HUB_HOST
+        quota = self.network.quotas.get(HUB_HOST if name.domain == DEFAULT_DOMAIN else name.domain)
+        return {"quota": quota._asdict()} if quota else {}
 
     def require(self, module: str) -> None:
         """Fail before any request where a build lacks a module that a flag asks for."""
@@ -120,12 +140,19 @@ class Context:
     def warn(self, text: str) -> None:
         self.renderer(Progress(message="warning: " + text))
 
-    def alert(self, text: str) -> None:
-        """Warn, also where progress is not shown."""
+    def alert(self, text: str, kind: str = "warning: ") -> None:
+        """Warn, or print a line of another ``kind``, also where progress is not shown."""
         if self.quiet or self.settings.text("progress") == "none":
-            say("warning: " + text)
+            say(kind + text)
         else:
-            self.warn(text)
+            self.renderer(Progress(message=kind + text))
+
+    def tell_traffic(self) -> None:
+        """Print the bytes and the quota of each host that was asked, if the user wants details."""
+        if self._network is not None and self._flags.verbose:
+            for host, (received, sent) in sorted(self._network.traffic.items()):
+                quota = "; %s" % (self._network.quotas[host],) if host in self._network.quotas else ""
+                self.alert("%s: %d bytes in, %d bytes out%s" % (host, received, sent, quota), "")
 
     def failed(self, error: BaseException) -> int:
         """Print an error as one line; returns the exit code."""
@@ -195,9 +222,10 @@ def perform(flags: argparse.Namespace, cancel: Cancel) -> int:
         with context.resources:
             module = importlib.import_module("." + flags.module, __package__)
             code: Optional[int] = getattr(module, "do_" + flags.command)(context, flags)
-            return code or 0
     except BaseException as exc:
-        return context.failed(exc)
+        code = context.failed(exc)
+    context.tell_traffic()
+    return code or 0
 
 
 def stripped(text: str) -> str:

@@ -23,7 +23,7 @@ _MAX_PASSWORD = 1 << 16  # bytes
 def do_login(context: Context, flags: argparse.Namespace) -> None:
     name, settings = registry(flags.registry), context.settings
     username, password = _user_and_password(context, flags)
-    with Client(settings.service([name.domain]), Keyring()) as client:
+    with Client(settings.service([name.domain], context.network), Keyring()) as client:
         credential = login(client, name, Credential(username, password), context.cancel, context.alert)
     _logins(context).keep(name.domain, credential, context.cancel)
     context.answer({"registry": name.domain, "username": username}, ["Login Succeeded"])

@@ -53,7 +53,7 @@ def command_line() -> Parser:
     parser.add_argument("--root", metavar="PATH", help="the store, or an archive to read as one")
     parser.add_argument("--strict-store", action="store_true", default=None, help="refuse one open to others")
     parser.add_argument("--config", metavar="FILE", help="settings file")
-    parser.add_argument("-v", "--verbose", action="store_true", help="tracebacks for errors")
+    parser.add_argument("-v", "--verbose", action="store_true", help="connections, tracebacks")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     shared = functools.partial(Parser, program(), add_help=False, allow_abbrev=False)
     progress = shared()
@@ -90,6 +90,9 @@ def _add_network(group: Any) -> None:
     group.add_argument("--cert-dir", metavar="DIR", help="as one of certs.d, for this registry")
     group.add_argument("--header", metavar="K:V", action="append", help="sent with every request")
     group.add_argument("--timeout", metavar="SECONDS", help="without progress (60)")
+    group.add_argument("--limit-rate", metavar="SIZE", help="bytes a second in and out, as 10M")
+    group.add_argument("--only", metavar="HOST[:PORT],...", help="ask no other host")
+    group.add_argument("--offline", action="store_true", default=None, help="ask no host at all")
     _add_progress(group)
 
 

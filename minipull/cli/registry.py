@@ -68,7 +68,7 @@ def do_pull(context: Context, flags: argparse.Namespace) -> int:
     if flags.dry_run:
         show_plan(context, rows)
     elif context.json:
-        context.dump([dict(described(store, image), updated=updated)
+        context.dump([dict(described(store, image), updated=updated, **context.quota(image.name))
                       for pulled in results.values() for image, updated in pulled])
     else:
         _show_pulled(context, flags, results, errors)
@@ -180,9 +180,9 @@ def do_manifest(context: Context, flags: argparse.Namespace) -> None:
         str(name.digest or name.tag), context.cancel))
     if context.json:
         document = manifest.parse(received.raw, received.content_type)
-        context.dump({
+        context.dump(dict({
             "name": str(name), "digest": received.digest, "media_type": document.media_type,
-            "size": len(received.raw), "manifest": json.loads(received.raw.decode())})
+            "size": len(received.raw), "manifest": json.loads(received.raw.decode())}, **context.quota(name)))
     elif sys.stdout is not None and sys.stdout.isatty():
         context.show(received.raw.decode("utf-8", "replace"))
     else:
@@ -197,7 +197,7 @@ def do_digest(context: Context, flags: argparse.Namespace) -> None:
             digest = _asked(context, client, name.docker_ref(), "digest of", functools.partial(
                 _resolved, str(name.digest or name.with_default_tag().tag), context.cancel))
             pin = {"pin": str(name.with_default_tag().with_digest(digest))} if flags.pin else {}
-            rows.append(dict({"name": str(name.docker_ref()), "digest": digest}, **pin))
+            rows.append(dict({"name": str(name.docker_ref()), "digest": digest}, **pin, **context.quota(name)))
     one = len(flags.refs) == 1 and not (items[0].line or items[0].pattern)
     context.answer(rows[0] if one else rows, [row["pin" if flags.pin else "digest"] for row in rows])
 

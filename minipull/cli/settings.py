@@ -26,6 +26,7 @@ from ..xfer.upload import CONCURRENT_UPLOADS, LayerUploadManager
 if TYPE_CHECKING:
     from ..registry.credentials import Credentials, Source
     from ..registry.endpoints import Host, RegistryService
+    from ..registry.network import Connected, Network
     from ..registry.proxy import Proxies
 
 MAX_FILE = 1 << 20  # bytes of a settings file
@@ -93,12 +94,12 @@ class Settings:
             raise self._wrong(name, key, "a number from 1")
         return int(text)
 
-    def size(self, name: str) -> int:
+    def size(self, name: str, key: str = "") -> int:
         """A size in bytes, given as 4096, 512k, 10M or 1G; 0 if not given."""
-        text = self.text(name, "0")
+        text = self.text(name, "0", key)
         match = re.fullmatch("([0-9]{1,12})([kMG]?)", text)
         if match is None:
-            raise self._wrong(name, "", "a size such as 512k or 10M")
+            raise self._wrong(name, key, "a size such as 512k or 10M")
         return int(match.group(1)) << {"": 0, "k": 10, "M": 20, "G": 30}[match.group(2)]
 
     def end(self, side: str) -> "Settings":
@@ -147,7 +148,20 @@ class Settings:
         return Proxies(http, env("https_proxy") or env("HTTPS_PROXY", ""),
                        env("no_proxy") or env("NO_PROXY", ""))
 
-    def service(self, domains: Sequence[str] = ()) -> "RegistryService":
+    def network(self, connected: Optional[Callable[["Connected"], None]] = None) -> "Network":
+        """The network as the command may use it."""
+        from ..registry.endpoints import check_host
+        from ..registry.network import Network
+        rate, key = self.size("limit_rate", "limit-rate"), "allowed-hosts"
+        if not rate and self.text("limit_rate", key="limit-rate"):
+            raise self._wrong("limit_rate", "limit-rate", "a size from 1, such as 512k or 10M")
+        only = self._names(key, lambda name: check_host(name, key)) if key in self._file else None
+        if self.text("only") or self._flags.get("only") is not None:
+            only = [name for name in map(str.strip, self.text("only").split(","))
+                    if check_host(name, "--only")]
+        return Network(limit_rate=rate, only=only, offline=self.truth("offline"), connected=connected)
+
+    def service(self, domains: Sequence[str] = (), network: Optional["Network"] = None) -> "RegistryService":
         """The registries and how to reach them; --cert-dir applies to ``domains``."""
         from ..registry.endpoints import RegistryService, check_host, validate_insecure
         return RegistryService(
@@ -159,7 +173,7 @@ class Settings:
                    for folder in (self._config, "/etc") if folder for name in ("containers", "docker")],
             cert_dirs=dict.fromkeys(domains, self.text("cert_dir")), warn=self._warn,
             legacy=self._names("legacy-registries", lambda name: check_host(name, "legacy registry")),
-            legacy_v1=self.truth("legacy_v1"))
+            legacy_v1=self.truth("legacy_v1"), network=network or self.network())
 
     def _hosts(self) -> Dict[str, "Host"]:
         """The settings of registries; what can't be read is an error for its registry alone."""

@@ -89,7 +89,7 @@ class V2Puller(NamedTuple):
     def pull(self, reference: Reference) -> Pulled:
         """Pull a tag or digest; the caller holds the store's shared lock."""
         former = self.store.references.get(reference)
-        received = self._resolve(reference, former is not None)
+        received = self._resolve(reference, former)
         label = str(reference) if reference.digest else reference.tag
         pulling = Progress(id=label, message="Pulling from %s" % reference.path)
         if is_schema1(received.raw, received.content_type):
@@ -123,10 +123,12 @@ class V2Puller(NamedTuple):
             self.check_platform(image.config)
         return Pulled(image, updated)
 
-    def _resolve(self, reference: Reference, stored: bool) -> Received:
+    def _resolve(self, reference: Reference, former: Optional[Association]) -> Received:
         """Return the verified manifest of a reference, from the store if it has been pulled and not moved."""
-        digest = reference.digest
-        if stored:
+        digest, offline = reference.digest, self.repository.offline
+        if former is not None and offline:
+            digest = digest or former.source
+        if former is not None or offline:
             digest = digest or persist(self.repository, self.cancel, self.repository.resolve, reference.tag)
             with contextlib.suppress(StorageError):
                 if digest is not None:

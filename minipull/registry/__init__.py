@@ -9,6 +9,7 @@ The modules in reading order:
     tls            TLS contexts, and the certificates of certs.d
     request        a request as one value, and its body
     response       an answer whose body is still on the wire
+    network        the rate, the hosts that may be asked; records of connections, bytes and quotas for the user
     connection     one HTTP/1.1 connection
     transport      a pool of connections; redirects, repeats
     auth           challenges and tokens

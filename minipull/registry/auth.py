@@ -217,7 +217,8 @@ class Authorizer:
                 headers["Authorization"] = basic(credential)
         query = urllib.parse.urlencode(sorted(form.items()), doseq=True, errors="surrogateescape")
         request = Request("POST", realm, cancel, headers, Body.of(query.encode()), follow=False,
-                          only_public=self._origin in self._transport.public)
+                          only_public=self._origin in self._transport.public,
+                          role="the token server of %s" % (self._origin,))
         if not refresh_token:
             url = realm + ("&" if "?" in realm else "?") + query
             request = request._replace(method="GET", url=url, body=None)

@@ -29,10 +29,11 @@ from ..digest import Buffer
 from ..errors import Cancelled, Error, NetworkError, PolicyError, StorageError, shown
 from ..sendfile import send
 from .errors import certificate_problem, foreign_error
+from .network import Connected, Network
 from .proxy import Proxy
 from .request import PIECE, Body, FileBody, Request
 from .response import READ_AHEAD, Heads, Response
-from .tls import client_context, issuer
+from .tls import client_context, parse_certificate
 from .url import Origin, is_public
 
 CONNECT_TIMEOUT = 30.0  # seconds, for all addresses of a host together
@@ -45,11 +46,12 @@ class Connection(io.RawIOBase):
     """A connection to one origin, used by one thread at a time; ``timeout`` is in seconds.
 
     ``context`` makes the TLS context for https; ``keep`` gets the connection when it can
-    be used again.  A ``proxy`` looks up the host, so no address is checked.
+    be used again.  A ``proxy`` looks up the host, so no address is checked.  ``network`` has the rate.
     """
 
     def __init__(self, origin: Origin, timeout: float, context: Callable[[], ssl.SSLContext],
-                 keep: Callable[["Connection"], None], proxy: Optional[Proxy] = None) -> None:
+                 keep: Callable[["Connection"], None], proxy: Optional[Proxy] = None,
+                 network: Optional[Network] = None) -> None:
         self.origin = origin
         self.public = False  # whether the origin has an address of the public internet
         self.secure = False  # whether the TLS handshake has been completed
@@ -61,6 +63,7 @@ class Connection(io.RawIOBase):
         self._context = context
         self._keep = keep
         self._proxy = proxy
+        self._network = network or Network()
         self._relay = proxy if origin.scheme == "http" else None
         self._peer: Union[Origin, Proxy] = origin  # the one that errors name
         self._socket: Optional[socket.socket] = None
@@ -76,6 +79,7 @@ class Connection(io.RawIOBase):
     def exchange(self, request: Request) -> Response:
         """Send a request and read the head of its answer."""
         self._cancel = request.cancel
+        self.received, self._sent, self._mark, self._waited = 0, 0, 0, 0.0
         self._scope.enter_context(self._cancel.calling(self._shutdown))
         try:
             # Made before the peer is asked, since bad certificates of ours are not its fault.
@@ -85,7 +89,6 @@ class Connection(io.RawIOBase):
                     self._connect(context)
                 if request.only_public and not self.public and self._proxy is None:
                     raise PolicyError("redirect to %s, a private address, refused" % (self.origin,))
-                self.received, self._mark, self._waited = 0, 0, 0.0
                 self._send_head(request)
                 self._all_sent = request.body is None
                 if request.body is not None:
@@ -158,17 +161,22 @@ class Connection(io.RawIOBase):
 
     def _sent_pieces(self, body: Body) -> Iterator[int]:
         """Send a body piece by piece; yields the size of each in bytes."""
-        if isinstance(body, FileBody) and self.origin.scheme == "http" and self._socket:
-            yield from send(self._socket, body.file, body.offset, body.size or 0)
+        most = self._network.piece
+        if isinstance(body, FileBody) and self.origin.scheme == "http" and self._socket and not most:
+            for count in send(self._socket, body.file, body.offset, body.size or 0):
+                self._sent += count
+                yield count
             return
+        step = min(PIECE, most or PIECE)
         for piece in body.pieces():
-            for start in range(0, len(piece), PIECE):
-                part = piece[start:start + PIECE]
+            for start in range(0, len(piece), step):
+                part = piece[start:start + step]
                 self.sendall(part if body.size is not None else b"%x\r\n%s\r\n" % (len(part), part))
                 yield len(part)
 
     def done(self, reusable: bool) -> None:
         """End the exchange; only a connection with nothing left on it is kept."""
+        self._network.moved(str(self.origin), self.received, self._sent)
         self.response = None
         self._scope.close()
         if reusable and self._all_sent and not self._cancel.cancelled:
@@ -217,6 +225,11 @@ class Connection(io.RawIOBase):
                         self.origin, certificate_problem(exc), self._ask_issuer(), self.origin)) from exc
             self.secure = True
         raw.settimeout(self._timeout)
+        if self._network.connected is not None:
+            tls, certificate = "", None
+            if isinstance(raw, ssl.SSLSocket):
+                tls, certificate = raw.version() or "", parse_certificate(raw.getpeercert(True) or b"")
+            self._network.connected(Connected(self.origin, raw.getpeername()[0], self._proxy, tls, certificate))
 
     def _reach(self) -> socket.socket:
         """Open a TCP connection to the origin or its proxy, and through that a tunnel for https."""
@@ -265,7 +278,7 @@ class Connection(io.RawIOBase):
         name = ""
         with contextlib.suppress(NetworkError, OSError, http.client.HTTPException):
             tls = self._handshake(self._reach(), client_context(verify=False))
-            name = issuer(tls.getpeercert(True) or b"")
+            name = parse_certificate(tls.getpeercert(True) or b"").issuer
         return "'%s'" % shown(name, 200) if name else "an unknown CA"
 
     def _shutdown(self) -> None:
@@ -290,6 +303,9 @@ class Connection(io.RawIOBase):
         assert self._socket is not None
         self._socket.sendall(data)
         self._cancel.check()
+        self._sent += len(data)
+        if self._network.piece:
+            self._cancel.pause(self._network.book(len(data)))
 
     def close(self) -> None:
         """Do nothing: http.client closes its socket before the body has been read."""
@@ -300,7 +316,7 @@ class Connection(io.RawIOBase):
         if self._peeking or self.response is not None and self.response.remaining == 0:
             return None
         before = time.monotonic()
-        count = self._socket.recv_into(view)
+        count = self._socket.recv_into(view[:self._network.piece or None])
         self._cancel.check()
         self.received += count
         # Only the time in recv counts: a slow reader is no stalled peer.
@@ -311,4 +327,6 @@ class Connection(io.RawIOBase):
             self._waited, self._mark = 0.0, self.received
         if self.response is None and self.received > MAX_HEAD:
             raise NetworkError("malformed answer of %s: endless head" % (self._peer,))
+        if self._network.piece:
+            self._cancel.pause(self._network.book(count))
         return count

@@ -19,12 +19,12 @@ from typing import Callable, List, Mapping, NamedTuple, Optional, Sequence, Set,
 
 from ..errors import Error, InvalidReference, PolicyError, shown
 from ..reference import DEFAULT_DOMAIN, Reference
+from .network import HUB_HOST, Network
 from .proxy import Proxies
 from .tls import add_authorities, add_folder, client_context
 from .transport import Transport
 from .url import Origin
 
-HUB_HOST = "registry-1.docker.io"
 HUB_INDEX = "index.docker.io"  # where its v1 protocol was spoken
 
 #   field-name LF field-value  (RFC 9110, 5.1 and 5.5; neither may contain the LF)
@@ -78,6 +78,7 @@ class RegistryService:
     ``lookup`` resolves a host, for the CIDRs alone.  The hosts in ``legacy``, or
     with ``legacy_v1`` all, may be asked by the v1 protocol.  Certificates for a
     host are in the first of ``certs`` with a ``HOST[:PORT]``, and in its ``cert_dirs``.
+    ``network`` has the rate and the hosts that may be asked; services may share it.
     """
 
     def __init__(self, *, mirrors: Sequence[str] = (), insecure: Sequence[str] = (),
@@ -87,7 +88,7 @@ class RegistryService:
                  lookup: Callable[[str], Sequence[str]] = addresses_of,
                  proxies: Optional[Proxies] = None, certs: Sequence[str] = (),
                  cert_dirs: Optional[Mapping[str, str]] = None,
-                 legacy: Sequence[str] = (), legacy_v1: bool = False,
+                 legacy: Sequence[str] = (), legacy_v1: bool = False, network: Optional[Network] = None,
                  warn: Callable[[str], None] = lambda text: None) -> None:
         self.hosts = {
             check_host(name, "host"): host._replace(mirrors=tuple(map(validate_mirror, host.mirrors)))
@@ -99,6 +100,7 @@ class RegistryService:
         self.tls_verify = tls_verify
         self.ca_file = ca_file
         self.proxies = proxies or Proxies()
+        self.network = network or Network()
         self._certs = certs
         self._cert_dirs = {check_host(name, "host"): folder for name, folder in (cert_dirs or {}).items()}
         self._warn = warn
@@ -126,7 +128,8 @@ class RegistryService:
 
     def transport(self) -> Transport:
         """A pool of connections with these settings; the caller closes it."""
-        return Transport(self.tls_context, self._timeout, self._headers, self.proxies.find, self.warn)
+        return Transport(
+            self.tls_context, self._timeout, self._headers, self.proxies.find, self.warn, self.network)
 
     def _host(self, reference: Reference) -> Host:
         host = self.hosts.get(_key(reference.domain), Host())
@@ -161,7 +164,8 @@ class RegistryService:
 
     def is_secure(self, domain: str) -> bool:
         """Whether the registry must be reached by verified TLS (moby: isSecureIndex)."""
-        host = Origin.of("https://" + domain).host.strip("[]")
+        origin = Origin.of("https://" + domain)
+        host = origin.host.strip("[]")
         if host == "localhost" or _key(domain) in self._insecure_hosts or not self.tls_verify:
             return False
         texts: Sequence[str] = [host]
@@ -169,7 +173,7 @@ class RegistryService:
             if ipaddress.ip_address(host).is_loopback:
                 return False
         except ValueError:
-            texts = self._lookup(host) if self._insecure_networks else []
+            texts = self._lookup(host) if self._insecure_networks and self.network.allows(origin) else []
         addresses = [ipaddress.ip_address(text.partition("%")[0]) for text in texts]
         return not any(address in network for address in addresses for network in self._insecure_networks)
 

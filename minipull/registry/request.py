@@ -53,6 +53,7 @@ class Request(NamedTuple):
     once: bool = False  # never repeated, since its failure costs little
     follow: bool = True  # to where a redirect points
     only_public: bool = False  # not to private addresses: a public host gave us the URL
+    role: str = ""  # of a host that another one named: "the token server of r.com"
 
     def with_headers(self, headers: Mapping[str, str]) -> "Request":
         """A copy with these headers as well, in place of others of the same name."""

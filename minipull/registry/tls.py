@@ -7,16 +7,28 @@ Of several client certificates the last one counts, for each kind of key.
 
 Mirrors moby's registry/registry.go (ReadCertsDirectory).
 """
+import calendar
 import contextlib
+import ipaddress
 import os
 import ssl
-from typing import List, Tuple
+import time
+from typing import Dict, List, NamedTuple, Tuple
 
 from ..errors import InvalidReference, file_errors
 
 #: SSL_OP_IGNORE_UNEXPECTED_EOF, which ssl does not name before 3.10.
 _IGNORE_UNEXPECTED_EOF = 1 << 7
-_COMMON_NAME, _ORGANIZATION = b"\x55\x04\x03", b"\x55\x04\x0a"
+_COMMON_NAME, _ORGANIZATION, _ALTERNATIVE_NAMES = b"\x55\x04\x03", b"\x55\x04\x0a", b"\x55\x1d\x11"
+_DNS_NAME, _ADDRESS = 0x82, 0x87  # tags of a GeneralName (RFC 5280, 4.2.1.6)
+
+
+class Certificate(NamedTuple):
+    """The certificate of a host; what could not be read is empty or 0."""
+    names: Tuple[str, ...]  # and IP addresses that it is for
+    issuer: str  # by common name or organization
+    not_before: float  # seconds since the epoch
+    not_after: float
 
 
 def client_context(verify: bool) -> ssl.SSLContext:
@@ -68,17 +80,30 @@ def add_folder(context: ssl.SSLContext, folder: str) -> None:
             raise InvalidReference("%s: missing client certificate %s.cert for key %s" % (folder, stem, name))
 
 
-def issuer(certificate: bytes) -> str:
-    """The issuer of a certificate (DER), by common name or organization; empty if unknown."""
-    names = {}
+def parse_certificate(der: bytes) -> Certificate:
+    """The certificate in DER, as far as it can be read."""
+    issuer: Dict[bytes, str] = {}
+    names: List[str] = []
+    dates: List[float] = []
     with contextlib.suppress(LookupError, ValueError):
-        #   TBSCertificate ::= [version] serialNumber signature issuer ...  (RFC 5280, 4.1)
-        fields = _parts(_parts(_parts(certificate)[0][1])[0][1])
-        for _, relative in _parts(fields[3 if fields[0][0] == 0xA0 else 2][1]):
+        #   TBSCertificate ::= [version] serialNumber signature issuer validity subject ...  (RFC 5280, 4.1)
+        fields = _parts(_parts(_parts(der)[0][1])[0][1])
+        first = 3 if fields[0][0] == 0xA0 else 2
+        for _, relative in _parts(fields[first][1]):
             for _, attribute in _parts(relative):
                 (_, kind), (_, value) = _parts(attribute)
-                names[kind] = value.decode("utf-8", "replace")
-    return names.get(_COMMON_NAME) or names.get(_ORGANIZATION) or ""
+                issuer[kind] = value.decode("utf-8", "replace")
+        for tag, value in _parts(fields[first + 1][1]):
+            form = "%y%m%d%H%M%SZ" if tag == 0x17 else "%Y%m%d%H%M%SZ"
+            dates.append(calendar.timegm(time.strptime(value.decode(), form)))
+        for _, extension in _parts(_parts(dict(fields)[0xA3])[0][1]):
+            (_, kind), *_, (_, value) = _parts(extension)
+            for tag, name in _parts(_parts(value)[0][1]) if kind == _ALTERNATIVE_NAMES else ():
+                if tag in (_DNS_NAME, _ADDRESS):
+                    names.append(name.decode() if tag == _DNS_NAME else str(ipaddress.ip_address(name)))
+    not_before, not_after = dates if len(dates) == 2 else (0.0, 0.0)
+    return Certificate(
+        tuple(names), issuer.get(_COMMON_NAME) or issuer.get(_ORGANIZATION) or "", not_before, not_after)
 
 
 def _parts(der: bytes) -> List[Tuple[int, bytes]]:

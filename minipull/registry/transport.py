@@ -25,6 +25,7 @@ from typing import Callable, Dict, List, Mapping, Optional, Set, Tuple
 from .. import __version__
 from ..errors import NetworkError, PolicyError, RateLimited, shown
 from .connection import CONNECT_TIMEOUT, Connection
+from .network import Network
 from .proxy import Proxy
 from .request import Request
 from .response import Response
@@ -48,13 +49,14 @@ class Transport:
     """A pool of connections to any number of origins, shared by threads; ``timeout`` is in seconds.
 
     ``tls`` returns the TLS context for an origin, ``proxy`` its proxy; ``warn`` gets each
-    warning of a registry.  close() ends idle connections; one in use ends with its response.
+    warning, ``network`` has the rules.  close() ends idle connections; one in use ends with its response.
     """
 
     def __init__(self, tls: Callable[[Origin], ssl.SSLContext], timeout: float = 60.0,
                  headers: Optional[Mapping[str, str]] = None,
                  proxy: Callable[[Origin], Optional[Proxy]] = lambda origin: None,
-                 warn: Callable[[str], None] = lambda text: None) -> None:
+                 warn: Callable[[str], None] = lambda text: None,
+                 network: Optional[Network] = None) -> None:
         self.timeout = timeout
         #: Hosts and ports that have completed a TLS handshake; no longer asked by plain http.
         self.spoke_tls: Set[Tuple[str, int]] = set()
@@ -62,6 +64,7 @@ class Transport:
         self.public: Set[Origin] = set()
         self._tls = tls
         self._proxy = proxy
+        self.network = network or Network()
         self.warn = warn
         self._headers = dict({"User-Agent": USER_AGENT}, **(headers or {}))
         self._lock = threading.Lock()
@@ -121,12 +124,16 @@ class Transport:
             if response.origin == first:
                 for text in _WARNING.findall(response.header("Warning")[:_MAX_WARNING]):
                     self.warn("%s: %s" % (response.origin, shown(re.sub(r"\\(.)", r"\1", text))))
+                low = self.network.note_quota(request.url, response.header)
+                if low:
+                    self.warn("%s: %s" % (first, low))
             location = response.header("Location")
             if response.status not in (301, 302, 303, 307, 308) or not location:
                 return response
             response.discard()
             public = request.only_public or response.origin in self.public
-            request = request._replace(url=joined(request.url, location), only_public=public)
+            request = request._replace(url=joined(request.url, location), only_public=public,
+                                       role="to which %s redirects" % (response.origin,))
             origin = Origin.of(request.url)
             opens = request.method == "POST" and request.body is None
             kept = response.status in (307, 308) and (origin == response.origin or opens)
@@ -143,6 +150,7 @@ class Transport:
         """Send a request on a connection of the pool, or on a new one."""
         origin = Origin.of(request.url)
         while True:
+            self.network.check(origin, request.role)
             conn = self._checkout(origin)
             try:
                 return conn.exchange(request)
@@ -163,8 +171,8 @@ class Transport:
             with self._lock:
                 conn = self._idle[origin].pop() if self._idle.get(origin) else None
             if conn is None:
-                return Connection(
-                    origin, self.timeout, lambda: self._context(origin), self._checkin, self._proxy(origin))
+                return Connection(origin, self.timeout, lambda: self._context(origin), self._checkin,
+                                  self._proxy(origin), self.network)
             if conn.quiet():
                 return conn
             conn.drop()

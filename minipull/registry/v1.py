@@ -239,6 +239,7 @@ class Session:
             headers["Authorization"] = basic(self._credential())
         elif self._token:
             headers["Authorization"] = "Token " + self._token
+        request = request._replace(role="named by %s" % (self._origin,))
         return self._transport.send(request.with_headers(headers))
 
 

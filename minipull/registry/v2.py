@@ -68,6 +68,7 @@ class Repository:
         self.name = reference.name
         self.answered = False  # whether there has been any answer
         self.confirmed = False  # whether the endpoint has proved to speak v2
+        self.offline = transport.network.offline
         self._pinged = False
         self._transport = transport
         self._base = "%s%s/" % (endpoint.api, reference.path)
@@ -145,7 +146,8 @@ class Repository:
         """Fetch a foreign layer from a URL in a manifest, by https and without credentials."""
         if Origin.of(url).scheme != "https":
             raise PolicyError("foreign layer at %s, without https, refused" % ascii(url)[:200])
-        request = Request("GET", url, cancel, only_public=self._origin in self._transport.public)
+        request = Request("GET", url, cancel, only_public=self._origin in self._transport.public,
+                          role="the source of a layer of %s" % self.name)
         return _from_offset(request, offset, lambda request: _succeeded(self._transport.send(request)))
 
     def tags(self, cancel: Cancel) -> List[str]:
@@ -222,7 +224,8 @@ class Repository:
             response = self._authorizer.send(request)
         else:
             public = self._origin in self._transport.public
-            response = self._transport.send(request._replace(only_public=public))
+            role = "to which %s sends uploads" % (self.endpoint,)
+            response = self._transport.send(request._replace(only_public=public, role=role))
         self.answered = True
         return _succeeded(response)
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whose certificates are believed, which is shown, and what is said when one is missing."""
 import random
+import re
 import shutil
 import ssl
 import subprocess
@@ -17,7 +18,7 @@ from minipull.errors import InvalidReference, PolicyError, StorageError, TLSErro
 from minipull.registry.proxy import Proxies
 from minipull.cancel import Cancel
 from minipull.registry.request import Request
-from minipull.registry.tls import add_folder, issuer
+from minipull.registry.tls import add_folder, parse_certificate
 from tests.kit.certificates import Certificates
 from tests.kit.proxies import Proxy
 from tests.kit.servers import Connection, ScriptedServer, close, reply
@@ -25,8 +26,10 @@ from tests.kit.servers import Connection, ScriptedServer, close, reply
 HOST = "registry.test:5000"
 
 
-def openssl(*args: str) -> None:
-    subprocess.run([peer("openssl"), *args], check=True, timeout=60, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def openssl(*args: str) -> str:
+    done = subprocess.run([peer("openssl"), *args], check=True, timeout=60, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE)
+    return done.stdout.decode()
 
 
 @pytest.fixture(scope="module")
@@ -100,21 +103,37 @@ def test_a_file_that_can_not_be_used_is_named(
 def test_an_issuer_is_known_by_its_name(tmp_path: Path, subject: str, name: str) -> None:
     openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-utf8", "-subj",
             subject, "-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "pem"))
-    assert issuer(ssl.PEM_cert_to_DER_cert((tmp_path / "pem").read_text())) == name
+    assert parse_certificate(ssl.PEM_cert_to_DER_cert((tmp_path / "pem").read_text())).issuer == name
+
+
+def test_a_certificate_is_read_as_openssl_reads_it(certificates: Certificates, tmp_path: Path) -> None:
+    for kind in certificates.KINDS:
+        pem = certificates.root / (kind + ".pem")
+        certificate = parse_certificate(ssl.PEM_cert_to_DER_cert(pem.read_text()))
+        shown = openssl("x509", "-in", str(pem), "-noout", "-startdate", "-enddate", "-ext", "subjectAltName")
+        names = re.findall(r"(?:DNS|IP Address):([^,\s]+)", shown)
+        dates = [ssl.cert_time_to_seconds(text) for text in re.findall(r"=(.*GMT)", shown)]
+        assert certificate[:1] + certificate[2:] == (tuple(names), *dates)
+    # Dates from 2050 on have four digits of the year.
+    openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=a",
+            "-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "pem"), "-days", "20000",
+            "-addext", "subjectAltName=critical,IP:2001:db8::1")
+    late = parse_certificate(ssl.PEM_cert_to_DER_cert((tmp_path / "pem").read_text()))
+    assert late.names == ("2001:db8::1",) and late.not_after - late.not_before == 20000 * 86400
 
 
 def test_garbage_has_no_issuer_and_does_no_harm(certificates: Certificates) -> None:
     der = ssl.PEM_cert_to_DER_cert((certificates.root / "valid.pem").read_text())
-    assert issuer(der) == "test authority"
+    assert parse_certificate(der).issuer == "test authority"
     dice = random.Random(1)
     for end in range(len(der)):
-        issuer(der[:end])
+        parse_certificate(der[:end])
         spoilt = bytearray(der)
         for _ in range(3):
             spoilt[dice.randrange(len(der))] = dice.randrange(256)
-        issuer(bytes(spoilt))
+        parse_certificate(bytes(spoilt))
     for text in (b"", b"0", b"0\x80", b"0\xff" + b"\xff" * 300, b"0\x04" * 1000):
-        assert issuer(text) == ""
+        assert parse_certificate(text) == ((), "", 0, 0)
 
 
 # -- a registry that must be known, and must know us -------------------------------
