@@ -38,7 +38,7 @@ from ..store.compression import decompressed, hash_file, is_compressed
 from ..store.layer import LayerSource
 from ..store.metadata import MemoryMetadata
 from ..store.references import (
-    REF_NAME, SOURCE_DIGEST, Association, Names, association, check_name, named)
+    REF_NAME, SOURCE_DIGEST, UNNAMED, Association, Names, association, check_name, named)
 from ..store.store import MAX_CONFIG, ImageSource, host_platform
 from .members import Members, inside
 from .stream import DECODERS, Pipe
@@ -47,7 +47,6 @@ DELTA = "minipull-delta.json"
 MAX_DELTA = 16 << 20  # bytes of that
 MAX_DOCUMENTS = 64 << 20  # bytes; of all documents of docker's own
 Named = Tuple[Optional[Reference], Descriptor]  # an image and its name, if it has one
-UNNAMED = Reference("localhost", "loaded")  # with its digest, the name of an image that has none
 
 
 @contextlib.contextmanager

@@ -30,9 +30,9 @@ from ..parts import part
 from ..progress import Meter, Output, Progress, discard, serialized
 from ..reference import Reference
 from ..store.compression import BUFFER, is_compressed, pieces
-from ..store.references import IMAGE_NAME, LAYOUT, REF_NAME, SOURCE_DIGEST
+from ..store.references import IMAGE_NAME, LAYOUT, REF_NAME, SOURCE_DIGEST, UNNAMED, Association
 from ..store.store import ImageSource, Store, host_platform
-from .reader import DELTA, UNNAMED, Named, opened
+from .reader import DELTA, Named, opened
 
 #: The hexadecimal part of a digest, in what find, ls, tar, sha256sum or minipull print.
 _ENCODED = re.compile(rb"\b(?:[0-9a-f]{64}|[0-9a-f]{96}|[0-9a-f]{128})\b")
@@ -40,17 +40,20 @@ _ENCODED = re.compile(rb"\b(?:[0-9a-f]{64}|[0-9a-f]{96}|[0-9a-f]{128})\b")
 
 def save(refs: Sequence[Union[str, Reference]], store: ImageSource, file: Union[str, BinaryIO], *,
          platform: Union[str, Platform, None] = None, bases: Sequence[str] = (), bundle: bool = False,
-         without: Sequence[str] = (), progress: Output = discard, cancel: Optional[Cancel] = None) -> None:
+         without: Sequence[str] = (), referrers: bool = False, progress: Output = discard,
+         cancel: Optional[Cancel] = None) -> None:
     """Write stored images to an archive; ``file`` is a path or an open file.
 
     A name without a tag means all its tags.  An index is saved as a whole, or its
     image for ``platform``.  Blobs are left out that one of ``bases`` has, each the
     path of a store, layout, archive or list of digests.  A ``bundle`` has this package at its end,
-    less the parts ``without``.  A file at the path is replaced in one step.  Raises
+    less the parts ``without``.  With ``referrers`` come the signatures, attestations and SBOMs that
+    the store has of the images.  A file at the path is replaced in one step.  Raises
     NotFound, InvalidReference, InvalidDocument, StorageError, Cancelled.
     """
     cancel = cancel or Cancel()
-    with contents(refs, store, platform, serialized(progress), cancel, bases, bundle, without) as archive:
+    with contents(refs, store, platform, serialized(progress), cancel, bases, bundle, without,
+                  referrers) as archive:
         if isinstance(file, str):
             write_file(file, archive.pieces(cancel))
             return
@@ -61,7 +64,7 @@ def save(refs: Sequence[Union[str, Reference]], store: ImageSource, file: Union[
 @contextlib.contextmanager
 def contents(refs: Sequence[Union[str, Reference]], store: ImageSource, platform: Union[str, Platform, None],
              output: Output, cancel: Cancel, bases: Sequence[str] = (), bundle: bool = False,
-             without: Sequence[str] = ()) -> Iterator["Contents"]:
+             without: Sequence[str] = (), referrers: bool = False) -> Iterator["Contents"]:
     """Yield the archive of some stored images, to be read in the block; raises as save()."""
     if isinstance(platform, str):
         platform = Platform.parse(platform, host_platform())
@@ -77,6 +80,8 @@ def contents(refs: Sequence[Union[str, Reference]], store: ImageSource, platform
                     raise NotFound("%s has nothing for %s" % (ref, str(platform)))
                 images.append((name.with_digest(top.digest) if name and name.digest else name,
                                top._replace(annotations=whole.annotations)))
+        if referrers:
+            images += _referrers(images, store)
         had: Set[Digest] = set()
         for path in bases:
             try:
@@ -128,6 +133,24 @@ def _images(ref: Union[str, Reference], store: ImageSource) -> List[Named]:
     return [(None, store.image(ref).descriptor)]
 
 
+def _referrers(images: Sequence[Named], store: ImageSource) -> List[Named]:
+    """List the referrers of images, and theirs, in the repository of each image; raises InvalidReference."""
+    stored = {item.name: item for item in store.references.all()}
+    about: Dict[Tuple[str, Optional[Digest]], List[Association]] = {}
+    for item in stored.values():
+        about.setdefault((item.name.name, store.subject(*item[:2])), []).append(item)
+    pending = list(images)
+    for name, top in pending:  # grows
+        if name is None:
+            raise InvalidReference("referrers go with the name of an image, not with its ID %s" % top.digest)
+        subjects = {below.digest for below, document in store.walk(top) if document is not None}
+        if name in stored:
+            subjects.add(stored[name].source)  # the index of a platform
+        for subject in sorted(subjects):
+            pending += [(item.name, item.descriptor) for item in about.pop((name.name, subject), [])]
+    return pending[len(images):]
+
+
 class Contents:
     """What an archive holds: documents that list its images, and ``blobs`` (digest to size in bytes)."""
 
@@ -138,7 +161,8 @@ class Contents:
         ``platform`` is that of docker's part; ``tail`` follows the tar.  Raises an Error for a missing blob.
         """
         unique = {(str(name or ""), top.digest): (name, top) for name, top in images}
-        self.images = [unique[key] for key in sorted(unique)]
+        # Referrers come last, since some tools take the first image.
+        self.images = sorted((unique[key] for key in sorted(unique)), key=lambda pair: bool(store.subject(*pair)))
         self.blobs: Dict[Digest, int] = {}
         self._store = store
         self._platform = platform
@@ -180,8 +204,9 @@ class Contents:
         document = self._store.document(ours) if ours else None
         if not isinstance(document, Manifest) or not is_runnable(document):
             text = "warning: %s has nothing for %s, so docker before 25 won't find it"
-            label = name.familiar if name else top.digest
-            self._output(Progress(message=text % (label, str(self._platform))))
+            if not self._store.subject(name, top):
+                label = name.familiar if name else top.digest
+                self._output(Progress(message=text % (label, str(self._platform))))
             return
         item = self._docker.setdefault(document.digest, {
             "Config": _member(document.config.digest), "RepoTags": None,

@@ -20,8 +20,8 @@ def do_copy(context: Context, flags: argparse.Namespace) -> None:
     if settings.text("creds") or settings.text("registry_token"):
         settings.credentials(source.domains + target.domains)  # for one registry, not for two
     options = Options([Platform.parse(text, host_platform()) for text in flags.platform or ()],
-                      flags.format or "", flags.referrers, settings.size("chunk_size"),
-                      settings.truth("foreign"))
+                      flags.format or "", settings.truth("referrers"), settings.size("chunk_size"),
+                      settings.truth("foreign"), settings.text("compress"))
     with context.client(source.domains, "src") as reader, context.client(target.domains, "dest") as writer:
         store = context.store if target.kind == "store" else (
             context.source if source.kind == "store" else settings.store())

@@ -110,6 +110,7 @@ def _registry_commands(add: _Add, remote: Sequence[Parser]) -> None:
     pull.add_argument("--dry-run", action="store_true", help=_DRY_RUN)
     pull.add_argument("--foreign", action="store_true", default=None,
                       help="fetch layers from the URLs that a manifest names")
+    pull.add_argument("--referrers", action="store_true", default=None, help="signatures and SBOMs too")
     pull.add_argument("--jobs", metavar="N", help="downloads at once (6)")
     pull.add_argument("--attempts", metavar="N", help="tries for one layer (5)")
     push = add("push", "send stored images to a registry",
@@ -136,7 +137,8 @@ def _copy_command(add: _Add, remote: Sequence[Parser]) -> None:
         "copy docker://alpine:3.20 oci:layouts:alpine", "src", "dst", parents=remote, formats=("oci", "docker"))
     copy.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", action="append",
                       help="only this of an index; may be repeated")
-    copy.add_argument("--referrers", action="store_true", help="signatures and attestations too")
+    copy.add_argument("--compress", metavar="gzip", help="layers in zstd or none become gzip")
+    copy.add_argument("--referrers", action="store_true", default=None, help="signatures and SBOMs too")
     _add_sending(copy, "blob")
     for side in ("src", "dest"):
         for flag in ("creds", "registry-token", "authfile", "tls-verify", "ca-file", "cert-dir"):
@@ -180,7 +182,8 @@ def _rootfs_commands(add: _Add, remote: Sequence[Parser]) -> None:
 
 
 def _store_commands(add: _Add, progress: Parser) -> None:
-    add("images", "list the stored images", "images --format json")
+    images = add("images", "list the stored images", "images --format json")
+    images.add_argument("-a", "--all", action="store_true", help="signatures and other referrers too")
     add("inspect", "show a stored image", "inspect alpine:3.20", "ref")
     add("tag", "name a stored image", "tag alpine:3.20 localhost:5000/alpine:3.20", "src", "dst")
     rm = add("rm", "forget names of stored images", "rm alpine:3.20")
@@ -204,6 +207,7 @@ def _store_commands(add: _Add, progress: Parser) -> None:
                       help="this program at its end: python3 FILE runs it")
     save.add_argument("--without", metavar="PART,...", help="parts to leave out of the program")
     save.add_argument("--dry-run", action="store_true", help="only say what would be written")
+    save.add_argument("--referrers", action="store_true", default=None, help="signatures and SBOMs too")
     load = add("load", "store the images of an archive", "load -i bundle.tar", parents=[progress])
     load.add_argument("-i", "--input", metavar="FILE", help="instead of stdin, or of the bundle that this is")
     load.add_argument("--dry-run", action="store_true", help="only say what would be stored")

@@ -31,7 +31,8 @@ def do_pull(context: Context, flags: argparse.Namespace) -> int:
     """Pull all names at once; the code is that of the first name that failed."""
     items = operands(flags.refs)
     platform = flags.platform if flags.all_platforms else context.settings.platform
-    options = pull_options(platform, flags.all_platforms, context.settings.truth("foreign"))
+    options = pull_options(platform, flags.all_platforms, context.settings.truth("foreign"),
+                           context.settings.truth("referrers"))
     store, downloads, output = context.store, context.settings.downloads(), context.renderer
     errors: Dict[Reference, BaseException] = {}
 

@@ -16,6 +16,7 @@ from ..image.manifest import Manifest
 from ..parts import carrier
 from ..store.check import HARMLESS, REBUILT, REPAIRED, Problem, check, check_images, remedy, repair
 from ..store.gc import gc
+from ..store.references import UNNAMED
 from ..store.store import ImageSource
 from .context import Context, described, reference, stripped
 from .lists import ABSENT, DIFFERS, EXTRA, compared, expanded, operands, read_pins, stored_tags
@@ -29,9 +30,12 @@ Checked = Tuple[str, List[Problem], str, int]
 def do_images(context: Context, flags: argparse.Namespace) -> None:
     store = context.existing(context.source)
     with store.reading(context.cancel):
-        rows = [described(store, image) for image in store.images(context.alert)]
+        images = store.images(context.alert)
+        rows = [described(store, image) for image in images]
+        hidden = [not (flags.all or image.config) and store.subject(image.name, image.descriptor)
+                  for image in images]
     table = [("NAME", "IMAGE ID", "PLATFORM", "CREATED", "SIZE")]
-    for row in rows:
+    for row in (row for row, subject in zip(rows, hidden) if not subject):
         short = row["image_id"].partition(":")[2][:12]
         size = human_size(row["size"])
         table.append((row["name"], short, row["platform"] or "-", row["created"][:10] or "-", size))
@@ -212,7 +216,7 @@ def do_save(context: Context, flags: argparse.Namespace) -> None:
             raise InvalidReference("%s is a base, and can't be the output as well" % base)
     without = flags.without.split(",") if flags.without else []
     with contents(names, context.source, settings.platform, context.renderer, context.cancel,
-                  flags.base, bundle, without) as archive:
+                  flags.base, bundle, without, settings.truth("referrers")) as archive:
         if flags.dry_run:
             rows = _rows(archive.needed(), lambda digest, size: digest in archive.left_out)
             show_plan(context, rows, archive.size)
@@ -236,7 +240,6 @@ def _rows(images: Iterable[Tuple[str, Digest, Dict[Digest, int]]],
 
 def do_load(context: Context, flags: argparse.Namespace) -> None:
     from ..archive.load import load, needed
-    from ..archive.reader import UNNAMED
 
     file, store = flags.input or carrier(), context.store
     if not file and (sys.stdin is None or sys.stdin.isatty()):

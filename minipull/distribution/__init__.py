@@ -5,6 +5,9 @@ The modules in reading order, with moby's names where moby has them; those that
 decide otherwise than moby's end their docstring with the points:
 
     blobs      one blob in or out, continued where it broke off
+    places     how an end of a copy is written
+    ends       registries and layouts as ends of a copy
+    referrers  signatures, attestations and SBOMs of an image
     pull_v2    an image from one endpoint
     pull_v1    an image from one endpoint, by the v1 protocol
     pull       pull(), from the first endpoint that has the image
@@ -14,11 +17,9 @@ decide otherwise than moby's end their docstring with the points:
     push_v1    images to one endpoint, by the v1 protocol
     push       push(), to the first endpoint that takes the images
     plan       the blobs that a pull or push would move
-    places     how an end of a copy is written
-    ends       registries and layouts as ends of a copy
     archives   archives as ends of a copy
     convert    docker's format to OCI's and back
-    referrers  signatures, attestations and SBOMs of an image
     job        one image from end to end
+    compress   layers to gzip
     copy       copy(): images from end to end
 """

@@ -25,6 +25,7 @@ class ArchiveEnd(LayoutEnd):
     """The images of an archive, read only."""
 
     def _label(self, tag: str) -> str:
+        tag = super()._label(tag)
         exact = not tag or tag in [label for label, _ in self.images()]
         return tag if exact else str(Reference.parse(tag).with_default_tag())
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """From docker's format to OCI's and back: manifests change, configs and layers don't."""
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from ..digest import Digest
 from ..errors import Unsupported
@@ -24,12 +24,17 @@ def renamed(media_type: str, names: Dict[str, str]) -> str:
     for suffix in (".gzip", "+gzip", ".zstd", "+zstd"):
         if media_type.endswith(suffix):
             stem, compression = media_type[:-len(suffix)], suffix[1:]
-    if stem in names.values():
+    if not names or stem in names.values():
         return media_type
     docker = DOCKER_MANIFEST in names.values()
     if stem not in names or docker and compression == "zstd":
         raise Unsupported("%s has no equivalent in the other format" % ascii(media_type)[:100])
     return names[stem] + ((".%s" if docker else "+%s") % compression if compression else "")
+
+
+def without_zstd(notes: Optional[Mapping[str, str]]) -> Dict[str, str]:
+    """Leave out the annotations, as podman makes them, that are about the zstd of a layer or image."""
+    return {key: note for key, note in (notes or {}).items() if "zstd" not in key}
 
 
 def rewritten(document: Document, media_type: str, **members: Any) -> Document:
@@ -42,20 +47,27 @@ def rewritten(document: Document, media_type: str, **members: Any) -> Document:
     return manifest.parse(compact(obj), media_type)
 
 
-def converted(documents: Sequence[Document], format: str, output: Output) -> List[Document]:
-    """Return the manifests in ``format``, children first; tells ``output`` how many are left out."""
-    names = FORMATS[format]
-    media_types = [document.media_type for document in documents]
-    for document in documents:
-        if not isinstance(document, Index) and is_runnable(document):
-            media_types += [blob.media_type for blob in document.blobs]
-    if all(renamed(media_type, names) == media_type for media_type in media_types):
+def converted(documents: Sequence[Document], format: str, output: Output,
+              changed: Mapping[Digest, Descriptor] = {}) -> List[Document]:
+    """Return the manifests in ``format``, with ``changed`` layers; tells ``output`` how many are left out."""
+    names = FORMATS.get(format, {})
+
+    def parts(document: Document) -> List[Descriptor]:
+        image = isinstance(document, Index) or is_runnable(document)
+        return [document.descriptor, *(document.blobs if image else ())]
+
+    def new(part: Descriptor) -> Descriptor:
+        part = changed.get(part.digest, part)
+        return part._replace(media_type=renamed(part.media_type, names))
+
+    if all(new(part) == part for document in documents for part in parts(document)):
         return list(documents)
     descriptors: Dict[Digest, Descriptor] = {}  # by the digest in the old format
     images: List[Document] = []
     for document in documents:
         if isinstance(document, Index):
-            kept = [descriptors[child.digest]._replace(platform=child.platform)
+            kept = [descriptors[child.digest]._replace(
+                platform=child.platform, annotations=None if format else without_zstd(child.annotations))
                     for child in document.manifests if child.digest in descriptors]
             if not kept:
                 raise Unsupported("only an image can have another format")
@@ -64,9 +76,9 @@ def converted(documents: Sequence[Document], format: str, output: Output) -> Lis
                 output(Progress(message="left out: %d that are no images" % lost))
             image = rewritten(document, renamed(document.media_type, names), manifests=kept)
         elif is_runnable(document):
-            config, *layers = [blob._replace(media_type=renamed(blob.media_type, names))
-                               for blob in document.blobs]
-            image = rewritten(document, renamed(document.media_type, names), config=config, layers=layers)
+            top, config, *layers = map(new, parts(document))
+            image = document if [top, config, *layers] == parts(document) else rewritten(
+                document, top.media_type, config=config, layers=layers)
         elif document is documents[-1]:
             raise Unsupported("only an image can have another format")
         else:

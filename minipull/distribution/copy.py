@@ -21,6 +21,7 @@ from ..registry.client import Client, over_endpoints
 from ..registry.endpoints import Endpoint, RegistryService
 from ..store.store import ImageSource, host_platform
 from ..xfer.upload import LayerUploadManager
+from .compress import GzipJob
 from .convert import FORMATS
 from .ends import End, LayoutEnd, RegistryEnd
 from .job import Copied, CopyJob, Options
@@ -29,14 +30,15 @@ from .places import ARCHIVES, Place
 
 def copy(source: str, target: str, *, store: Optional[ImageSource] = None,
          platforms: Sequence[Union[str, Platform]] = (), format: str = "", referrers: bool = False,
-         chunk_size: int = 0, foreign: bool = False, progress: Output = discard,
+         chunk_size: int = 0, foreign: bool = False, compress: str = "", progress: Output = discard,
          service: Optional[RegistryService] = None, credentials: Optional[Keyring] = None,
          uploads: Optional[LayerUploadManager] = None, cancel: Optional[Cancel] = None) -> Copied:
     """Copy from ``docker://REF``, ``store:REF``, ``oci:DIR[:NAME]`` or ``oci-archive:FILE[:REF]`` to another.
 
     ``platforms`` select images of an index; ``format`` is "oci" or "docker" to convert;
     ``chunk_size`` (bytes) is the most that one request sends; ``foreign`` copies foreign
-    layers, too.  An archive without REF is copied whole, and its last image returned.
+    layers, too; ``compress`` is "gzip" for zstd and plain layers to become that.
+    An archive without REF is copied whole, and its last image returned.
     Raises any minipull.Error; its text is one line that names the operation and its subject.
     """
     chosen = [platform if isinstance(platform, Platform) else Platform.parse(platform, host_platform())
@@ -44,8 +46,8 @@ def copy(source: str, target: str, *, store: Optional[ImageSource] = None,
     with Client(service or RegistryService(), credentials or Keyring()) as client:
         return copy_with(
             Place.parse(source), Place.parse(target), (client, client), store,
-            Options(chosen, format, referrers, chunk_size, foreign), uploads or LayerUploadManager(),
-            serialized(progress), cancel or Cancel())[-1]
+            Options(chosen, format, referrers, chunk_size, foreign, compress),
+            uploads or LayerUploadManager(), serialized(progress), cancel or Cancel())[-1]
 
 
 def copy_with(source: Place, target: Place, clients: Tuple[Client, Client], store: Optional[ImageSource],
@@ -54,8 +56,11 @@ def copy_with(source: Place, target: Place, clients: Tuple[Client, Client], stor
     """Copy as copy() does, with a client for either end; return every image of the target."""
     if options.format and options.format not in FORMATS:
         raise InvalidReference("invalid format %s, not oci or docker" % ascii(options.format))
-    if options.format and options.referrers:
-        raise InvalidReference("what refers to an image does not follow it into another format")
+    if options.compress not in ("", "gzip"):
+        raise InvalidReference("invalid compression %s, not gzip" % ascii(options.compress))
+    if options.referrers and (options.format or options.compress):
+        raise InvalidReference("what refers to an image does not follow it into another format or compression")
+    options = options._replace(zstd=store.layers.zstd if store else None)
     subject = "copy %s to %s" % (source, target)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_within(subject))
@@ -74,7 +79,8 @@ def copy_with(source: Place, target: Place, clients: Tuple[Client, Client], stor
             stack.enter_context(layout.holding(cancel))
         copied = []
         for reference, place in images:
-            job = CopyJob(source_end, reference, options, uploads, output, cancel)
+            kind = GzipJob if options.compress else CopyJob
+            job = kind(source_end, reference, options, uploads, output, cancel)
             if layout is not None:
                 copied.append(job.to(layout, place.tag))
             else:
@@ -106,12 +112,16 @@ def _source_end(source: Place, client: Client, store: Optional[ImageSource], sub
 
 
 def _images(archive: LayoutEnd, source: Place, target: Place) -> List[Tuple[str, Place]]:
-    """List the images of an archive by digest, each with the place that it is copied to."""
+    """List the images of an archive by label or digest, each with the place that it is copied to."""
     images = archive.images()
+    if target.tag and len(images) > 1:  # referrers don't count: they go with their image
+        referring = {str(item.name) for item in archive.source.references.all()
+                     if archive.source.subject(item.name, item.descriptor)}
+        images = [image for image in images if image[0] not in referring] or images
     if target.tag and len(images) > 1:
         raise InvalidReference("%s has several images, so name one: %s" % (
             source, ", ".join(sorted(label for label, _ in images if label))))
-    return [(digest, target if target.tag else target.of(label)) for label, digest in images]
+    return [(label or digest, target if target.tag else target.of(label)) for label, digest in images]
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ first.  The store is a layout whose names are whole references.  Both ends have 
 same methods.
 """
 import contextlib
+import copy
 import functools
 from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional, Tuple, Union
 
@@ -18,17 +19,18 @@ from ..image import manifest
 from ..image.descriptor import Descriptor
 from ..image.manifest import MAX_MANIFEST, Document
 from ..progress import Meter
+from ..reference import Reference
 from ..registry.errors import Dispensable, RegistryError
 from ..registry.request import Body, FileBody
 from ..registry.response import Response
 from ..registry.url import Origin
 from ..registry.v2 import Received, Repository
-from ..store.references import REF_NAME, named
+from ..store.references import REF_NAME, UNNAMED, association, named
 from ..store.store import ImageSource, Store, damaged
 from ..xfer.transfer import Transfer, nothing
 from .blobs import (
     SMALL, RemoteBlob, existing, fetch_blob, moved_as_manifest, persist, put_document, send_blob)
-from .places import Place
+from .places import ARCHIVES, Place
 
 Source = Callable[[int, int], Body]  # a part of a blob, by offset and size in bytes
 
@@ -172,6 +174,7 @@ class LayoutEnd:
             raise InvalidReference("no store is given for %s" % (place,))
         self.source = Store(place.folder) if place.kind == "oci" or store is None else store
         self._base = place.name if place.kind == "store" else None
+        self.is_archive = place.kind in ARCHIVES  # then names are whole references
         self._referrers: Optional[Dict[Digest, List[Descriptor]]] = None  # by subject
 
     def __str__(self) -> str:
@@ -232,11 +235,14 @@ class LayoutEnd:
             self.store.references.set(name, descriptor, digest, cancel.pause)
 
     def referrers(self, digest: Digest, cancel: Cancel) -> Optional[List[Descriptor]]:
-        # Only manifests with an entry of their own, as a push to serve makes them, are found.
+        # Only manifests with an entry of their own in this repository, as serve lists them, are found.
         if self._referrers is None:
             self._referrers = {}
             for entry in self.source.references.descriptors():
                 cancel.check()
+                ours = association(entry)
+                if self._base and ours and ours.name.name != self._base.name:
+                    continue
                 with contextlib.suppress(Error):
                     item = Descriptor.from_json(entry, "index.json")
                     document = self.source.document(item)
@@ -271,6 +277,17 @@ class LayoutEnd:
 
 
 End = Union[RegistryEnd, LayoutEnd]
+
+
+def beside(end: End, label: str) -> End:
+    """Return the end of the referrers of an image: in an archive, the repository in its label."""
+    if isinstance(end, LayoutEnd) and end.is_archive:
+        end = copy.copy(end)
+        end._base = UNNAMED
+        with contextlib.suppress(InvalidReference):  # there is none, or that of another tool
+            name = "" if isinstance(label, Digest) else label
+            end._base = Reference.parse(name)._replace(tag="", digest=None)
+    return end
 
 
 def _mismatch(end: End, blob: Descriptor) -> ContentMismatch:

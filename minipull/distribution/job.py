@@ -7,7 +7,7 @@ name last.  Blobs that the target has are not sent.
 Mirrors skopeo's copy; moby has none.  Spec: image-spec.
 """
 import sys
-from typing import Dict, Iterator, List, NamedTuple, Sequence
+from typing import Any, Container, Dict, Iterator, List, NamedTuple, Optional, Sequence
 
 from ..cancel import Cancel
 from ..digest import Digest
@@ -23,12 +23,11 @@ from ..registry.v2 import Received
 from ..xfer.transfer import Transfer
 from ..xfer.upload import LayerUploadManager, UploadDescriptor
 from .convert import converted, rewritten
-from .ends import End, RegistryEnd, copied_as_manifest
+from .ends import End, RegistryEnd, beside, copied_as_manifest
 from .places import Place
 from .referrers import Referrers
 
 _ATTESTED = "vnd.docker.reference.digest"
-
 
 
 class Options(NamedTuple):
@@ -38,6 +37,8 @@ class Options(NamedTuple):
     referrers: bool = False  # signatures and attestations as well
     chunk_size: int = 0  # bytes, the most that one request brings
     foreign: bool = False  # foreign layers as well, as far as the source has them
+    compress: str = ""  # "gzip" for layers in zstd and plain ones
+    zstd: Optional[str] = None  # the path of that program
 
 
 class Copied(NamedTuple):
@@ -48,10 +49,12 @@ class Copied(NamedTuple):
 
 class CopyJob:
     """An image to be copied, all its manifests in memory."""
+    _sent: Container[Digest] = ()  # layers that the target has already
 
     def __init__(self, source: End, reference: str, options: Options, uploads: LayerUploadManager,
                  output: Output, cancel: Cancel) -> None:
         self._source = source
+        self._reference = reference
         self._options = options
         self._uploads = uploads
         self._output = output
@@ -59,7 +62,7 @@ class CopyJob:
         top = source.get(reference, cancel).document()
         self._top = top.digest
         self._documents = self._below(self._filtered(top), set(), Bounds())
-        if options.format:
+        if options.format and not options.compress:
             self._documents = converted(self._documents, options.format, output)
 
     def to_registry(self, client: Client, place: Place, endpoint: Endpoint) -> Copied:
@@ -84,7 +87,8 @@ class CopyJob:
             sent: Seen = {document.descriptor[:3] for document in self._documents}
             bounds = Bounds(sys.maxsize)  # of referrers there may be many; their bytes have one bound
             referrers = Referrers(
-                self._source, target, lambda document: self._send_below(document, sent, bounds), self._cancel)
+                beside(self._source, self._reference), beside(target, tag),
+                lambda document: self._send_below(document, sent, bounds), self._cancel)
             referrers.copy([document.digest for document in self._documents])
         target.tag(tag, top, self._cancel)
         return Copied(top.descriptor, self._top)
@@ -139,7 +143,7 @@ class CopyJob:
     def _blobs(self, documents: Sequence[Document]) -> None:
         jobs: Dict[Digest, CopyDescriptor] = {}
         for document in documents:
-            for blob in document.blobs:
+            for blob in (blob for blob in document.blobs if blob.digest not in self._sent):
                 jobs[blob.digest] = CopyDescriptor(self._source, self._target, blob, self._options.foreign)
             for entry in document.unknown if isinstance(document, Index) else ():
                 jobs[entry.digest] = EntryDescriptor(self._source, self._target, entry, self._options.foreign)
@@ -164,7 +168,7 @@ class CopyDescriptor(UploadDescriptor):
         self._source = source
         self._target = target
 
-    def upload(self, transfer: Transfer) -> str:
+    def upload(self, transfer: Transfer) -> Any:
         blob, cancel = self.blob, transfer.cancel
         if blob.is_foreign and not (self._foreign and self._source.offers(blob, cancel)):
             result = "Skipped foreign layer"

@@ -15,9 +15,9 @@ class Place(NamedTuple):
     ``docker://HOST/[PATH/]``, without a ``tag``, takes all images of an archive.
     """
     kind: str
-    folder: str
-    tag: str
-    name: Reference
+    folder: str = ""
+    tag: str = ""
+    name: Reference = Reference("", "")
 
     @classmethod
     def parse(cls, text: str) -> "Place":
@@ -25,7 +25,7 @@ class Place(NamedTuple):
         kind, _, rest = text.partition(":")
         folder, _, tag = rest.partition(":")
         if kind in ("oci",) + ARCHIVES and folder:
-            return cls(kind, folder, tag, Reference("", ""))
+            return cls(kind, folder, tag)
         if kind == "docker" and rest.startswith("//") and rest[2:].endswith("/"):
             name = Reference.parse(rest[2:] + "x")
             return cls(kind, "", "", name._replace(path=name.path[:-1]))

@@ -62,7 +62,7 @@ def plan_pull(client: Client, name: Reference, store: Store, options: PullOption
 class _Planner(V2Puller):
 
     def plan(self, reference: Reference, planned: Set[Digest]) -> Plan:
-        received = self._resolve(reference, self.store.references.get(reference) is not None)
+        received = self._resolve(reference, self.store.references.get(reference))
         if is_schema1(received.raw, received.content_type):
             raise Unsupported("it has the old schema 1 format, which tells no sizes")
         top = received.document()

@@ -23,31 +23,32 @@ from .pull_v2 import PullOptions, Pulled, V2Puller
 
 
 def pull(name: Union[str, Reference], store: Store, *, platform: Union[str, Platform, None] = None,
-         all_platforms: bool = False, foreign: bool = False, progress: Output = discard,
-         service: Optional[RegistryService] = None, credentials: Optional[Keyring] = None,
-         downloads: Optional[LayerDownloadManager] = None,
+         all_platforms: bool = False, foreign: bool = False, referrers: bool = False,
+         progress: Output = discard, service: Optional[RegistryService] = None,
+         credentials: Optional[Keyring] = None, downloads: Optional[LayerDownloadManager] = None,
          cancel: Optional[Cancel] = None) -> Image:
     """Pull an image into ``store``, by default for the host's platform, and return it.
 
-    Pulls with the same ``downloads`` share transfers.  Raises any minipull.Error, told in a line.
+    ``referrers``: its signatures, attestations and SBOMs as well.  Pulls with the same
+    ``downloads`` share transfers.  Raises any minipull.Error, told in a line.
     """
     with Client(service or RegistryService(), credentials or Keyring()) as client:
         return pull_with(
             client, name, store, downloads or LayerDownloadManager(),
-            pull_options(platform, all_platforms, foreign), progress, cancel or Cancel(),
+            pull_options(platform, all_platforms, foreign, referrers), progress, cancel or Cancel(),
         ).image
 
 
 def pull_options(platform: Union[str, Platform, None] = None, all_platforms: bool = False,
-                 foreign: bool = False) -> PullOptions:
+                 foreign: bool = False, referrers: bool = False) -> PullOptions:
     """Make the options of a pull; raises InvalidReference."""
     if platform is None:
-        return PullOptions(host_platform(), False, all_platforms, foreign)
+        return PullOptions(host_platform(), False, all_platforms, foreign, referrers=referrers)
     if all_platforms:
         raise InvalidReference("one platform and all platforms can't be asked for together")
     if isinstance(platform, str):
         platform = Platform.parse(platform, host_platform())
-    return PullOptions(platform, True, False, foreign)
+    return PullOptions(platform, True, False, foreign, referrers=referrers)
 
 
 def pull_with(client: Client, name: Union[str, Reference], store: Store,

@@ -52,6 +52,9 @@ from ..store.store import MAX_CONFIG, Store
 from ..xfer.download import DownloadDescriptor, LayerDownloadManager
 from ..xfer.transfer import Transfer
 from .blobs import Opener, fetch_blob, moved_as_manifest, persist
+from .ends import LayoutEnd, RegistryEnd
+from .places import Place
+from .referrers import Referrers
 
 ENGINE_MAX_LAYERS = 125
 
@@ -60,6 +63,7 @@ class PullOptions(NamedTuple):
     """The images of a name to pull, and the way to pull them.
 
     ``exact``: the user asked for the platform, so an image for another is an error.
+    ``referrers``: fetch signatures, attestations and SBOMs, of the index too.
     ``foreign``: fetch layers from the URLs that a manifest names.
     ``defer_diff_ids``: don't decompress layers to learn their DiffIDs; unpack and
     export read every layer right after and record them.
@@ -69,6 +73,7 @@ class PullOptions(NamedTuple):
     all_platforms: bool = False
     foreign: bool = False
     defer_diff_ids: bool = False
+    referrers: bool = False
 
 
 class Pulled(NamedTuple):
@@ -107,12 +112,14 @@ class V2Puller(NamedTuple):
             if isinstance(chosen, Manifest):
                 config = self._pull_manifest(chosen, True)
             else:
-                for descriptor in self._everything(chosen):
-                    child = self.store.document(descriptor)
-                    if isinstance(child, Manifest):
-                        self._pull_manifest(child, False)
+                self._pull_whole(chosen)
         for document in documents:  # also where check has moved a rotten one away
             self.store.content.put(document.digest, document.raw)
+        if self.options.referrers:
+            below = [item.digest for item, document in self.store.walk(chosen.descriptor) if document]
+            target = LayoutEnd(Place("store", name=reference._replace(tag="", digest=None)), self.store)
+            referrers = Referrers(RegistryEnd(self.repository), target, self._pull_whole, self.cancel)
+            referrers.copy(sorted({top.digest, *below}))
         # Also of one that is up to date: who put it there may have been killed before it was durable.
         self.store.references.set(reference, chosen.descriptor, top.digest, self.cancel.pause)
         if updated and former and former.descriptor.media_type in INDEX_TYPES and chosen.digest != top.digest:
@@ -165,8 +172,8 @@ class V2Puller(NamedTuple):
             raise Unsupported("not an image to run but %s; minipull copy takes it as it is" % kind)
         return path
 
-    def _everything(self, top: Index) -> List[Descriptor]:
-        """Store every document below an index; return their descriptors, which are all that is held of them."""
+    def _pull_whole(self, top: Document) -> None:
+        """Store a document and those below it, of which only the descriptors are held, and then all blobs."""
 
         def get(item: Descriptor) -> Optional[Document]:
             if item.is_document:
@@ -182,7 +189,9 @@ class V2Puller(NamedTuple):
             if document is not None:
                 self.store.content.put(item.digest, document.raw)
                 descriptors.append(item)
-        return descriptors
+        for child in map(self.store.document, descriptors):
+            if isinstance(child, Manifest):
+                self._pull_manifest(child, False)
 
     def _pull_manifest(self, document: Manifest, chosen: bool) -> Optional[ImageConfig]:
         """Download every blob of a manifest; ``chosen`` if it is the image that gets the name."""

@@ -3,7 +3,6 @@
 
 Spec: distribution-spec "Listing Referrers" and its fallback tags; cosign's tags.
 """
-import contextlib
 from typing import Callable, Optional, Sequence
 
 from ..cancel import Cancel
@@ -15,9 +14,8 @@ from ..image.manifest import Document, Index
 from ..image.strictjson import compact
 from ..registry.errors import RegistryError
 from ..registry.v2 import MAX_REFERRERS
+from ..store.references import COSIGN
 from .ends import End
-
-_COSIGN = (".sig", ".att", ".sbom")
 
 
 class Referrers:
@@ -35,7 +33,7 @@ class Referrers:
         pending, seen, asked = list(digests), set(digests), 0
         while pending:
             subject = pending.pop()
-            for suffix in _COSIGN:
+            for suffix in COSIGN:
                 tag = subject.replace(":", "-") + suffix
                 document = self._found(tag)
                 if document is not None:
@@ -59,13 +57,12 @@ class Referrers:
             self._list(subject, unlisted)
 
     def _found(self, reference: str, end: Optional[End] = None) -> Optional[Document]:
-        with contextlib.suppress(NotFound):
-            try:
-                return (end or self._source).get(reference, self._cancel).document()
-            except RegistryError as exc:
-                if exc.status != 404:
-                    raise
-        return None
+        try:
+            return (end or self._source).get(reference, self._cancel).document()
+        except (NotFound, RegistryError) as exc:
+            if isinstance(exc, RegistryError) and exc.status != 404:
+                raise
+            return None
 
     def _listed(self, subject: Digest) -> Sequence[Descriptor]:
         """List the referrers of a manifest at the source, from the fallback tag if it has no API for them."""

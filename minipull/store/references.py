@@ -26,6 +26,8 @@ from .content import ContentStore
 REF_NAME = "org.opencontainers.image.ref.name"
 IMAGE_NAME = "io.containerd.image.name"
 SOURCE_DIGEST = "io.minipull.source.digest"
+UNNAMED = Reference("localhost", "loaded")  # with its digest, the name of an image that has none
+COSIGN = (".sig", ".att", ".sbom")  # ends of cosign's tags: sha256-HEX.sig is the signature of sha256:HEX
 LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 _EMPTY = b'{"schemaVersion":2,"mediaType":"%s","manifests":[]}' % OCI_INDEX.encode()
 _MAX_INDEX = 16 << 20  # bytes; strictjson.MAX_MEMORY is reached before, by 8,000 names

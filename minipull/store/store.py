@@ -27,7 +27,7 @@ from ..reference import Reference
 from .content import BlobSource, ContentStore
 from .layer import LayerSource, LayerStore
 from .metadata import V2MetadataService
-from .references import Association, Names, ReferenceStore
+from .references import COSIGN, Association, Names, ReferenceStore
 
 MAX_CONFIG = 8 << 20  # bytes
 
@@ -110,6 +110,18 @@ class ImageSource:
         """Return a manifest or index, or None if it is missing or of another kind; raises as document()."""
         stored = descriptor.is_document and self.content.size(descriptor.digest) is not None
         return self.document(descriptor) if stored else None
+
+    def subject(self, name: Optional[Reference], top: Descriptor) -> Optional[Digest]:
+        """Return the digest of the manifest that a signature or another referrer belongs to; None for an image.
+
+        Cosign's tags and the fallback tags of the distribution-spec name it; others have a ``subject``.
+        """
+        stem, dot, suffix = (name.tag if name else "").partition(".")
+        if not dot or dot + suffix in COSIGN:
+            with contextlib.suppress(InvalidDocument):
+                return Digest.parse(stem.replace("-", ":", 1))
+        document = self.stored(top)
+        return document.subject.digest if document and document.subject else None
 
     def walk(self, top: Descriptor, document: Optional[Document] = None,
              seen: Optional[Seen] = None) -> Iterator[Tuple[Descriptor, Optional[Document]]]:

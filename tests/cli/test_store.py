@@ -8,6 +8,7 @@ import pytest
 
 from tests.kit import images
 from tests.kit.commands import Call, digest
+from tests.kit.copies import artifact, bare
 from tests.kit.images import Layout
 from tests.kit.servers import ScriptedServer
 from tests.kit.stores import multi
@@ -188,3 +189,25 @@ def test_a_name_that_can_not_be_read_is_told(call: Call, root: Path, stored: str
     done = call("images", "--format", "json")
     assert (done.code, done.json) == (0, [])
     assert done.err.startswith("warning: %s:latest can't be read: blob %s is missing" % (stored, config))
+
+
+def test_images_shows_signatures_on_request(call: Call, ref: str, layout: Layout, tmp_path: Path) -> None:
+    """They are in JSON always, without new keys."""
+    image = layout.resolve("latest")
+    bill = artifact(layout, "bill", payload=b"bill", subject=bare(image))
+    tag = image["digest"].replace(":", "-") + ".sig"
+    artifact(layout, tag, payload=b"signature")
+    for name, target in [("latest", "app:1"), (tag, "app:" + tag), ("bill", "app@" + bill["digest"])]:
+        assert call("copy", "oci:%s:%s" % (layout.root, name), "store:" + target).code == 0
+    rows = [line.split()[0] for line in call("images").out.splitlines()]
+    assert rows == ["NAME", "docker.io/library/app:1"]
+    every = [row["name"] for row in call("images", "--format", "json").json]
+    assert every == ["docker.io/library/app:" + name for name in ("1", tag)] + [
+        "docker.io/library/app@" + bill["digest"]]
+    assert [line.split()[0] for line in call("images", "-a").out.splitlines()] == ["NAME", *every]
+    assert call("save", "--referrers", "-o", tmp_path / "a.tar", "app:1").code == 0
+    assert call("save", "-o", tmp_path / "b.tar", "app:1", env={"MINIPULL_REFERRERS": "1"}).code == 0
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+    assert len(call("--root", tmp_path / "new", "load", "-i", tmp_path / "a.tar").out.splitlines()) == 3
+    assert call("rm", "app:1").code == 0
+    assert len(call("images", "--format", "json").json) == 2, "rm takes the names that it is given"
