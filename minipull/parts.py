@@ -14,7 +14,7 @@ from .errors import NotInBuild
 PARTS: Dict[str, Tuple[str, ...]] = {
     "archive": ("archive", "distribution.archives"),
     "legacy": ("distribution.pull_v1", "distribution.push_v1", "distribution.schema1",
-               "image.es256", "image.schema1", "registry.v1"),
+               "image.schema1", "registry.v1"),
     "rootfs": ("rootfs",),
     "server": ("server",)}
 

@@ -15,17 +15,20 @@ from ..files import make_directory
 from ..image.config import Image, ImageConfig
 from ..image.descriptor import Descriptor
 from ..image.manifest import MAX_MANIFEST, Manifest, is_runnable
+from ..image.signature import Key
 from ..image.walk import Seen
 from ..progress import Meter, Output, Progress, discard, serialized
+from ..store.signatures import StoredSignatures
 from ..store.store import MAX_CONFIG, Store
 from .reader import Archive, opened
 
 
-def load(file: Union[str, BinaryIO], store: Store, *, progress: Output = discard,
+def load(file: Union[str, BinaryIO], store: Store, *, keys: Sequence[Key] = (), progress: Output = discard,
          cancel: Optional[Cancel] = None) -> List[Image]:
     """Take the images of an archive into ``store``; ``file`` is a path or an open file.
 
-    No image has a name before all of them are stored and verified.  An image
+    No image has a name before all of them are stored and verified; if there are ``keys``,
+    none is stored before one of them has been found to have signed each.  An image
     without a name is called ``localhost/loaded@DIGEST``.  Raises
     NotFound for a delta without its base, InvalidDocument, ContentMismatch, PolicyError,
     StorageError, Cancelled.
@@ -37,6 +40,8 @@ def load(file: Union[str, BinaryIO], store: Store, *, progress: Output = discard
             with opened(file, cancel, store.layers.zstd, store.content.scratch) as archive:
                 names = archive.references
                 images = list(filter(None, map(names.association, names.descriptors())))
+                if keys:
+                    StoredSignatures(archive).require_all(keys)
                 _take(archive, [image.descriptor for image in images], store, output, cancel)
                 for image in images:
                     if image.source != image.descriptor.digest:

@@ -18,6 +18,7 @@ The modules in reading order:
     store       images inspect tag rm gc check save load
     rootfs      unpack export cat
     login       login logout
+    verify      verify
     doctor      doctor
     serve       serve
     parser      every flag of every command

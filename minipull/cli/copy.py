@@ -21,7 +21,7 @@ def do_copy(context: Context, flags: argparse.Namespace) -> None:
         settings.credentials(source.domains + target.domains)  # for one registry, not for two
     options = Options([Platform.parse(text, host_platform()) for text in flags.platform or ()],
                       flags.format or "", settings.truth("referrers"), settings.size("chunk_size"),
-                      settings.truth("foreign"), settings.text("compress"))
+                      settings.truth("foreign"), settings.text("compress"), settings.verify_keys())
     with context.client(source.domains, "src") as reader, context.client(target.domains, "dest") as writer:
         store = context.store if target.kind == "store" else (
             context.source if source.kind == "store" else settings.store())

@@ -65,12 +65,19 @@ def command_line() -> Parser:
     network = shared()
     _add_network(network.add_argument_group("network"))
     commands = {module: functools.partial(_add_command, subparsers, module)
-                for module in ("registry", "copy", "login", "rootfs", "store", "doctor", "serve")}
+                for module in ("registry", "copy", "login", "rootfs", "store", "verify", "doctor", "serve")}
     _registry_commands(commands["registry"], [credentials, network])
     _copy_command(commands["copy"], [credentials, network])
     _login_commands(commands["login"], network)
     _rootfs_commands(commands["rootfs"], [credentials, network])
     _store_commands(commands["store"], progress)
+    verify = commands["verify"](
+        "verify", "check cosign's signatures of an image in the store, of docker://REF, oci:DIR[:NAME] or"
+        " oci-archive:FILE[:REF] by a public key (ECDSA P-256); not checked are certificates (keyless),"
+        " attestations, bundles, the transparency log and dates",
+        "verify --key cosign.pub docker://registry.example.com/app:1", "ref", parents=[credentials, network])
+    verify.add_argument("--key", dest="verify_key", metavar="FILE", action="append",
+                        help="the public key; one of several is enough")
     commands["doctor"]("doctor", "test this program and this host", "doctor")
     serve = commands["serve"]("serve", "be a registry over the store or an archive", "serve --listen 0.0.0.0:5000")
     serve.add_argument("--listen", metavar="HOST:PORT", help="127.0.0.1:5000; port 0 picks one")
@@ -113,6 +120,7 @@ def _registry_commands(add: _Add, remote: Sequence[Parser]) -> None:
     pull.add_argument("--referrers", action="store_true", default=None, help="signatures and SBOMs too")
     pull.add_argument("--jobs", metavar="N", help="downloads at once (6)")
     pull.add_argument("--attempts", metavar="N", help="tries for one layer (5)")
+    _add_verifying(pull)
     push = add("push", "send stored images to a registry",
                "push alpine:3.20 registry.example.com/alpine:3.20", parents=remote)
     push.add_argument("ref", metavar="REF", help=_LISTS)
@@ -139,11 +147,17 @@ def _copy_command(add: _Add, remote: Sequence[Parser]) -> None:
                       help="only this of an index; may be repeated")
     copy.add_argument("--compress", metavar="gzip", help="layers in zstd or none become gzip")
     copy.add_argument("--referrers", action="store_true", default=None, help="signatures and SBOMs too")
+    _add_verifying(copy)
     _add_sending(copy, "blob")
     for side in ("src", "dest"):
         for flag in ("creds", "registry-token", "authfile", "tls-verify", "ca-file", "cert-dir"):
             copy.add_argument("--%s-%s" % (side, flag), metavar="VALUE", help="--%s for one end" % flag)
         copy.add_argument("--%s-plain-http" % side, action="store_true", default=None, help="as above")
+
+
+def _add_verifying(receiver: Parser) -> None:
+    receiver.add_argument("--verify-key", metavar="FILE", action="append",
+                          help="keep nothing that this key has not signed (see verify); may be repeated")
 
 
 def _add_sending(sender: Parser, kind: str) -> None:
@@ -211,3 +225,4 @@ def _store_commands(add: _Add, progress: Parser) -> None:
     load = add("load", "store the images of an archive", "load -i bundle.tar", parents=[progress])
     load.add_argument("-i", "--input", metavar="FILE", help="instead of stdin, or of the bundle that this is")
     load.add_argument("--dry-run", action="store_true", help="only say what would be stored")
+    _add_verifying(load)

@@ -32,7 +32,7 @@ def do_pull(context: Context, flags: argparse.Namespace) -> int:
     items = operands(flags.refs)
     platform = flags.platform if flags.all_platforms else context.settings.platform
     options = pull_options(platform, flags.all_platforms, context.settings.truth("foreign"),
-                           context.settings.truth("referrers"))
+                           context.settings.truth("referrers"), context.settings.verify_keys())
     store, downloads, output = context.store, context.settings.downloads(), context.renderer
     errors: Dict[Reference, BaseException] = {}
 

@@ -42,7 +42,8 @@ def _image(context: Context, text: str) -> Iterator[
         from ..distribution.pull import pull_options, pull_with
 
         name = reference(text)
-        options = pull_options(settings.platform, False, foreign)._replace(defer_diff_ids=True)
+        options = pull_options(settings.platform, False, foreign, keys=settings.verify_keys())
+        options = options._replace(defer_diff_ids=True)
         with context.client([name.domain]) as client:
             image = pull_with(client, name, store, settings.downloads(), options, context.renderer,
                               context.cancel).image

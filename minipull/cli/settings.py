@@ -12,11 +12,11 @@ import json
 import os
 import re
 import shutil
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from ..errors import Error, InvalidDocument, InvalidReference, StorageError, shown
 from ..files import read_file
-from ..image.strictjson import as_object, list_at, object_at, parse_json, string_at
+from ..image.strictjson import as_object, list_at, object_at, parse_json, string_at, strings_at
 from ..parts import carrier
 from ..reference import DEFAULT_DOMAIN
 from ..store.store import Store
@@ -24,6 +24,7 @@ from ..xfer.download import MAX_ATTEMPTS, LayerDownloadManager
 from ..xfer.upload import CONCURRENT_UPLOADS, LayerUploadManager
 
 if TYPE_CHECKING:
+    from ..image.signature import Key
     from ..registry.credentials import Credentials, Source
     from ..registry.endpoints import Host, RegistryService
     from ..registry.network import Connected, Network
@@ -139,6 +140,20 @@ class Settings:
         return LayerUploadManager(
             self.number("jobs", CONCURRENT_UPLOADS, "max-concurrent-uploads"),
             self.number("attempts", MAX_ATTEMPTS))  # the engine has no key for these
+
+    def verify_keys(self) -> Tuple["Key", ...]:
+        """The keys of which one must have signed an image, from files: one a line of the variable."""
+        from ..image.signature import parse_key
+        own = self._file.get("verify-key")
+        paths = (self._flags.get("verify_key") or self.environ.get("MINIPULL_VERIFY_KEY", "").splitlines()
+                 or ([own] if isinstance(own, str) else strings_at(self._file, "verify-key", self._name)))
+        keys = []
+        for path in paths:
+            data = None if "\0" in path else read_file(path, MAX_FILE)
+            if data is None:
+                raise InvalidReference("key file '%s' does not exist" % shown(path, 300))
+            keys.append(parse_key(data, path))
+        return tuple(keys)
 
     def proxies(self) -> "Proxies":
         from ..registry.proxy import Proxies

@@ -248,7 +248,8 @@ def do_load(context: Context, flags: argparse.Namespace) -> None:
         plans = needed(file or sys.stdin.buffer, store, context.cancel)
         show_plan(context, _rows(plans, store.content.has))
         return
-    images = load(file or sys.stdin.buffer, store, progress=context.renderer, cancel=context.cancel)
+    images = load(file or sys.stdin.buffer, store, keys=context.settings.verify_keys(),
+                  progress=context.renderer, cancel=context.cancel)
     context.answer([described(context.store, image) for image in images], [
         "Loaded image ID: %s" % image.id if image.name.name == UNNAMED.name else
         "Loaded image: %s" % image.name.familiar for image in images])

@@ -14,11 +14,13 @@ from typing import Iterator, List, Optional, Sequence, Tuple, Union
 from ..cancel import Cancel
 from ..errors import Error, InvalidReference
 from ..image.platform import Platform
+from ..image.signature import Key
 from ..parts import part
 from ..progress import Output, discard, serialized
 from ..registry.auth import Keyring
 from ..registry.client import Client, over_endpoints
 from ..registry.endpoints import Endpoint, RegistryService
+from ..store.signatures import StoredSignatures
 from ..store.store import ImageSource, host_platform
 from ..xfer.upload import LayerUploadManager
 from .compress import GzipJob
@@ -30,15 +32,17 @@ from .places import ARCHIVES, Place
 
 def copy(source: str, target: str, *, store: Optional[ImageSource] = None,
          platforms: Sequence[Union[str, Platform]] = (), format: str = "", referrers: bool = False,
-         chunk_size: int = 0, foreign: bool = False, compress: str = "", progress: Output = discard,
+         chunk_size: int = 0, foreign: bool = False, compress: str = "", keys: Sequence[Key] = (),
+         progress: Output = discard,
          service: Optional[RegistryService] = None, credentials: Optional[Keyring] = None,
          uploads: Optional[LayerUploadManager] = None, cancel: Optional[Cancel] = None) -> Copied:
     """Copy from ``docker://REF``, ``store:REF``, ``oci:DIR[:NAME]`` or ``oci-archive:FILE[:REF]`` to another.
 
     ``platforms`` select images of an index; ``format`` is "oci" or "docker" to convert;
     ``chunk_size`` (bytes) is the most that one request sends; ``foreign`` copies foreign
-    layers, too; ``compress`` is "gzip" for zstd and plain layers to become that.
-    An archive without REF is copied whole, and its last image returned.
+    layers, too; ``compress`` is "gzip" for zstd and plain layers to become that; if there are
+    ``keys``, one must have signed each image.  An archive without REF is copied whole, and its
+    last image returned.
     Raises any minipull.Error; its text is one line that names the operation and its subject.
     """
     chosen = [platform if isinstance(platform, Platform) else Platform.parse(platform, host_platform())
@@ -46,7 +50,7 @@ def copy(source: str, target: str, *, store: Optional[ImageSource] = None,
     with Client(service or RegistryService(), credentials or Keyring()) as client:
         return copy_with(
             Place.parse(source), Place.parse(target), (client, client), store,
-            Options(chosen, format, referrers, chunk_size, foreign, compress),
+            Options(chosen, format, referrers, chunk_size, foreign, compress, keys),
             uploads or LayerUploadManager(), serialized(progress), cancel or Cancel())[-1]
 
 
@@ -63,11 +67,14 @@ def copy_with(source: Place, target: Place, clients: Tuple[Client, Client], stor
     options = options._replace(zstd=store.layers.zstd if store else None)
     subject = "copy %s to %s" % (source, target)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_within(subject))
-        source_end = _source_end(source, clients[0], store, subject, stack, output, cancel)
+        stack.enter_context(within(subject))
+        source_end = open_source(source, clients[0], store, subject, stack, output, cancel)
         images = [(source.tag, target)]
         if isinstance(source_end, LayoutEnd) and source.kind in ARCHIVES and not source.tag:
             images = _images(source_end, source, target)
+            if options.keys:
+                StoredSignatures(source_end.source).require_all(options.keys)
+                options = options._replace(keys=())
         elif target.kind == "docker" and not target.tag:
             raise InvalidReference("a target that ends in a slash is for all images of an archive")
         layout: Optional[LayoutEnd] = None
@@ -90,7 +97,7 @@ def copy_with(source: Place, target: Place, clients: Tuple[Client, Client], stor
         return copied
 
 
-def _source_end(source: Place, client: Client, store: Optional[ImageSource], subject: str,
+def open_source(source: Place, client: Client, store: Optional[ImageSource], subject: str,
                 stack: contextlib.ExitStack, output: Output, cancel: Cancel) -> End:
     """Open the source; of the endpoints of a registry, the first that has the image."""
     if source.kind in ARCHIVES:
@@ -125,7 +132,7 @@ def _images(archive: LayoutEnd, source: Place, target: Place) -> List[Tuple[str,
 
 
 @contextlib.contextmanager
-def _within(subject: str) -> Iterator[None]:
+def within(subject: str) -> Iterator[None]:
     """Begin the text of every error of the block with ``subject``, once."""
     try:
         yield

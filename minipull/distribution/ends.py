@@ -18,6 +18,7 @@ from ..errors import (
 from ..image import manifest
 from ..image.descriptor import Descriptor
 from ..image.manifest import MAX_MANIFEST, Document
+from ..image.signature import Signatures
 from ..progress import Meter
 from ..reference import Reference
 from ..registry.errors import Dispensable, RegistryError
@@ -26,11 +27,13 @@ from ..registry.response import Response
 from ..registry.url import Origin
 from ..registry.v2 import Received, Repository
 from ..store.references import REF_NAME, UNNAMED, association, named
+from ..store.signatures import StoredSignatures
 from ..store.store import ImageSource, Store, damaged
 from ..xfer.transfer import Transfer, nothing
 from .blobs import (
     SMALL, RemoteBlob, existing, fetch_blob, moved_as_manifest, persist, put_document, send_blob)
 from .places import ARCHIVES, Place
+from .verify import RemoteSignatures
 
 Source = Callable[[int, int], Body]  # a part of a blob, by offset and size in bytes
 
@@ -71,6 +74,10 @@ class RegistryEnd:
     def referrers(self, digest: Digest, cancel: Cancel) -> Optional[List[Descriptor]]:
         """List the manifests whose subject is ``digest``; None if this end keeps no such list."""
         return persist(self.repository, cancel, self.repository.referrers, digest)
+
+    def signatures(self, cancel: Cancel) -> Signatures:
+        """Return the signatures of the images at this end."""
+        return RemoteSignatures(self.repository, cancel)
 
     def has(self, blob: Descriptor, cancel: Cancel) -> bool:
         """Whether this end has a blob."""
@@ -250,6 +257,9 @@ class LayoutEnd:
                         self._referrers.setdefault(document.subject.digest, []).append(
                             manifest.listed(document)._replace(digest=item.digest))
         return self._referrers.get(digest)
+
+    def signatures(self, cancel: Cancel) -> Signatures:
+        return StoredSignatures(self.source)
 
     def has(self, blob: Descriptor, cancel: Cancel) -> bool:
         return self.source.content.has(blob.digest, blob.size)

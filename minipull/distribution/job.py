@@ -15,6 +15,7 @@ from ..errors import ContentMismatch, NotFound
 from ..image.descriptor import INDEX_TYPES, Descriptor, select
 from ..image.manifest import Document, Index, Manifest
 from ..image.platform import Platform
+from ..image.signature import Key, first_good
 from ..image.walk import Bounds, Seen, walk
 from ..progress import Output, Progress
 from ..registry.client import Client
@@ -38,6 +39,7 @@ class Options(NamedTuple):
     chunk_size: int = 0  # bytes, the most that one request brings
     foreign: bool = False  # foreign layers as well, as far as the source has them
     compress: str = ""  # "gzip" for layers in zstd and plain ones
+    keys: Sequence[Key] = ()  # if there are any, one must have signed the image or its index
     zstd: Optional[str] = None  # the path of that program
 
 
@@ -61,7 +63,11 @@ class CopyJob:
         self._cancel = cancel
         top = source.get(reference, cancel).document()
         self._top = top.digest
-        self._documents = self._below(self._filtered(top), set(), Bounds())
+        filtered = self._filtered(top)
+        if options.keys:
+            signatures = source.signatures(cancel).of([top.digest, filtered.digest], options.keys)
+            output(Progress(message=str(first_good(signatures, options.keys))))
+        self._documents = self._below(filtered, set(), Bounds())
         if options.format and not options.compress:
             self._documents = converted(self._documents, options.format, output)
 

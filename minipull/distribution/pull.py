@@ -5,12 +5,13 @@ Mirrors moby's distribution/pull.go; its loop over endpoints is registry/client.
 
 Where this leaves the engine: endpoints that are all out of service are asked twice.
 """
-from typing import Optional, Union
+from typing import Optional, Sequence, Union
 
 from ..cancel import Cancel
 from ..errors import InvalidReference
 from ..image.config import Image
 from ..image.platform import Platform
+from ..image.signature import Key
 from ..parts import part
 from ..progress import Output, discard, serialized
 from ..reference import Reference
@@ -23,32 +24,33 @@ from .pull_v2 import PullOptions, Pulled, V2Puller
 
 
 def pull(name: Union[str, Reference], store: Store, *, platform: Union[str, Platform, None] = None,
-         all_platforms: bool = False, foreign: bool = False, referrers: bool = False,
+         all_platforms: bool = False, foreign: bool = False, referrers: bool = False, keys: Sequence[Key] = (),
          progress: Output = discard, service: Optional[RegistryService] = None,
          credentials: Optional[Keyring] = None, downloads: Optional[LayerDownloadManager] = None,
          cancel: Optional[Cancel] = None) -> Image:
     """Pull an image into ``store``, by default for the host's platform, and return it.
 
-    ``referrers``: its signatures, attestations and SBOMs as well.  Pulls with the same
-    ``downloads`` share transfers.  Raises any minipull.Error, told in a line.
+    ``referrers``: its signatures, attestations and SBOMs as well.  One of ``keys``, if there are
+    any, must have signed it.  Pulls with the same ``downloads`` share transfers.  Raises any
+    minipull.Error, told in a line.
     """
     with Client(service or RegistryService(), credentials or Keyring()) as client:
         return pull_with(
             client, name, store, downloads or LayerDownloadManager(),
-            pull_options(platform, all_platforms, foreign, referrers), progress, cancel or Cancel(),
+            pull_options(platform, all_platforms, foreign, referrers, keys), progress, cancel or Cancel(),
         ).image
 
 
 def pull_options(platform: Union[str, Platform, None] = None, all_platforms: bool = False,
-                 foreign: bool = False, referrers: bool = False) -> PullOptions:
+                 foreign: bool = False, referrers: bool = False, keys: Sequence[Key] = ()) -> PullOptions:
     """Make the options of a pull; raises InvalidReference."""
     if platform is None:
-        return PullOptions(host_platform(), False, all_platforms, foreign, referrers=referrers)
+        return PullOptions(host_platform(), False, all_platforms, foreign, referrers=referrers, keys=keys)
     if all_platforms:
         raise InvalidReference("one platform and all platforms can't be asked for together")
     if isinstance(platform, str):
         platform = Platform.parse(platform, host_platform())
-    return PullOptions(platform, True, False, foreign, referrers=referrers)
+    return PullOptions(platform, True, False, foreign, referrers=referrers, keys=keys)
 
 
 def pull_with(client: Client, name: Union[str, Reference], store: Store,
@@ -71,4 +73,5 @@ def pull_with(client: Client, name: Union[str, Reference], store: Store,
             return V2Puller(repository, store, downloads, options, output, cancel).pull(reference)
 
     return over_endpoints(
-        client, reference, "pull %s" % (reference,), from_endpoint, cancel, output, legacy=True)
+        client, reference, "pull %s" % (reference,), from_endpoint, cancel, output,
+        legacy=not options.keys)  # the v1 protocol has no digest that could be signed

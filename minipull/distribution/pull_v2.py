@@ -29,7 +29,7 @@ import contextlib
 import functools
 import os
 import threading
-from typing import Callable, List, NamedTuple, Optional, Tuple
+from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
 
 from ..cancel import Cancel
 from ..digest import DiffID, Digest
@@ -39,6 +39,7 @@ from ..image.config import Image, ImageConfig
 from ..image.descriptor import INDEX_TYPES, Descriptor
 from ..image.manifest import MAX_MANIFEST, Document, Index, Manifest, is_runnable, is_schema1
 from ..image.platform import Platform, preference
+from ..image.signature import Key, first_good
 from ..image.walk import choose, walk
 from ..parts import part
 from ..progress import Meter, Output, Progress
@@ -55,6 +56,7 @@ from .blobs import Opener, fetch_blob, moved_as_manifest, persist
 from .ends import LayoutEnd, RegistryEnd
 from .places import Place
 from .referrers import Referrers
+from .verify import RemoteSignatures
 
 ENGINE_MAX_LAYERS = 125
 
@@ -67,6 +69,7 @@ class PullOptions(NamedTuple):
     ``foreign``: fetch layers from the URLs that a manifest names.
     ``defer_diff_ids``: don't decompress layers to learn their DiffIDs; unpack and
     export read every layer right after and record them.
+    ``keys``: if there are any, one must have signed the manifest or an index above it.
     """
     platform: Platform
     exact: bool = False
@@ -74,6 +77,7 @@ class PullOptions(NamedTuple):
     foreign: bool = False
     defer_diff_ids: bool = False
     referrers: bool = False
+    keys: Sequence[Key] = ()
 
 
 class Pulled(NamedTuple):
@@ -98,11 +102,13 @@ class V2Puller(NamedTuple):
         label = str(reference) if reference.digest else reference.tag
         pulling = Progress(id=label, message="Pulling from %s" % reference.path)
         if is_schema1(received.raw, received.content_type):
+            self._verify([received.digest])
             pulled: Pulled = part("distribution.schema1").pull(self, reference, received, pulling)
             return pulled
         top = received.document()
         self.output(pulling)
         documents = [top] if self.options.all_platforms and isinstance(top, Index) else self._chosen(top)
+        self._verify([document.digest for document in documents])
         chosen = documents[0]
         association = Association(reference, chosen.descriptor, top.digest)
         updated, config = True, None
@@ -129,6 +135,12 @@ class V2Puller(NamedTuple):
         if image.config is not None:
             self.check_platform(image.config)
         return Pulled(image, updated)
+
+    def _verify(self, digests: Sequence[Digest]) -> None:
+        """Raise ContentMismatch if keys are given and none has signed; nothing has been kept by then."""
+        if self.options.keys:
+            signatures = RemoteSignatures(self.repository, self.cancel).of(digests, self.options.keys)
+            self.output(Progress(message=str(first_good(signatures, self.options.keys))))
 
     def _resolve(self, reference: Reference, former: Optional[Association]) -> Received:
         """Return the verified manifest of a reference, from the store if it has been pulled and not moved."""

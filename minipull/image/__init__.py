@@ -9,7 +9,8 @@ The modules in reading order:
     manifest      manifests and indexes, raw bytes kept
     config        image configs, and the image that pull() returns
     walk          the walk down an index: each document once, children first, bounded
-    es256         ECDSA signatures, for schema 1 alone
+    es256         ECDSA signatures
+    signature     cosign's signatures, judged
     schema1       signed manifests of schema 1, read and written
     pax           the fields of a tar's headers: numbers, maps of sparse files
     tar           tar streams, read strictly, written the same each time

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """ES256: ECDSA over P-256 with SHA-256, in plain integers.
 
-Schema 1 needs signatures, and the standard library has none.  This module is fit
-to verify them, and to sign with a key that is made for one push and thrown away.
+Schema 1 and cosign need signatures, and the standard library has none.  This module
+is fit to verify them, and to sign with a key that is made for one push and thrown away.
 It is not fit for any other key: its timing depends on the key, the key stays in
 memory, and it has not been reviewed.
 

@@ -9,6 +9,7 @@ The modules in reading order:
     references     index.json: names to manifests
     metadata       the layer of each blob, and the repositories that have it
     store          all of these under one root
+    signatures     cosign's signatures among the images
     gc             remove the blobs that no name needs
     check          is every byte what its name says?
 """

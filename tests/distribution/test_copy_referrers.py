@@ -13,7 +13,7 @@ from tests.kit.images import OCI_INDEX, OCI_MANIFEST, Descriptor, Layout
 from minipull.errors import ContentMismatch, PolicyError
 from tests.kit.servers import Connection, ScriptedServer, content, error, reply
 from tests.kit.copies import Target, add, artifact, bare, copied
-from tests.kit.signatures import Signed, about, listing, make_signed, serve_signed
+from tests.kit.signed import Signed, about, listing, make_signed, serve_signed
 
 pytestmark = pytest.mark.usefixtures("no_repeats")
 

@@ -21,7 +21,7 @@ from tests.kit.copies import Target, artifact, copied
 from tests.kit.images import Layout
 from tests.kit.pulls import pull
 from tests.kit.servers import ScriptedServer, content
-from tests.kit.signatures import Signed, about, make_signed, serve_signed
+from tests.kit.signed import Signed, about, make_signed, serve_signed
 
 pytestmark = pytest.mark.usefixtures("no_repeats")
 

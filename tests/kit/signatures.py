@@ -1,66 +1,70 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An image with signatures, attestations and a bill of materials, by cosign's tags and by their subjects."""
+"""cosign's signatures in tests: those that openssl made, and any that a test wants."""
+import base64
 import json
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple
+from typing import Any, Dict, Optional
 
-from tests.kit import images
-from tests.kit.copies import artifact, bare
-from tests.kit.images import OCI_INDEX, OCI_MANIFEST, Descriptor, Layout
-from tests.kit.servers import ScriptedServer, content, reply
+from minipull.image import es256
+from tests.kit import DATA
+from tests.kit.images import OCI_CONFIG, OCI_MANIFEST, Descriptor, Layout, to_json
 
-
-def about(layout: Layout, subject: Descriptor, payload: bytes, **members: Any) -> Descriptor:
-    return artifact(layout, payload=payload, subject=bare(subject), **members)
-
-
-def listing(found: List[Descriptor]) -> Any:
-    return reply(200, {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": found})
+VECTORS: Dict[str, Any] = json.loads((DATA / "signature.json").read_text("utf-8"))
+SIMPLE = "application/vnd.dev.cosign.simplesigning.v1+json"
+SIGNATURE = "dev.cosignproject.cosign/signature"
+CERTIFICATE = "dev.sigstore.cosign/certificate"
+PRIVATE, STRANGER = 0x1234567890ABCDEF, 0xFEDCBA0987654321
+_PREFIX = bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d03010703420004")
 
 
-class Signed(NamedTuple):
-    """An index, with what is about it and about its first child."""
-    layout: Layout
-    top: Descriptor
-    signature: Descriptor  # of the index
-    again: Descriptor  # of the signature
-    bill: Descriptor  # of the first child
-    cosign: Dict[str, Descriptor]  # by tag
-
-    @property
-    def listed(self) -> Dict[str, List[Descriptor]]:
-        """What a list says, by subject."""
-        first = json.loads(self.layout.read(self.top["digest"]))["manifests"][0]
-        note = {"artifactType": "application/vnd.test", "annotations": {"a": "b"}}
-        return {self.top["digest"]: [{**self.signature, **note}],
-                self.signature["digest"]: [{**self.again, **note}], first["digest"]: [{**self.bill, **note}]}
+def pem(der: bytes, label: str = "PUBLIC KEY") -> str:
+    return "-----BEGIN %s-----\n%s-----END %s-----\n" % (label, base64.encodebytes(der).decode(), label)
 
 
-def make_signed(root: Path) -> Signed:
-    layout, index, made = images.multi_platform(root)
-    note = {"a": "b"}
-    signature = about(layout, index.descriptor, b"signature", annotations=note)
-    cosign = {index.digest.replace(":", "-") + suffix: artifact(layout, payload=suffix.encode())
-              for suffix in (".sig", ".att", ".sbom")}
-    cosign[made["linux/amd64"].digest.replace(":", "-") + ".sig"] = artifact(layout, payload=b"child")
-    return Signed(layout, index.descriptor, signature, about(layout, signature, b"again", annotations=note),
-                  about(layout, made["linux/amd64"].descriptor, b"bill", annotations=note), cosign)
+def public_pem(private: int = PRIVATE) -> str:
+    x, y = es256.public(private)
+    return pem(_PREFIX + x.to_bytes(32, "big") + y.to_bytes(32, "big"))
 
 
-def serve_signed(server: ScriptedServer, signed: Signed, api: bool) -> str:
-    """Serve it with lists of referrers, or else with the tags that stand for them."""
-    layout = signed.layout
-    for tag, descriptor in signed.cosign.items():
-        layout.name(descriptor, tag)
-    for subject, found in signed.listed.items():
-        if not api:
-            layout.index(found, subject.replace(":", "-"))
-    server.serve(layout.root, "r")
-    for descriptor in (signed.signature, signed.again, signed.bill):
-        data = layout.read(descriptor["digest"])
-        server.on("GET", "/manifests/" + descriptor["digest"], content(data, OCI_MANIFEST))
-    if api:
-        server.on("GET", "/v2/r/referrers/", listing([]))
-        for subject, found in signed.listed.items():
-            server.on("GET", "/v2/r/referrers/%s$" % subject, listing(found))
-    return "docker://%s/r" % server.host
+def key_file(folder: Path, private: int = PRIVATE, name: str = "cosign.pub") -> str:
+    path = folder / name
+    path.write_text(public_pem(private))
+    return str(path)
+
+
+def integer(number: int) -> bytes:
+    data = number.to_bytes(number.bit_length() // 8 + 1, "big")
+    return bytes([2, len(data)]) + data
+
+
+def sequence(data: bytes) -> bytes:
+    return bytes([0x30, len(data)]) + data
+
+
+def signed(payload: bytes, private: int = PRIVATE) -> str:
+    """The annotation of a payload: base64 of DER."""
+    raw = es256.sign(private, payload)
+    parts = (int.from_bytes(raw[:32], "big"), int.from_bytes(raw[32:], "big"))
+    return base64.b64encode(sequence(b"".join(map(integer, parts)))).decode()
+
+
+def payload_of(digest: str, **members: Any) -> bytes:
+    critical = {"identity": {"docker-reference": "registry.example.com/app"},
+                "image": {"docker-manifest-digest": digest}, "type": "cosign container image signature"}
+    return to_json({"critical": critical, "optional": {"build": "42"}, **members})
+
+
+def layer_of(layout: Layout, payload: bytes, signature: str, media_type: str = SIMPLE) -> Descriptor:
+    return {**layout.blob(payload, media_type), "annotations": {SIGNATURE: signature}}
+
+
+def sign(layout: Layout, digest: str, private: int = PRIVATE, name: Optional[str] = None, suffix: str = ".sig",
+         **members: Any) -> Descriptor:
+    """Sign an image of a layout; ``name`` is that of the signature, by default cosign's tag."""
+    payload = payload_of(digest)
+    document = layout.blob(to_json({
+        "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": layout.blob(b"{}", OCI_CONFIG),
+        "layers": [layer_of(layout, payload, signed(payload, private))], **members}), OCI_MANIFEST)
+    if name != "":
+        layout.name(document, name or digest.replace(":", "-") + suffix)
+    return document

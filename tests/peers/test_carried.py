@@ -10,7 +10,7 @@ import pytest
 from tests.kit import images
 from tests.kit.images import Layout
 from tests.kit.processes import Docker, DockerRegistry, Minipull, Tool
-from tests.kit.signatures import Signed, make_signed
+from tests.kit.signed import Signed, make_signed
 
 REPOSITORY = "carried/app"
 
