@@ -1,34 +1,107 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command copy: images from place to place."""
 import argparse
+from typing import List
 
-from ..distribution.copy import copy_with
+from ..distribution.copy import Copies
 from ..distribution.job import Options
 from ..distribution.places import Place
-from ..errors import InvalidReference, shown
+from ..distribution.tally import Outcome
+from ..errors import Error, InvalidReference, shown
 from ..image.platform import Platform
 from ..store.store import host_platform
 from .context import Context
+from .lists import expanded, operands, stored_tags
+from .plan import Row, row, sentence, total
+from .registry import registry_tags
+from .render import human_size
 
 
-def do_copy(context: Context, flags: argparse.Namespace) -> None:
+def do_copy(context: Context, flags: argparse.Namespace) -> int:
+    """Copy all sources; the code is that of the first image that failed."""
     settings = context.settings
-    try:
-        source, target = Place.parse(flags.src), Place.parse(flags.dst)
-    except InvalidReference as exc:
-        raise exc.within("copy %s %s" % (shown(flags.src), shown(flags.dst))) from exc
+    rows: List[Row] = []
+    errors: List[Error] = []
+    target = _place(flags.dst, flags.srcs[0], flags.dst)
+    items = operands(flags.srcs, True, flags.all_tags)
+    domains = [item.name.domain for item in items if item.name and item.prefix == "docker://"]
     if settings.text("creds") or settings.text("registry_token"):
-        settings.credentials(source.domains + target.domains)  # for one registry, not for two
-    options = Options([Platform.parse(text, host_platform()) for text in flags.platform or ()],
-                      flags.format or "", settings.truth("referrers"), settings.size("chunk_size"),
-                      settings.truth("foreign"), settings.text("compress"), settings.verify_keys())
-    with context.client(source.domains, "src") as reader, context.client(target.domains, "dest") as writer:
-        store = context.store if target.kind == "store" else (
-            context.source if source.kind == "store" else settings.store())
-        copies = copy_with(source, target, (reader, writer), store, options, settings.uploads(),
-                           context.renderer, context.cancel)
-    for copied in copies:
-        digest = copied.descriptor.digest
-        context.show(digest if context.quiet else "Digest: %s" % digest)
-    if not context.quiet:
-        context.show("Status: Copied %s to %s" % (flags.src, flags.dst))
+        settings.credentials(domains + target.domains)  # for one registry, not for two
+    formats = {flags.format or "", settings.text("convert")} - {"", "text", "json"}
+    if len(formats) > 1:
+        raise InvalidReference("--format and --convert differ")
+    options = Options(
+        [Platform.parse(text, host_platform()) for text in flags.platform or ()], "".join(formats),
+        settings.truth("referrers"), settings.size("chunk_size"), settings.truth("foreign"),
+        settings.text("compress"), settings.verify_keys(), dry_run=settings.truth("dry_run"),
+        no_clobber=settings.truth("no_clobber"), keep_going=settings.truth("keep_going"))
+    stored = any(item.prefix == "store:" for item in items)
+    store = context.store if target.kind == "store" else context.source if stored else settings.store()
+
+    def told(outcome: Outcome) -> None:
+        rows.append(_row(outcome))
+        if outcome.error is not None:
+            errors.append(outcome.error)
+            context.failed(outcome.error)
+        elif not context.json:
+            context.show(_line(rows[-1], copies.many, context.quiet))
+
+    with context.client(domains, "src") as reader, context.client(target.domains, "dest") as writer:
+        texts = expanded(items, lambda prefix, name: stored_tags(store, name) if prefix == "store:"
+                         else registry_tags(context, reader, name))
+        sources = [_place(text, text, flags.dst) for text in texts]
+        copies = Copies((reader, writer), store, options, settings.uploads(), context.renderer, context.cancel)
+        try:
+            copies.run(sources, target, told, texts != flags.srcs)
+        except Error as exc:
+            if exc not in errors:
+                errors.append(exc)
+                context.failed(exc)
+    if context.json and copies.planned:
+        context.dump({"images": rows, "total": total(rows)} if options.dry_run else rows)
+    elif options.dry_run and copies.planned:
+        context.show(sentence(total(rows)))
+    elif copies.many and copies.planned and not context.quiet:
+        context.show(_summary(rows, copies.planned))
+    elif not errors and not context.quiet:
+        context.show("Status: %s" % ("%s is there already" % flags.dst if rows[0]["result"] == "there" else
+                                     "Copied %s to %s" % (flags.srcs[0], flags.dst)))
+    return errors[0].exit_code if errors else 0
+
+
+def _place(text: str, source: str, target: str) -> Place:
+    """Parse one of the operands; raises InvalidReference, which quotes both ends."""
+    try:
+        return Place.parse(text)
+    except InvalidReference as exc:
+        raise exc.within("copy %s %s" % (shown(source), shown(target))) from exc
+
+
+def _row(outcome: Outcome) -> Row:
+    """The outcome of one image in JSON output."""
+    members = {"source": outcome.source.written, "target": outcome.target.written, "result": outcome.result,
+               "source_digest": outcome.copied and outcome.copied.source}
+    if outcome.error is not None:
+        members["error"] = str(outcome.error)
+    return dict(row(outcome.target.image, outcome.digest or "", *outcome.sizes), **members)
+
+
+def _line(row: Row, many: bool, quiet: bool) -> str:
+    """The line of an image."""
+    name = "%s@%s" % (row["name"].partition("@")[0], row["digest"])
+    if row["result"] == "would copy":
+        return "%s: %s" % (name, sentence(row))
+    if not many:
+        return str(row["digest"]) if quiet else "Digest: %s" % row["digest"]
+    return name + (" is there already" if row["result"] == "there" and not quiet else "")
+
+
+def _summary(rows: List[Row], planned: int) -> str:
+    """The line after many images."""
+    results, sums = [row["result"] for row in rows], total(rows)
+    text = "Copied %d of %d images, %d blobs, %s; %d blobs were there, %d mounted" % (
+        results.count("copied"), planned, sums["blobs"], human_size(sums["bytes"]),
+        sums["there_blobs"], sums["mounted_blobs"])
+    for result, words in (("there", "there already"), ("failed", "failed")):
+        text += "; %d %s" % (results.count(result), words) if result in results else ""
+    return text

@@ -140,9 +140,19 @@ def _registry_commands(add: _Add, remote: Sequence[Parser]) -> None:
 
 def _copy_command(add: _Add, remote: Sequence[Parser]) -> None:
     copy = add(
-        "copy", "copy an image from place to place: docker://REF, store:REF, oci:DIR[:NAME] or"
-        " oci-archive:FILE[:REF]",
-        "copy docker://alpine:3.20 oci:layouts:alpine", "src", "dst", parents=remote, formats=("oci", "docker"))
+        "copy", "copy images from place to place: docker://REF, store:REF, oci:DIR[:NAME] or"
+        " oci-archive:FILE[:REF]; many into docker://HOST/[PATH/], store:, oci:DIR or oci-archive:FILE",
+        "copy docker://alpine:3.20 oci:layouts:alpine", parents=remote,
+        formats=("text", "json", "oci", "docker"))
+    copy.add_argument("srcs", metavar="SRC", nargs="+",
+                      help="or @FILE, docker://REPO:v1.*, store: or an archive for all that it has")
+    copy.add_argument("dst", metavar="DST")
+    copy.add_argument("--convert", metavar="oci|docker", help="rewrite manifests; their digests change")
+    copy.add_argument("--dry-run", action="store_true", default=None, help="ask and count; send nothing")
+    copy.add_argument("-n", "--no-clobber", action="store_true", default=None,
+                      help="leave alone what the target has under the name")
+    copy.add_argument("-k", "--keep-going", action="store_true", default=None, help="go on after a failure")
+    copy.add_argument("-a", "--all-tags", action="store_true", help="every tag of each repository")
     copy.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", action="append",
                       help="only this of an index; may be repeated")
     copy.add_argument("--compress", metavar="gzip", help="layers in zstd or none become gzip")

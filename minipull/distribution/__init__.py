@@ -20,6 +20,7 @@ decide otherwise than moby's end their docstring with the points:
     plan       the blobs that a pull or push would move
     archives   archives as ends of a copy
     convert    docker's format to OCI's and back
+    tally      blobs and images of one command
     job        one image from end to end
     compress   layers to gzip
     copy       copy(): images from end to end

@@ -39,33 +39,42 @@ def opened_end(place: Place, cancel: Cancel, zstd: Optional[str]) -> Iterator[Ar
 
 @contextlib.contextmanager
 def archive_end(place: Place, transfers: TransferManager, output: Output,
-                cancel: Cancel) -> Iterator[LayoutEnd]:
+                cancel: Cancel, dry_run: bool = False) -> Iterator[LayoutEnd]:
     """Make a layout beside an archive to be written, and write it when the block has ended well.
 
     The layout goes when no transfer writes to it any longer, even one that outlives the copy.
+    A dry run has none.
     """
     path = os.path.realpath(place.folder)
     if os.path.isdir(path):
         raise StorageError("write %s: Is a directory" % place.folder)
+    if dry_run:
+        yield LayoutEnd(place, None, dry_run)
+        return
     with contextlib.ExitStack() as stack:
         with file_errors("write %s" % place.folder):
             remove = functools.partial(_remove, output=output, cancel=cancel)
             _, folder = stack.enter_context(directory_beside(path, remove))
         stack.callback(transfers.settle, folder)
         end = LayoutEnd(place._replace(folder=folder), None)
-        try:
-            yield end
-        except StorageError as exc:
-            # The user knows the archive, not the directory beside it, of which nothing is kept.
-            if folder not in str(exc) or not isinstance(exc.__cause__, OSError):
-                raise
-            raise exc.reworded("write %s: %s" % (place.folder, exc.__cause__.strerror)) from exc
+        yield end
         images: List[Named] = []
         for entry in end.store.references.descriptors():
             label = named(entry)
             images.append((Reference.parse(label).with_default_tag() if label else None,
                            Descriptor.from_json(entry, "index.json")))
         write_file(place.folder, Contents(end.store, images, host_platform(), output).pieces(cancel))
+
+
+@contextlib.contextmanager
+def in_terms_of(place: Place, folder: str) -> Iterator[None]:
+    """Tell errors on the directory beside an archive, of which the user does not know, as its own."""
+    try:
+        yield
+    except StorageError as exc:
+        if folder not in str(exc) or not isinstance(exc.__cause__, OSError):
+            raise
+        raise exc.reworded("write %s: %s" % (place.folder, exc.__cause__.strerror)) from exc
 
 
 def _remove(folder: str, output: Output, cancel: Cancel) -> None:

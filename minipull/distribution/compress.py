@@ -20,8 +20,9 @@ from ..store.store import MAX_CONFIG
 from ..xfer.transfer import Transfer
 from .convert import converted, without_zstd
 from .ends import End, LayoutEnd
-from .job import Copied, CopyDescriptor, CopyJob
+from .job import CopyDescriptor, CopyJob
 from .places import Place
+from .tally import Copied, Tally
 
 _GZIP = {OCI_LAYER: OCI_LAYER + "+gzip", OCI_LAYER + "+zstd": OCI_LAYER + "+gzip",
          DOCKER_TAR: DOCKER_LAYER, DOCKER_TAR + ".zstd": DOCKER_LAYER}
@@ -37,7 +38,7 @@ class GzipJob(CopyJob):
             if isinstance(document, Manifest) and is_runnable(document):
                 for layer, diff_id in self._config(document.config).paired(document.layers):
                     if layer.media_type in _GZIP and not layer.is_foreign:
-                        job = GzipDescriptor(self._source, target, layer, self._options.zstd)
+                        job = GzipDescriptor(layer, self._source, target, self._tally, self._options.zstd)
                         jobs.setdefault(layer.digest, job).claims.add(diff_id)
         try:
             layers = self._uploads.upload(list(jobs.values()), self._output, self._cancel, target.holding)
@@ -59,8 +60,8 @@ class GzipJob(CopyJob):
 class GzipDescriptor(CopyDescriptor):
     """A layer to be sent as gzip; ``claims`` are the DiffIDs that configs have for it."""
 
-    def __init__(self, source: End, target: End, blob: Descriptor, zstd: Optional[str]) -> None:
-        super().__init__(source, target, blob, False)
+    def __init__(self, blob: Descriptor, source: End, target: End, tally: Tally, zstd: Optional[str]) -> None:
+        super().__init__(blob, source, target, tally, False)
         self.key = "gzip:%s %d" % (self.key, id(self))
         self.claims: Set[DiffID] = set()
         self._zstd = zstd
@@ -85,6 +86,6 @@ class GzipDescriptor(CopyDescriptor):
                 ingest.write(packer.flush())
                 made = Descriptor(_GZIP[blob.media_type], ingest.commit(), ingest.offset,
                                   annotations=without_zstd(blob.annotations))
-            self._target.receive(made, scratch, transfer)
+            self._bring(made, scratch, transfer)
         transfer.progress(Progress(id=self.id, action="Compressed to %s" % made.digest.short))
         return made

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""copy(): an image from one place to another, without keeping it.
+"""copy(): images from one place to another, without keeping them.
 
 Mirrors skopeo's copy; moby has none.
 
@@ -8,15 +8,15 @@ unless platforms are asked for; manifests are converted and foreign layers copie
 request only; a copy that was interrupted is continued within its blobs.
 """
 import contextlib
-import functools
-from typing import Iterator, List, Optional, Sequence, Tuple, Union
+import os
+from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple, TypeVar, Union
 
 from ..cancel import Cancel
-from ..errors import Error, InvalidReference
+from ..errors import Error, InvalidReference, NotFound
 from ..image.platform import Platform
 from ..image.signature import Key
 from ..parts import part
-from ..progress import Output, discard, serialized
+from ..progress import Output, Progress, discard, serialized
 from ..registry.auth import Keyring
 from ..registry.client import Client, over_endpoints
 from ..registry.endpoints import Endpoint, RegistryService
@@ -26,8 +26,11 @@ from ..xfer.upload import LayerUploadManager
 from .compress import GzipJob
 from .convert import FORMATS
 from .ends import End, LayoutEnd, RegistryEnd
-from .job import Copied, CopyJob, Options
+from .job import CopyJob, Options
 from .places import ARCHIVES, Place
+from .tally import Copied, Outcome, Tally
+
+T = TypeVar("T")
 
 
 def copy(source: str, target: str, *, store: Optional[ImageSource] = None,
@@ -47,54 +50,181 @@ def copy(source: str, target: str, *, store: Optional[ImageSource] = None,
     """
     chosen = [platform if isinstance(platform, Platform) else Platform.parse(platform, host_platform())
               for platform in platforms]
+    outcomes: List[Outcome] = []
     with Client(service or RegistryService(), credentials or Keyring()) as client:
-        return copy_with(
-            Place.parse(source), Place.parse(target), (client, client), store,
-            Options(chosen, format, referrers, chunk_size, foreign, compress, keys),
-            uploads or LayerUploadManager(), serialized(progress), cancel or Cancel())[-1]
+        options = Options(chosen, format, referrers, chunk_size, foreign, compress, keys)
+        copies = Copies((client, client), store, options, uploads or LayerUploadManager(),
+                        serialized(progress), cancel or Cancel())
+        copies.run([Place.parse(source)], Place.parse(target), outcomes.append)
+    copied = outcomes[-1].copied
+    assert copied is not None  # what failed was raised
+    return copied
 
 
-def copy_with(source: Place, target: Place, clients: Tuple[Client, Client], store: Optional[ImageSource],
-              options: Options, uploads: LayerUploadManager, output: Output,
-              cancel: Cancel) -> List[Copied]:
-    """Copy as copy() does, with a client for either end; return every image of the target."""
-    if options.format and options.format not in FORMATS:
-        raise InvalidReference("invalid format %s, not oci or docker" % ascii(options.format))
-    if options.compress not in ("", "gzip"):
-        raise InvalidReference("invalid compression %s, not gzip" % ascii(options.compress))
-    if options.referrers and (options.format or options.compress):
-        raise InvalidReference("what refers to an image does not follow it into another format or compression")
-    options = options._replace(zstd=store.layers.zstd if store else None)
-    subject = "copy %s to %s" % (source, target)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(within(subject))
-        source_end = open_source(source, clients[0], store, subject, stack, output, cancel)
-        images = [(source.tag, target)]
-        if isinstance(source_end, LayoutEnd) and source.kind in ARCHIVES and not source.tag:
-            images = _images(source_end, source, target)
-            if options.keys:
-                StoredSignatures(source_end.source).require_all(options.keys)
-                options = options._replace(keys=())
-        elif target.kind == "docker" and not target.tag:
-            raise InvalidReference("a target that ends in a slash is for all images of an archive")
+class Copies:
+    """The copies of one command, one image after another, with a client for either end."""
+
+    def __init__(self, clients: Tuple[Client, Client], store: Optional[ImageSource], options: Options,
+                 uploads: LayerUploadManager, output: Output, cancel: Cancel) -> None:
+        if options.format and options.format not in FORMATS:
+            raise InvalidReference("invalid format %s, not oci or docker" % ascii(options.format))
+        if options.compress not in ("", "gzip"):
+            raise InvalidReference("invalid compression %s, not gzip" % ascii(options.compress))
+        if options.referrers and (options.format or options.compress):
+            raise InvalidReference("what refers to an image does not follow it into another format or compression")
+        if options.compress and options.dry_run:
+            raise InvalidReference("the sizes of compressed layers are not known before they are made")
+        self.many = False  # so an image goes by its full name
+        self.planned = 0  # images
+        self._tally = Tally()
+        self._reader, self._writer = clients
+        self._store = store
+        self._options = options._replace(zstd=store.layers.zstd if store else None)
+        self._uploads = uploads
+        self._output = output
+        self._cancel = cancel
+        self._opened: Dict[str, LayoutEnd] = {}  # sources on disk
+        self._stack = contextlib.ExitStack()
+
+    def run(self, sources: Sequence[Place], target: Place, told: Callable[[Outcome], object],
+            listed: bool = False) -> None:
+        """Copy every image of ``sources``, which are ``listed`` if one may be of many.
+
+        ``told`` is called with each outcome once it stands.  Raises the error of an image that
+        failed after telling it, unless the options say to go on.
+        """
+        source = "%d sources" % len(sources) if listed or len(sources) > 1 else str(sources[0])
+        subject = "copy %s to %s" % (source, target)
+        self.many = listed or len(sources) > 1 or sources[0].many or target.many and not target.folder
+        written: List[Outcome] = []
+        errors: List[Error] = []
+        with within(subject), self._stack:
+            plan = self._plan(sources, target)
+            self.planned = len(plan)
+            layout = self._target(target)
+            for number, item in enumerate(plan, 1):
+                if self.many and not self._options.dry_run:
+                    self._output(Progress(message="Copying %s (%d of %d)" % (
+                        item.source.written, number, len(plan))))
+                outcome = self._copied(item, layout, "" if self.many else subject)
+                if outcome.error is not None:
+                    errors.append(outcome.error)
+                if outcome.error is None and target.kind in ARCHIVES:
+                    written.append(outcome)  # it stands once the archive does
+                else:
+                    told(outcome)
+                if errors and not self._options.keep_going:
+                    raise errors[0]
+            if errors and not written and target.kind in ARCHIVES:
+                raise errors[0]
+        for outcome in written:
+            told(outcome)
+
+    def _plan(self, sources: Sequence[Place], target: Place) -> List[Outcome]:
+        """List the images to copy, each once; raises InvalidReference for two with one name at the target."""
+        plan: Dict[Place, Outcome] = {}
+        for item in (item for source in sources for item in self._images(source, target)):
+            other = plan.setdefault(item.target if item.target.tag else item.source, item)
+            if other.source != item.source and target.tag:
+                every = "//%s/" % target.name.domain if target.domains else target.folder
+                raise InvalidReference("several images, so name one: %s, %s, ...; or write %s:%s for all" % (
+                    other.source.label, item.source.label, target.kind, every))
+            if other.source != item.source:
+                raise InvalidReference("%s and %s would both become %s" % (
+                    other.source.written, item.source.written, item.target.written))
+        return list(plan.values())
+
+    def _images(self, source: Place, target: Place) -> List[Outcome]:
+        """List one image of a source, or all that it has if it names none."""
+        planned = Outcome(source, target, "would copy" if self._options.dry_run else "copied")
+        named = self.many and not target.tag
+        if source.tag or source.kind == "oci" and not self.many:
+            return [planned._replace(target=target.of(source.label) if named else target)]
+        if source.kind == "docker":
+            raise InvalidReference("%s names no image" % (source,))
+        try:
+            end = self._layout(source)
+            if source.kind == "store":  # which may have entries of other tools as well
+                places = [Place.parse("store:%s" % (item.name,)) for item in end.source.references.all()]
+            else:
+                places = [source._replace(tag=label or digest, label=label) for label, digest in end.images()
+                          if not target.tag or label not in end.referring()]
+            if not places:
+                raise NotFound("%s has no images" % (source,))
+            if self._options.keys:
+                StoredSignatures(end.source).require_all(self._options.keys)
+                planned = planned._replace(covered=True)
+        except Error as exc:
+            self._cancel.check()
+            if not self._options.keep_going:
+                raise
+            return [planned._replace(error=exc)]
+        return [planned._replace(source=place, target=target.of(place.label) if named else target)
+                for place in places]
+
+    def _layout(self, place: Place) -> LayoutEnd:
+        """Open a source on disk, once for all its images."""
+        key = "%s:%s" % (place.kind, place.folder)
+        if key not in self._opened:
+            end = self._source(place, "")
+            assert isinstance(end, LayoutEnd)
+            self._opened[key] = end
+        return self._opened[key] if place.folder else LayoutEnd(place, self._store)
+
+    def _target(self, target: Place) -> Optional[LayoutEnd]:
+        """Open a target on disk, for all images; None for a registry."""
         layout: Optional[LayoutEnd] = None
         if target.kind in ARCHIVES:
-            layout = stack.enter_context(part("distribution.archives").archive_end(
-                target, uploads.transfers, output, cancel))
+            if self._options.no_clobber and os.path.lexists(target.folder):
+                raise InvalidReference("%s is there already, and an archive is written anew" % target.folder)
+            layout = self._stack.enter_context(part("distribution.archives").archive_end(
+                target, self._uploads.transfers, self._output, self._cancel, self._options.dry_run))
         elif target.kind != "docker":
-            layout = LayoutEnd(target, store)
-            stack.enter_context(layout.holding(cancel))
-        copied = []
-        for reference, place in images:
-            kind = GzipJob if options.compress else CopyJob
-            job = kind(source_end, reference, options, uploads, output, cancel)
-            if layout is not None:
-                copied.append(job.to(layout, place.tag))
-            else:
-                copied.append(over_endpoints(
-                    clients[1], place.name, subject, functools.partial(job.to_registry, clients[1], place),
-                    cancel, output, push=True))
-        return copied
+            layout = LayoutEnd(target, self._store, self._options.dry_run)
+            self._stack.enter_context(layout.holding(self._cancel))
+        return layout
+
+    def _copied(self, item: Outcome, layout: Optional[LayoutEnd], subject: str) -> Outcome:
+        """Copy an image, unless its name is there and stays; an error is a part of the outcome."""
+        options, place = self._options, item.target
+        if item.covered:
+            options = options._replace(keys=())
+        subject = subject or "copy %s to %s" % (item.source.written, place.written)
+        try:
+            with within(subject), contextlib.ExitStack() as stack:
+                if layout is not None and place.kind in ARCHIVES:
+                    stack.enter_context(part("distribution.archives").in_terms_of(place, layout.store.root))
+                if item.error is not None:
+                    raise item.error
+                if options.no_clobber:
+                    digest = self._at(
+                        place, layout, subject, lambda end, tag: end.named(tag, self._cancel))
+                    if digest is not None:
+                        return item._replace(result="there", digest=digest)
+                source = self._source(item.source, subject) if item.source.domains else self._layout(item.source)
+                kind = GzipJob if options.compress else CopyJob
+                job = kind(source, item.source.tag, options, self._uploads, self._output, self._cancel,
+                           self._tally)
+                copied = self._at(place, layout, subject, job.to)
+        except Error as exc:
+            self._cancel.check()
+            return item._replace(result="failed", error=exc, sizes=self._tally.sizes())
+        return item._replace(digest=copied.descriptor.digest, copied=copied, sizes=self._tally.sizes())
+
+    def _source(self, source: Place, subject: str) -> End:
+        return open_source(source, self._reader, self._store, subject, self._stack, self._output, self._cancel)
+
+    def _at(self, place: Place, layout: Optional[LayoutEnd], subject: str,
+            work: Callable[[End, str], T]) -> T:
+        """Return the result of ``work`` with the target of one image, and its name there."""
+        def asked(endpoint: Endpoint) -> T:
+            repository = self._writer.repository(endpoint, place.name, push=True)
+            return work(RegistryEnd(repository, self._options.chunk_size, self._options.dry_run), place.tag)
+
+        if layout is None:
+            return over_endpoints(
+                self._writer, place.name, subject, asked, self._cancel, self._output, push=True)
+        return work(layout if place.folder else LayoutEnd(place, self._store, self._options.dry_run), place.tag)
 
 
 def open_source(source: Place, client: Client, store: Optional[ImageSource], subject: str,
@@ -118,25 +248,12 @@ def open_source(source: Place, client: Client, store: Optional[ImageSource], sub
     return over_endpoints(client, source.name, subject, answering, cancel, output)
 
 
-def _images(archive: LayoutEnd, source: Place, target: Place) -> List[Tuple[str, Place]]:
-    """List the images of an archive by label or digest, each with the place that it is copied to."""
-    images = archive.images()
-    if target.tag and len(images) > 1:  # referrers don't count: they go with their image
-        referring = {str(item.name) for item in archive.source.references.all()
-                     if archive.source.subject(item.name, item.descriptor)}
-        images = [image for image in images if image[0] not in referring] or images
-    if target.tag and len(images) > 1:
-        raise InvalidReference("%s has several images, so name one: %s" % (
-            source, ", ".join(sorted(label for label, _ in images if label))))
-    return [(label or digest, target if target.tag else target.of(label)) for label, digest in images]
-
-
 @contextlib.contextmanager
 def within(subject: str) -> Iterator[None]:
-    """Begin the text of every error of the block with ``subject``, once."""
+    """Begin the text of every error of the block with ``subject``, or that of one image of many."""
     try:
         yield
     except Error as exc:
-        if str(exc).startswith(subject):
+        if str(exc).startswith((subject, "copy ")):
             raise
         raise exc.within(subject) from exc

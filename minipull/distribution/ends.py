@@ -9,7 +9,7 @@ same methods.
 import contextlib
 import copy
 import functools
-from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional, Tuple, Union
+from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional, Set, Tuple, Union
 
 from ..cancel import Cancel
 from ..digest import Buffer, Digest, Verifier
@@ -39,10 +39,15 @@ Source = Callable[[int, int], Body]  # a part of a blob, by offset and size in b
 
 
 class RegistryEnd:
-    """A repository at a registry; ``chunk_size`` (bytes) is the most that one request sends, 0 for all."""
+    """A repository at a registry; ``chunk_size`` (bytes) is the most that one request sends, 0 for all.
 
-    def __init__(self, repository: Repository, chunk_size: int = 0) -> None:
+    With ``dry_run`` an end answers as ever, and takes nothing.
+    """
+
+    def __init__(self, repository: Repository, chunk_size: int = 0, dry_run: bool = False) -> None:
         self.repository = repository
+        self.path = repository.path
+        self._dry_run = dry_run
         self._chunk_size = chunk_size
         #: The first reference and its manifest, by which an endpoint is chosen; not asked for again.
         self._first: Optional[Tuple[str, Received]] = None
@@ -63,13 +68,24 @@ class RegistryEnd:
         self._first = self._first or (reference, received)
         return received
 
+    def named(self, tag: str, cancel: Cancel) -> Optional[Digest]:
+        """Return the digest of the image with a name, or None; raises an Error if the answer is not clear."""
+        digest = self.repository.resolve(tag, cancel)
+        try:
+            return digest or persist(self.repository, cancel, self.repository.manifest, tag).digest
+        except RegistryError as exc:
+            if exc.status != 404:
+                raise
+            return None
+
     def put(self, document: Document, cancel: Cancel) -> bool:
         """Take a manifest by its digest; True if this end lists it as a referrer of its subject."""
-        return put_document(self.repository, document.digest, document, cancel)
+        return self._dry_run or put_document(self.repository, document.digest, document, cancel)
 
     def tag(self, tag: str, document: Document, cancel: Cancel) -> None:
         """Take a manifest under its name, a tag or a :class:`Digest`."""
-        put_document(self.repository, tag, document, cancel)
+        if not self._dry_run:
+            put_document(self.repository, tag, document, cancel)
 
     def referrers(self, digest: Digest, cancel: Cancel) -> Optional[List[Descriptor]]:
         """List the manifests whose subject is ``digest``; None if this end keeps no such list."""
@@ -135,15 +151,19 @@ class RegistryEnd:
                 return
         fetch_blob(store, blob, source, transfer.cancel, transfer=transfer)
 
-    def receive(self, blob: Descriptor, source: "End", transfer: Transfer) -> str:
-        """Take a blob of another end; returns the last word of its progress."""
+    def receive(self, blob: Descriptor, source: "End", transfer: Transfer, sibling: str = "") -> str:
+        """Take a blob of another end, or of a ``sibling`` repository; returns the last word of its progress."""
         cancel, ours, upload = transfer.cancel, self.repository, None
         theirs = source.repository if isinstance(source, RegistryEnd) else ours
-        if theirs.path != ours.path and Origin.of(theirs.endpoint.url) == Origin.of(ours.endpoint.url):
+        if not sibling and Origin.of(theirs.endpoint.url) == Origin.of(ours.endpoint.url):
+            sibling = theirs.path if theirs.path != ours.path else ""
+        if self._dry_run:
+            return "Mounted" if sibling else "Pushed"
+        if sibling:
             with contextlib.suppress(Unauthorized), Dispensable():
-                upload = ours.start_upload(cancel, blob.digest, theirs.path)
+                upload = ours.start_upload(cancel, blob.digest, sibling)
                 if upload is None:
-                    return "Mounted from %s" % theirs.path
+                    return "Mounted from %s" % sibling
         meter = Meter(transfer.progress, blob.digest.short, "Pushing", blob.size)
         with source.reading(blob, cancel) as read:
 
@@ -175,8 +195,10 @@ class RegistryEnd:
 
 class LayoutEnd:
     """An image layout, or an archive; or ``store``, where tags are those of the place's name."""
+    path = ""  # there are no repositories to mount from
 
-    def __init__(self, place: Place, store: Optional[ImageSource]) -> None:
+    def __init__(self, place: Place, store: Optional[ImageSource], dry_run: bool = False) -> None:
+        self._dry_run = dry_run
         if place.kind == "store" and store is None:
             raise InvalidReference("no store is given for %s" % (place,))
         self.source = Store(place.folder) if place.kind == "oci" or store is None else store
@@ -193,7 +215,7 @@ class LayoutEnd:
         return self.source.writable
 
     def holding(self, cancel: Cancel) -> ContextManager[Any]:
-        return self.store.writing(cancel) if self._base else self.store.reading(cancel)
+        return self.store.writing(cancel) if self._base and not self._dry_run else self.store.reading(cancel)
 
     def get(self, reference: str, cancel: Cancel) -> Received:
         digest, media_type = reference, ""
@@ -216,13 +238,26 @@ class LayoutEnd:
             return Descriptor.from_json(matching[0], "index.json")
 
     def _label(self, tag: str) -> str:
-        return str(self._base.with_tag(tag)) if self._base else tag
+        if self._base is None:
+            return tag
+        return str(self._base.with_digest(tag) if isinstance(tag, Digest) else self._base.with_tag(tag))
+
+    def named(self, tag: str, cancel: Cancel) -> Optional[Digest]:
+        label = self._label(tag)  # without one, images are kept side by side
+        return dict(self.images()).get(label) if label else None
 
     def images(self) -> List[Tuple[str, Digest]]:
         """List the label, which may be empty, and the digest of every image with an entry."""
         return [(named(entry), Digest(entry["digest"])) for entry in self.source.references.descriptors()]
 
+    def referring(self) -> Set[str]:
+        """Return the labels of signatures and other referrers, which go with their image."""
+        return {str(item.name) for item in self.source.references.all()
+                if self.source.subject(item.name, item.descriptor)}
+
     def put(self, document: Document, cancel: Cancel) -> bool:
+        if self._dry_run:
+            return True
         self.store.content.put(document.digest, document.raw)
         if self._base is None or document.subject is None:
             return False
@@ -231,6 +266,8 @@ class LayoutEnd:
         return True
 
     def tag(self, tag: str, document: Document, cancel: Cancel) -> None:
+        if self._dry_run:
+            return
         digest = tag if isinstance(tag, Digest) else Digest.of(document.raw)
         descriptor = document.descriptor._replace(digest=digest)
         self.store.content.put(digest, document.raw)
@@ -281,8 +318,9 @@ class LayoutEnd:
         """The error for bytes that are not what their digest says."""
         return corrupt(blob.digest) if self._base else _mismatch(self, blob)
 
-    def receive(self, blob: Descriptor, source: "End", transfer: Transfer) -> str:
-        source.fetch(blob, self.store, transfer)
+    def receive(self, blob: Descriptor, source: "End", transfer: Transfer, sibling: str = "") -> str:
+        if not self._dry_run:
+            source.fetch(blob, self.store, transfer)
         return "Download complete"
 
 

@@ -17,22 +17,20 @@ from ..image.manifest import Document, Index, Manifest
 from ..image.platform import Platform
 from ..image.signature import Key, first_good
 from ..image.walk import Bounds, Seen, walk
-from ..progress import Output, Progress
-from ..registry.client import Client
-from ..registry.endpoints import Endpoint
+from ..progress import Output, Progress, discard
 from ..registry.v2 import Received
 from ..xfer.transfer import Transfer
 from ..xfer.upload import LayerUploadManager, UploadDescriptor
 from .convert import converted, rewritten
-from .ends import End, RegistryEnd, beside, copied_as_manifest
-from .places import Place
+from .ends import End, beside, copied_as_manifest
 from .referrers import Referrers
+from .tally import Copied, Tally
 
 _ATTESTED = "vnd.docker.reference.digest"
 
 
 class Options(NamedTuple):
-    """The parts of an image to copy, and the way to copy them."""
+    """The parts of an image to copy, and the way to copy it."""
     platforms: Sequence[Platform] = ()  # of an index; all of it if there are none
     format: str = ""  # "oci" or "docker"; as it is if empty
     referrers: bool = False  # signatures and attestations as well
@@ -41,12 +39,9 @@ class Options(NamedTuple):
     compress: str = ""  # "gzip" for layers in zstd and plain ones
     keys: Sequence[Key] = ()  # if there are any, one must have signed the image or its index
     zstd: Optional[str] = None  # the path of that program
-
-
-class Copied(NamedTuple):
-    """The manifest of an image at the target, and its digest at the source."""
-    descriptor: Descriptor
-    source: Digest
+    dry_run: bool = False  # ask, but send and write nothing
+    no_clobber: bool = False  # let an image alone whose name the target has
+    keep_going: bool = False  # after an image that failed
 
 
 class CopyJob:
@@ -54,9 +49,10 @@ class CopyJob:
     _sent: Container[Digest] = ()  # layers that the target has already
 
     def __init__(self, source: End, reference: str, options: Options, uploads: LayerUploadManager,
-                 output: Output, cancel: Cancel) -> None:
+                 output: Output, cancel: Cancel, tally: Tally) -> None:
         self._source = source
         self._reference = reference
+        self._tally = tally
         self._options = options
         self._uploads = uploads
         self._output = output
@@ -70,10 +66,6 @@ class CopyJob:
         self._documents = self._below(filtered, set(), Bounds())
         if options.format and not options.compress:
             self._documents = converted(self._documents, options.format, output)
-
-    def to_registry(self, client: Client, place: Place, endpoint: Endpoint) -> Copied:
-        repository = client.repository(endpoint, place.name, push=True)
-        return self.to(RegistryEnd(repository, self._options.chunk_size), place.tag)
 
     def to(self, target: End, tag: str) -> Copied:
         """Copy the image to ``target``; its name, a tag or a digest, comes last."""
@@ -148,12 +140,14 @@ class CopyJob:
 
     def _blobs(self, documents: Sequence[Document]) -> None:
         jobs: Dict[Digest, CopyDescriptor] = {}
+        ends = self._source, self._target, self._tally, self._options.foreign
         for document in documents:
             for blob in (blob for blob in document.blobs if blob.digest not in self._sent):
-                jobs[blob.digest] = CopyDescriptor(self._source, self._target, blob, self._options.foreign)
+                jobs[blob.digest] = CopyDescriptor(blob, *ends)
             for entry in document.unknown if isinstance(document, Index) else ():
-                jobs[entry.digest] = EntryDescriptor(self._source, self._target, entry, self._options.foreign)
-        self._uploads.upload(list(jobs.values()), self._output, self._cancel, self._target.holding)
+                jobs[entry.digest] = EntryDescriptor(entry, *ends)
+        output = discard if self._options.dry_run else self._output
+        self._uploads.upload(list(jobs.values()), output, self._cancel, self._target.holding)
 
     def _send_below(self, document: Document, sent: Seen, bounds: Bounds) -> None:
         """Copy every blob and manifest that a manifest needs."""
@@ -166,23 +160,32 @@ class CopyJob:
 class CopyDescriptor(UploadDescriptor):
     """A blob to be copied from end to end."""
 
-    def __init__(self, source: End, target: End, blob: Descriptor, foreign: bool) -> None:
+    def __init__(self, blob: Descriptor, source: End, target: End, tally: Tally, foreign: bool) -> None:
         self.blob = blob
         self.key = "copy:%s %s %s %s" % (source, target, blob.digest, foreign)
         self._foreign = foreign
         self.id = blob.digest.short
         self._source = source
         self._target = target
+        self._tally = tally
 
     def upload(self, transfer: Transfer) -> Any:
-        blob, cancel = self.blob, transfer.cancel
-        if blob.is_foreign and not (self._foreign and self._source.offers(blob, cancel)):
+        if self.blob.is_foreign and not (self._foreign and self._source.offers(self.blob, transfer.cancel)):
             result = "Skipped foreign layer"
-        elif self._target.has(blob, cancel):
+        else:
+            result = self._bring(self.blob, self._source, transfer)
+        transfer.progress(Progress(id=self.id, action=result))
+        return result
+
+    def _bring(self, blob: Descriptor, source: End, transfer: Transfer) -> str:
+        """Bring a blob to the target, unless it is there; returns the last word of its progress."""
+        path, known = self._target.path, self._tally.known(blob.digest)
+        brought = [sibling for sibling in known if known[sibling]]
+        if path in known or not brought and self._target.has(blob, transfer.cancel):
             result = "Layer already exists"
         else:
-            result = self._target.receive(blob, self._source, transfer)
-        transfer.progress(Progress(id=self.id, action=result))
+            result = self._target.receive(blob, source, transfer, [*brought, *known, ""][0])
+        self._tally.add(blob, path, result)
         return result
 
 

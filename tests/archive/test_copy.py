@@ -117,7 +117,7 @@ def test_an_odd_label_and_no_label_are_found(layout: Layout, path: Path, tmp_pat
     ("oci-archive:%s", "store:x", "several images, so name one: docker.io/demo/one:1, docker.io"),
     ("oci-archive:%s:nope", "store:x", "no image docker.io/library/nope:latest; there is docker.io/demo/one:1"),
     ("oci-archive:%s:UPPER", "store:x", "must be lowercase"),
-    ("store:two:2", "docker://localhost/", "is for all images of an archive"),
+    ("oci-archive:%s", "docker://localhost/x", "several images, so name one"),
     ("oci-archive:/nowhere", "store:x", "open /nowhere: No such file"),
     ("store:two:2", "oci-archive:/nowhere/x", "write /nowhere/x: No such file")])
 def test_a_copy_that_is_not_possible_is_refused(

@@ -34,7 +34,7 @@ def test_a_place_is_read(text: str, kind: str, folder: str, tag: str, name: str,
 
 
 @pytest.mark.parametrize("text", [
-    "", "alpine", "docker:alpine", "docker://", "docker://UPPER", "docker://a:b:c", "docker:///a", "docker:///", "store:",
+    "", "alpine", "docker:alpine", "docker://", "docker://UPPER", "docker://a:b:c", "docker:///a", "docker:///",
     "store://a", "store:a@sha256:1", "oci:", "oci::name", "oci-archive:", "docker-archive::x", "dir:x",
     "http://r.com/a", "Docker://alpine"])
 def test_a_malformed_place_is_refused(text: str) -> None:

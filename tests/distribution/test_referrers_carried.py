@@ -185,7 +185,7 @@ def test_each_repository_keeps_the_signatures_of_its_own(twice: Store, tmp_path:
         save([repository + ":1"], twice, str(tmp_path / "one.tar"), referrers=True)
         assert {Reference.parse(label).familiar_name for label in labels(tmp_path / "one.tar")} == {repository}
         assert carried(repository, "oci-archive:%s" % (tmp_path / "one.tar")) == own
-    with Target() as target, pytest.raises(InvalidReference, match="several images, so name one: [^,]*/dev:1, [^,]*$"):
+    with Target() as target, pytest.raises(InvalidReference, match="several images, so name one: [^,]*/dev:1, [^,]*/prod:1, [.]{3}; or write"):
         copied(both, target, referrers=True)
 
 

@@ -563,3 +563,27 @@ def test_a_mount_needs_a_token_of_the_target(
             assert not request.headers.get("authorization", "-of-bob").endswith("-of-ann")
         for request in proxy.seen("GET", "/v2/copy/private/"):
             assert not request.headers.get("authorization", "-of-ann").endswith("-of-bob")
+
+
+def test_many_images_of_a_list_are_copied_as_planned_each_blob_once(
+        registry: DockerRegistry, other: DockerRegistry, tmp_path: Path, run_minipull: Minipull) -> None:
+    layout, shared = Layout(tmp_path / "layout"), images.specs(2, 20000)
+    digests = [layout.image([*shared, images.Spec(2000, seed=50 + number)], "a%d:1" % number).digest
+               for number in range(6)]
+    assert run_minipull("copy", "-q", "oci:%s" % layout.root, "docker://%s/copy/many/" % registry.host).code == 0
+    names = "".join("%s/copy/many/library/a%d:1\n" % (registry.host, number) for number in [*range(6), 99])
+    with FaultProxy(other.host) as proxy:
+        args = "copy", "-k", "--format", "json", "@-", "docker://%s/x/" % proxy.host
+        planned = run_minipull(*args, "--dry-run", stdin=names.encode())
+        assert planned.code == 3 and proxy.up == {} and {method for method, _ in proxy.hits} <= {"GET", "HEAD"}
+        done = run_minipull(*args, stdin=names.encode())
+        total = json.loads(planned.out)["total"]
+        assert done.code == 3 and (sent(proxy), total["blobs"], total["mounted_blobs"]) == (total["bytes"], 14, 10)
+        for row, plan in zip(json.loads(done.out), json.loads(planned.out)["images"]):
+            assert dict(row, result="") == dict(plan, result="")
+        proxy.up.clear()
+        again = run_minipull(*args, "--no-clobber", stdin=names.encode())
+        assert again.code == 3 and proxy.up == {}
+        assert [row["result"] for row in json.loads(again.out)] == ["there"] * 6 + ["failed"]
+    for number, digest in enumerate(digests):
+        assert_whole(other, "x/copy/many/library/a%d" % number, layout, digest)
