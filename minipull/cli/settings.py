@@ -58,6 +58,7 @@ class Settings:
         self._home = _home(environ)
         self._config = self._folder("XDG_CONFIG_HOME", ".config")
         self._name = "settings"
+        self.path = ""  # of the settings file
         self._file = self._read(self._flags.get("config"))
 
     def _folder(self, variable: str, *below: str) -> str:
@@ -302,7 +303,7 @@ class Settings:
         for name in [path] if path else [*own, "/etc/minipull/config.json"]:
             data = read_file(name, MAX_FILE)
             if data is not None:
-                self._name = shown(name, 300)
+                self.path, self._name = name, shown(name, 300)
                 return parse_json(data, self._name)
         if path:
             raise InvalidReference("settings file %s does not exist" % ascii(path))

@@ -56,6 +56,7 @@ class Connection(io.RawIOBase):
         self.public = False  # whether the origin has an address of the public internet
         self.secure = False  # whether the TLS handshake has been completed
         self.used = False  # for an earlier request
+        self.stage = "addresses"  # of setting it up: then connect, proxy, tls, and nothing when it is
         self.received = 0  # bytes of the current answer
         self.response: Optional[Response] = None  # the one that is being read
         self._all_sent = True  # of the current request
@@ -97,6 +98,7 @@ class Connection(io.RawIOBase):
                         self._all_sent = self._send_body(request.body)
                 answer = self._head()
                 if self._relay is not None and answer.status == 407:
+                    self.stage = "proxy"
                     raise self._relay.refusal(answer.status, answer.reason)
                 self.response = Response(answer, request.url, self.origin, self.errors, self.done)
         except BaseException:
@@ -212,6 +214,7 @@ class Connection(io.RawIOBase):
     def _connect(self, context: Optional[ssl.SSLContext]) -> None:
         raw = self._reach()
         if context is not None:
+            self.stage = "tls"
             try:
                 raw = self._handshake(raw, context)
             except ssl.SSLError as exc:
@@ -224,6 +227,7 @@ class Connection(io.RawIOBase):
                     " certificate of that CA in certs.d/%s/ca.crt or give it with --ca-file" % (
                         self.origin, certificate_problem(exc), self._ask_issuer(), self.origin)) from exc
             self.secure = True
+        self.stage = ""
         raw.settimeout(self._timeout)
         if self._network.connected is not None:
             tls, certificate = "", None
@@ -236,6 +240,7 @@ class Connection(io.RawIOBase):
         peer = self._peer = self._proxy or self.origin
         # socket.create_connection would hide the socket that blocks from _shutdown.
         addresses = socket.getaddrinfo(peer.host.strip("[]"), peer.port, 0, socket.SOCK_STREAM)
+        self.stage = "connect"
         limit = min(CONNECT_TIMEOUT, self._timeout)
         for info in addresses:
             self.drop()
@@ -253,6 +258,7 @@ class Connection(io.RawIOBase):
         self.public = self._proxy is None and is_public(raw.getpeername()[0])
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self._proxy is not None and self._relay is None:
+            self.stage = "proxy"
             target = "%s:%d" % (self.origin.host, self.origin.port)
             self._start("CONNECT", target, dict(self._proxy.headers(), Host=target))
             with self._head() as answer:
@@ -279,6 +285,7 @@ class Connection(io.RawIOBase):
         with contextlib.suppress(NetworkError, OSError, http.client.HTTPException):
             tls = self._handshake(self._reach(), client_context(verify=False))
             name = parse_certificate(tls.getpeercert(True) or b"").issuer
+        self.stage = "tls"
         return "'%s'" % shown(name, 200) if name else "an unknown CA"
 
     def _shutdown(self) -> None:

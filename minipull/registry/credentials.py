@@ -66,7 +66,10 @@ class Credentials(Keyring):
         self._lock = threading.Lock()
         self._files: Dict[Source, AuthFile] = {}
         self._problems: Set[str] = set()  # that the user has been warned of
-        self._asked: Dict[Tuple[str, str], Optional[Credential]] = {}
+        #: By host: the name of the source that had an entry.
+        self.origins: Dict[str, str] = {}
+        #: By helper and name: what helpers have answered.
+        self.asked: Dict[Tuple[str, str], Optional[Credential]] = {}
 
     def get(self, host: str, path: str = "") -> Credential:
         """As Keyring.get; raises StorageError or InvalidDocument for a required source that can't be read."""
@@ -85,6 +88,7 @@ class Credentials(Keyring):
                         self._problems.add(problem)
                         self._warn(problem)
                 if credential is not None:
+                    self.origins[host] = source.name
                     return credential
         return Credential()
 
@@ -103,9 +107,9 @@ class Credentials(Keyring):
         names = names_of(host)
         helper = file.helper(names)
         for name in names if helper else ():
-            if (helper, name) not in self._asked:
-                self._asked[helper, name] = self._ask(helper, name)
-            yield self._asked[helper, name]
+            if (helper, name) not in self.asked:
+                self.asked[helper, name] = self._ask(helper, name)
+            yield self.asked[helper, name]
         for name in names:
             yield file.stored(name)
 

@@ -101,7 +101,7 @@ class RegistryService:
         self.ca_file = ca_file
         self.proxies = proxies or Proxies()
         self.network = network or Network()
-        self._certs = certs
+        self.certs = certs
         self._cert_dirs = {check_host(name, "host"): folder for name, folder in (cert_dirs or {}).items()}
         self._warn = warn
         self._warnings: Set[str] = set()
@@ -164,34 +164,50 @@ class RegistryService:
 
     def is_secure(self, domain: str) -> bool:
         """Whether the registry must be reached by verified TLS (moby: isSecureIndex)."""
+        return not self.exemption(domain)
+
+    def exemption(self, domain: str) -> str:
+        """The rule by which a registry may be reached without verified TLS; empty if there is none."""
         origin = Origin.of("https://" + domain)
         host = origin.host.strip("[]")
-        if host == "localhost" or _key(domain) in self._insecure_hosts or not self.tls_verify:
-            return False
+        if not self.tls_verify:
+            return "tls-verify is false"
+        if host == "localhost":
+            return "loopback"
+        if _key(domain) in self._insecure_hosts:
+            return "insecure-registries has " + _key(domain)
         texts: Sequence[str] = [host]
         try:
             if ipaddress.ip_address(host).is_loopback:
-                return False
+                return "loopback"
         except ValueError:
             texts = self._lookup(host) if self._insecure_networks and self.network.allows(origin) else []
         addresses = [ipaddress.ip_address(text.partition("%")[0]) for text in texts]
-        return not any(address in network for address in addresses for network in self._insecure_networks)
+        return next(("insecure-registries has %s" % network for network in self._insecure_networks
+                     if any(address in network for address in addresses)), "")
 
     def tls_context(self, origin: Origin) -> ssl.SSLContext:
         """The TLS context for an origin; raises StorageError, InvalidReference for bad certificates."""
         domain = DEFAULT_DOMAIN if origin.host == HUB_HOST else str(origin)
         context = client_context(self.is_secure(domain))
-        folders = (os.path.join(root, name) for root in self._certs
-                   for name in (domain, "%s:%d" % (origin.host, origin.port)))
         try:
-            for ca_file in filter(None, (self.ca_file, self.hosts.get(domain, Host()).ca)):
+            files, folders = self.certificates(origin)
+            for ca_file in files:
                 add_authorities(context, ca_file)
-            certs_d = next(filter(os.path.isdir, folders), "")
-            for folder in filter(None, (certs_d, self._cert_dirs.get(domain, ""))):
+            for folder in folders:
                 add_folder(context, folder)
         except (TypeError, ValueError) as exc:  # a path with a NUL, or beyond the file system's encoding
             raise InvalidReference("certificates for %s: %s" % (domain, exc)) from exc
         return context
+
+    def certificates(self, origin: Origin) -> Tuple[List[str], List[str]]:
+        """The CA files for an origin, and the directories of certificates, besides the system's."""
+        domain = DEFAULT_DOMAIN if origin.host == HUB_HOST else str(origin)
+        certs_d = next(filter(os.path.isdir, (
+            os.path.join(root, name) for root in self.certs
+            for name in (domain, "%s:%d" % (origin.host, origin.port)))), "")
+        return (list(filter(None, (self.ca_file, self.hosts.get(domain, Host()).ca))),
+                list(filter(None, (certs_d, self._cert_dirs.get(domain, "")))))
 
 
 def validate_mirror(text: str) -> str:

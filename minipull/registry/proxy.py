@@ -53,15 +53,19 @@ class Proxies:
 
     def find(self, origin: Origin) -> Optional[Proxy]:
         """The proxy for an origin, if any; raises as get()."""
+        return None if self.exemption(origin) else self.get(origin.scheme)
+
+    def exemption(self, origin: Origin) -> str:
+        """The rule by which an origin is asked without a proxy; empty if there is none."""
         host = origin.host.strip("[]")
         address: Any = None
         with contextlib.suppress(ValueError):
             address = ipaddress.ip_address(host)
             address = getattr(address, "ipv4_mapped", None) or address
-        direct = host == "localhost" or address is not None and address.is_loopback
-        direct = direct or any(_matches(entry.strip(), host, origin.port, address)
-                               for entry in self.no_proxy.lower().split(","))
-        return None if direct else self.get(origin.scheme)
+        if host == "localhost" or address is not None and address.is_loopback:
+            return "loopback"
+        return next(("NO_PROXY has " + entry.strip() for entry in self.no_proxy.lower().split(",")
+                     if _matches(entry.strip(), host, origin.port, address)), "")
 
     def get(self, scheme: str) -> Optional[Proxy]:
         """The proxy for a scheme, if any; raises InvalidReference for one that can't be used."""

@@ -62,6 +62,8 @@ class Transport:
         self.spoke_tls: Set[Tuple[str, int]] = set()
         #: Origins with an address of the public internet: no URL of theirs leads to a private address.
         self.public: Set[Origin] = set()
+        #: Called before each exchange of a request, and again with its answer, which a failed one lacks.
+        self.watch: Callable[[Connection, Request, Optional[Response]], object] = lambda *exchange: None
         self._tls = tls
         self._proxy = proxy
         self.network = network or Network()
@@ -153,7 +155,10 @@ class Transport:
             self.network.check(origin, request.role)
             conn = self._checkout(origin)
             try:
-                return conn.exchange(request)
+                self.watch(conn, request, None)
+                response = conn.exchange(request)
+                self.watch(conn, request, response)
+                return response
             except NetworkError:
                 # The server may have closed an idle connection before it got the request, or
                 # a gateway forgotten it, and then all that were idle.

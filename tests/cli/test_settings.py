@@ -225,12 +225,12 @@ def test_flags_reach_the_service(home: Path) -> None:
 
 def test_certificates_are_found_at_home_before_etc_and_where_a_flag_says(home: Path) -> None:
     made = settings(home, cert_dir="/given").service(["R.com:443", "docker.io"])
-    assert list(made._certs) == ["%s/%s/certs.d" % (place, name) for place in (home / ".config", "/etc")
+    assert list(made.certs) == ["%s/%s/certs.d" % (place, name) for place in (home / ".config", "/etc")
                                  for name in ("containers", "docker")]
     assert made._cert_dirs == {"r.com": "/given", "docker.io": "/given"}
     env = {"XDG_CONFIG_HOME": "/xdg", "MINIPULL_CERT_DIR": "/env"}
     made = settings(home, env).service(["r.com"])
-    assert (made._certs[0], made._cert_dirs) == ("/xdg/containers/certs.d", {"r.com": "/env"})
+    assert (made.certs[0], made._cert_dirs) == ("/xdg/containers/certs.d", {"r.com": "/env"})
 
 
 @pytest.mark.parametrize("env, http, https, no_proxy", [
