@@ -19,6 +19,7 @@ The modules in reading order:
     rootfs      unpack export cat
     login       login logout
     verify      verify
+    diagnosis   doctor REF: the way of a pull
     doctor      doctor
     serve       serve
     parser      every flag of every command

@@ -32,6 +32,7 @@ from ..image.strictjson import compact
 from ..store.references import REF_NAME
 from ..store.store import Store
 from .context import Context
+from .diagnosis import Diagnosis, authorities
 from .render import human_size
 from .settings import find_zstd
 
@@ -42,7 +43,9 @@ _USERS = re.compile("MINIPULL_|DOCKER_|REGISTRY_|XDG_|SSL_|.*_PROXY$", re.I)
 
 
 def do_doctor(context: Context, flags: argparse.Namespace) -> int:
-    """Show the self-test and the host; returns an exit code."""
+    """Show the self-test and the host, or the way of a pull; returns an exit code."""
+    if flags.ref is not None:
+        return Diagnosis(context, flags.ref).run()
     context.require("server.registry")
     test, error, code = _SelfTest(context), "", 0
     try:
@@ -148,7 +151,7 @@ def _host(context: Context) -> Dict[str, str]:
     host = {
         "Python": "%s, %s" % (sys.version.split()[0], sys.executable),
         "OpenSSL": ssl.OPENSSL_VERSION, "SHA-256": _sha256(), "zlib": _zlib(), "zstd": _zstd(context),
-        "CAs": _authorities()}
+        "CAs": authorities()}
     for name, look in (("proxies", _proxies), ("credentials", _credentials), ("store", _store)):
         try:
             host[name] = look(context)
@@ -189,12 +192,6 @@ def _zstd(context: Context) -> str:
         return "Python's own"
     return find_zstd(context.settings.environ.get("PATH", os.defpath)) or (
         "none: install zstd or use Python 3.14, or layers that need it stay unverified")
-
-
-def _authorities() -> str:
-    paths = ssl.get_default_verify_paths()
-    names = ", ".join(filter(None, (paths.cafile, paths.capath)))
-    return names or "none: install ca-certificates, or give --ca-file"
 
 
 def _proxies(context: Context) -> str:

@@ -78,7 +78,10 @@ def command_line() -> Parser:
         "verify --key cosign.pub docker://registry.example.com/app:1", "ref", parents=[credentials, network])
     verify.add_argument("--key", dest="verify_key", metavar="FILE", action="append",
                         help="the public key; one of several is enough")
-    commands["doctor"]("doctor", "test this program and this host", "doctor")
+    doctor = commands["doctor"]("doctor", "test this program and this host, or each step of a pull of REF",
+                                "doctor alpine:3.20", parents=[credentials, network])
+    doctor.add_argument("ref", metavar="REF", nargs="?", help="go the way of its pull")
+    doctor.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help="instead of this host's")
     serve = commands["serve"]("serve", "be a registry over the store or an archive", "serve --listen 0.0.0.0:5000")
     serve.add_argument("--listen", metavar="HOST:PORT", help="127.0.0.1:5000; port 0 picks one")
     serve.add_argument("--writable", action="store_true", default=None, help="take pushes, deletes")

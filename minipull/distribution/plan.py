@@ -71,7 +71,7 @@ class _Planner(V2Puller):
         if self.options.all_platforms and isinstance(top, Index):
             documents = walk(top, lambda item: self._child(item) if item.is_document else None)
         else:
-            documents = [(top.descriptor, self._chosen(top)[0])]
+            documents = [(top.descriptor, self.chosen(top)[0])]
         for item, document in documents:
             blobs = document.blobs if document else () if moved_as_manifest(
                 item, lambda digest: self._received(digest).raw, len) else [item]

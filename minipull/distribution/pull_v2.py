@@ -107,7 +107,7 @@ class V2Puller(NamedTuple):
             return pulled
         top = received.document()
         self.output(pulling)
-        documents = [top] if self.options.all_platforms and isinstance(top, Index) else self._chosen(top)
+        documents = [top] if self.options.all_platforms and isinstance(top, Index) else self.chosen(top)
         self._verify([document.digest for document in documents])
         chosen = documents[0]
         association = Association(reference, chosen.descriptor, top.digest)
@@ -170,7 +170,7 @@ class V2Puller(NamedTuple):
             return self.store.document(entry)
         return (Received.inline(entry) or self._received(entry.digest)).document()
 
-    def _chosen(self, top: Document) -> List[Document]:
+    def chosen(self, top: Document) -> List[Document]:
         """Return the manifest of the image for our platform, and the indexes above it up to ``top``."""
         path = [document for _, document in choose(self.options.platform, top, self._child)]
         if isinstance(top, Index) and not path:

@@ -3,6 +3,7 @@
 import shutil
 import ssl
 import subprocess
+import time
 from pathlib import Path
 from typing import List
 
@@ -41,6 +42,18 @@ class Certificates:
         self._ask("req", "-new", *self._key(kind), "-subj", "/CN=" + kind, "-out", kind + ".csr")
         self._ask("x509", "-req", "-in", kind + ".csr", "-CA", "ca.pem", "-CAkey", "ca.key",
                   "-CAcreateserial", "-days", days, "-extfile", kind + ".ext", "-out", kind + ".pem")
+
+    def dated(self, kind: str, start: float, end: float) -> None:
+        """Make another kind, for registry.test, that is valid from one time to another (seconds)."""
+        (self.root / "index.txt").write_text("")
+        (self.root / "dated.cnf").write_text(
+            "[ca]\ndefault_ca=x\n[x]\ndatabase=index.txt\nnew_certs_dir=.\npolicy=p\nrand_serial=yes\n"
+            "default_md=sha256\n[p]\ncommonName=supplied\n[names]\nsubjectAltName=DNS:registry.test\n")
+        self._ask("req", "-new", *self._key(kind), "-subj", "/CN=" + kind, "-out", kind + ".csr")
+        dates = [time.strftime("%y%m%d%H%M%SZ", time.gmtime(seconds)) for seconds in (start, end)]
+        self._ask("ca", "-batch", "-config", "dated.cnf", "-cert", "ca.pem", "-keyfile", "ca.key", "-notext",
+                  "-extensions", "names", "-startdate", dates[0], "-enddate", dates[1], "-in", kind + ".csr",
+                  "-out", kind + ".pem")
 
     def context(self, kind: str = "valid", mutual: bool = False) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
