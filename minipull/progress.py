@@ -9,9 +9,15 @@ Mirrors moby's pkg/progress.
 import threading
 from typing import Any, Callable, Mapping, NamedTuple, Optional
 
+_UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB", "ZB", "YB")
+
 
 class Progress(NamedTuple):
-    """An event: an action on ``id``, or a message; ``current`` and ``total`` (0 if unknown) are in bytes."""
+    """An event: an action on ``id``, or a message.
+
+    ``current`` and ``total`` (0 if unknown) are in bytes, and so are ``start``, how many were there
+    before this process began, and ``expected``, how many there will be.
+    """
     id: str = ""
     message: str = ""
     action: str = ""
@@ -19,6 +25,8 @@ class Progress(NamedTuple):
     total: int = 0
     aux: Optional[Mapping[str, Any]] = None
     last_update: bool = False
+    start: int = 0
+    expected: int = 0
 
     def __str__(self) -> str:
         text = self.message or self.action
@@ -46,14 +54,14 @@ def serialized(output: Output) -> Output:
 
 
 class Meter:
-    """Counts bytes of one action and reports every 512 KiB or 1 %, the smaller."""
+    """Counts bytes of one action and reports every 512 KiB or 1 %, the smaller; ``start`` are there before."""
 
-    def __init__(self, output: Output, id: str, action: str, total: int) -> None:
+    def __init__(self, output: Output, id: str, action: str, total: int, start: int = 0) -> None:
         self._output = output
-        self._event = Progress(id=id, action=action, total=total)
+        self._event = Progress(id=id, action=action, total=total, start=start)
         self._step = min(512 << 10, total // 100) if total > 0 else 512 << 10
         self._reported = 0
-        self.current = 0
+        self.current = start
 
     def advance(self, count: int) -> None:
         self.move(self.current + count)
@@ -70,3 +78,12 @@ class Meter:
     def _report(self, last: bool) -> None:
         self._reported = self.current
         self._output(self._event._replace(current=self.current, last_update=last))
+
+
+def human_size(size: float) -> str:
+    """Bytes in decimal units and four digits, as docker prints them: ``1.024kB``."""
+    power = 0
+    while size >= 1000 and power < len(_UNITS) - 1:
+        size /= 1000
+        power += 1
+    return "%.4g%s" % (size, _UNITS[power])

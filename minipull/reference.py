@@ -11,7 +11,7 @@ patterns are used with ``fullmatch`` and take linear time.
 Mirrors distribution/reference.
 """
 import re
-from typing import NamedTuple, Optional, Tuple
+from typing import List, NamedTuple, Optional, Tuple
 
 from .digest import ALGORITHMS, Digest
 from .errors import InvalidDocument, InvalidReference, shown
@@ -140,3 +140,9 @@ def _parse_strict(text: str) -> Reference:
             raise InvalidReference("unsupported digest algorithm") from None
         fault = "length" if digest == digest.lower() else "format"
         raise InvalidReference("invalid checksum digest " + fault) from None
+
+
+def version(tag: str) -> List[Tuple[bool, int, str]]:
+    """Return a key that sorts tags as versions: numbers by value and before words, ``v1.9`` before ``v1.10``."""
+    parts = re.findall("[0-9]+|[^0-9]+", tag)
+    return [(False, int(part), "") if part.isdigit() else (True, 0, part) for part in parts]

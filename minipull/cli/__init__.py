@@ -9,6 +9,7 @@ commands must not load the network stack.
 The modules in reading order:
 
     settings    flags, environment and files become objects
+    pace        bytes a second, time left
     render      progress on a terminal, in a log, as JSON
     context     settings, store and output of a command; errors become exit codes
     lists       @FILE, globs of tags, pins

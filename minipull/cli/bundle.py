@@ -7,9 +7,10 @@ from .. import __version__
 from ..digest import Digest
 from ..image.manifest import Index
 from ..parts import part
+from ..progress import human_size
 from .context import Context
 from .parser import program
-from .render import aligned, human_size
+from .render import aligned
 
 _ALONE = """
   {0} check      hash all of it again

@@ -154,6 +154,11 @@ class Context:
                 quota = "; %s" % (self._network.quotas[host],) if host in self._network.quotas else ""
                 self.alert("%s: %d bytes in, %d bytes out%s" % (host, received, sent, quota), "")
 
+    def finish(self, interrupted: bool = False) -> None:
+        """Draw the last line of the progress, if there was any."""
+        if self._renderer is not None:
+            self._renderer.finish(interrupted)
+
     def failed(self, error: BaseException) -> int:
         """Print an error as one line; returns the exit code."""
         if isinstance(error, BrokenPipeError):
@@ -170,7 +175,9 @@ class Context:
             if isinstance(error, kind) and text in str(error) and not getattr(error, "filename", None):
                 error = told
         if isinstance(error, Error):
-            if not self.cancel.cancelled:
+            if self.cancel.cancelled:
+                self.finish(interrupted=True)
+            else:
                 say(str(error))
             return error.exit_code
         hint = "" if self._flags.verbose else " (run with -v for the traceback)"
@@ -222,6 +229,8 @@ def perform(flags: argparse.Namespace, cancel: Cancel) -> int:
         with context.resources:
             module = importlib.import_module("." + flags.module, __package__)
             code: Optional[int] = getattr(module, "do_" + flags.command)(context, flags)
+        if not code:
+            context.finish()
     except BaseException as exc:
         code = context.failed(exc)
     context.tell_traffic()

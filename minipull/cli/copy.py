@@ -9,12 +9,12 @@ from ..distribution.places import Place
 from ..distribution.tally import Outcome
 from ..errors import Error, InvalidReference, shown
 from ..image.platform import Platform
+from ..progress import human_size
 from ..store.store import host_platform
 from .context import Context
 from .lists import expanded, operands, stored_tags
 from .plan import Row, row, sentence, total
 from .registry import registry_tags
-from .render import human_size
 
 
 def do_copy(context: Context, flags: argparse.Namespace) -> int:

@@ -18,7 +18,7 @@ from ..distribution.pull import pull_options
 from ..distribution.pull_v2 import V2Puller
 from ..errors import Error, NetworkError, PolicyError, one_line
 from ..image.manifest import Index, Manifest, is_schema1
-from ..progress import discard
+from ..progress import discard, human_size
 from ..reference import Reference
 from ..registry.auth import parse_challenges
 from ..registry.client import Client, over_endpoints
@@ -32,7 +32,6 @@ from ..registry.tls import add_authorities, client_context
 from ..registry.transport import Transport
 from ..registry.url import Origin
 from .context import Context, reference
-from .render import human_size
 
 MAX_SKEW = 120  # seconds by which two good clocks may differ
 #: Steps, how an exit code and an error begin or go on, and the remedy; the first that fits counts.

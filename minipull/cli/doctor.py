@@ -29,11 +29,11 @@ from ..digest import Digest
 from ..errors import ContentMismatch, Error, StorageError
 from ..image.descriptor import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Descriptor
 from ..image.strictjson import compact
+from ..progress import human_size
 from ..store.references import REF_NAME
 from ..store.store import Store
 from .context import Context
 from .diagnosis import Diagnosis, authorities
-from .render import human_size
 from .settings import find_zstd
 
 PATIENCE = 20.0  # seconds for one command

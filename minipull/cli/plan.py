@@ -7,8 +7,8 @@ Manifests are asked for, and not counted.
 from typing import Any, Dict, Iterable, Mapping, Optional, Sequence
 
 from ..digest import Digest
+from ..progress import human_size
 from .context import Context
-from .render import human_size
 
 Row = Dict[str, Any]
 Sizes = Mapping[Digest, int]  # of blobs, in bytes

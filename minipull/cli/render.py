@@ -11,25 +11,17 @@ Mirrors moby's pkg/streamformatter and pkg/jsonmessage.
 import contextlib
 import json
 import os
+import re
 import sys
 import threading
 import time
 from typing import IO, Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from ..errors import InvalidReference, escape, one_line
-from ..progress import Progress
+from ..progress import Progress, human_size
+from .pace import Flow, Pace
 
 NO_THREADS = "can't start a thread: this user has as many as may be (ulimit -u)"
-_UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB", "ZB", "YB")
-
-
-def human_size(size: float) -> str:
-    """Bytes in decimal units and four digits, as docker prints them: ``1.024kB``."""
-    power = 0
-    while size >= 1000 and power < len(_UNITS) - 1:
-        size /= 1000
-        power += 1
-    return "%.4g%s" % (size, _UNITS[power])
 
 
 def aligned(table: Sequence[Sequence[str]]) -> List[str]:
@@ -57,22 +49,36 @@ class Renderer:
         self._stream = stream
         self._clock = clock
         self._lock = threading.Lock()
+        self._pace = Pace(clock)
 
     def __call__(self, event: Progress) -> None:
         with self._lock:
-            text = self._draw(event)
-            if text and self._stream is not None:
-                # The encoding of the stream may lack characters (LC_ALL=C).
-                encoding = getattr(self._stream, "encoding", None) or "utf-8"
-                text = text.encode(encoding, "backslashreplace").decode(encoding)
-                try:
-                    self._stream.write(text)
-                    self._stream.flush()
-                except (OSError, ValueError):  # broken, or closed
-                    self._stream = None
+            self._write(self._draw(event))
+
+    def finish(self, interrupted: bool = False) -> None:
+        """Draw the last line: the sum of what has moved, or what is kept of it."""
+        with self._lock:
+            self._write(self._end(interrupted))
+
+    def _write(self, text: str) -> None:
+        if text and self._stream is not None:
+            # The encoding of the stream may lack characters (LC_ALL=C).
+            encoding = getattr(self._stream, "encoding", None) or "utf-8"
+            text = text.encode(encoding, "backslashreplace").decode(encoding)
+            try:
+                self._stream.write(text)
+                self._stream.flush()
+            except (OSError, ValueError):  # broken, or closed
+                self._stream = None
 
     def _draw(self, event: Progress) -> str:
         return ""
+
+    def _end(self, interrupted: bool) -> str:
+        return ""
+
+    def _last_line(self, interrupted: bool) -> str:
+        return self._pace.interrupted() if interrupted else self._pace.summary()
 
 
 class JSON(Renderer):
@@ -95,7 +101,7 @@ class JSON(Renderer):
 
 
 class Plain(Renderer):
-    """A line for each change of state, and byte counts every few seconds."""
+    """A line for each change of state, and numbers every few seconds."""
     interval = 5.0
     _most = 4096  # ids remembered
 
@@ -106,17 +112,24 @@ class Plain(Renderer):
     def _draw(self, event: Progress) -> str:
         if event.message or not event.action:
             return _label(event, event.message) + "\n" if event.message else ""
-        now = self._clock()
+        now, flow = self._clock(), self._pace.note(event)
         action, printed = self._states.pop(event.id, ("", now))
         text = event.action
         if action == text:
-            counts = bar(event.current, event.total, 0).strip()
-            due = counts and now - printed >= self.interval
-            now, text = (now, "%s %s" % (text, counts)) if due else (printed, "")
+            text = ""
+            if now - printed >= self.interval and flow.amount():
+                share = ["%d%%" % (100 * flow.current // flow.total)] if flow.total >= flow.current else []
+                now, text = now, " ".join([event.action, flow.amount(), *share, *flow.rest(now)])
+            else:
+                now = printed
         self._states[event.id] = event.action, now
         if len(self._states) > self._most:
             del self._states[next(iter(self._states))]
         return _label(event, text) + "\n" if text else ""
+
+    def _end(self, interrupted: bool) -> str:
+        text = self._last_line(interrupted)
+        return text + "\n" if text else ""
 
 
 class _Line(NamedTuple):
@@ -126,7 +139,7 @@ class _Line(NamedTuple):
 
 
 class Terminal(Renderer):
-    """A line for each id, redrawn in place while it is still on the screen.
+    """A line for each id, redrawn in place while it is still on the screen, and one for all below them.
 
     The cursor always rests at the start of the empty line below.  ``size``
     returns columns and rows, and is called before each drawing.
@@ -139,30 +152,73 @@ class Terminal(Renderer):
         self._size = size or (lambda: _terminal_size(stream))
         self._last_size = (0, 0)
         self._lines: Dict[str, _Line] = {}
+        self._sum = False  # whether the last line is the sum of all
+        self._sum_drawn = 0.0
+        encoding = getattr(stream, "encoding", None) or "ascii"
+        self._marks = "\u2501\u2578" if encoding.lower().replace("-", "") == "utf8" else "=>"
 
     def _draw(self, event: Progress) -> str:
         if event.message:
-            self._lines.clear()
-            return "\r%s\x1b[K\n" % _label(event, event.message)
-        now, line = self._clock(), self._lines.get(event.id)
+            return self._above("\r%s\x1b[K\n" % _label(event, event.message))
+        now, line, flow = self._clock(), self._lines.get(event.id), self._pace.note(event)
         if not event.action or (
                 line is not None and line.action == event.action
                 and not event.last_update and now - line.drawn < self.interval):
             return ""
         size = columns, rows = self._size()
+        text = ""
         if size != self._last_size:
             # Terminals differ in where lines go when the size changes: start anew below.
             self._lines.clear()
+            self._sum = False
             self._last_size, line = size, None
         number = len(self._lines) if line is None else line.number
         self._lines[event.id] = _Line(number, event.action, now)
-        text = _label(event, "%s %s" % (event.action, bar(event.current, event.total, columns)))
-        # ASCII takes one column a character; the last column stays free, so that no line wraps.
-        text = text.rstrip().encode("ascii", "backslashreplace").decode()[: columns - 1]
-        up = len(self._lines) - number
+        drawn = self._fit(event.id, event.action, flow if event.current or event.total else None, columns)
+        up = len(self._lines) + self._sum - number
         if line is None:
-            return "\r%s\x1b[K\n" % text
-        return "\x1b[%dA\r%s\x1b[K\r\x1b[%dB" % (up, text, up) if up < rows else ""
+            text = ("\x1b[1A" if self._sum else "") + "\r%s\x1b[K\n" % drawn
+            if self._sum:
+                text += "\r%s\x1b[K\n" % self._fit("", "in all", self._pace.whole(), columns)
+        elif up < rows:
+            text = "\x1b[%dA\r%s\x1b[K\r\x1b[%dB" % (up, drawn, up)
+        return text + (self._draw_sum(now, columns) if rows > 2 else "")
+
+    def _draw_sum(self, now: float, columns: int) -> str:
+        whole = self._pace.whole()
+        if not whole.moved or len(self._lines) < 2 or self._sum and now - self._sum_drawn < self.interval:
+            return ""
+        up, self._sum, self._sum_drawn = "\x1b[1A" if self._sum else "", True, now
+        return "%s\r%s\x1b[K\n" % (up, self._fit("", "in all", whole, columns))
+
+    def _above(self, text: str) -> str:
+        """Return a text that goes where the sum is, below which all begins anew."""
+        up = "\x1b[1A" if self._sum else ""
+        self._lines.clear()
+        self._sum = False
+        return up + text
+
+    def _end(self, interrupted: bool) -> str:
+        text = self._last_line(interrupted)
+        return self._above("\r%s\x1b[K\n" % text) if text else ""
+
+    def _fit(self, id: str, action: str, flow: Optional[Flow], columns: int) -> str:
+        """Return a line that fits: the bar shrinks first, then the words go; the numbers are never cut."""
+        # ASCII takes one column a character; the last column stays free, so that no line wraps.
+        id, action = (escape(text).encode("ascii", "backslashreplace").decode() for text in (id, action))
+        words = "%s %s" % (id, action) if id else action
+        if flow is None:
+            return (words if len(words) < columns else "%s: %s" % (id, action))[:columns - 1]
+        numbers = " ".join([flow.amount(), *flow.rest(self._clock())])
+        room = columns - 1 - len(numbers) - 1
+        if len(words) > room:
+            words = id if 0 < len(id) <= room else words[:max(room, 0)]
+        width = min(room - len(words) - 2, 50)
+        bar_text = ""
+        if width >= 4 and flow.total >= flow.current and flow.total:
+            done = width * flow.current // flow.total
+            bar_text = " " + (self._marks[0] * max(done - 1, 0) + self._marks[1] * min(done, 1)).ljust(width)
+        return ("%s%s %s" % (words, bar_text, numbers)).strip()[:columns - 1]
 
 
 def choose(mode: str, stream: Optional[IO[str]], environ: Mapping[str, str]) -> Renderer:
@@ -178,19 +234,23 @@ def choose(mode: str, stream: Optional[IO[str]], environ: Mapping[str, str]) -> 
     if mode == "auto":
         plain = environ.get("TERM") == "dumb" or environ.get("NO_COLOR") or environ.get("CI")
         mode = "plain" if plain or not stream.isatty() else "tty"
-    return {"json": JSON, "plain": Plain, "tty": Terminal}[mode](stream)
+    if mode == "tty":
+        columns = environ.get("COLUMNS", "")
+        width = int(columns) if re.fullmatch("[1-9][0-9]{0,3}", columns) else 0
+        return Terminal(stream, size=lambda: _terminal_size(stream, width))
+    return {"json": JSON, "plain": Plain}[mode](stream)
 
 
 def _label(event: Progress, text: str) -> str:
     return escape("%s: %s" % (event.id, text) if event.id else text)
 
 
-def _terminal_size(stream: IO[str]) -> Tuple[int, int]:
+def _terminal_size(stream: IO[str], width: int = 0) -> Tuple[int, int]:
     try:
         columns, rows = os.get_terminal_size(stream.fileno())
     except (OSError, ValueError):
         columns = rows = 0
-    return columns or 80, rows or 24  # a serial console reports 0
+    return width or columns or 80, rows or 24  # a serial console reports 0
 
 
 def say(text: str) -> None:

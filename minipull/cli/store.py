@@ -14,6 +14,7 @@ from ..errors import ContentMismatch, InvalidDocument, InvalidReference, NotFoun
 from ..image.descriptor import Descriptor
 from ..image.manifest import Manifest
 from ..parts import carrier
+from ..progress import human_size
 from ..store.check import HARMLESS, REBUILT, REPAIRED, Problem, check, check_images, remedy, repair
 from ..store.gc import gc
 from ..store.references import UNNAMED
@@ -21,7 +22,7 @@ from ..store.store import ImageSource
 from .context import Context, described, reference, stripped
 from .lists import ABSENT, DIFFERS, EXTRA, compared, expanded, operands, read_pins, stored_tags
 from .plan import Row, row, show_plan
-from .render import aligned, human_size
+from .render import aligned
 
 #: A store or archive, its problems, the word for these, and the exit code if they are damage.
 Checked = Tuple[str, List[Problem], str, int]

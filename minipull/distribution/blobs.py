@@ -148,7 +148,7 @@ def fetch_blob(store: Store, blob: Descriptor, source: Opener, cancel: Cancel, k
     with store.content.ingest(blob.digest, blob.size, cancel) as ingest:
         if ingest.complete:
             return
-        meter = Meter(output, blob.digest.short, "Downloading", blob.size)
+        meter = Meter(output, blob.digest.short, "Downloading", blob.size, ingest.offset)
         remote = RemoteBlob(blob.digest, blob.size, source, cancel, stuck_delays=READ_DELAYS)
         with contextlib.closing(remote):
             for last in (False, True):

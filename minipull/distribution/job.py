@@ -165,6 +165,7 @@ class CopyDescriptor(UploadDescriptor):
         self.key = "copy:%s %s %s %s" % (source, target, blob.digest, foreign)
         self._foreign = foreign
         self.id = blob.digest.short
+        self.size = blob.size
         self._source = source
         self._target = target
         self._tally = tally

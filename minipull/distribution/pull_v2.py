@@ -294,6 +294,7 @@ class V2LayerDescriptor(DownloadDescriptor):
         # Pulls with other options may come to another result, so they share no transfer.
         self.key = "v2:%s %s %s" % (blob.digest, self._deferred, " ".join(self._urls))
         self.id = blob.digest.short
+        self.size = blob.size
         self.blob = blob
         self._repository = repository
         self._store = store

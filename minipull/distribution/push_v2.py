@@ -194,6 +194,7 @@ class V2PushDescriptor(UploadDescriptor):
             pusher.foreign and pusher.store.content.has(blob.digest, blob.size))
         self.key = "v2push:%s %s %s %s" % (pusher.target.name, content, blob.digest, self._skipped)
         self.id = content.short if show else ""
+        self.size = blob.size
         entries = pusher.store.metadata.get_metadata(diff_id) if diff_id else []
         same_blob = [entry for entry in entries if entry.digest == blob.digest]
         plain = diff_id is not None and not blob.is_foreign and blob.media_type in _COMPRESSED

@@ -20,6 +20,8 @@ _NAME = re.compile(r"(?:%s/)?%s" % (DOMAIN, PATH))
 
 #: Images of one repository, by tag or digest.
 Repository = Dict[str, Association]
+#: Repositories by domain and path.
+Repositories = Dict[Tuple[str, str], Repository]
 
 
 def is_name(text: str) -> bool:
@@ -45,9 +47,9 @@ class Catalog:
         self.domain = domain
         self._references = references
         # The index as it was last read, and its repositories.
-        self._read: Tuple[Any, Dict[Tuple[str, str], Repository]] = (None, {})
+        self._read: Tuple[Any, Repositories] = (None, {})
 
-    def repositories(self) -> Dict[Tuple[str, str], Repository]:
+    def repositories(self) -> Repositories:
         """Return every repository by domain and path."""
         entries = self._references.descriptors()
         read, repositories = self._read
@@ -61,16 +63,21 @@ class Catalog:
 
     def find(self, name: str, ns: str) -> Iterator[Repository]:
         """Yield the repositories that ``name`` may mean, the likeliest first."""
-        domains = [ns]
-        if not ns:
-            domain, _, path = name.partition("/")
-            yield from self._named(domain, path)
-            domains = [self.domain, "localhost", DEFAULT_DOMAIN]
-            others = [domain for domain, path in self.repositories() if path == name]
-            if len(others) == 1:
-                domains += others
-        for domain in dict.fromkeys(domains):
-            yield from self._named(domain, name)
+        repositories = self.repositories()
+        for key in self._keys(repositories, name, ns):
+            yield repositories[key]
+
+    def _keys(self, repositories: Repositories, name: str, ns: str = "") -> Iterator[Tuple[str, str]]:
+        preferred = [ns] if ns else list(dict.fromkeys((self.domain, "localhost", DEFAULT_DOMAIN)))
+        first, _, rest = name.partition("/")
+        pairs = [] if ns else [(first, rest)]
+        for domain, path in pairs + [(domain, name) for domain in preferred]:
+            reference = within(domain, path)
+            if reference is not None and reference[:2] in repositories:
+                yield reference[:2]
+        others = [] if ns else [domain for domain, path in repositories if path == name]
+        if len(others) == 1 and others[0] not in preferred:
+            yield others[0], name
 
     def target(self, name: str, ns: str) -> Reference:
         """Return the repository that a push to ``name`` goes to; raises InvalidReference."""
@@ -78,18 +85,26 @@ class Catalog:
         if repository is None:
             raise InvalidReference("invalid repository name")
         domain, _, path = name.partition("/")
-        if not ns and any(self._named(domain, path)):
+        within_domain = within(domain, path)
+        if not ns and within_domain is not None and within_domain[:2] in self.repositories():
             raise InvalidReference("%s is another domain's; push with ?ns= or serve it --as" % name)
         return repository
 
     def names(self, ns: str) -> List[str]:
-        """Return the names of repositories, those of the server's own domain without it."""
-        bare = ns or self.domain
-        return list({path if domain == bare else "%s/%s" % (domain, path)
-                     for domain, path in self.repositories() if not ns or domain == ns})
+        """Return the names that clients can ask for, of the repositories of ``ns`` or of all domains."""
+        if ns:
+            return [path for domain, path in self.repositories() if domain == ns]
+        return [address for address, _ in self.addresses()]
 
-    def _named(self, domain: str, path: str) -> Iterator[Repository]:
-        """Yield the repository ``path`` of ``domain`` if the store has it."""
-        reference = within(domain, path)
-        if reference is not None and (reference.domain, reference.path) in self.repositories():
-            yield self.repositories()[reference.domain, reference.path]
+    def addresses(self) -> Iterator[Tuple[str, Repository]]:
+        """Yield each repository that a client can ask for without ``?ns=``, by the name to ask for.
+
+        A domain with a port or capitals can't stand in a path: its repository goes by the path alone,
+        if that means no other.
+        """
+        repositories = self.repositories()
+        for (domain, path), repository in repositories.items():
+            for name in [path] if domain == self.domain else ["%s/%s" % (domain, path), path]:
+                if re.fullmatch(PATH, name) and next(self._keys(repositories, name), None) == (domain, path):
+                    yield name, repository
+                    break

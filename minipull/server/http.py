@@ -223,7 +223,10 @@ class _Connection:
             *response.headers, ("Date", email.utils.formatdate(usegmt=True)),
             ("Docker-Distribution-Api-Version", "registry/2.0"),
             ("X-Content-Type-Options", "nosniff")]
-        if status not in (204, 304):
+        chunked = response.pieces is not None and keep
+        if chunked:
+            fields.append(("Transfer-Encoding", "chunked"))
+        elif status not in (204, 304) and response.pieces is None:
             fields.append(("Content-Length", str(size)))
         if not keep:
             fields.append(("Connection", "close"))
@@ -239,6 +242,10 @@ class _Connection:
         if response.file is not None and with_body and size:  # sendfile(2) refuses a count of 0
             if sum(send(self._socket, response.file, response.offset, size)) != size:
                 raise ConnectionAbortedError("the file is shorter than it was")
+        if response.pieces is not None and with_body:
+            for piece in response.pieces:
+                self._send(b"%x\r\n%s\r\n" % (len(piece), piece) if chunked else piece)
+            self._send(b"0\r\n\r\n" if chunked else b"")  # else the end of the connection is its end
 
     def _linger(self) -> None:
         """Discard what the client still sends: closing now would reset the connection and lose the answer."""

@@ -35,13 +35,14 @@ Headers = Sequence[Tuple[str, str]]
 
 
 class Response(NamedTuple):
-    """An answer: ``body``, or ``length`` bytes of ``file`` from ``offset``."""
+    """An answer: ``body``, or ``length`` bytes of ``file`` from ``offset``, or ``pieces`` of unknown length."""
     status: int
     headers: Headers = ()
     body: bytes = b""
     file: Optional[BinaryIO] = None
     offset: int = 0
     length: int = 0
+    pieces: Optional[Iterator[bytes]] = None
 
 
 def json_response(status: int, value: object, headers: Headers = (),

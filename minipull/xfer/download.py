@@ -43,6 +43,7 @@ class DownloadDescriptor(abc.ABC):
     """A layer to download, and how its protocol does it."""
     key: str  # equal for equal bytes
     id: str  # of its progress
+    size = 0  # bytes, if known
 
     @abc.abstractmethod
     def present(self) -> Optional[Tuple[Descriptor, Diff]]:
@@ -127,7 +128,7 @@ class LayerDownloadManager(LayerManager):
                     self, store, descriptor, present[-1] if present else None,
                     watchers[-1].transfer if watchers else None, by_key.get(descriptor.key))
                 if work.duplicate is None:
-                    output(Progress(id=descriptor.id, action="Pulling fs layer"))
+                    output(Progress(id=descriptor.id, action="Pulling fs layer", expected=descriptor.size))
                 id = "" if work.duplicate else descriptor.id
                 watchers.append(start(chain_key.hexdigest(), work.run, id))
                 by_key.setdefault(descriptor.key, watchers[-1].transfer)

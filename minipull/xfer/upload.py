@@ -26,6 +26,7 @@ class UploadDescriptor(abc.ABC):
     """A blob to upload, and how its protocol does it."""
     key: str  # equal for the same blob and target
     id: str  # of its progress; "" for none
+    size = 0  # bytes, if known
 
     @abc.abstractmethod
     def upload(self, transfer: Transfer) -> Any:
@@ -43,7 +44,7 @@ class LayerUploadManager(LayerManager):
             watchers: Dict[str, Watcher] = {}
             for blob in blobs:
                 if blob.id:
-                    output(Progress(id=blob.id, action="Preparing"))
+                    output(Progress(id=blob.id, action="Preparing", expected=blob.size))
                 if blob.key not in watchers:
                     waiting = Progress(id=blob.id, action="Waiting") if blob.id else None
                     run = functools.partial(self.attempt, work=blob.upload, id=blob.id)

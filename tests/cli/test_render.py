@@ -15,8 +15,8 @@ import pytest
 
 from minipull.errors import escape
 from minipull.errors import InvalidReference
-from minipull.progress import Meter, Progress
-from minipull.cli.render import JSON, Plain, Renderer, Terminal, bar, choose, human_size
+from minipull.progress import Meter, Progress, human_size
+from minipull.cli.render import JSON, Plain, Renderer, Terminal, bar, choose
 
 
 class Clock:
@@ -242,11 +242,11 @@ def test_plain_counts_bytes_every_few_seconds_of_a_download() -> None:
         clock.now += 5
     assert stream.getvalue().splitlines() == [
         "a: Downloading",
-        "a: Downloading 20.9MB/45.6MB",
-        "a: Downloading 39.9MB/45.6MB",
+        "a: Downloading 20.9/45.6MB 45% 3.8MB/s 0:07",
+        "a: Downloading 39.9/45.6MB 87% 3.8MB/s 0:02",
         "b: Downloading",
-        "b: Downloading 2.097MB",
-        "b: Downloading 3.146MB",
+        "b: Downloading 2.1MB 209.7kB/s",
+        "b: Downloading 3.1MB 209.7kB/s",
     ]
 
 
@@ -276,9 +276,10 @@ def test_each_id_has_a_line_that_is_redrawn_in_place() -> None:
     renderer(Progress(id="c", action="Already exists"))
     assert screen.shown() == [
         "3.20: Pulling from library/alpine",
-        "a: Downloading    1.5kB/2kB",
-        "b: Waiting",
-        "c: Already exists",
+        "a Downloading " + "=" * 32 + ">" + " " * 11 + " 1.5/2kB 500B/s 0:01",
+        "b Waiting",
+        "c Already exists",
+        "in all " + "=" * 36 + ">" + " " * 13 + " 1.5/2kB 1.5kB/s 0:00",
     ]
 
 
@@ -289,7 +290,7 @@ def test_the_bytes_are_those_that_every_terminal_understands() -> None:
     renderer(Progress(id="b", action="Waiting"))
     renderer(Progress(id="a", action="Pull complete"))
     assert stream.getvalue() == (
-        "\ra: Waiting\x1b[K\n\rb: Waiting\x1b[K\n\x1b[2A\ra: Pull complete\x1b[K\r\x1b[2B"
+        "\ra Waiting\x1b[K\n\rb Waiting\x1b[K\n\x1b[2A\ra Pull complete\x1b[K\r\x1b[2B"
     )
 
 
@@ -297,8 +298,85 @@ def test_a_wide_terminal_gets_bars() -> None:
     renderer, screen, _ = terminal(columns=120)
     renderer(Progress(id="a", action="Downloading", current=1, total=2))
     assert screen.shown() == [
-        "a: Downloading [=========================>                         ]       1B/2B"
+        "a Downloading " + "=" * 24 + ">" + " " * 25 + " 1/2B"
     ]
+
+
+@pytest.mark.parametrize("columns", range(40, 201, 10))
+def test_numbers_are_never_cut_and_the_bar_shrinks_first(columns: int) -> None:
+    renderer, screen, clock = terminal(columns=columns)
+    sizes = {"c92248fd8a62": 207800000, "0f6bafcbbe1c": 1048576000}
+    for step in range(4):
+        for id, size in sizes.items():
+            renderer(Progress(id=id, action="Downloading", current=31200000 + step * 12000000, total=size,
+                              start=31200000))
+        clock.now += 1
+    shown = screen.shown()
+    for line, numbers in zip(shown, (
+            "67.2/207.8MB 12MB/s 0:12", "67.2MB/1GB 12MB/s 1:22", "122.4MB/1.3GB 20MB/s 0:57")):
+        assert line.endswith(" " + numbers)
+    assert all(len(line) < columns for line in shown)
+    assert shown[0].startswith("c92248fd8a62 Downloading =" if columns > 50 else
+                                "c92248fd8a62 Downloading 67.2" if columns == 50 else "c92248fd8a62 67.2")
+    assert shown[2].startswith("in all ")
+
+
+def test_a_terminal_for_utf_8_gets_lines_of_its_characters() -> None:
+    raw = io.BytesIO()
+    renderer = Terminal(io.TextIOWrapper(raw, "utf-8"), Clock(), lambda: (60, 24))
+    renderer(Progress(id="a", action="Downloading", current=1, total=2))
+    assert "a Downloading \u2501\u2501\u2501".encode() in raw.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["tty", "plain"])
+def test_the_last_line_is_the_sum_of_what_has_moved(mode: str) -> None:
+    screen, clock = Screen(), Clock()
+    renderer = Terminal(screen, clock, screen.size) if mode == "tty" else Plain(screen, clock)
+    for id, size in (("a", 150000000), ("b", 70000000), ("c", 5000000)):
+        renderer(Progress(id=id, action="Pulling fs layer", expected=size))
+    renderer(Progress(id="c", action="Already exists"))
+    meters = [Meter(renderer, "a", "Downloading", 150000000),
+              Meter(renderer, "b", "Downloading", 70000000, 7000000)]
+    for meter in meters:
+        meter.advance(60000000)
+    clock.now += 17
+    renderer(Progress(id="a", action="Retrying in 5 seconds"))
+    meters[0] = Meter(renderer, "a", "Downloading", 150000000, 60000000)
+    meters[0].advance(90000000)
+    for id in "ab":
+        renderer(Progress(id=id, action="Download complete"))
+        renderer(Progress(id=id, action="Extracting", current=5, total=9))
+        renderer(Progress(id=id, action="Pull complete"))
+    renderer.finish()
+    assert screen.shown()[-1] == "213MB in 17 s, 12.5MB/s; 1 layer was there"
+
+
+def test_an_interrupt_says_how_far_a_download_came() -> None:
+    renderer, screen, clock = terminal()
+    renderer(Progress(id="a", action="Pulling fs layer", expected=100000000))
+    renderer(Progress(id="b", action="Pulling fs layer", expected=108000000))
+    Meter(renderer, "a", "Downloading", 100000000).advance(71000000)
+    renderer.finish(interrupted=True)
+    assert screen.shown()[-1] == "interrupted; the same command goes on at 71 of 208MB"
+    renderer, screen, clock = terminal()
+    Meter(renderer, "a", "Pushing", 100000000).advance(71000000)
+    renderer.finish(interrupted=True)
+    assert screen.shown()[-1] == "interrupted"
+
+
+def test_nothing_is_summed_where_nothing_has_moved() -> None:
+    for renderer in (terminal()[0], plain()[0], JSON(io.StringIO())):
+        renderer(Progress(id="a", action="Already exists"))
+        renderer.finish()
+    renderer, screen, _ = terminal()
+    renderer.finish()
+    assert screen.shown() == []
+
+
+def test_columns_of_the_environment_win() -> None:
+    stream = io.StringIO()
+    choose("tty", stream, {"COLUMNS": "40"})(Progress(id="x" * 200, action="Waiting"))
+    assert stream.getvalue() == "\r" + "x" * 39 + "\x1b[K\n"
 
 
 def test_after_a_message_every_id_starts_a_new_line() -> None:
@@ -307,7 +385,7 @@ def test_after_a_message_every_id_starts_a_new_line() -> None:
     renderer(Progress(message="Status: x"))
     renderer(Progress(id="a", action="Pull complete"))
     renderer(Progress(aux={"ID": "x"}))
-    assert screen.shown() == ["a: Waiting", "Status: x", "a: Pull complete"]
+    assert screen.shown() == ["a Waiting", "Status: x", "a Pull complete"]
 
 
 def test_keys_typed_during_a_pull_are_overwritten() -> None:
@@ -316,7 +394,7 @@ def test_keys_typed_during_a_pull_are_overwritten() -> None:
     renderer(Progress(id="a", action="Waiting"))
     screen.write("^C")
     renderer(Progress(message="m"))
-    assert screen.shown() == ["a: Waiting", "m"]
+    assert screen.shown() == ["a Waiting", "m"]
 
 
 def test_redraws_are_throttled_but_no_state_is_lost() -> None:
@@ -330,7 +408,7 @@ def test_redraws_are_throttled_but_no_state_is_lost() -> None:
     renderer(Progress(id="a", action="Verifying Checksum"))
     renderer(Progress(id="a", action="Download complete"))
     assert screen.drawn == drawn + 3
-    assert screen.shown() == ["a: Download complete"]
+    assert screen.shown() == ["a Download complete"]
 
 
 def test_more_ids_than_rows_redraw_only_what_is_still_visible() -> None:
@@ -339,8 +417,8 @@ def test_more_ids_than_rows_redraw_only_what_is_still_visible() -> None:
         renderer(Progress(id="id%02d" % number, action="Waiting"))
     for number in range(30):
         renderer(Progress(id="id%02d" % number, action="Pull complete"))
-    assert screen.shown() == ["id%02d: Pull complete" % number for number in range(21, 30)]
-    assert screen.scrolled == ["id%02d: Waiting" % number for number in range(21)]
+    assert screen.shown() == ["id%02d Pull complete" % number for number in range(21, 30)]
+    assert screen.scrolled == ["id%02d Waiting" % number for number in range(21)]
 
 
 @pytest.mark.parametrize("columns", [1, 2, 20, 40, 111])
@@ -350,8 +428,8 @@ def test_no_line_wraps_however_narrow_the_terminal(columns: int) -> None:
         renderer(Progress(id="漢" * 50, action="Downloading", current=current, total=2))
         renderer(Progress(id="b" * 200, action="Downloading", current=current, total=2))
         clock.now += 1
-    assert len(screen.shown()) == 2
-    assert all(len(line) == columns - 1 for line in screen.shown())
+    assert len(screen.shown()) == 3
+    assert all(len(line) <= columns - 1 for line in screen.shown())
 
 
 def test_a_resized_terminal_is_drawn_anew_below() -> None:
@@ -362,7 +440,8 @@ def test_a_resized_terminal_is_drawn_anew_below() -> None:
     for id in "ab":
         renderer(Progress(id=id, action="Downloading", current=2, total=2, last_update=True))
     renderer(Progress(id="a", action="Pull complete"))
-    assert screen.shown()[2:] == ["a: Pull complete", "b: Downloading       2B/2B"]
+    assert screen.shown()[3:] == [
+        "a Pull complete", "b Downloading " + "=" * 38 + "> 2/2B", "in all " + "=" * 45 + "> 4/4B"]
 
 
 @pytest.mark.parametrize("size, shown", [((40, 10), 39), ((0, 0), 79)])
@@ -410,7 +489,7 @@ def test_threads_may_draw_at_once(mode: str) -> None:
         thread.join()
     shown = screen.shown()
     if mode == "tty":
-        assert sorted(shown) == ["%s: Pull complete" % id for id in ids]
+        assert sorted(shown) == ["%s Pull complete" % id for id in ids]
     elif mode == "plain":
         assert sorted(shown) == sorted("%s: %s" % (id, state) for id in ids for state in states)
     else:

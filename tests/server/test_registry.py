@@ -429,13 +429,15 @@ def test_a_list_is_cut_without_n_too(tagged: Site, monkeypatch: pytest.MonkeyPat
 def test_the_catalogue_names_what_can_be_asked_for(site: Site) -> None:
     raw = site.manifest()
     for repository, ns in (
-            ("app", ""), ("team/app", ""), ("library/alpine", "docker.io"), ("app", "x.example:5")):
+            ("app", ""), ("team/app", ""), ("library/alpine", "docker.io"), ("app", "x.example:5"),
+            ("only", "x.example:5")):
         assert site.put(raw, "1", repository, "?ns=" + ns).status == 201
-    names = ["app", "docker.io/library/alpine", "team/app", "x.example:5/app"]
+    names = ["app", "docker.io/library/alpine", "only", "team/app"]  # no client can write x.example:5/app
     assert [name for page in pages(site, "/v2/_catalog?n=1", "repositories") for name in page] == names
     for name in names:
         assert site.ask("GET", "/v2/%s/manifests/1" % name).body == raw
     assert list(pages(site, "/v2/_catalog?ns=docker.io&n=1", "repositories")) == [["library/alpine"]]
+    assert list(pages(site, "/v2/_catalog?ns=x.example:5", "repositories")) == [["app", "only"]]
     assert list(pages(site, "/v2/library/alpine/tags/list?ns=docker.io&n=1", "tags")) == [["1"]]
 
 
