@@ -162,7 +162,8 @@ class Contents:
         """
         unique = {(str(name or ""), top.digest): (name, top) for name, top in images}
         # Referrers come last, since some tools take the first image.
-        self.images = sorted((unique[key] for key in sorted(unique)), key=lambda pair: bool(store.subject(*pair)))
+        self.images = [unique[key] for key in sorted(unique)]
+        self.images.sort(key=lambda pair: bool(store.subject(*pair)))
         self.blobs: Dict[Digest, int] = {}
         self._store = store
         self._platform = platform

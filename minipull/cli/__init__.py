@@ -14,6 +14,7 @@ The modules in reading order:
     context     settings, store and output of a command; errors become exit codes
     lists       @FILE, globs of tags, pins
     plan        --dry-run: what would move
+    ask         catalog referrers blob delete
     registry    pull push tags manifest digest
     copy        copy
     store       images inspect tag rm gc check save load

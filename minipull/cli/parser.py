@@ -65,12 +65,14 @@ def command_line() -> Parser:
     network = shared()
     _add_network(network.add_argument_group("network"))
     commands = {module: functools.partial(_add_command, subparsers, module)
-                for module in ("registry", "copy", "login", "rootfs", "store", "verify", "doctor", "serve")}
+                for module in (
+                    "registry", "copy", "ask", "login", "rootfs", "store", "verify", "doctor", "serve")}
     _registry_commands(commands["registry"], [credentials, network])
     _copy_command(commands["copy"], [credentials, network])
+    _ask_commands(commands["ask"], [credentials, network])
     _login_commands(commands["login"], network)
     _rootfs_commands(commands["rootfs"], [credentials, network])
-    _store_commands(commands["store"], progress)
+    _store_commands(commands["store"], progress, [credentials, network])
     verify = commands["verify"](
         "verify", "check cosign's signatures of an image in the store, of docker://REF, oci:DIR[:NAME] or"
         " oci-archive:FILE[:REF] by a public key (ECDSA P-256); not checked are certificates (keyless),"
@@ -82,7 +84,8 @@ def command_line() -> Parser:
                                 "doctor alpine:3.20", parents=[credentials, network])
     doctor.add_argument("ref", metavar="REF", nargs="?", help="go the way of its pull")
     doctor.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help="instead of this host's")
-    serve = commands["serve"]("serve", "be a registry over the store or an archive", "serve --listen 0.0.0.0:5000")
+    serve = commands["serve"](
+        "serve", "be a registry over the store or an archive", "serve --listen 0.0.0.0:5000")
     serve.add_argument("--listen", metavar="HOST:PORT", help="127.0.0.1:5000; port 0 picks one")
     serve.add_argument("--writable", action="store_true", default=None, help="take pushes, deletes")
     serve.add_argument("--as", metavar="DOMAIN", help="record pushes as DOMAIN/... (localhost)")
@@ -181,6 +184,19 @@ def _add_sending(sender: Parser, kind: str) -> None:
     sender.add_argument("--attempts", metavar="N", help="tries for one %s (5)" % kind)
 
 
+def _ask_commands(add: _Add, remote: Sequence[Parser]) -> None:
+    add("catalog", "list the repositories of a registry", "catalog registry.example.com", "registry",
+        parents=remote)
+    add("referrers", "list what refers to an image: signatures, SBOMs", "referrers alpine:3.20", "ref",
+        parents=remote)
+    add("blob", "write a blob of a registry", "blob alpine@sha256:... >layer.tar.gz", "ref", parents=remote,
+        formats=("text",))
+    delete = add("delete", "delete a tag, or with --digest a manifest, at a registry",
+                 "delete docker://registry.example.com/app:old", "ref", parents=remote)
+    delete.add_argument("--digest", action="store_true", help="the manifest, with all its tags")
+    delete.add_argument("-y", "--yes", action="store_true", help="don't ask on a terminal")
+
+
 def _login_commands(add: _Add, network: Parser) -> None:
     login = add("login", "keep a user and password for a registry, once it has accepted them",
                 "login -u ann registry.example.com", parents=[network])
@@ -208,10 +224,14 @@ def _rootfs_commands(add: _Add, remote: Sequence[Parser]) -> None:
     unpack.add_argument("--sync", action="store_true", help="wait until a power cut can't take any of it")
 
 
-def _store_commands(add: _Add, progress: Parser) -> None:
+def _store_commands(add: _Add, progress: Parser, remote: Sequence[Parser]) -> None:
     images = add("images", "list the stored images", "images --format json")
     images.add_argument("-a", "--all", action="store_true", help="signatures and other referrers too")
-    add("inspect", "show a stored image", "inspect alpine:3.20", "ref")
+    inspect = add("inspect", "show a stored image, or one at a registry", "inspect docker://alpine:3.20", "ref",
+                  parents=remote)
+    inspect.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help="only this of an index")
+    inspect.add_argument("--raw", action="store_true", help="the manifest as it is")
+    inspect.add_argument("--config", dest="config_only", action="store_true", help="the config as it is")
     add("tag", "name a stored image", "tag alpine:3.20 localhost:5000/alpine:3.20", "src", "dst")
     rm = add("rm", "forget names of stored images", "rm alpine:3.20")
     rm.add_argument("refs", metavar="REF", nargs="+", help=_LISTS)

@@ -17,7 +17,7 @@ from ..distribution.push_v2 import Pushed
 from ..errors import Error, InvalidReference
 from ..image import manifest
 from ..image.config import Image
-from ..reference import Reference
+from ..reference import Reference, version
 from ..registry.client import Client, over_endpoints
 from ..registry.v2 import Repository
 from .context import Context, described, reference, stripped
@@ -172,6 +172,7 @@ def do_tags(context: Context, flags: argparse.Namespace) -> None:
     if name.tag or name.digest:
         raise InvalidReference("%s: want a repository, without tag or digest" % name.familiar)
     tags = _ask(context, name, "list tags of", lambda repository: repository.tags(context.cancel))
+    tags.sort(key=version)
     context.answer([{"name": str(name.with_tag(tag)), "tag": tag} for tag in tags], tags)
 
 

@@ -13,12 +13,13 @@ from ..digest import Digest
 from ..errors import ContentMismatch, InvalidDocument, InvalidReference, NotFound, StorageError
 from ..image.descriptor import Descriptor
 from ..image.manifest import Manifest
+from ..image.platform import Platform
 from ..parts import carrier
 from ..progress import human_size
 from ..store.check import HARMLESS, REBUILT, REPAIRED, Problem, check, check_images, remedy, repair
 from ..store.gc import gc
-from ..store.references import UNNAMED
-from ..store.store import ImageSource
+from ..store.references import UNNAMED, Association
+from ..store.store import ImageSource, host_platform
 from .context import Context, described, reference, stripped
 from .lists import ABSENT, DIFFERS, EXTRA, compared, expanded, operands, read_pins, stored_tags
 from .plan import Row, row, show_plan
@@ -44,10 +45,31 @@ def do_images(context: Context, flags: argparse.Namespace) -> None:
 
 
 def do_inspect(context: Context, flags: argparse.Namespace) -> None:
+    if flags.ref.startswith("docker://"):
+        from .ask import inspected
+
+        inspected(context, flags)
+        return
     store = context.source
     with store.reading(context.cancel):
-        image = store.image(stripped(flags.ref))
+        try:
+            image = store.image(flags.ref)
+        except NotFound as exc:
+            raise NotFound("%s; docker://%s asks the registry" % (exc, flags.ref)) from exc
+        if flags.platform:
+            descriptor = store.on(Platform.parse(flags.platform, host_platform()), image.descriptor)
+            if descriptor is None:
+                raise NotFound("%s has nothing for %s" % (flags.ref, flags.platform))
+            image = store.load(Association(image.name, descriptor, image.source))
         document = store.document(image.descriptor)
+        if flags.raw:
+            context.write(document.raw)
+            return
+        if flags.config_only:
+            if image.config is None:
+                raise InvalidReference("%s has no config of its own; choose one with --platform" % (image,))
+            context.write(image.config.raw)
+            return
         shown = dict(described(store, image), source=image.source, media_type=document.media_type)
         if isinstance(document, Manifest):
             diff_ids = itertools.chain(image.config.diff_ids if image.config else (), itertools.repeat(None))

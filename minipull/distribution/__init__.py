@@ -18,6 +18,7 @@ decide otherwise than moby's end their docstring with the points:
     push_v1    images to one endpoint, by the v1 protocol
     push       push(), to the first endpoint that takes the images
     plan       the blobs that a pull or push would move
+    check      check of an image at a registry
     archives   archives as ends of a copy
     convert    docker's format to OCI's and back
     tally      blobs and images of one command

@@ -71,7 +71,8 @@ class Copies:
         if options.compress not in ("", "gzip"):
             raise InvalidReference("invalid compression %s, not gzip" % ascii(options.compress))
         if options.referrers and (options.format or options.compress):
-            raise InvalidReference("what refers to an image does not follow it into another format or compression")
+            raise InvalidReference("what refers to an image does not follow it into another format or"
+                                   " compression")
         if options.compress and options.dry_run:
             raise InvalidReference("the sizes of compressed layers are not known before they are made")
         self.many = False  # so an image goes by its full name
@@ -201,7 +202,8 @@ class Copies:
                         place, layout, subject, lambda end, tag: end.named(tag, self._cancel))
                     if digest is not None:
                         return item._replace(result="there", digest=digest)
-                source = self._source(item.source, subject) if item.source.domains else self._layout(item.source)
+                remote = item.source.domains
+                source = self._source(item.source, subject) if remote else self._layout(item.source)
                 kind = GzipJob if options.compress else CopyJob
                 job = kind(source, item.source.tag, options, self._uploads, self._output, self._cancel,
                            self._tally)

@@ -28,7 +28,7 @@ from .response import Response
 from .transport import Transport
 from .url import Origin, joined
 
-MAX_TAGS = 100000
+MAX_TAGS = 100000  # and repositories
 MAX_REFERRERS = 1000
 _MAX_PAGE = 8 << 20  # bytes: 100,000 tags of 80 characters, which docker-registry 2.8 sends at once
 _MAX_PAGES = 10000
@@ -59,7 +59,7 @@ class Received(NamedTuple):
 
 
 class Repository:
-    """A repository at one endpoint, shared by threads; network errors as Transport.send."""
+    """A repository at one endpoint, or without a path the catalog; shared by threads; errors as Transport.send."""
 
     def __init__(self, endpoint: Endpoint, reference: Reference, transport: Transport,
                  credentials: Keyring, actions: str = "pull") -> None:
@@ -71,13 +71,13 @@ class Repository:
         self.offline = transport.network.offline
         self._pinged = False
         self._transport = transport
-        self._base = "%s%s/" % (endpoint.api, reference.path)
+        self._base = "%s%s/" % (endpoint.api, reference.path) if reference.path else endpoint.api
         # The registry that a mirror stands in for, as containerd tells it.
         self._query = "?ns=" + reference.domain if endpoint.mirror else ""
         self._origin = Origin.of(endpoint.url)
         self._credentials = credentials
-        self._authorizer = Authorizer(
-            transport, self._origin, self.credential, "repository:%s:%s" % (reference.path, actions))
+        scope = "repository:%s:%s" % (reference.path, actions) if reference.path else "registry:catalog:*"
+        self._authorizer = Authorizer(transport, self._origin, self.credential, scope)
 
     def credential(self) -> Credential:
         """Our credential for the repository."""
@@ -154,6 +154,16 @@ class Repository:
         """All tags in the registry's order; raises RegistryError, NetworkError."""
         listed = self._listed("tags/list", "tags", "tags", MAX_TAGS, cancel)
         return valid_tags(listed, str(self.endpoint), self._transport.warn)
+
+    def catalog(self, cancel: Cancel) -> List[str]:
+        """The paths of all repositories of the registry; raises RegistryError, NetworkError."""
+        return [path for path in self._listed("_catalog", "repositories", "repositories", MAX_TAGS, cancel)
+                if isinstance(path, str)]
+
+    def delete(self, reference: str, cancel: Cancel) -> None:
+        """Delete a tag, or a manifest by its digest with all its tags; raises RegistryError."""
+        scope = "repository:%s:delete" % self.path
+        self._ask("DELETE", "manifests/" + reference, cancel, scope=scope, once=True).discard()
 
     def referrers(self, digest: Digest, cancel: Cancel) -> Optional[List[Descriptor]]:
         """The manifests whose subject is a manifest; None if the registry has no referrers API."""

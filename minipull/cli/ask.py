@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands that ask a registry: catalog, referrers, blob, delete; inspect and check of docker://REF."""
+import argparse
+import contextlib
+
+import sys
+from typing import Any, Callable, Dict, Iterator, List, Optional, TypeVar
+
+from ..digest import Digest, Verifier
+from ..distribution.blobs import RemoteBlob
+from ..distribution.check import check_repository, read_config
+from ..errors import ContentMismatch, InvalidReference, NotFound, Unsupported
+from ..image.config import ImageConfig
+from ..image.manifest import Document, Index, Manifest, is_runnable
+from ..image.platform import Platform
+from ..image.walk import choose
+from ..progress import human_size
+from ..reference import Reference, version
+from ..registry.client import over_endpoints
+from ..registry.errors import RegistryError
+from ..registry.v2 import Received, Repository
+from ..store.store import host_platform
+from .context import Context, reference
+
+T = TypeVar("T")
+_CAN_NOT_DELETE = (400, 404, 405, 415, 501)  # answers of registries that delete no tag alone
+
+
+def ask(context: Context, name: Reference, subject: str, question: Callable[[Repository], T],
+        push: bool = False) -> T:
+    """The answer of the first endpoint that has one; ``subject`` begins the text of errors."""
+    with context.client([name.domain]) as client:
+        return over_endpoints(
+            client, name, subject, lambda endpoint: question(client.repository(endpoint, name, push)),
+            context.cancel, context.renderer, push=push)
+
+
+def do_catalog(context: Context, flags: argparse.Namespace) -> None:
+    """List the repositories of a registry; with HOST/PATH those below that path."""
+    text = flags.registry[len("docker://"):] if flags.registry.startswith("docker://") else flags.registry
+    host, _, path = text.rstrip("/").partition("/")
+    name = Reference.parse("%s/x" % host)
+    if name.domain != host and host != "docker.io":
+        raise InvalidReference("%s: want HOST[:PORT][/PATH], as registry.example.com" % host)
+    paths = ask(context, Reference(name.domain, ""), "list repositories of %s" % host,
+                lambda repository: repository.catalog(context.cancel))
+    paths = sorted({item for item in paths if not path or item == path or item.startswith(path + "/")})
+    context.answer([{"name": "%s/%s" % (name.domain, item)} for item in paths], paths)
+
+
+def do_referrers(context: Context, flags: argparse.Namespace) -> None:
+    """List the manifests that refer to an image, by the registry's API or else the fallback tag."""
+    name = reference(flags.ref).docker_ref()
+
+    def listed(repository: Repository) -> List[Dict[str, Any]]:
+        digest = repository.manifest(str(name.digest or name.tag), context.cancel).digest
+        entries = repository.referrers(digest, context.cancel)
+        if entries is None:
+            with _absent():
+                index = repository.manifest(digest.replace(":", "-"), context.cancel).document()
+                entries = list(index.manifests) if isinstance(index, Index) else None
+        return [entry.to_json() for entry in entries or ()]
+
+    entries = ask(context, name, "referrers of %s" % (name,), listed)
+    context.answer(entries, [
+        "%s  %s  %s" % (entry["digest"], entry.get("artifactType") or entry["mediaType"],
+                        human_size(entry["size"])) for entry in entries])
+
+
+@contextlib.contextmanager
+def _absent() -> Iterator[None]:
+    """Pass over the answer that there is no such manifest."""
+    try:
+        yield
+    except NotFound:
+        pass
+    except RegistryError as exc:
+        if exc.status != 404:
+            raise
+
+
+def do_blob(context: Context, flags: argparse.Namespace) -> None:
+    """Write a blob to stdout as it arrives; a wrong one is told at its end."""
+    name = reference(flags.ref)
+    digest = name.digest
+    if digest is None:
+        raise InvalidReference("%s: want NAME@DIGEST" % name.familiar)
+    if sys.stdout is not None and sys.stdout.isatty():
+        raise InvalidReference("refusing to write a blob to a terminal; redirect stdout")
+
+    def opened(repository: Repository) -> RemoteBlob:
+        size = repository.stat(digest, context.cancel)
+        if size is None:
+            raise NotFound("%s has no blob %s" % (repository.endpoint, digest))
+        return RemoteBlob(digest, size, lambda offset, cancel: repository.blob(digest, offset, cancel),
+                          context.cancel)
+
+    subject = "blob %s" % (name,)
+    with context.client([name.domain]) as client:
+        remote = over_endpoints(
+            client, name, subject, lambda endpoint: opened(client.repository(endpoint, name)),
+            context.cancel, context.renderer)
+        verifier = Verifier(digest.algorithm)
+
+        def pieces() -> Iterator[memoryview]:
+            for piece in remote.pieces(0):
+                verifier.update(piece)
+                yield piece
+
+        with contextlib.closing(remote):
+            context.write(pieces())
+        if verifier.digest != digest:
+            raise ContentMismatch("%s: it is %s" % (subject, verifier.digest))
+
+
+def do_delete(context: Context, flags: argparse.Namespace) -> None:
+    """Delete a tag alone, or with --digest the manifest that it names and so all its tags."""
+    if not flags.ref.startswith("docker://"):
+        raise InvalidReference("want docker://REF, to delete at a registry; rm forgets names of the store")
+    name = reference(flags.ref).docker_ref()
+    subject = "delete %s" % (name,)
+    _confirm(context, flags, name)
+
+    def delete(repository: Repository) -> str:
+        digest = name.digest or repository.manifest(name.tag, context.cancel).digest
+        if flags.digest or name.digest:
+            repository.delete(str(digest), context.cancel)
+            return str(digest)
+        try:
+            repository.delete(name.tag, context.cancel)
+            return name.tag
+        except RegistryError as exc:
+            if exc.status not in _CAN_NOT_DELETE:
+                raise
+            tags = ", ".join(_tags_of(repository, digest, context))
+            raise Unsupported(
+                "%s deletes no tag alone (%s); with --digest the manifest %s would go, and with it %s" % (
+                    repository.endpoint, exc, digest, tags)) from exc
+
+    deleted = ask(context, name, subject, delete, push=True)
+    context.answer({"name": str(name), "deleted": deleted}, ["Deleted: %s%s" % (
+        name.name, ("@" if ":" in deleted else ":") + deleted)])
+
+
+def _confirm(context: Context, flags: argparse.Namespace, name: Reference) -> None:
+    if not flags.yes and sys.stdin is not None and sys.stdin.isatty():
+        tags = " with all the tags of its manifest" if flags.digest else ""
+        sys.stderr.write("Delete %s%s at the registry? [y/N] " % (name.familiar, tags))
+        sys.stderr.flush()
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            raise InvalidReference("nothing is deleted")
+
+
+def _tags_of(repository: Repository, digest: Digest, context: Context) -> List[str]:
+    """The tags of a manifest, each asked for."""
+    return [tag for tag in sorted(repository.tags(context.cancel), key=version)
+            if repository.resolve(tag, context.cancel) == digest]
+
+
+def inspected(context: Context, flags: argparse.Namespace) -> None:
+    """Show an image at a registry without its layers: the whole of an index, or one platform."""
+    name = reference(flags.ref).docker_ref()
+    platform = Platform.parse(flags.platform, host_platform()) if flags.platform else None
+
+    def look(repository: Repository) -> Any:
+        received = repository.manifest(str(name.digest or name.tag), context.cancel)
+        return _look(repository, received, platform, flags, context)
+
+    answer = ask(context, name, "inspect %s" % (name,), look)
+    if isinstance(answer, bytes):
+        context.write(answer)
+    else:
+        context.dump({"name": str(name), **answer})
+
+
+def _look(repository: Repository, top: Received, platform: Optional[Platform], flags: argparse.Namespace,
+          context: Context) -> Any:
+    """The members of an image, or with --raw or --config the bytes of a document."""
+    document = top.document()
+
+    def get(entry: Any) -> Document:
+        received = Received.inline(entry) or repository.manifest(str(entry.digest), context.cancel)
+        return received.document()
+
+    if isinstance(document, Index) and (platform or flags.config_only):
+        chosen = choose(platform or host_platform(), document, get)
+        if not chosen:
+            offered = ", ".join(sorted({str(entry.platform) for entry in document.manifests if entry.platform}))
+            raise NotFound("no image for %s; there is %s" % (
+                str(platform or host_platform()), offered or "none with a platform"))
+        document = chosen[0][1]
+    if flags.raw:
+        return document.raw
+    if flags.config_only:
+        if not isinstance(document, Manifest):
+            raise InvalidReference("it has no config")
+        return read_config(repository, document.config, context.cancel)
+    shown = {"digest": top.digest, "media_type": document.media_type}
+    if isinstance(document, Index):
+        images = [get(entry) for entry in document.manifests if entry.is_document and entry.platform
+                  and entry.platform.os != "unknown"]
+        return dict(shown, platforms=[_described(repository, image, context) for image in images])
+    return dict(shown, **_described(repository, document, context))
+
+
+def _described(repository: Repository, document: Document, context: Context) -> Dict[str, Any]:
+    """The members of one image; ``size`` is the bytes to download."""
+    members: Dict[str, Any] = {"manifest": document.digest, "media_type": document.media_type}
+    if isinstance(document, Manifest):
+        members["size"] = sum(blob.size for blob in document.blobs)
+        if is_runnable(document):
+            config = ImageConfig.parse(read_config(repository, document.config, context.cancel))
+            settings = config.config
+            members.update({
+                "image_id": config.id, "platform": str(config.platform), "created": config.created,
+                "labels": settings.get("Labels") or {}, "environment": settings.get("Env") or [],
+                "entrypoint": settings.get("Entrypoint") or [], "command": settings.get("Cmd") or [],
+                "user": settings.get("User") or "", "working_directory": settings.get("WorkingDir") or ""})
+        members["layers"] = [layer.to_json() for layer in document.layers]
+    return members
+
+
+def checked(context: Context, text: str, deep: bool) -> Any:
+    """Check an image at a registry; returns its problems and what was looked at."""
+    name = reference(text).docker_ref()
+    return ask(context, name, "check %s" % (name,), lambda repository: check_repository(
+        repository, repository.manifest(str(name.digest or name.tag), context.cancel), deep, context.renderer,
+        context.cancel))

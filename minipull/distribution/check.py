@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""check: is an image at a registry whole?
+
+Every manifest is fetched and parsed, and every blob asked for by its size; a deep
+check reads and hashes the blobs, and keeps nothing.
+"""
+import contextlib
+import functools
+from typing import Dict, List, NamedTuple, Optional
+
+from ..cancel import Cancel
+from ..digest import Digest, Verifier
+from ..errors import ContentMismatch, InvalidDocument, PolicyError
+from ..image.config import ImageConfig
+from ..image.descriptor import Descriptor
+from ..image.manifest import Document, Manifest, is_runnable
+from ..image.walk import walk
+from ..progress import Meter, Output
+from ..registry.errors import RegistryError
+from ..registry.v2 import Received, Repository
+from ..store.check import Problem
+from ..store.store import MAX_CONFIG
+from .blobs import RemoteBlob, persist
+
+
+class Checked(NamedTuple):
+    """The problems of an image, and what was looked at; ``size`` is in bytes."""
+    problems: List[Problem]
+    manifests: int
+    blobs: int
+    size: int
+
+
+def check_repository(repository: Repository, top: Received, deep: bool, output: Output,
+                     cancel: Cancel) -> Checked:
+    """Check an image, given by its manifest; raises an Error where an answer is not clear."""
+    problems: List[Problem] = []
+    manifests = 0
+    blobs: Dict[Digest, Descriptor] = {}
+
+    def get(entry: Descriptor) -> Optional[Document]:
+        try:
+            received = Received.inline(entry) or persist(
+                repository, cancel, repository.manifest, str(entry.digest))
+            return received.document()
+        except (ContentMismatch, InvalidDocument, RegistryError) as exc:
+            if not isinstance(exc, RegistryError) or exc.status == 404:
+                problems.append(Problem(str(entry.digest), "manifest", str(exc)))
+                return None
+            raise
+
+    for item, document in walk(top.document(), lambda entry: get(entry) if entry.is_document else None):
+        if document is not None:
+            manifests += 1
+            blobs.update((blob.digest, blob) for blob in document.blobs)
+        elif not item.is_document:
+            blobs[item.digest] = item
+        if isinstance(document, Manifest) and is_runnable(document):
+            problems += _config_problems(repository, document, cancel)
+    for blob in blobs.values():
+        if not blob.data:
+            problems += _blob_problems(repository, blob, deep, output, cancel)
+    return Checked(problems, manifests, len(blobs), sum(blob.size for blob in blobs.values()))
+
+
+def read_config(repository: Repository, config: Descriptor, cancel: Cancel) -> bytes:
+    """Return a config, verified; raises ContentMismatch, PolicyError, RegistryError."""
+    if config.size > MAX_CONFIG:
+        raise PolicyError("config %s is larger than %d bytes" % (config.digest, MAX_CONFIG))
+    if config.data:
+        return config.data
+    verifier = Verifier(config.digest.algorithm)
+    with contextlib.closing(_remote(repository, config, cancel)) as remote:
+        raw = b"".join(map(bytes, remote.pieces(0)))
+    verifier.update(raw)
+    verifier.verify(config.digest, config.size, "config %s" % config.digest)
+    return raw
+
+
+def _remote(repository: Repository, blob: Descriptor, cancel: Cancel) -> RemoteBlob:
+    return RemoteBlob(blob.digest, blob.size, functools.partial(repository.blob, blob.digest), cancel)
+
+
+def _config_problems(repository: Repository, image: Manifest, cancel: Cancel) -> List[Problem]:
+    try:
+        ImageConfig.parse(read_config(repository, image.config, cancel)).paired(image.layers)
+    except (ContentMismatch, InvalidDocument) as exc:
+        return [Problem(str(image.config.digest), "config", str(exc))]
+    except RegistryError as exc:
+        if exc.status != 404:  # which the check of its blob tells
+            raise
+    return []
+
+
+def _blob_problems(repository: Repository, blob: Descriptor, deep: bool, output: Output,
+                   cancel: Cancel) -> List[Problem]:
+    size = persist(repository, cancel, repository.stat, blob.digest)
+    if size is None and (blob.is_foreign or _is_manifest(repository, blob, cancel)):
+        return []
+    if size != blob.size:
+        detail = "it is missing" if size is None else "%d bytes, not %d" % (size, blob.size)
+        return [Problem(str(blob.digest), "blob", detail)]
+    if deep:
+        verifier = Verifier(blob.digest.algorithm)
+        meter = Meter(output, blob.digest.short, "Checking", blob.size)
+        try:
+            with contextlib.closing(_remote(repository, blob, cancel)) as remote:
+                for piece in remote.pieces(0):
+                    verifier.update(piece)
+                    meter.advance(len(piece))
+            verifier.verify(blob.digest, blob.size, "blob %s" % blob.digest)
+        except ContentMismatch as exc:
+            return [Problem(str(blob.digest), "blob", str(exc))]
+        meter.finish()
+    return []
+
+
+def _is_manifest(repository: Repository, entry: Descriptor, cancel: Cancel) -> bool:
+    """Whether an entry of an index of an unknown kind, which is no blob, is a manifest at the registry."""
+    try:
+        return len(persist(repository, cancel, repository.manifest, str(entry.digest)).raw) == entry.size
+    except RegistryError as exc:
+        if exc.status != 404:
+            raise
+        return False

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Questions to a registry: inspect, catalog, tags, referrers, blob and delete."""
+import json
+import os
+import pty
+import sys
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List
+
+import pytest
+
+from tests.kit.commands import Call
+from tests.kit.images import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, digest_of, multi_platform, push_layout_http, to_json
+from tests.kit.servers import Connection, ScriptedServer, challenge, error, reply
+from tests.kit.site import Site
+
+CONFIG = {"architecture": "amd64", "os": "linux", "created": "2026-01-02T03:04:05Z", "config": {
+    "Env": ["PATH=/bin"], "Labels": {"a": "b"}, "Entrypoint": ["/init"], "Cmd": ["x"], "User": "nobody",
+    "WorkingDir": "/srv"}}
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    site = Site(tmp_path / "served")
+    yield site
+    site.stop()
+
+
+def push(site: Site, reference: str = "1", repository: str = "app", layer: bytes = b"layer") -> bytes:
+    config = to_json(dict(CONFIG, rootfs={"type": "layers", "diff_ids": [digest_of(layer)]}))
+    raw = to_json({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": site.blob(config, OCI_CONFIG),
+                   "layers": [site.blob(layer, OCI_LAYER)]})
+    assert site.put(raw, reference, repository).status == 201
+    return raw
+
+
+def test_an_image_is_inspected_without_its_layers(call: Call, site: Site) -> None:
+    raw = push(site)
+    shown = call("inspect", "docker://%s/app:1" % site.host).json
+    assert shown["name"] == site.host + "/app:1" and shown["digest"] == shown["manifest"] == digest_of(raw)
+    assert (shown["platform"], shown["created"]) == ("linux/amd64", CONFIG["created"])
+    assert (shown["labels"], shown["environment"], shown["entrypoint"]) == ({"a": "b"}, ["PATH=/bin"], ["/init"])
+    assert (shown["command"], shown["user"], shown["working_directory"]) == (["x"], "nobody", "/srv")
+    assert [layer["size"] for layer in shown["layers"]] == [5]
+    assert not any("blobs/" + digest_of(b"layer") in text for _, text in site.log if text.startswith("GET"))
+
+
+def test_every_platform_of_an_index_is_inspected_or_one(call: Call, site: Site, tmp_path: Path) -> None:
+    layout, top, _ = multi_platform(tmp_path / "layout")
+    push_layout_http(layout, "latest", site.host + "/up:1")
+    name = "docker://%s/up:1" % site.host
+    shown = call("inspect", name).json
+    platforms = [image["platform"] for image in shown["platforms"]]
+    assert shown["digest"] == top.digest and "linux/amd64" in platforms and len(platforms) > 2
+    one = call("inspect", name, "--platform", "linux/arm64").json
+    assert one["digest"] == top.digest and one["platform"].startswith("linux/arm64")
+    result = call("inspect", name, "--platform", "linux/mips")
+    assert result.code == 3 and "no image for linux/mips; there is linux/" in result.line
+
+
+def test_documents_are_written_as_they_are(call: Call, site: Site, capfdbinary: Any = None) -> None:
+    raw = push(site)
+    name = "docker://%s/app:1" % site.host
+    assert call("inspect", "--raw", name).out.encode() == raw
+    assert json.loads(call("inspect", "--config", name).out)["config"] == CONFIG["config"]
+    assert call("pull", "-q", name).code == 0
+    stored = "%s/app:1" % site.host
+    assert call("inspect", "--raw", stored).out.encode() == raw
+    assert json.loads(call("inspect", "--config", stored).out)["config"] == CONFIG["config"]
+
+
+def test_a_name_that_is_not_stored_is_answered_with_the_prefix_that_asks_the_registry(call: Call) -> None:
+    result = call("inspect", "nginx")
+    assert result.code == 3 and result.line.endswith("; docker://nginx asks the registry\n")
+
+
+@pytest.mark.parametrize("asked, paths", [
+    ("", ["app", "team/a", "team/b", "teamwork"]), ("/team", ["team/a", "team/b"]), ("/team/", ["team/a", "team/b"]),
+    ("/app", ["app"]), ("/none", [])])
+def test_a_catalog_lists_repositories_below_a_path(call: Call, site: Site, asked: str, paths: List[str]) -> None:
+    for repository in ("app", "team/a", "team/b", "teamwork"):
+        push(site, repository=repository)
+    assert call("catalog", site.host + asked).out.splitlines() == paths
+    rows = call("catalog", "docker://" + site.host + asked, "--format", "json").json
+    assert rows == [{"name": "%s/%s" % (site.host, path)} for path in paths]
+
+
+@pytest.mark.parametrize("text", ["", "no host", "nginx", "http://x.example", "x.example:port"])
+def test_a_catalog_is_of_a_host(call: Call, text: str) -> None:
+    assert call("catalog", text).code == 2
+
+
+def test_a_catalog_asks_for_the_scope_of_the_catalog(call: Call, server: ScriptedServer) -> None:
+    def act(connection: Connection) -> None:
+        granted = connection.request.headers.get("authorization") == "Bearer t"
+        realm = 'Bearer realm="http://%s/token",service="s"' % server.host
+        (reply(200, {"repositories": ["a", 5]}) if granted else challenge(realm))(connection)
+
+    server.on("GET", "/v2/_catalog", act)
+    server.on("GET", "/token", reply(200, {"token": "t"}))
+    assert call("catalog", server.host).out == "a\n"
+    (asked,) = [request for request in server.requests if request.path == "/token"]
+    assert asked.query["scope"] == "registry:catalog:*"
+
+
+def test_tags_are_listed_as_versions(call: Call, site: Site) -> None:
+    raw = push(site)
+    for tag in ("1.10", "1.9", "latest"):
+        site.put(raw, tag)
+    assert call("tags", site.host + "/app").out.split() == ["1", "1.9", "1.10", "latest"]
+
+
+def test_referrers_are_listed_by_the_api_or_the_fallback_tag(call: Call, site: Site, server: ScriptedServer) -> None:
+    raw = push(site)
+    subject = {"mediaType": OCI_MANIFEST, "digest": digest_of(raw), "size": len(raw)}
+    signature = site.push("signature", digest_of(site.manifest("signature", subject=subject)), subject=subject)
+    rows = call("referrers", site.host + "/app:1", "--format", "json").json
+    assert [row["digest"] for row in rows] == [digest_of(signature)]
+    assert call("referrers", site.host + "/app:1").out.startswith(digest_of(signature) + "  ")
+    server.on("GET", "/v2/r/manifests/1", reply(200, raw, {"Content-Type": OCI_MANIFEST}))
+    server.on("GET", "/v2/r/referrers/", error(404, "PAGE_UNKNOWN"))
+    server.on("GET", "/v2/r/manifests/sha256-", reply(200, {
+        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": rows}))
+    assert call("referrers", server.host + "/r:1", "--format", "json").json == rows
+    server.on("GET", "/v2/r/manifests/sha256-", error(404, "MANIFEST_UNKNOWN"))
+    assert call("referrers", server.host + "/r:1", "--format", "json").json == []
+
+
+def test_a_blob_is_written_to_stdout(call: Call, site: Site) -> None:
+    digest = site.blob(b"some text")["digest"]
+    assert call("blob", "%s/app@%s" % (site.host, digest)).out == "some text"
+    absent = call("blob", "%s/app@%s" % (site.host, digest_of(b"absent")))
+    assert absent.code == 3 and "has no blob" in absent.line
+    assert call("blob", site.host + "/app:1").code == 2
+
+
+def test_a_blob_of_other_bytes_is_told(call: Call, server: ScriptedServer) -> None:
+    digest = digest_of(b"right")
+    server.on("HEAD", "/v2/r/blobs/", reply(200, b"wrong"))
+    server.on("GET", "/v2/r/blobs/", reply(200, b"wrong"))
+    result = call("blob", "%s/r@%s" % (server.host, digest))
+    assert result.code == 6 and "it is " + digest_of(b"wrong") in result.line
+
+
+def test_a_tag_is_deleted_alone_and_a_manifest_with_its_tags(call: Call, site: Site) -> None:
+    raw = push(site)
+    for tag in ("2", "3"):
+        site.put(raw, tag)
+    name = "docker://%s/app:" % site.host
+    assert call("delete", name + "1").out == "Deleted: %s/app:1\n" % site.host
+    assert site.names() == ["localhost/app:2", "localhost/app:3"]
+    assert call("delete", name + "1").code == 3
+    deleted = call("delete", "--digest", name + "2", "--format", "json").json
+    assert deleted == {"name": name[len("docker://"):] + "2", "deleted": digest_of(raw)} and site.names() == []
+
+
+def test_a_registry_that_deletes_no_tag_alone_deletes_nothing_unless_it_is_asked_to(
+        call: Call, server: ScriptedServer) -> None:
+    raw = to_json({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "layers": [], "config": {
+        "mediaType": OCI_CONFIG, "digest": digest_of(b"{}"), "size": 2}})
+    server.on("GET", "/v2/r/tags/list", reply(200, {"name": "r", "tags": ["1", "10", "9", "other"]}))
+    for tag in ("1", "10", "9"):
+        headers = {"Content-Type": OCI_MANIFEST, "Docker-Content-Digest": digest_of(raw)}
+        server.on("(GET|HEAD)", "/v2/r/manifests/%s$" % tag, reply(200, raw, headers))
+    server.on("DELETE", "/v2/r/manifests/1$", error(405, "UNSUPPORTED"))
+    server.on("DELETE", "/v2/r/manifests/sha256:", reply(202))
+    result = call("delete", "docker://%s/r:1" % server.host)
+    assert result.code == 1
+    assert "with --digest the manifest %s would go, and with it 1, 9, 10" % digest_of(raw) in result.line
+    assert [request.path for request in server.requests if request.method == "DELETE"] == ["/v2/r/manifests/1"]
+    assert call("delete", "--digest", "docker://%s/r:1" % server.host).code == 0
+
+
+def test_only_names_at_a_registry_are_deleted(call: Call) -> None:
+    result = call("delete", "nginx:1")
+    assert result.code == 2 and "docker://REF" in result.line and "rm" in result.line
+
+
+@pytest.mark.parametrize("typed, kept", [("y\n", False), ("yes\n", False), ("n\n", True), ("\n", True), ("\x04", True)])
+def test_a_terminal_is_asked_before_a_delete(
+        call: Call, site: Site, monkeypatch: pytest.MonkeyPatch, typed: str, kept: bool) -> None:
+    push(site)
+    master, slave = pty.openpty()
+    with open(slave, "r") as terminal:
+        monkeypatch.setattr(sys, "stdin", terminal)
+        os.write(master, typed.encode())
+        result = call("delete", "docker://%s/app:1" % site.host)
+    os.close(master)
+    assert result.code == (2 if kept else 0) and "Delete %s/app:1 at the registry? [y/N] " % site.host in result.err
+    assert bool(site.names()) == kept
