@@ -13,7 +13,7 @@ from ..progress import human_size
 from ..store.store import host_platform
 from .context import Context
 from .lists import expanded, operands, stored_tags
-from .plan import Row, row, sentence, total
+from .plan import Row, counted, row, sentence, total
 from .registry import registry_tags
 
 
@@ -27,14 +27,7 @@ def do_copy(context: Context, flags: argparse.Namespace) -> int:
     domains = [item.name.domain for item in items if item.name and item.prefix == "docker://"]
     if settings.text("creds") or settings.text("registry_token"):
         settings.credentials(domains + target.domains)  # for one registry, not for two
-    formats = {flags.format or "", settings.text("convert")} - {"", "text", "json"}
-    if len(formats) > 1:
-        raise InvalidReference("--format and --convert differ")
-    options = Options(
-        [Platform.parse(text, host_platform()) for text in flags.platform or ()], "".join(formats),
-        settings.truth("referrers"), settings.size("chunk_size"), settings.truth("foreign"),
-        settings.text("compress"), settings.verify_keys(), dry_run=settings.truth("dry_run"),
-        no_clobber=settings.truth("no_clobber"), keep_going=settings.truth("keep_going"))
+    options = _options(context, flags)
     stored = any(item.prefix == "store:" for item in items)
     store = context.store if target.kind == "store" else context.source if stored else settings.store()
 
@@ -69,6 +62,18 @@ def do_copy(context: Context, flags: argparse.Namespace) -> int:
     return errors[0].exit_code if errors else 0
 
 
+def _options(context: Context, flags: argparse.Namespace) -> Options:
+    settings = context.settings
+    formats = {flags.format or "", settings.text("convert")} - {"", "text", "json"}
+    if len(formats) > 1:
+        raise InvalidReference("--format and --convert differ")
+    return Options(
+        [Platform.parse(text, host_platform()) for text in flags.platform or ()], "".join(formats),
+        settings.truth("referrers"), settings.size("chunk_size"), settings.truth("foreign"),
+        settings.text("compress"), settings.verify_keys(), dry_run=settings.truth("dry_run"),
+        no_clobber=settings.truth("no_clobber"), keep_going=settings.truth("keep_going"))
+
+
 def _place(text: str, source: str, target: str) -> Place:
     """Parse one of the operands; raises InvalidReference, which quotes both ends."""
     try:
@@ -99,9 +104,13 @@ def _line(row: Row, many: bool, quiet: bool) -> str:
 def _summary(rows: List[Row], planned: int) -> str:
     """The line after many images."""
     results, sums = [row["result"] for row in rows], total(rows)
-    text = "Copied %d of %d images, %d blobs, %s; %d blobs were there, %d mounted" % (
-        results.count("copied"), planned, sums["blobs"], human_size(sums["bytes"]),
-        sums["there_blobs"], sums["mounted_blobs"])
+    texts = ["Copied %d of %d images, %s, %s" % (
+        results.count("copied"), planned, counted(sums["blobs"]), human_size(sums["bytes"]))]
+    for kind, words in (("there_", "there"), ("mounted_", "mounted")):
+        if sums[kind + "blobs"]:
+            texts.append("%s %s %s" % (
+                counted(sums[kind + "blobs"]), "was" if sums[kind + "blobs"] == 1 else "were", words))
     for result, words in (("there", "there already"), ("failed", "failed")):
-        text += "; %d %s" % (results.count(result), words) if result in results else ""
-    return text
+        if result in results:
+            texts.append("%d %s" % (results.count(result), words))
+    return "; ".join(texts)

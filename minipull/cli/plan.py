@@ -42,6 +42,16 @@ def show_plan(context: Context, rows: Sequence[Row], archive: Optional[int] = No
 
 
 def sentence(row: Row) -> str:
-    parts = [(row[kind + "blobs"], human_size(row[kind + "bytes"])) for kind in _KINDS]
-    return "would move %d blobs, %s; %d blobs, %s are there; %d, %s would be mounted" % (
-        *parts[0], *parts[1], *parts[2])
+    """The numbers of a plan in words: ``would move 2 blobs, 133kB; 1 blob, 1.7MB is there``."""
+    texts = ["would move %s, %s" % (counted(row["blobs"]), human_size(row["bytes"]))]
+    for kind, words in (("there_", "there"), ("mounted_", "to be mounted")):
+        if row[kind + "blobs"]:
+            verb = "is" if row[kind + "blobs"] == 1 else "are"
+            texts.append("%s, %s %s %s" % (
+                counted(row[kind + "blobs"]), human_size(row[kind + "bytes"]), verb, words))
+    return "; ".join(texts)
+
+
+def counted(number: int) -> str:
+    """A number of blobs."""
+    return "%d blob%s" % (number, "" if number == 1 else "s")

@@ -107,7 +107,7 @@ def test_thirty_of_a_list_are_copied_each_blob_once_and_again_nothing(
     asked = len(source.log)
     again = call(*args, "--no-clobber")
     assert (again.code, sent(target)) == (3, {})
-    assert summary(again) == "Copied 0 of 30 images, 0 blobs, 0B; 0 blobs were there, 0 mounted; 29 there already; 1 failed"
+    assert summary(again) == "Copied 0 of 30 images, 0 blobs, 0B; 29 there already; 1 failed"
     assert again.out.count(" is there already\n") == COUNT
     paths = re.findall("/v2/\\S+", " ".join(text for _, text in source.log[asked:]))
     assert set(paths) == {"/v2/library/none/manifests/1"}
@@ -125,7 +125,7 @@ def test_each_image_is_told_with_its_name_and_digest(
     assert done.out.splitlines()[:2] == lines and done.code == 0
     assert re.findall("(?m)^Copying .*", done.err) == [
         "Copying %s (%d of 2)" % (place, number) for number, place in enumerate(places, 1)]
-    assert re.fullmatch("Copied 2 of 2 images, 6 blobs, [0-9.]+kB; 0 blobs were there, 2 mounted", summary(done))
+    assert re.fullmatch("Copied 2 of 2 images, 6 blobs, [0-9.]+kB; 2 blobs were mounted", summary(done))
     quiet = call("copy", "-q", *places, "docker://%s/" % target.host)
     assert (quiet.out.splitlines(), quiet.err) == (lines, "")
     # Such lines are a list.
@@ -290,7 +290,7 @@ def test_a_dry_run_writes_nothing_on_disk(call: Call, published: str, layout: La
         done = call("copy", "--dry-run", *places, place)
         first, second, last = done.out.splitlines()
         assert done.code == 0 and done.err == ""
-        assert re.match(r"\S+one:1@%s: would move 4 blobs, \S+kB; 0 blobs, 0B are there; 0, 0B would" % (
+        assert re.match(r"\S+one:1@%s: would move 4 blobs, \S+kB$" % (
             layout.resolve("one:1")["digest"]), first)
         assert "one:2@" in second and ": would move 2 blobs, " in second and "; 2 blobs, " in second
         assert last.startswith("would move 6 blobs, ")
@@ -302,4 +302,4 @@ def test_a_dry_run_writes_nothing_on_disk(call: Call, published: str, layout: La
     assert re.match(r"docker.io/library/x:latest@sha256:\S+: would move 4 blobs, ", done.out) and done.code == 0
     assert call("copy", "-q", *places, "store:").code == 0
     done = call("copy", "--dry-run", "-n", *places, "store:")
-    assert done.out.count(" is there already\n") == 2 and summary(done).startswith("would move 0 blobs, 0B;")
+    assert done.out.count(" is there already\n") == 2 and summary(done).startswith("would move 0 blobs, 0B")
