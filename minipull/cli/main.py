@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit code."""
     try:
         parser = command_line()
-        flags = parser.parse_args(arguments)
+        flags = parser.parsed(arguments)
         if flags.version and not flags.verbose:
             print("minipull", __version__)
             return 0

@@ -2,20 +2,48 @@
 """Every flag of the command line, by the modules that hold the commands."""
 import argparse
 import functools
+import re
 import shlex
 import sys
-from typing import Any, Callable, NoReturn, Sequence
+from typing import Any, Callable, Mapping, NoReturn, Optional, Sequence
 
 from ..parts import carrier
 
 
+#: Commands as docker, skopeo and crane call them.
+_HABITS = {"cp": "copy", "image": "images", "list": "images", "list-tags": "tags", "ls": "images",
+           "prune": "gc", "rmi": "rm", "untag": "rm", "validate": "check"}
+
+
 class Parser(argparse.ArgumentParser):
+    commands: Mapping[str, "Parser"] = {}
+
     def error(self, message: str) -> NoReturn:
-        """Exit with code 2 and one line instead of argparse's usage text."""
+        """Exit with code 2 and one line instead of argparse's usage text; it has the word that may be meant."""
         from .render import say
 
-        say("%s; see %s --help" % (message, self.prog))
+        wrong = re.search("(?:invalid choice: '?|unrecognized arguments: )([^' =]+)", message)
+        if wrong:
+            import difflib
+
+            word = wrong.group(1)
+            if not word.startswith("-") and self.commands:
+                message = "there is no command %s" % word
+            words = [*self.commands, *re.findall("--[a-z-]+", self.format_help())]
+            for near in [_HABITS[word]] if word in _HABITS else difflib.get_close_matches(word, words, 1):
+                message += "; did you mean %s?" % near
+        say("%s%s see %s --help" % (message, "" if message.endswith("?") else ";", self.prog))
         raise SystemExit(2)
+
+    def parsed(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """Parse a command line; ``help CMD`` is ``CMD --help``.  Raises SystemExit."""
+        words = list(arguments)
+        if words[:1] == ["help"]:
+            words = words[1:2] + ["--help"]
+        flags, rest = self.parse_known_args(words)
+        if rest:
+            self.commands.get(flags.command or "", self).error("unrecognized arguments: " + " ".join(rest))
+        return flags
 
 
 def program() -> str:
@@ -36,8 +64,7 @@ def _add_command(subparsers: Any, module: str, name: str, help: str, example: st
         parents=parents)
     parser.set_defaults(module=module)
     parser.add_argument("--format", choices=formats)
-    parser.add_argument(
-        "--strict-store", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    _add_common(parser, argparse.SUPPRESS, argparse.SUPPRESS, name != "inspect")
     for operand in operands:
         parser.add_argument(operand, metavar=operand.upper())
     return parser
@@ -50,11 +77,9 @@ def command_line() -> Parser:
         epilog="example: %s pull alpine:3.20" % program())
     parser.set_defaults(module="bundle", format=None)  # of no command
     parser.add_argument("--version", action="store_true", help="with -v: the digest of this program too")
-    parser.add_argument("--root", metavar="PATH", help="the store, or an archive to read as one")
-    parser.add_argument("--strict-store", action="store_true", default=None, help="refuse one open to others")
-    parser.add_argument("--config", metavar="FILE", help="settings file")
-    parser.add_argument("-v", "--verbose", action="store_true", help="connections, tracebacks")
+    _add_common(parser, None, "")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
+    parser.commands = subparsers.choices
     shared = functools.partial(Parser, program(), add_help=False, allow_abbrev=False)
     progress = shared()
     _add_progress(progress)
@@ -91,6 +116,16 @@ def command_line() -> Parser:
     serve.add_argument("--as", metavar="DOMAIN", help="record pushes as DOMAIN/... (localhost)")
     serve.add_argument("--timeout", metavar="SECONDS", help="for clients that stand still (60)")
     return parser
+
+
+def _add_common(parser: Parser, default: Optional[str], hidden: str, settings: bool = True) -> None:
+    """Add the flags that stand before a command or after it, where they are ``hidden`` from its help."""
+    add = functools.partial(parser.add_argument, default=default)
+    add("--root", metavar="PATH", help=hidden or "the store, or an archive to read as one")
+    add("--strict-store", action="store_true", help=hidden or "refuse one open to others")
+    if settings:
+        add("--config", metavar="FILE", help=hidden or "settings file")
+    add("-v", "--verbose", action="store_true", help=hidden or "connections, tracebacks")
 
 
 def _add_network(group: Any) -> None:
@@ -159,6 +194,7 @@ def _copy_command(add: _Add, remote: Sequence[Parser]) -> None:
                       help="leave alone what the target has under the name")
     copy.add_argument("-k", "--keep-going", action="store_true", default=None, help="go on after a failure")
     copy.add_argument("-a", "--all-tags", action="store_true", help="every tag of each repository")
+    copy.add_argument("--all", action="store_true", help=argparse.SUPPRESS)  # skopeo's word for what we do
     copy.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", action="append",
                       help="only this of an index; may be repeated")
     copy.add_argument("--compress", metavar="gzip", help="layers in zstd or none become gzip")

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line is found by people who know another one."""
+from pathlib import Path
+from typing import Tuple
+
+import pytest
+
+from tests.kit.commands import Call
+
+
+@pytest.mark.parametrize("typed, meant", [
+    ("pul", "pull"), ("rmi", "rm"), ("ls", "images"), ("image", "images"), ("list-tags", "tags"), ("cp", "copy"),
+    ("sav", "save"), ("verfy", "verify"), ("prune", "gc")])
+def test_a_command_of_another_tool_is_answered_with_ours(call: Call, typed: str, meant: str) -> None:
+    result = call(typed, "x")
+    assert result.code == 2
+    assert result.line == "minipull: there is no command %s; did you mean %s? see minipull --help\n" % (typed, meant)
+
+
+def test_a_command_like_none_is_answered_in_one_line(call: Call) -> None:
+    assert call("zzz").line == "minipull: there is no command zzz; see minipull --help\n"
+
+
+@pytest.mark.parametrize("words, meant", [
+    (("pull", "--platfrom", "x", "r"), "--platform"), (("copy", "--no-clober", "a", "b"), "--no-clobber"),
+    (("serve", "--lisen=x"), "--listen")])
+def test_a_misspelt_option_is_answered_with_the_one_that_is_meant(call: Call, words: Tuple[str, ...], meant: str) -> None:
+    result = call(*words)
+    assert result.code == 2 and "did you mean %s? see minipull" % meant in result.line
+
+
+@pytest.mark.parametrize("command", [("images",), ("check",), ("gc",), ("tags", "x"), ("inspect", "x")])
+def test_flags_of_all_commands_stand_before_or_after_the_command(
+        call: Call, tmp_path: Path, command: Tuple[str, ...]) -> None:
+    root = str(tmp_path / "elsewhere")
+    before, after = call("--root", root, "-v", *command), call(*command, "--root", root, "-v")
+    assert (before.code, before.out) == (after.code, after.out)
+    assert call("images", "--root", root).err == "warning: there is no store at %s\n" % root
+    assert call("images", "--config", str(tmp_path / "none")).code == 2
+
+
+def test_help_of_a_command_is_asked_for_in_three_ways(call: Call) -> None:
+    texts = {call("help", "pull").out, call("pull", "--help").out, call("pull", "-h").out}
+    assert len(texts) == 1 and "example: minipull pull alpine:3.20" in texts.pop()
+    assert call("help").out == call("--help").out
