@@ -14,8 +14,6 @@ import threading
 from typing import Any, Dict, List, NoReturn, Sequence
 
 from .. import __version__
-from ..parts import carrier
-from .parser import command_line
 
 GRACE = 2.0  # seconds for a cancelled command to end by itself
 BROKEN_PIPE = 128 + 13
@@ -37,7 +35,13 @@ def run() -> NoReturn:
 def main(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit code."""
     try:
-        parser = command_line()
+        if list(arguments) == ["--version"]:
+            print("minipull", __version__)
+            return 0
+        from ..parts import carrier
+        from .parser import command_line
+
+        parser = command_line(arguments)
         flags = parser.parsed(arguments)
         if flags.version and not flags.verbose:
             print("minipull", __version__)

@@ -51,14 +51,23 @@ def program() -> str:
     return "python3 " + shlex.quote(sys.argv[0]) if carrier() else "minipull"
 
 
-_Add = Callable[..., Parser]
+class _Unbuilt:
+    """A command that this run does not need, since building all of them takes longer than most take to run."""
+
+    def add_argument(self, *args: object, **fields: object) -> None:
+        """Pass it over."""
+
+
+_Add = Callable[..., Any]
 _DRY_RUN = "only say what would move, and what is there"
 _LISTS = "@FILE stands for its lines (@- for stdin), and a tag may be a glob"
 
 
-def _add_command(subparsers: Any, module: str, name: str, help: str, example: str, *operands: str,
-                 parents: Sequence[Parser] = (), formats: Sequence[str] = ("text", "json")) -> Parser:
-    """Add a command, which is in ``module`` of this wing."""
+def _add_command(subparsers: Any, wanted: str, module: str, name: str, help: str, example: str, *operands: str,
+                 parents: Sequence[Parser] = (), formats: Sequence[str] = ("text", "json")) -> Any:
+    """Add a command, which is in ``module`` of this wing, if it is ``wanted``."""
+    if wanted not in ("", name):
+        return _Unbuilt()
     parser: Parser = subparsers.add_parser(
         name, help=help, description=help, allow_abbrev=False, epilog="example: %s %s" % (program(), example),
         parents=parents)
@@ -70,7 +79,21 @@ def _add_command(subparsers: Any, module: str, name: str, help: str, example: st
     return parser
 
 
-def command_line() -> Parser:
+def command_line(arguments: Sequence[str]) -> Parser:
+    """Build the parser of a command line: of the command in it, or if there is none of all."""
+    words = iter(arguments)
+    for word in words:
+        if word in ("--root", "--config"):
+            next(words, "")
+        elif not word.startswith("-"):
+            parser = _built(word)
+            if parser.commands:
+                return parser
+            break
+    return _built("")
+
+
+def _built(wanted: str) -> Parser:
     parser = Parser(
         prog=program(), allow_abbrev=False,
         description="Pull, push, copy and carry container images with nothing but Python's standard library.",
@@ -89,7 +112,7 @@ def command_line() -> Parser:
     group.add_argument("--registry-token", metavar="TOKEN", help="sent as it is")
     network = shared()
     _add_network(network.add_argument_group("network"))
-    commands = {module: functools.partial(_add_command, subparsers, module)
+    commands = {module: functools.partial(_add_command, subparsers, wanted, module)
                 for module in (
                     "registry", "copy", "ask", "login", "rootfs", "store", "verify", "doctor", "serve")}
     _registry_commands(commands["registry"], [credentials, network])
