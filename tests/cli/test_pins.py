@@ -111,7 +111,7 @@ def test_a_tag_that_has_moved_in_the_store_is_not_what_its_pin_says(
     call("tag", other, name)
     for args in (["inspect", pin], ["save", "-o", tmp_path / "a.tar", pin], ["check", pin]):
         done = call(*args)
-        assert (done.code, done.line) == (3, "minipull: No such image: %s\n" % pin)
+        assert done.code == 3 and done.line.startswith("minipull: No such image: %s" % pin)
     call("pull", "-q", pin)
     call("tag", other, name)
     assert call("inspect", pin).json["digest"] == digest  # it is there by its digest
