@@ -159,8 +159,13 @@ class Context:
         if self._renderer is not None:
             self._renderer.finish(interrupted)
 
+    def _leave_progress(self) -> None:
+        if self._renderer is not None:
+            self._renderer.leave()
+
     def failed(self, error: BaseException) -> int:
         """Print an error as one line; returns the exit code."""
+        self._leave_progress()
         if isinstance(error, BrokenPipeError):
             # The reader of stdout has gone; the flush of its buffer at exit must not raise again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -201,6 +206,7 @@ class Context:
 
     def write(self, data: Union[str, bytes, Iterator[Buffer]]) -> None:
         """Write to stdout and flush: progress on stderr must not overtake results."""
+        self._leave_progress()
         if sys.stdout is None:  # closed from the start
             if not isinstance(data, (str, bytes)):
                 raise StorageError("write to stdout: it is closed")

@@ -10,6 +10,7 @@ _SAMPLE = 0.2  # seconds between two samples
 _MAX_FLOWS = 4096
 #: Last words for a blob that did not have to move.
 _PRESENT = ("Already exists", "Layer already exists", "Mounted from")
+_NOT_MOVED = _PRESENT + ("Skipped", "Retrying", "Pulling")
 _UNITS = (("B", 0), ("kB", 1), ("MB", 2), ("GB", 3), ("TB", 4))
 
 
@@ -71,6 +72,8 @@ class Pace:
                     return flow
                 self._ended[0] += max(flow.total, flow.current)
                 self._ended[1] += max(flow.total - flow.current, 0)
+            elif not (flow.action or event.current or event.total or event.action.startswith(_NOT_MOVED)):
+                self._ended = [self._ended[0] + flow.total, self._ended[1] + flow.total]  # too small for a meter
             flow = None
         if event.action.startswith(_PRESENT):
             self._present += 1

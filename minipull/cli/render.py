@@ -55,6 +55,11 @@ class Renderer:
         with self._lock:
             self._write(self._draw(event))
 
+    def leave(self) -> None:
+        """Leave what has been drawn: another writer goes on below it."""
+        with self._lock:
+            self._write(self._above(""))
+
     def finish(self, interrupted: bool = False) -> None:
         """Draw the last line: the sum of what has moved, or what is kept of it."""
         with self._lock:
@@ -76,6 +81,9 @@ class Renderer:
 
     def _end(self, interrupted: bool) -> str:
         return ""
+
+    def _above(self, text: str) -> str:
+        return text
 
     def _last_line(self, interrupted: bool) -> str:
         return self._pace.interrupted() if interrupted else self._pace.summary()
@@ -193,7 +201,7 @@ class Terminal(Renderer):
 
     def _above(self, text: str) -> str:
         """Return a text that goes where the sum is, below which all begins anew."""
-        up = "\x1b[1A" if self._sum else ""
+        up = "\x1b[1A\r\x1b[K" if self._sum else ""
         self._lines.clear()
         self._sum = False
         return up + text

@@ -351,6 +351,17 @@ def test_the_last_line_is_the_sum_of_what_has_moved(mode: str) -> None:
     assert screen.shown()[-1] == "213MB in 17 s, 12.5MB/s; 1 layer was there"
 
 
+def test_a_blob_without_a_meter_counts_as_moved_unless_it_was_there() -> None:
+    renderer, screen, clock = terminal()
+    for id, last in (("a", "Download complete"), ("b", "Layer already exists"), ("c", "Skipped foreign layer")):
+        renderer(Progress(id=id, action="Preparing", expected=1000))
+        renderer(Progress(id=id, action="Waiting"))
+        renderer(Progress(id=id, action=last))
+    clock.now += 2
+    renderer.finish()
+    assert screen.shown()[-1] == "1kB in 2 s, 500B/s; 1 layer was there"
+
+
 def test_an_interrupt_says_how_far_a_download_came() -> None:
     renderer, screen, clock = terminal()
     renderer(Progress(id="a", action="Pulling fs layer", expected=100000000))
@@ -371,6 +382,18 @@ def test_nothing_is_summed_where_nothing_has_moved() -> None:
     renderer, screen, _ = terminal()
     renderer.finish()
     assert screen.shown() == []
+
+
+def test_what_others_write_to_the_terminal_stays() -> None:
+    renderer, screen, clock = terminal()
+    for id in "ab":
+        renderer(Progress(id=id, action="Downloading", current=1, total=2))
+    assert screen.shown()[-1].startswith("in all ")
+    renderer.leave()
+    screen.write("a result\n")
+    renderer(Progress(id="a", action="Pull complete"))
+    renderer.finish()
+    assert [line[:8] for line in screen.shown()] == ["a Downlo", "b Downlo", "a result", "a Pull c", "3B in 0 "]
 
 
 def test_columns_of_the_environment_win() -> None:
