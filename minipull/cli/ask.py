@@ -2,9 +2,8 @@
 """The commands that ask a registry: catalog, referrers, blob, delete; inspect and check of docker://REF."""
 import argparse
 import contextlib
-
 import sys
-from typing import Any, Callable, Dict, Iterator, List, Optional, TypeVar
+from typing import Any, Dict, Iterator, List, Optional
 
 from ..digest import Digest, Verifier
 from ..distribution.blobs import RemoteBlob
@@ -22,17 +21,7 @@ from ..registry.v2 import Received, Repository
 from ..store.store import host_platform
 from .context import Context, reference
 
-T = TypeVar("T")
 _CAN_NOT_DELETE = (400, 404, 405, 415, 501)  # answers of registries that delete no tag alone
-
-
-def ask(context: Context, name: Reference, subject: str, question: Callable[[Repository], T],
-        push: bool = False) -> T:
-    """The answer of the first endpoint that has one; ``subject`` begins the text of errors."""
-    with context.client([name.domain]) as client:
-        return over_endpoints(
-            client, name, subject, lambda endpoint: question(client.repository(endpoint, name, push)),
-            context.cancel, context.renderer, push=push)
 
 
 def do_catalog(context: Context, flags: argparse.Namespace) -> None:
@@ -42,7 +31,7 @@ def do_catalog(context: Context, flags: argparse.Namespace) -> None:
     name = Reference.parse("%s/x" % host)
     if name.domain != host and host != "docker.io":
         raise InvalidReference("%s: want HOST[:PORT][/PATH], as registry.example.com" % host)
-    paths = ask(context, Reference(name.domain, ""), "list repositories of %s" % host,
+    paths = context.ask(Reference(name.domain, ""), "list repositories of %s" % host,
                 lambda repository: repository.catalog(context.cancel))
     paths = sorted({item for item in paths if not path or item == path or item.startswith(path + "/")})
     context.answer([{"name": "%s/%s" % (name.domain, item)} for item in paths], paths)
@@ -61,7 +50,7 @@ def do_referrers(context: Context, flags: argparse.Namespace) -> None:
                 entries = list(index.manifests) if isinstance(index, Index) else None
         return [entry.to_json() for entry in entries or ()]
 
-    entries = ask(context, name, "referrers of %s" % (name,), listed)
+    entries = context.ask(name, "referrers of %s" % (name,), listed)
     context.answer(entries, [
         "%s  %s  %s" % (entry["digest"], entry.get("artifactType") or entry["mediaType"],
                         human_size(entry["size"])) for entry in entries])
@@ -137,7 +126,7 @@ def do_delete(context: Context, flags: argparse.Namespace) -> None:
                 "%s deletes no tag alone (%s); with --digest the manifest %s would go, and with it %s" % (
                     repository.endpoint, exc, digest, tags)) from exc
 
-    deleted = ask(context, name, subject, delete, push=True)
+    deleted = context.ask(name, subject, delete, push=True)
     context.answer({"name": str(name), "deleted": deleted}, ["Deleted: %s%s" % (
         name.name, ("@" if ":" in deleted else ":") + deleted)])
 
@@ -166,7 +155,7 @@ def inspected(context: Context, flags: argparse.Namespace) -> None:
         received = repository.manifest(str(name.digest or name.tag), context.cancel)
         return _look(repository, received, platform, flags, context)
 
-    answer = ask(context, name, "inspect %s" % (name,), look)
+    answer = context.ask(name, "inspect %s" % (name,), look)
     if isinstance(answer, bytes):
         context.write(answer)
     else:
@@ -223,6 +212,6 @@ def _described(repository: Repository, document: Document, context: Context) -> 
 def checked(context: Context, text: str, deep: bool) -> Any:
     """Check an image at a registry; returns its problems and what was looked at."""
     name = reference(text).docker_ref()
-    return ask(context, name, "check %s" % (name,), lambda repository: check_repository(
+    return context.ask(name, "check %s" % (name,), lambda repository: check_repository(
         repository, repository.manifest(str(name.digest or name.tag), context.cancel), deep, context.renderer,
         context.cancel))

@@ -12,7 +12,7 @@ import os
 import sys
 import traceback
 from typing import (
-    TYPE_CHECKING, Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Type, TypeVar, Union)
+    TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Type, TypeVar, Union)
 
 from ..cancel import Cancel
 from ..digest import Buffer
@@ -29,9 +29,11 @@ from .settings import Settings
 if TYPE_CHECKING:
     from ..registry.client import Client
     from ..registry.network import Connected, Network
+    from ..registry.v2 import Repository
 
 BROKEN_PIPE = 128 + 13
 S = TypeVar("S", bound=ImageSource)
+T = TypeVar("T")
 #: Trouble of the host that any line may meet: the exception, words of its text, and what the user sees.
 _HOST_TROUBLE: Sequence[Tuple[Type[BaseException], str, Error]] = (
     (RuntimeError, "start new thread", Error(NO_THREADS)),
@@ -115,6 +117,17 @@ class Context:
         if settings.truth("legacy_v1"):
             self.require("registry.v1")
         return Client(settings.service(domains, self.network), settings.credentials(domains))
+
+    def ask(self, name: Reference, subject: str, question: Callable[["Repository"], T],
+            client: Optional["Client"] = None, push: bool = False) -> T:
+        """Return the answer of the first endpoint that has one; ``subject`` begins the text of errors."""
+        from ..registry.client import over_endpoints
+
+        with contextlib.ExitStack() as stack:
+            asker = client or stack.enter_context(self.client([name.domain]))
+            return over_endpoints(
+                asker, name, subject, lambda endpoint: question(asker.repository(endpoint, name, push)),
+                self.cancel, self.renderer, push=push)
 
     @property
     def network(self) -> "Network":

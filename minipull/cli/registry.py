@@ -5,7 +5,7 @@ import functools
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Callable, Dict, Iterable, List, Mapping, Set, Tuple
+from typing import Dict, Iterable, List, Mapping, Set, Tuple
 
 from ..cancel import Cancel
 from ..digest import Digest
@@ -154,31 +154,18 @@ def do_push(context: Context, flags: argparse.Namespace) -> int:
     return codes[0] if codes else 0
 
 
-def _ask(context: Context, name: Reference, subject: str, question: Callable[[Repository], Any]) -> Any:
-    """The answer of the first endpoint that has one; ``subject`` begins the text of errors."""
-    with context.client([name.domain]) as client:
-        return _asked(context, client, name, subject, question)
-
-
-def _asked(context: Context, client: Client, name: Reference, subject: str,
-           question: Callable[[Repository], Any]) -> Any:
-    return over_endpoints(
-        client, name, "%s %s" % (subject, name),
-        lambda endpoint: question(client.repository(endpoint, name)), context.cancel, context.renderer)
-
-
 def do_tags(context: Context, flags: argparse.Namespace) -> None:
     name = reference(flags.repo)
     if name.tag or name.digest:
         raise InvalidReference("%s: want a repository, without tag or digest" % name.familiar)
-    tags = _ask(context, name, "list tags of", lambda repository: repository.tags(context.cancel))
+    tags = context.ask(name, "list tags of %s" % (name,), lambda repository: repository.tags(context.cancel))
     tags.sort(key=version)
     context.answer([{"name": str(name.with_tag(tag)), "tag": tag} for tag in tags], tags)
 
 
 def do_manifest(context: Context, flags: argparse.Namespace) -> None:
     name = reference(flags.ref).docker_ref()
-    received = _ask(context, name, "manifest", lambda repository: repository.manifest(
+    received = context.ask(name, "manifest %s" % (name,), lambda repository: repository.manifest(
         str(name.digest or name.tag), context.cancel))
     if context.json:
         document = manifest.parse(received.raw, received.content_type)
@@ -196,10 +183,11 @@ def do_digest(context: Context, flags: argparse.Namespace) -> None:
     rows = []
     with context.client(_domains(items)) as client:
         for name in _names(context, client, items):
-            digest = _asked(context, client, name.docker_ref(), "digest of", functools.partial(
-                _resolved, str(name.digest or name.with_default_tag().tag), context.cancel))
+            asked = name.docker_ref()
+            digest = context.ask(asked, "digest of %s" % (asked,), functools.partial(
+                _resolved, str(asked.digest or asked.tag), context.cancel), client)
             pin = {"pin": str(name.with_default_tag().with_digest(digest))} if flags.pin else {}
-            rows.append(dict({"name": str(name.docker_ref()), "digest": digest}, **pin, **context.quota(name)))
+            rows.append(dict({"name": str(asked), "digest": digest}, **pin, **context.quota(name)))
     one = len(flags.refs) == 1 and not (items[0].line or items[0].pattern)
     context.answer(rows[0] if one else rows, [row["pin" if flags.pin else "digest"] for row in rows])
 
