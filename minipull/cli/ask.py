@@ -5,17 +5,16 @@ import contextlib
 import sys
 from typing import Any, Dict, Iterator, List, Optional
 
-from ..digest import Digest, Verifier
-from ..distribution.blobs import RemoteBlob
-from ..distribution.check import check_repository, read_config
+from ..digest import Digest
+from ..distribution.check import check_repository, read_config, verified
 from ..errors import ContentMismatch, InvalidReference, NotFound, Unsupported
 from ..image.config import ImageConfig
+from ..image.descriptor import Descriptor
 from ..image.manifest import Document, Index, Manifest, is_runnable
 from ..image.platform import Platform
 from ..image.walk import choose
 from ..progress import human_size
 from ..reference import Reference, version
-from ..registry.client import over_endpoints
 from ..registry.errors import RegistryError
 from ..registry.v2 import Received, Repository
 from ..store.store import host_platform
@@ -77,29 +76,19 @@ def do_blob(context: Context, flags: argparse.Namespace) -> None:
     if sys.stdout is not None and sys.stdout.isatty():
         raise InvalidReference("refusing to write a blob to a terminal; redirect stdout")
 
-    def opened(repository: Repository) -> RemoteBlob:
+    def found(repository: Repository) -> Iterator[memoryview]:
         size = repository.stat(digest, context.cancel)
         if size is None:
             raise NotFound("%s has no blob %s" % (repository.endpoint, digest))
-        return RemoteBlob(digest, size, lambda offset, cancel: repository.blob(digest, offset, cancel),
-                          context.cancel)
+        return verified(repository, Descriptor("", digest, size), context.cancel)
 
     subject = "blob %s" % (name,)
     with context.client([name.domain]) as client:
-        remote = over_endpoints(
-            client, name, subject, lambda endpoint: opened(client.repository(endpoint, name)),
-            context.cancel, context.renderer)
-        verifier = Verifier(digest.algorithm)
-
-        def pieces() -> Iterator[memoryview]:
-            for piece in remote.pieces(0):
-                verifier.update(piece)
-                yield piece
-
-        with contextlib.closing(remote):
-            context.write(pieces())
-        if verifier.digest != digest:
-            raise ContentMismatch("%s: it is %s" % (subject, verifier.digest))
+        pieces = context.ask(name, subject, found, client)
+        try:
+            context.write(pieces)
+        except ContentMismatch as exc:
+            raise exc.within(name.familiar_name) from exc
 
 
 def do_delete(context: Context, flags: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ check reads and hashes the blobs, and keeps nothing.
 """
 import contextlib
 import functools
-from typing import Dict, List, NamedTuple, Optional
+from typing import Dict, Iterator, List, NamedTuple, Optional
 
 from ..cancel import Cancel
 from ..digest import Digest, Verifier
@@ -69,16 +69,18 @@ def read_config(repository: Repository, config: Descriptor, cancel: Cancel) -> b
         raise PolicyError("config %s is larger than %d bytes" % (config.digest, MAX_CONFIG))
     if config.data:
         return config.data
-    verifier = Verifier(config.digest.algorithm)
-    with contextlib.closing(_remote(repository, config, cancel)) as remote:
-        raw = b"".join(map(bytes, remote.pieces(0)))
-    verifier.update(raw)
-    verifier.verify(config.digest, config.size, "config %s" % config.digest)
-    return raw
+    return b"".join(map(bytes, verified(repository, config, cancel)))
 
 
-def _remote(repository: Repository, blob: Descriptor, cancel: Cancel) -> RemoteBlob:
-    return RemoteBlob(blob.digest, blob.size, functools.partial(repository.blob, blob.digest), cancel)
+def verified(repository: Repository, blob: Descriptor, cancel: Cancel) -> Iterator[memoryview]:
+    """Yield the bytes of a blob as they arrive; a wrong one raises ContentMismatch at its end."""
+    verifier = Verifier(blob.digest.algorithm)
+    remote = RemoteBlob(blob.digest, blob.size, functools.partial(repository.blob, blob.digest), cancel)
+    with contextlib.closing(remote):
+        for piece in remote.pieces(0):
+            verifier.update(piece)
+            yield piece
+    verifier.verify(blob.digest, blob.size, "blob %s" % blob.digest)
 
 
 def _config_problems(repository: Repository, image: Manifest, cancel: Cancel) -> List[Problem]:
@@ -101,14 +103,10 @@ def _blob_problems(repository: Repository, blob: Descriptor, deep: bool, output:
         detail = "it is missing" if size is None else "%d bytes, not %d" % (size, blob.size)
         return [Problem(str(blob.digest), "blob", detail)]
     if deep:
-        verifier = Verifier(blob.digest.algorithm)
         meter = Meter(output, blob.digest.short, "Checking", blob.size)
         try:
-            with contextlib.closing(_remote(repository, blob, cancel)) as remote:
-                for piece in remote.pieces(0):
-                    verifier.update(piece)
-                    meter.advance(len(piece))
-            verifier.verify(blob.digest, blob.size, "blob %s" % blob.digest)
+            for piece in verified(repository, blob, cancel):
+                meter.advance(len(piece))
         except ContentMismatch as exc:
             return [Problem(str(blob.digest), "blob", str(exc))]
         meter.finish()

@@ -139,7 +139,7 @@ def test_a_blob_of_other_bytes_is_told(call: Call, server: ScriptedServer) -> No
     server.on("HEAD", "/v2/r/blobs/", reply(200, b"wrong"))
     server.on("GET", "/v2/r/blobs/", reply(200, b"wrong"))
     result = call("blob", "%s/r@%s" % (server.host, digest))
-    assert result.code == 6 and "it is " + digest_of(b"wrong") in result.line
+    assert result.code == 6 and "content is " + digest_of(b"wrong") in result.line
 
 
 def test_a_tag_is_deleted_alone_and_a_manifest_with_its_tags(call: Call, site: Site) -> None:
