@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands that ask a registry: catalog, referrers, blob, delete; inspect and check of docker://REF."""
 import argparse
-import contextlib
 import sys
 from typing import Any, Dict, Iterator, List, Optional
 
 from ..digest import Digest
 from ..distribution.check import check_repository, read_config, verified
+from ..distribution.verify import referring
 from ..errors import ContentMismatch, InvalidReference, NotFound, Unsupported
 from ..image.config import ImageConfig
 from ..image.descriptor import Descriptor
@@ -42,29 +42,12 @@ def do_referrers(context: Context, flags: argparse.Namespace) -> None:
 
     def listed(repository: Repository) -> List[Dict[str, Any]]:
         digest = repository.manifest(str(name.digest or name.tag), context.cancel).digest
-        entries = repository.referrers(digest, context.cancel)
-        if entries is None:
-            with _absent():
-                index = repository.manifest(digest.replace(":", "-"), context.cancel).document()
-                entries = list(index.manifests) if isinstance(index, Index) else None
-        return [entry.to_json() for entry in entries or ()]
+        return [entry.to_json() for entry in referring(repository, digest, context.cancel)]
 
     entries = context.ask(name, "referrers of %s" % (name,), listed)
     context.answer(entries, [
         "%s  %s  %s" % (entry["digest"], entry.get("artifactType") or entry["mediaType"],
                         human_size(entry["size"])) for entry in entries])
-
-
-@contextlib.contextmanager
-def _absent() -> Iterator[None]:
-    """Pass over the answer that there is no such manifest."""
-    try:
-        yield
-    except NotFound:
-        pass
-    except RegistryError as exc:
-        if exc.status != 404:
-            raise
 
 
 def do_blob(context: Context, flags: argparse.Namespace) -> None:

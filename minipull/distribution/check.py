@@ -21,6 +21,7 @@ from ..registry.v2 import Received, Repository
 from ..store.check import Problem
 from ..store.store import MAX_CONFIG
 from .blobs import RemoteBlob, persist
+from .verify import found
 
 
 class Checked(NamedTuple):
@@ -115,9 +116,5 @@ def _blob_problems(repository: Repository, blob: Descriptor, deep: bool, output:
 
 def _is_manifest(repository: Repository, entry: Descriptor, cancel: Cancel) -> bool:
     """Whether an entry of an index of an unknown kind, which is no blob, is a manifest at the registry."""
-    try:
-        return len(persist(repository, cancel, repository.manifest, str(entry.digest)).raw) == entry.size
-    except RegistryError as exc:
-        if exc.status != 404:
-            raise
-        return False
+    received = found(repository, entry.digest, cancel)
+    return received is not None and len(received.raw) == entry.size

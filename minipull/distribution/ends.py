@@ -33,7 +33,7 @@ from ..xfer.transfer import Transfer, nothing
 from .blobs import (
     SMALL, RemoteBlob, existing, fetch_blob, moved_as_manifest, persist, put_document, send_blob)
 from .places import ARCHIVES, Place
-from .verify import RemoteSignatures
+from .verify import RemoteSignatures, found
 
 Source = Callable[[int, int], Body]  # a part of a blob, by offset and size in bytes
 
@@ -71,12 +71,8 @@ class RegistryEnd:
     def named(self, tag: str, cancel: Cancel) -> Optional[Digest]:
         """Return the digest of the image with a name, or None; raises an Error if the answer is not clear."""
         digest = self.repository.resolve(tag, cancel)
-        try:
-            return digest or persist(self.repository, cancel, self.repository.manifest, tag).digest
-        except RegistryError as exc:
-            if exc.status != 404:
-                raise
-            return None
+        received = None if digest else found(self.repository, tag, cancel)
+        return received.digest if received else digest
 
     def put(self, document: Document, cancel: Cancel) -> bool:
         """Take a manifest by its digest; True if this end lists it as a referrer of its subject."""

@@ -3,16 +3,37 @@
 
 Mirrors cosign's verify --key; moby has none.
 """
-from typing import Iterator, List
+from typing import Iterator, List, Optional, Sequence
 
 from ..cancel import Cancel
 from ..digest import Digest
 from ..errors import ContentMismatch, NotFound
+from ..image.descriptor import Descriptor
 from ..image.manifest import Document, Index
 from ..image.signature import KINDS, Signatures
 from ..registry.errors import RegistryError
-from ..registry.v2 import Repository
+from ..registry.v2 import Received, Repository
 from .blobs import persist
+
+
+def found(repository: Repository, reference: str, cancel: Cancel) -> Optional[Received]:
+    """Return a manifest, or None if the registry has none; raises an Error if its answer is not clear."""
+    try:
+        return persist(repository, cancel, repository.manifest, reference)
+    except RegistryError as exc:
+        if exc.status != 404:
+            raise
+        return None
+
+
+def referring(repository: Repository, digest: Digest, cancel: Cancel) -> Sequence[Descriptor]:
+    """List the manifests that refer to one, by the registry's API or else the fallback tag."""
+    listed = persist(repository, cancel, repository.referrers, digest)
+    if listed is None:
+        received = found(repository, digest.replace(":", "-"), cancel)
+        index = received.document() if received else None
+        return index.manifests if isinstance(index, Index) else ()
+    return listed
 
 
 class RemoteSignatures(Signatures):
@@ -25,23 +46,15 @@ class RemoteSignatures(Signatures):
     def manifests(self, digest: Digest) -> Iterator[Document]:
         tag = digest.replace(":", "-")
         yield from self._manifest(tag + ".sig")
-        listed = persist(self._repository, self._cancel, self._repository.referrers, digest)
-        if listed is None:  # it has no API for them
-            listed = [entry for index in self._manifest(tag) if isinstance(index, Index)
-                      for entry in index.manifests]
-        for entry in listed:
+        for entry in referring(self._repository, digest, self._cancel):
             if entry.artifact_type.startswith(KINDS) or not entry.artifact_type:
                 yield from self._manifest(entry.digest)
         yield from self._manifest(tag + ".att")
 
     def _manifest(self, reference: str) -> List[Document]:
         """Return the manifest, in a list that is empty if there is none."""
-        try:
-            return [persist(self._repository, self._cancel, self._repository.manifest, reference).document()]
-        except RegistryError as exc:
-            if exc.status != 404:
-                raise
-        return []
+        received = found(self._repository, reference, self._cancel)
+        return [received.document()] if received else []
 
     def read(self, digest: Digest, limit: int) -> bytes:
 
