@@ -86,16 +86,17 @@ class Context:
                 raise PolicyError(text + "; choose another --root")
             if exposure:
                 self.alert(text)
-            self._source = self._archive(store) if in_archive else store
+            self._source = self.archive(store.root, in_place=True) if in_archive else store
         return self._source
 
-    def _archive(self, store: Store) -> ImageSource:
-        """Open the archive that is in the place of a store; raises StorageError, InvalidDocument."""
+    def archive(self, path: str, in_place: bool = False) -> ImageSource:
+        """Open an archive until the command ends; raises StorageError, InvalidDocument."""
+        zstd = self.settings.store().layers.zstd
         try:
             archive: ImageSource = self.resources.enter_context(part("archive.reader").opened(
-                store.root, self.cancel, store.layers.zstd, in_place=True))
+                path, self.cancel, zstd, warn=self.warn, in_place=in_place))
         except (ContentMismatch, InvalidDocument, PolicyError) as exc:
-            raise exc.within("archive %s" % store.root) from exc
+            raise exc.within("archive %s" % path) from exc
         return archive
 
     @property

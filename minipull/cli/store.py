@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands on the store: images, inspect, tag, rm, gc, check, save, load."""
 import argparse
-import contextlib
 import itertools
 import json
 import os
 import re
 import sys
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Set, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Set, Tuple
 
 from ..digest import Digest
 from ..errors import ContentMismatch, InvalidDocument, InvalidReference, NotFound, StorageError
@@ -186,14 +185,10 @@ def _check_pins(context: Context, flags: argparse.Namespace) -> int:
     pins, cancel = read_pins(flags.pins), context.cancel
     if len(flags.refs) > 1 or flags.repair:
         raise InvalidReference("--pins is for the store or one archive, without --repair")
-    with contextlib.ExitStack() as stack:
-        if flags.refs:
-            source: ImageSource = stack.enter_context(_archive(context, flags.refs[0]))
-        else:
-            source = context.existing(context.source)
-        with source.reading(cancel):
-            problems, tops = compared(source, pins)
-            problems += check_images(source, tops, cancel)
+    source = context.archive(flags.refs[0]) if flags.refs else context.existing(context.source)
+    with source.reading(cancel):
+        problems, tops = compared(source, pins)
+        problems += check_images(source, tops, cancel)
     kinds = {problem.kind for problem in problems} - HARMLESS
     of_names = kinds <= {ABSENT, DIFFERS, EXTRA}
     damage = InvalidDocument.exit_code if flags.refs or of_names else StorageError.exit_code
@@ -201,18 +196,6 @@ def _check_pins(context: Context, flags: argparse.Namespace) -> int:
     lines.append("%s: %s" % (source.root, "not what is pinned" if kinds else "ok"))
     context.answer({"ok": not kinds, "problems": [problem._asdict() for problem in problems]}, lines)
     return 0 if not kinds else NotFound.exit_code if kinds == {ABSENT} else damage
-
-
-@contextlib.contextmanager
-def _archive(context: Context, path: str) -> Iterator[ImageSource]:
-    from ..archive.reader import opened
-
-    zstd = context.settings.store().layers.zstd
-    try:
-        with opened(path, context.cancel, zstd, warn=context.warn) as archive:
-            yield archive
-    except InvalidDocument as exc:
-        raise exc.within(path) from exc
 
 
 def _top(store: ImageSource, name: str) -> Descriptor:

@@ -177,7 +177,7 @@ def test_pins_are_compared_with_one_place(
             2, "minipull: --pins is for the store or one archive, without --repair\n")
     (tmp_path / "a.tar").write_bytes(b"no tar" * 200)
     done = call("--root", root, "check", "--pins", "pins", tmp_path / "a.tar")
-    assert done.code == 6 and done.line.startswith("minipull: %s: " % (tmp_path / "a.tar"))
+    assert done.code == 6 and done.line.startswith("minipull: archive %s: " % (tmp_path / "a.tar"))
 
 
 def test_an_archive_can_not_lie_about_the_index_of_an_image(
