@@ -133,8 +133,8 @@ def do_check(context: Context, flags: argparse.Namespace) -> int:
     results = [_check_archive(context, path) for path in archives]
     names = [stripped(name) for name in flags.refs if name not in archives]
     if names or not archives:
-        stored = _stored_names(context.source, names) if names else []
-        results.append(_check_root(context, stored, flags.repair))
+        results.append(_check_root(
+            context, _stored_names(context.source, names) if names else [], flags.repair))
     lines = []
     for subject, problems, damage, failed in results:
         ok = all(problem.kind in HARMLESS for problem in problems)
