@@ -146,7 +146,7 @@ def _look(repository: Repository, top: Received, platform: Optional[Platform], f
     if isinstance(document, Index) and (platform or flags.config_only):
         chosen = choose(platform or host_platform(), document, get)
         if not chosen:
-            offered = ", ".join(sorted({str(entry.platform) for entry in document.manifests if entry.platform}))
+            offered = ", ".join(sorted({str(entry.platform) for entry in document.images}))
             raise NotFound("no image for %s; there is %s" % (
                 str(platform or host_platform()), offered or "none with a platform"))
         document = chosen[0][1]
@@ -158,9 +158,8 @@ def _look(repository: Repository, top: Received, platform: Optional[Platform], f
         return read_config(repository, document.config, context.cancel)
     shown = {"digest": top.digest, "media_type": document.media_type}
     if isinstance(document, Index):
-        images = [get(entry) for entry in document.manifests if entry.is_document and entry.platform
-                  and entry.platform.os != "unknown"]
-        return dict(shown, platforms=[_described(repository, image, context) for image in images])
+        return dict(shown, platforms=[
+            _described(repository, get(entry), context) for entry in document.images])
     return dict(shown, **_described(repository, document, context))
 
 

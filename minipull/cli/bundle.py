@@ -37,8 +37,7 @@ def do_contents(context: Context, flags: argparse.Namespace) -> None:
     for stored in source.references.all():
         document, config = source.document(stored.descriptor), source.load(stored).config
         platforms = [config.platform] if config else [
-            child.platform for child in (document.manifests if isinstance(document, Index) else ())
-            if child.platform and child.platform.os != "unknown"]
+            child.platform for child in (document.images if isinstance(document, Index) else ())]
         size = human_size(source.size(stored.descriptor))
         rows.append((stored.name.familiar, ",".join(map(str, platforms)) or "-", size, stored.source))
     left_out = source.content.left_out.values()

@@ -260,8 +260,7 @@ class Diagnosis:
         if is_schema1(received.raw, received.content_type):
             return self._tell("manifest", "%s, schema 1: its blobs are not looked at" % received.digest, "note")
         top = received.document()
-        platforms = [str(entry.platform) for entry in (top.offered if isinstance(top, Index) else ())
-                     if entry.platform and entry.platform.os != "unknown"]
+        platforms = [str(entry.platform) for entry in (top.images if isinstance(top, Index) else ())]
         self._tell("manifest", ", ".join([top.digest, top.media_type, *platforms]))
         self._at = "platform"
         image = puller.chosen(top)[0]

@@ -174,8 +174,7 @@ class V2Puller(NamedTuple):
         """Return the manifest of the image for our platform, and the indexes above it up to ``top``."""
         path = [document for _, document in choose(self.options.platform, top, self._child)]
         if isinstance(top, Index) and not path:
-            platforms = sorted({str(entry.platform) for entry in top.offered
-                                if entry.platform and entry.platform.os != "unknown"})
+            platforms = sorted({str(entry.platform) for entry in top.images})
             raise NotFound(
                 "no matching manifest for %s in the manifest list entries%s"
                 % (str(self.options.platform), "; there is " + ", ".join(platforms) if platforms else ""))

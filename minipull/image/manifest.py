@@ -72,6 +72,11 @@ class Index(NamedTuple):
         return [entry for entry in self.manifests if entry.is_document]
 
     @property
+    def images(self) -> List[Descriptor]:
+        """The entries of images with a platform; attestations have none."""
+        return [entry for entry in self.offered if entry.platform and entry.platform.os != "unknown"]
+
+    @property
     def unknown(self) -> List[Descriptor]:
         """The other entries, each a manifest or a blob, which are kept as they are."""
         return [entry for entry in self.manifests if not entry.is_document]
