@@ -12,7 +12,8 @@ import os
 import sys
 import traceback
 from typing import (
-    TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Type, TypeVar, Union)
+    TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Type, TypeVar,
+    Union)
 
 from ..cancel import Cancel
 from ..digest import Buffer
