@@ -17,6 +17,7 @@ from ..progress import human_size
 from ..reference import Reference, version
 from ..registry.errors import RegistryError
 from ..registry.v2 import Received, Repository
+from ..store.check import Problem
 from ..store.store import host_platform
 from .context import Context, reference
 
@@ -180,8 +181,8 @@ def _described(repository: Repository, document: Document, context: Context) -> 
     return members
 
 
-def checked(context: Context, text: str, deep: bool) -> Any:
-    """Check an image at a registry; returns its problems and what was looked at."""
+def checked(context: Context, text: str, deep: bool) -> List[Problem]:
+    """Check an image at a registry."""
     name = reference(text).docker_ref()
     return context.ask(name, "check %s" % (name,), lambda repository: check_repository(
         repository, repository.manifest(str(name.digest or name.tag), context.cancel), deep, context.renderer,

@@ -296,9 +296,12 @@ def _store_commands(add: _Add, progress: Parser, remote: Sequence[Parser]) -> No
     rm.add_argument("refs", metavar="REF", nargs="+", help=_LISTS)
     gc = add("gc", "delete what no name needs", "gc --keep 0")
     gc.add_argument("--keep", metavar="TIME", default="24h", help="spare what is younger (24h)")
-    check = add("check", "hash the store, some images or an archive again, down to DiffIDs", "check")
-    check.add_argument("refs", metavar="REF|FILE", nargs="*", help=_LISTS + "; a FILE is an archive")
+    check = add("check", "hash the store, some images or an archive again, down to DiffIDs", "check",
+                parents=remote)
+    check.add_argument("refs", metavar="REF|FILE", nargs="*",
+                       help=_LISTS + "; a FILE is an archive, docker://REF at a registry")
     check.add_argument("--pins", metavar="FILE", help="is exactly what this list pins there, and whole?")
+    check.add_argument("--deep", action="store_true", help="read the blobs of docker://REF as well")
     check.add_argument("--repair", action="store_true", help="move rotten blobs away, so that pull fetches"
                        " them again; exit 7 if there were any")
     save = add("save", "write images to one archive, for load and for other tools",

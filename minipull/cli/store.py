@@ -130,9 +130,11 @@ def do_check(context: Context, flags: argparse.Namespace) -> int:
         return _check_pins(context, flags)
     code = 0
     archives = [name for name in flags.refs if os.path.isfile(name)]
+    remote = [name for name in flags.refs if name.startswith("docker://")]
     results = [_check_archive(context, path) for path in archives]
-    names = [stripped(name) for name in flags.refs if name not in archives]
-    if names or not archives:
+    results += [_check_remote(context, name, flags.deep) for name in remote]
+    names = [name for name in flags.refs if name not in archives + remote]
+    if names or not results:
         results.append(_check_root(
             context, _stored_names(context.source, names) if names else [], flags.repair))
     lines = []
@@ -156,6 +158,12 @@ def _check_archive(context: Context, path: str, in_place: bool = False) -> Check
     zstd = context.settings.store().layers.zstd
     problems = check_archive(path, context.cancel, zstd, context.warn, in_place)
     return path, problems, "damaged", InvalidDocument.exit_code
+
+
+def _check_remote(context: Context, name: str, deep: bool) -> Checked:
+    from .ask import checked
+
+    return name, checked(context, name, deep), "damaged", InvalidDocument.exit_code
 
 
 def _check_root(context: Context, names: List[str], repairing: bool) -> Checked:

@@ -6,7 +6,7 @@ check reads and hashes the blobs, and keeps nothing.
 """
 import contextlib
 import functools
-from typing import Dict, Iterator, List, NamedTuple, Optional
+from typing import Dict, Iterator, List, Optional
 
 from ..cancel import Cancel
 from ..digest import Digest, Verifier
@@ -24,19 +24,10 @@ from .blobs import RemoteBlob, persist
 from .verify import found
 
 
-class Checked(NamedTuple):
-    """The problems of an image, and what was looked at; ``size`` is in bytes."""
-    problems: List[Problem]
-    manifests: int
-    blobs: int
-    size: int
-
-
 def check_repository(repository: Repository, top: Received, deep: bool, output: Output,
-                     cancel: Cancel) -> Checked:
-    """Check an image, given by its manifest; raises an Error where an answer is not clear."""
+                     cancel: Cancel) -> List[Problem]:
+    """Return what is wrong with an image, given by its manifest; raises an Error for an unclear answer."""
     problems: List[Problem] = []
-    manifests = 0
     blobs: Dict[Digest, Descriptor] = {}
 
     def get(entry: Descriptor) -> Optional[Document]:
@@ -52,7 +43,6 @@ def check_repository(repository: Repository, top: Received, deep: bool, output: 
 
     for item, document in walk(top.document(), lambda entry: get(entry) if entry.is_document else None):
         if document is not None:
-            manifests += 1
             blobs.update((blob.digest, blob) for blob in document.blobs)
         elif not item.is_document:
             blobs[item.digest] = item
@@ -61,7 +51,7 @@ def check_repository(repository: Repository, top: Received, deep: bool, output: 
     for blob in blobs.values():
         if not blob.data:
             problems += _blob_problems(repository, blob, deep, output, cancel)
-    return Checked(problems, manifests, len(blobs), sum(blob.size for blob in blobs.values()))
+    return problems
 
 
 def read_config(repository: Repository, config: Descriptor, cancel: Cancel) -> bytes:

@@ -134,6 +134,24 @@ def test_a_blob_is_written_to_stdout(call: Call, site: Site) -> None:
     assert call("blob", site.host + "/app:1").code == 2
 
 
+def test_an_image_at_a_registry_is_checked_there_and_not_in_the_store(
+        call: Call, site: Site, tmp_path: Path) -> None:
+    push(site)
+    name, layer = "docker://%s/app:1" % site.host, digest_of(b"layer")
+    path = tmp_path / "served" / "blobs" / "sha256" / layer.partition(":")[2]
+    whole = call("check", "--deep", name)
+    assert (whole.code, whole.out) == (0, name + ": ok\n")
+    path.chmod(0o600)
+    path.write_bytes(b"xxxxx")
+    assert call("check", name).code == 0
+    damaged = call("check", "--deep", name)
+    assert damaged.code == 6 and damaged.out.endswith("\n%s: damaged\n" % name) and layer in damaged.out
+    path.unlink()
+    missing = call("check", name)
+    assert missing.code == 6 and layer + ": blob: it is missing\n" in missing.out
+    assert call("check", name + "9").code == 3
+
+
 def test_a_blob_of_other_bytes_is_told(call: Call, server: ScriptedServer) -> None:
     digest = digest_of(b"right")
     server.on("HEAD", "/v2/r/blobs/", reply(200, b"wrong"))
