@@ -148,8 +148,9 @@ class Copies:
             if source.kind == "store":  # which may have entries of other tools as well
                 places = [Place.parse("store:%s" % (item.name,)) for item in end.source.references.all()]
             else:
-                places = [source._replace(tag=label or digest, label=label) for label, digest in end.images()
-                          if not target.tag or label not in end.referring()]
+                every = [source._replace(tag=label or digest, label=label) for label, digest in end.images()]
+                referring = end.referring() if target.tag else ()
+                places = [place for place in every if place.label not in referring] or every
             if not places:
                 raise NotFound("%s has no images" % (source,))
             if self._options.keys:
