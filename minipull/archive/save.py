@@ -120,13 +120,13 @@ def _images(ref: Union[str, Reference], store: ImageSource) -> List[Named]:
     """List the image of a name, those of all its tags, or the unnamed one of an image ID; raises NotFound."""
     with contextlib.suppress(InvalidReference):
         name = ref if isinstance(ref, Reference) else Reference.parse(ref)
-        every_tag = not name.tag and not name.digest
+        whole, every_tag = name.docker_ref(), not name.tag and not name.digest
         pinned = store.references.find(name) if name.digest else None
         if pinned:  # it keeps its tag
             top = pinned.descriptor._replace(annotations={SOURCE_DIGEST: str(name.digest)})
             return [(name._replace(digest=None) if name.tag else name, top)]
         images = [(stored.name, stored.descriptor) for stored in store.references.all()
-                  if stored.name == name.docker_ref()
+                  if stored.name == whole
                   or every_tag and stored.name.name == name.name and stored.name.tag]
         if images:
             return [*images]

@@ -15,6 +15,7 @@ from ..image.manifest import Manifest
 from ..image.platform import Platform
 from ..parts import carrier
 from ..progress import human_size
+from ..reference import Reference
 from ..store.check import HARMLESS, REBUILT, REPAIRED, Problem, check, check_images, remedy, repair
 from ..store.gc import gc
 from ..store.references import UNNAMED, Association
@@ -97,7 +98,7 @@ def _stored_names(store: ImageSource, texts: Iterable[str]) -> List[str]:
 
 def do_rm(context: Context, flags: argparse.Namespace) -> None:
     store = context.store
-    removed = []
+    removed: Dict[Reference, None] = {}
     for text in _stored_names(store, flags.refs):
         is_id = re.fullmatch(r"sha256:[0-9a-f]{6,64}|[0-9a-f]{12,64}", text)
         name = store.image(text).name if is_id else reference(text)
@@ -105,12 +106,10 @@ def do_rm(context: Context, flags: argparse.Namespace) -> None:
         if name.tag and name.digest:  # a pull has given it both names
             names = [item.name for item in map(store.references.get, (name._replace(digest=None), *names))
                      if item and name.digest in (item.source, item.descriptor.digest)] or names
-        for name in names:
-            store.remove(name, context.cancel)
-            removed.append({"name": str(name)})
-            if not context.json:
-                context.show("Untagged: %s" % name.familiar)
-    context.answer(removed, [])
+        removed.update(dict.fromkeys(names))
+    store.remove(*removed, cancel=context.cancel)
+    context.answer([{"name": str(name)} for name in removed],
+                   ["Untagged: %s" % name.familiar for name in removed])
 
 
 def do_gc(context: Context, flags: argparse.Namespace) -> None:

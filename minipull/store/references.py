@@ -47,6 +47,7 @@ class Association(NamedTuple):
 
 class Names(abc.ABC):
     """The names of some images, to be read."""
+    _parsed: Tuple[List[Dict[str, Any]], List[Association]] = ([], [])
 
     @abc.abstractmethod
     def descriptors(self) -> List[Dict[str, Any]]:
@@ -57,9 +58,12 @@ class Names(abc.ABC):
         return association(entry)
 
     def all(self) -> List[Association]:
-        """List every name, sorted."""
-        associations = filter(None, map(self.association, self.descriptors()))
-        return sorted(associations, key=lambda item: str(item.name))
+        """List every name, sorted; they are parsed once for each state of the index."""
+        entries = self.descriptors()
+        if self._parsed[0] != entries:
+            associations = filter(None, map(self.association, entries))
+            self._parsed = entries, sorted(associations, key=lambda item: str(item.name))
+        return self._parsed[1]
 
     def get(self, name: Reference) -> Optional[Association]:
         return next((item for item in self.all() if item.name == name), None)
@@ -68,8 +72,9 @@ class Names(abc.ABC):
         """Find a name, or the image of a digest in its repository: best by the same tag, or without one."""
         if name.digest is None:
             return self.get(name)
-        items = [item for item in self.all() if item.name.name == name.name
-                 and name.digest in (item.name.digest, item.source, item.descriptor.digest)]
+        items = [item for item in self.all()
+                 if name.digest in (item.name.digest, item.source, item.descriptor.digest)
+                 and item.name.name == name.name]
         return min(items, key=lambda item: item.name.tag != name.tag, default=None)
 
 
@@ -112,11 +117,12 @@ class ReferenceStore(Names):
             if len(kept) + len(new) != len(entries) or any(entry not in entries for entry in new):
                 entries[:] = kept + new
 
-    def delete(self, name: Reference, pause: Callable[[float], object] = time.sleep) -> bool:
-        """Remove ``name``; False if it is not listed."""
+    def delete(self, *names: Reference, pause: Callable[[float], object] = time.sleep) -> bool:
+        """Remove names in one step; False if none is listed."""
+        labels = set(map(str, names))
         with self._changing(pause) as entries:
             before = len(entries)
-            entries[:] = [old for old in entries if named(old) != str(name)]
+            entries[:] = [old for old in entries if named(old) not in labels]
             return len(entries) < before
 
     @contextlib.contextmanager

@@ -256,13 +256,15 @@ class Store(ImageSource):
                 raise StorageError("%s lacks blob %s; pull it again" % (image, blob.digest))
             self.references.set(reference.with_default_tag(), image.descriptor, image.source, pause)
 
-    def remove(self, name: Reference, cancel: Optional[Cancel] = None) -> None:
-        """Remove a name; the blobs stay until gc.  Raises NotFound."""
-        if self.references.get(name) is not None:
+    def remove(self, *names: Reference, cancel: Optional[Cancel] = None) -> None:
+        """Remove names, all or none; the blobs stay until gc.  Raises NotFound."""
+        listed = {item.name for item in self.references.all()}
+        lost = [name for name in names if name not in listed]
+        if not lost:
             with self.writing(cancel):
-                if self.references.delete(name, (cancel or Cancel()).pause):
+                if self.references.delete(*names, pause=(cancel or Cancel()).pause):
                     return
-        raise NotFound("No such image: %s" % name.familiar)
+        raise NotFound("No such image: %s" % [*lost, *names][0].familiar)
 
 
 @contextlib.contextmanager

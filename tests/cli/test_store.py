@@ -58,6 +58,8 @@ def test_tag_gives_an_image_another_name(call: Call, ref: str, root: Path) -> No
 
 def test_rm_forgets_names_and_gc_deletes_their_blobs(call: Call, ref: str, root: Path) -> None:
     call("pull", ref, ref + ":other")
+    done = call("rm", ref, "absent")
+    assert (done.code, done.out) == (3, "") and "No such image: absent:latest" in done.err
     assert call("rm", ref).out == "Untagged: %s:latest\n" % ref
     identity = call("images", "--format", "json").json[0]["image_id"]
     kept = call("gc").out

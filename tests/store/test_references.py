@@ -100,6 +100,35 @@ def test_deleting_says_whether_it_was_there(store: ReferenceStore) -> None:
     assert index(store)["manifests"] == []
 
 
+def test_many_names_go_in_one_step(store: ReferenceStore) -> None:
+    given = [Reference.parse(text).docker_ref() for text in ("a:1", "b:1", "c:1")]
+    for name in given:
+        store.set(name, manifest(), ONE)
+    assert store.delete(*given[1:])
+    assert names(store) == [str(given[0])]
+    assert len(json.loads(Path(store.path + ".bak").read_bytes())["manifests"]) == 3
+
+
+class Counted(ReferenceStore):
+    """A store that counts the entries that it has parsed."""
+    parsed = 0
+
+    def association(self, entry: Dict[str, Any]) -> Any:
+        self.parsed += 1
+        return super().association(entry)
+
+
+def test_names_are_parsed_again_only_when_they_have_changed(store: ReferenceStore) -> None:
+    counted = Counted(os.path.dirname(store.path), os.path.join(os.path.dirname(store.path), "ingest"))
+    for number in range(1, 4):
+        store.set(Reference.parse("a:%d" % number), manifest(), ONE)
+        before = counted.parsed
+        assert len(counted.all()) == number
+        for item in counted.all() * 2:
+            assert counted.get(item.name) == item
+        assert counted.parsed == before + number
+
+
 @pytest.mark.parametrize("text, why", [
     ("busybox", "neither tag nor digest"), ("sha256:latest", "ambiguous tag"), ("sha512:x", "ambiguous tag")])
 def test_names_that_would_confuse_are_refused(store: ReferenceStore, text: str, why: str) -> None:
