@@ -151,6 +151,7 @@ class Archive(ImageSource):
         for entry in index.manifests:
             if not entry.is_document:
                 continue
+            bounds.documents = Bounds().documents  # their bytes alone are bounded in all
             for item, document in walk(entry, self.stored, seen=seen, bounds=bounds):
                 if document is not None:
                     lost[item.digest] = self._lost(document, lost)

@@ -10,6 +10,7 @@ from minipull.archive.members import Members
 from minipull.archive.reader import Archive, opened
 from minipull.cancel import Cancel
 from minipull.errors import InvalidDocument, StorageError
+from minipull.image import walk
 from minipull.image.descriptor import DOCKER_TAR
 from minipull.image.strictjson import compact
 from tests.kit import images
@@ -98,3 +99,16 @@ def test_an_image_without_a_name_is_listed_as_load_calls_it(path: Path, layout: 
         assert str(listed.name) == "localhost/loaded@" + image.digest
         assert archive.image(str(listed.name)) == archive.image(image.config["digest"]) == listed._replace(
             config=archive.load(archive.references.all()[0]).config)
+
+
+def test_an_archive_may_have_more_manifests_than_one_image(
+        path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = held_in(Layout(tmp_path / "layout"))
+    tops = [named(held.tree), named(held.plain, PLAIN)]
+    path.write_bytes(pack(layout_members(held.layout, tops)))
+    with opened(str(path), Cancel()) as archive:
+        most = max(sum(1 for _, document in archive.walk(image.descriptor) if document)
+                   for image in archive.references.all())
+    monkeypatch.setattr(walk, "MAX_DOCUMENTS", most)
+    with opened(str(path), Cancel()) as archive:
+        assert len(archive.references.all()) == len(tops)
