@@ -59,6 +59,7 @@ class _Unbuilt:
 
 
 _Add = Callable[..., Any]
+_BEFORE = ("--root", "--config", "--strict-store", "--verbose", "--version", "--help")
 _DRY_RUN = "only say what would move, and what is there"
 _LISTS = "@FILE stands for its lines (@- for stdin), and a tag may be a glob"
 
@@ -85,6 +86,8 @@ def command_line(arguments: Sequence[str]) -> Parser:
     for word in words:
         if word in ("--root", "--config"):
             next(words, "")
+        elif word.startswith("--") and word.partition("=")[0] not in _BEFORE:
+            _built("").error("%s before the command; only %s stand there" % (word, ", ".join(_BEFORE)))
         elif not word.startswith("-"):
             parser = _built(word)
             if parser.commands:

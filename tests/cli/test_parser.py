@@ -39,6 +39,14 @@ def test_flags_of_all_commands_stand_before_or_after_the_command(
     assert call("images", "--config", str(tmp_path / "none")).code == 2
 
 
+@pytest.mark.parametrize("words", [
+    ("--only", "localhost", "tags", "x"), ("--offline", "pull", "x"), ("-v", "--platform=x", "pull", "x")])
+def test_a_flag_of_a_command_before_it_is_told_where_it_stands(call: Call, words: Tuple[str, ...]) -> None:
+    result = call(*words)
+    flag = next(word for word in words if word.startswith("--"))
+    assert result.code == 2 and result.line.startswith("minipull: %s before the command; only --root, " % flag)
+
+
 def test_help_of_a_command_is_asked_for_in_three_ways(call: Call) -> None:
     texts = {call("help", "pull").out, call("pull", "--help").out, call("pull", "-h").out}
     assert len(texts) == 1 and "example: minipull pull alpine:3.20" in texts.pop()
