@@ -44,15 +44,18 @@ class Operand(NamedTuple):
 
 
 def operands(texts: Iterable[str], places: bool = False, all_tags: bool = False,
-             ids: bool = False) -> List[Operand]:
+             ids: bool = False, remote: Optional[List[str]] = None) -> List[Operand]:
     """Read the lists among the references of a command; nothing else is asked yet.
 
     ``places``: those of copy, where a line without a prefix is of a registry; ``ids``:
-    image IDs as well.  Raises InvalidReference, which names the line of a list.
+    image IDs as well; ``remote`` gets those with docker://.  Raises InvalidReference, which names the line of a list.
     """
     items: List[Operand] = []
     for text in dict.fromkeys(texts):
         lines = read_list(text[1:]) if text.startswith("@") else [("", text)]
+        if remote is not None:
+            remote += [content for _, content in lines if content.startswith("docker://")]
+            lines = [item for item in lines if not item[1].startswith("docker://")]
         items += [_operand(line, content, places, all_tags, ids or places) for line, content in lines]
     return items
 

@@ -21,7 +21,7 @@ from ..store.gc import gc
 from ..store.references import UNNAMED, Association
 from ..store.store import ImageSource, host_platform
 from .context import Context, described, reference, stripped
-from .lists import ABSENT, DIFFERS, EXTRA, compared, expanded, operands, read_pins, stored_tags
+from .lists import ABSENT, DIFFERS, EXTRA, Operand, compared, expanded, operands, read_pins, stored_tags
 from .plan import Row, row, show_plan
 from .render import aligned
 
@@ -93,7 +93,11 @@ def do_tag(context: Context, flags: argparse.Namespace) -> None:
 
 def _stored_names(store: ImageSource, texts: Iterable[str]) -> List[str]:
     """References and image IDs as typed, with lists and globs expanded."""
-    return expanded(operands(texts, ids=True), lambda prefix, name: stored_tags(store, name))
+    return _expanded(store, operands(texts, ids=True))
+
+
+def _expanded(store: ImageSource, items: Iterable[Operand]) -> List[str]:
+    return expanded(items, lambda prefix, name: stored_tags(store, name))
 
 
 def do_rm(context: Context, flags: argparse.Namespace) -> None:
@@ -129,13 +133,12 @@ def do_check(context: Context, flags: argparse.Namespace) -> int:
         return _check_pins(context, flags)
     code = 0
     archives = [name for name in flags.refs if os.path.isfile(name)]
-    remote = [name for name in flags.refs if name.startswith("docker://")]
+    remote: List[str] = []
+    items = operands([name for name in flags.refs if name not in archives], ids=True, remote=remote)
     results = [_check_archive(context, path) for path in archives]
     results += [_check_remote(context, name, flags.deep) for name in remote]
-    names = [name for name in flags.refs if name not in archives + remote]
-    if names or not results:
-        results.append(_check_root(
-            context, _stored_names(context.source, names) if names else [], flags.repair))
+    if items or not results:
+        results.append(_check_root(context, _expanded(context.source, items) if items else [], flags.repair))
     lines = []
     for subject, problems, damage, failed in results:
         ok = all(problem.kind in HARMLESS for problem in problems)

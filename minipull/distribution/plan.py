@@ -68,10 +68,12 @@ class _Planner(V2Puller):
         top = received.document()
         plan = Plan(reference, top.digest, {}, {}, {})
         documents: Iterable[Tuple[Descriptor, Optional[Document]]]
-        if self.options.all_platforms and isinstance(top, Index):
+        chosen = [top] if self.options.all_platforms and isinstance(top, Index) else self.chosen(top)
+        self._verify([document.digest for document in chosen])
+        if chosen == [top] and isinstance(top, Index):
             documents = walk(top, lambda item: self._child(item) if item.is_document else None)
         else:
-            documents = [(top.descriptor, self.chosen(top)[0])]
+            documents = [(top.descriptor, chosen[0])]
         for item, document in documents:
             blobs = document.blobs if document else () if moved_as_manifest(
                 item, lambda digest: self._received(digest).raw, len) else [item]

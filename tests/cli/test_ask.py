@@ -153,6 +153,8 @@ def test_an_image_at_a_registry_is_checked_there_and_not_in_the_store(
     assert call("check", name).code == 0
     damaged = call("check", "--deep", name)
     assert damaged.code == 6 and damaged.out.endswith("\n%s: damaged\n" % name) and layer in damaged.out
+    (tmp_path / "list").write_text("# both\n%s\n" % name)
+    assert call("check", "--deep", "@%s" % (tmp_path / "list")).code == 6
     path.unlink()
     missing = call("check", name)
     assert missing.code == 6 and layer + ": blob: it is missing\n" in missing.out

@@ -23,8 +23,8 @@ TAGS = ["v1.0", "v1.1", "v2", "latest"]
 D = "@sha256:" + "0" * 64
 
 
-def read(*texts: str, places: bool = False, **flags: bool) -> List[str]:
-    return expanded(operands(texts, places, **flags), lambda prefix, name: TAGS)
+def read(*texts: str, places: bool = False, all_tags: bool = False, ids: bool = False) -> List[str]:
+    return expanded(operands(texts, places, all_tags, ids), lambda prefix, name: TAGS)
 
 
 @pytest.mark.parametrize("text, names", [
