@@ -154,8 +154,8 @@ class Copies:
             if not places:
                 raise NotFound("%s has no images" % (source,))
             if self._options.keys:
-                StoredSignatures(end.source).require_all(self._options.keys)
-                planned = planned._replace(covered=True)
+                planned = planned._replace(
+                    covered=StoredSignatures(end.source).require_all(self._options.keys))
         except Error as exc:
             self._cancel.check()
             if not self._options.keep_going:
@@ -188,9 +188,7 @@ class Copies:
 
     def _copied(self, item: Outcome, layout: Optional[LayoutEnd], subject: str) -> Outcome:
         """Copy an image, unless its name is there and stays; an error is a part of the outcome."""
-        options, place = self._options, item.target
-        if item.covered:
-            options = options._replace(keys=())
+        options, place = self._options._replace(covered=item.covered), item.target
         subject = subject or "copy %s to %s" % (item.source.written, place.written)
         try:
             with within(subject), contextlib.ExitStack() as stack:

@@ -38,6 +38,7 @@ class Options(NamedTuple):
     foreign: bool = False  # foreign layers as well, as far as the source has them
     compress: str = ""  # "gzip" for layers in zstd and plain ones
     keys: Sequence[Key] = ()  # if there are any, one must have signed the image or its index
+    covered: Container[str] = ()  # digests of which that is known
     zstd: Optional[str] = None  # the path of that program
     dry_run: bool = False  # ask, but send and write nothing
     no_clobber: bool = False  # let an image alone whose name the target has
@@ -60,7 +61,7 @@ class CopyJob:
         top = source.get(reference, cancel).document()
         self._top = top.digest
         filtered = self._filtered(top)
-        if options.keys:
+        if options.keys and top.digest not in options.covered:
             signatures = source.signatures(cancel).of([top.digest, filtered.digest], options.keys)
             output(Progress(message=str(first_good(signatures, options.keys))))
         self._documents = self._below(filtered, set(), Bounds())

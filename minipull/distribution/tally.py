@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tally: the blobs at the target of one command, as far as it knows; filled by a dry run as by a real one."""
-from typing import Dict, NamedTuple, Optional, Tuple
+from typing import Container, Dict, NamedTuple, Optional, Tuple
 
 from ..digest import Digest
 from ..errors import Error
@@ -27,7 +27,7 @@ class Outcome(NamedTuple):
     digest: Optional[Digest] = None  # at the target
     copied: Optional[Copied] = None
     error: Optional[Error] = None
-    covered: bool = False  # by a signature that has been verified with all of its source
+    covered: Container[str] = ()  # digests, by signatures that have been verified with all of its source
 
 
 class Tally:

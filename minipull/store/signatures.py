@@ -60,8 +60,8 @@ class StoredSignatures(Signatures):
     def above(self, digest: Digest) -> Sequence[Digest]:
         return self._above.get(digest, ())
 
-    def require_all(self, keys: Sequence[Key]) -> None:
-        """Raise ContentMismatch unless every image has a good signature, or belongs to one that has.
+    def require_all(self, keys: Sequence[Key]) -> Set[str]:
+        """Return what is covered; raise ContentMismatch unless each image is, or belongs to one that is.
 
         So do signatures, attestations and SBOMs; an image to run belongs to none.
         """
@@ -94,3 +94,4 @@ class StoredSignatures(Signatures):
         for digest, (label, _) in attached.items():
             if digest not in covered:
                 require(digest, label)
+        return covered

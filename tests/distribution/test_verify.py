@@ -283,3 +283,25 @@ def test_an_uncovered_image_of_an_archive_keeps_all_of_it_from_being_sent(tmp_pa
             else:
                 copied("oci-archive:%s" % path, place, keys=KEYS)
                 assert {"0", "1", top.digest.replace(":", "-") + ".sig"} <= set(uploads.manifests)
+
+
+
+
+def test_a_name_that_moves_while_others_of_its_store_are_copied_is_looked_at_again(
+        store: minipull.Store, tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "layout")
+    tops = [layout.image(images.specs(1, seed=seed), str(seed)).descriptor for seed in (1, 2, 3)]
+    for top in tops[:2]:
+        tag = top["digest"].replace(":", "-") + ".sig"
+        sign(layout, top["digest"])
+        minipull.copy("oci:%s:%s" % (layout.root, tag), "store:app:" + tag, store=store)
+    for name in "12":
+        minipull.copy("oci:%s:%s" % (layout.root, name), "store:app:" + name, store=store)
+
+    def move(event: Progress) -> None:
+        if event.message.startswith("Copying ") and "app:2 " in event.message:
+            minipull.copy("oci:%s:3" % layout.root, "store:app:2", store=store)
+
+    with pytest.raises(ContentMismatch, match="app:2.*: no good signature by cosign.pub"):
+        minipull.copy("store:", "oci:%s" % (tmp_path / "new"), store=store, keys=KEYS, progress=move)
+    assert not (tmp_path / "new/blobs/sha256" / tops[2]["digest"][7:]).exists()
