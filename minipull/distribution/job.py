@@ -87,7 +87,8 @@ class CopyJob:
             bounds = Bounds(sys.maxsize)  # of referrers there may be many; their bytes have one bound
             referrers = Referrers(
                 beside(self._source, self._reference), beside(target, tag),
-                lambda document: self._send_below(document, sent, bounds), self._cancel)
+                lambda document: self._send_below(document, sent, bounds), self._cancel,
+                bool(self._options.keys))
             referrers.copy([document.digest for document in self._documents])
         target.tag(tag, top, self._cancel)
         return Copied(top.descriptor, self._top)

@@ -124,7 +124,8 @@ class V2Puller(NamedTuple):
         if self.options.referrers:
             below = [item.digest for item, document in self.store.walk(chosen.descriptor) if document]
             target = LayoutEnd(Place("store", name=reference._replace(tag="", digest=None)), self.store)
-            referrers = Referrers(RegistryEnd(self.repository), target, self._pull_whole, self.cancel)
+            referrers = Referrers(RegistryEnd(self.repository), target, self._pull_whole, self.cancel,
+                                  bool(self.options.keys))
             referrers.copy(sorted({top.digest, *below}))
         # Also of one that is up to date: who put it there may have been killed before it was durable.
         self.store.references.set(reference, chosen.descriptor, top.digest, self.cancel.pause)

@@ -10,8 +10,9 @@ from ..digest import Digest
 from ..errors import NotFound, PolicyError
 from ..image import manifest
 from ..image.descriptor import OCI_INDEX, Descriptor
-from ..image.manifest import Document, Index
+from ..image.manifest import Document, Index, Manifest, is_runnable
 from ..image.strictjson import compact
+from ..image.walk import walk
 from ..registry.errors import RegistryError
 from ..registry.v2 import MAX_REFERRERS
 from ..store.references import COSIGN
@@ -19,10 +20,14 @@ from .ends import End
 
 
 class Referrers:
-    """The referrers of one image; ``send_below`` copies every blob and manifest that a manifest needs."""
+    """The referrers of one image; ``send_below`` copies every blob and manifest that a manifest needs.
+
+    With ``strict``, an image to run is none: no signature of another covers it.
+    """
 
     def __init__(self, source: End, target: End, send_below: Callable[[Document], None],
-                 cancel: Cancel) -> None:
+                 cancel: Cancel, strict: bool) -> None:
+        self._strict = strict
         self._source = source
         self._target = target
         self._send_below = send_below
@@ -36,7 +41,7 @@ class Referrers:
             for suffix in COSIGN:
                 tag = subject.replace(":", "-") + suffix
                 document = self._found(tag)
-                if document is not None:
+                if document is not None and not self._runs(document):
                     self._send_below(document)
                     self._target.tag(tag, document, self._cancel)
             unlisted = []
@@ -47,6 +52,8 @@ class Referrers:
                 document = self._found(entry.digest)
                 if document is None or document.subject is None or document.subject.digest != subject:
                     continue  # a registry may list manifests that don't refer to the subject
+                if self._runs(document):
+                    continue
                 self._send_below(document)
                 if not self._target.put(document, self._cancel):
                     unlisted.append(entry._replace(
@@ -55,6 +62,12 @@ class Referrers:
                     seen.add(entry.digest)
                     pending.append(entry.digest)
             self._list(subject, unlisted)
+
+    def _runs(self, top: Document) -> bool:
+        found = walk(top, lambda item: self._found(item.digest) if item.is_document else None)
+        return self._strict and any(
+            isinstance(document, Manifest) and is_runnable(document._replace(artifact_type=""))
+            for _, document in found)
 
     def _found(self, reference: str, end: Optional[End] = None) -> Optional[Document]:
         try:

@@ -305,3 +305,25 @@ def test_a_name_that_moves_while_others_of_its_store_are_copied_is_looked_at_aga
     with pytest.raises(ContentMismatch, match="app:2.*: no good signature by cosign.pub"):
         minipull.copy("store:", "oci:%s" % (tmp_path / "new"), store=store, keys=KEYS, progress=move)
     assert not (tmp_path / "new/blobs/sha256" / tops[2]["digest"][7:]).exists()
+
+
+@pytest.mark.parametrize("way", ["referrer", "tag", "index"])
+def test_an_unsigned_image_does_not_come_along_as_a_referrer(
+        server: ScriptedServer, store: minipull.Store, tmp_path: Path, way: str) -> None:
+    layout, image = images.single(tmp_path / "layout")
+    sign(layout, image.digest)
+    members: Any = {} if way == "tag" else {"subject": image.descriptor}
+    disguised = layout.image(images.specs(1, seed=9), artifactType="application/x", **members).descriptor
+    if way != "referrer":
+        top = disguised if way == "tag" else layout.index([disguised]).descriptor
+        layout.name(top, image.digest.replace(":", "-") + ".sbom")
+    serve(server, layout)
+    data = layout.read(disguised["digest"])
+    server.on("GET", "/manifests/" + disguised["digest"], content(data, OCI_MANIFEST))
+    server.on("GET", "/referrers/", reply(200, {
+        "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [disguised] if way == "referrer" else []}))
+    pull(server, store, keys=KEYS, referrers=True)
+    source = "docker://%s/r:latest" % server.host
+    copied(source, "oci:%s:1" % (tmp_path / "new"), keys=KEYS, referrers=True)
+    assert disguised["digest"] not in blobs(store)
+    assert not (tmp_path / "new/blobs/sha256" / disguised["digest"][7:]).exists()
