@@ -148,6 +148,8 @@ class Settings:
         own = self._file.get("verify-key")
         paths = (self._flags.get("verify_key") or self.environ.get("MINIPULL_VERIFY_KEY", "").splitlines()
                  or ([own] if isinstance(own, str) else strings_at(self._file, "verify-key", self._name)))
+        if not paths and "verify-key" in self._file:
+            raise InvalidReference("%s: verify-key names no key" % self._name)
         keys = []
         for path in paths:
             data = None if "\0" in path else read_file(path, MAX_FILE)

@@ -170,7 +170,7 @@ def test_a_key_in_the_settings_is_asked_for_by_every_command_that_takes_images(
     assert call("verify", "docker://" + ref, env={"MINIPULL_VERIFY_KEY": key}).code == 0
 
 
-@pytest.mark.parametrize("value", ["", 5, True, {}, [5], [""], ["no/such.pub"], "a\0b"], ids=repr)
+@pytest.mark.parametrize("value", ["", None, [], 5, True, {}, [5], [""], ["no/such.pub"], "a\0b"], ids=repr)
 def test_a_setting_that_names_no_key_refuses_all(call: Call, ref: str, root: Path, value: Any) -> None:
     Path("config.json").write_text(json.dumps({"verify-key": value}))
     done = call("--config", "config.json", "pull", ref)
