@@ -40,6 +40,8 @@ class Client(ContextManager["Client"]):
         self.transport = service.transport()
         #: By mirror: its first failure before another endpoint answered, of which the user is warned.
         self.failures: Dict[Endpoint, "_Failure"] = {}
+        #: Endpoints whose outage was ridden out in vain: not again, for each of many images.
+        self.silent: Set[str] = set()
         self._lock = threading.Lock()
         self._repositories: Dict[Tuple[Endpoint, str, bool], Repository] = {}
 
@@ -128,6 +130,7 @@ def over_endpoints(client: Client, reference: Reference, subject: str, work: Cal
     v2_confirmed = False
     failures: Dict[str, _Failure] = {}  # by host: an error over http says more than one over https
     out_of_service: Set[Endpoint] = set()
+    ridden_out: Set[Endpoint] = set()
     for endpoint in _in_turn(v2_endpoints + v1_endpoints, out_of_service, output, cancel):
         outdated = endpoint.version == 1 and v2_confirmed
         if outdated or endpoint.url.startswith("http:") and client.spoke_tls(endpoint):
@@ -146,7 +149,11 @@ def over_endpoints(client: Client, reference: Reference, subject: str, work: Cal
             # A v1 endpoint is out of service where the v2 endpoints before it are.
             unanswered = not repository.answered if endpoint.version == 2 else bool(out_of_service)
             if isinstance(exc, Outage) and unanswered:
-                out_of_service.add(endpoint)
+                if endpoint in ridden_out:
+                    client.silent.add(endpoint.url)
+                elif endpoint.url not in client.silent:
+                    ridden_out.add(endpoint)
+                    out_of_service.add(endpoint)
             v2_confirmed = v2_confirmed or repository.confirmed
             next_may = continue_on_error(exc, endpoint.mirror, bool(v1_endpoints) and not v2_confirmed)
             failure = _Failure(endpoint, exc, endpoint.mirror and next_may)
