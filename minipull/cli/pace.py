@@ -98,9 +98,9 @@ class Pace:
         return self._whole
 
     def summary(self) -> str:
-        """Return the result in one line, empty if nothing has moved: ``213MB in 17 s, 12.4MB/s``."""
+        """Return the result in one line, empty if it is not worth one: ``213MB in 17 s, 12.4MB/s``."""
         moved, seconds = self.whole().moved, self._clock() - self._begin
-        if not moved:
+        if not moved or moved < 1000000 and seconds < 1:
             return ""
         time_taken = "%.2g s" % seconds if seconds < 10 else "%.0f s" % seconds
         present = "; %d layer%s there" % (self._present, " was" if self._present == 1 else "s were")

@@ -392,8 +392,9 @@ def test_what_others_write_to_the_terminal_stays() -> None:
     renderer.leave()
     screen.write("a result\n")
     renderer(Progress(id="a", action="Pull complete"))
+    clock.now += 1
     renderer.finish()
-    assert [line[:8] for line in screen.shown()] == ["a Downlo", "b Downlo", "a result", "a Pull c", "3B in 0 "]
+    assert [line[:8] for line in screen.shown()] == ["a Downlo", "b Downlo", "a result", "a Pull c", "3B in 1 "]
 
 
 def test_columns_of_the_environment_win() -> None:
