@@ -3,7 +3,6 @@
 
 Mirrors the loops of moby's distribution/pull.go and push.go.
 """
-import enum
 import functools
 import re
 import threading
@@ -70,13 +69,6 @@ class Client(ContextManager["Client"]):
         return any((origin.host, port) in spoken for port in {origin.port, 443})
 
 
-class Weight(enum.IntEnum):
-    """The weight of an endpoint's error: what it says about a repository."""
-    OTHER_PROTOCOL = 0  # the endpoint does not speak the one that we need
-    NO_ANSWER = 1  # or the answer of a mirror, which does not bind the registry
-    ANSWER = 2  # of the registry itself, or trouble of our own
-
-
 class _Failure(NamedTuple):
     """The error of an endpoint, and how it is shown."""
     endpoint: Endpoint
@@ -84,11 +76,13 @@ class _Failure(NamedTuple):
     mirror: bool  # whether a mirror is to blame: not for trouble of our own while we read from it
 
     @property
-    def weight(self) -> Weight:
+    def weight(self) -> int:
+        """How much the error says about a repository."""
         if isinstance(self.error, NoSupport):
-            return Weight.OTHER_PROTOCOL
-        silent = self.mirror or isinstance(self.error, NetworkError)
-        return Weight.NO_ANSWER if silent else Weight.ANSWER
+            return 0  # the endpoint does not speak the protocol that we need
+        if self.mirror or isinstance(self.error, NetworkError):
+            return 1  # no answer, or that of a mirror, which does not bind the registry
+        return 2  # the answer of the registry itself, or trouble of our own
 
     def __str__(self) -> str:
         text, host = str(self.error), str(self.endpoint)
