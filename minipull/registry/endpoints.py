@@ -148,10 +148,8 @@ class RegistryService:
         self._host(reference)
         domain = reference.domain
         address = HUB_HOST if domain == DEFAULT_DOMAIN else domain
-        schemes = ["https"]
-        if self.plain_http:
-            schemes = ["http"]
-        elif not self.is_secure(domain):
+        schemes = [] if self.plain_http else ["https"]
+        if self.plain_http or not self.is_secure(domain):
             schemes.append("http")
         return [Endpoint("%s://%s" % (scheme, address), domain) for scheme in schemes]
 

@@ -30,10 +30,8 @@ class Origin(NamedTuple):
         scheme, _, rest = url.partition("://")
         scheme = scheme.lower()
         match = _NETLOC.fullmatch(re.split("[/?#]", rest)[0])
-        if scheme not in ("http", "https") or match is None or _UNSAFE.search(url):
-            raise _refused(url)
-        port = int(match.group(2) or (443 if scheme == "https" else 80))
-        if port > 65535:
+        port = int(match.group(2) or (443 if scheme == "https" else 80)) if match else 0
+        if scheme not in ("http", "https") or match is None or port > 65535 or _UNSAFE.search(url):
             raise _refused(url)
         return cls(scheme, match.group(1).lower(), port)
 
