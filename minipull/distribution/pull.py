@@ -44,13 +44,11 @@ def pull(name: Union[str, Reference], store: Store, *, platform: Union[str, Plat
 def pull_options(platform: Union[str, Platform, None] = None, all_platforms: bool = False,
                  foreign: bool = False, referrers: bool = False, keys: Sequence[Key] = ()) -> PullOptions:
     """Make the options of a pull; raises InvalidReference."""
-    if platform is None:
-        return PullOptions(host_platform(), False, all_platforms, foreign, referrers=referrers, keys=keys)
-    if all_platforms:
+    if platform is not None and all_platforms:
         raise InvalidReference("one platform and all platforms can't be asked for together")
-    if isinstance(platform, str):
-        platform = Platform.parse(platform, host_platform())
-    return PullOptions(platform, True, False, foreign, referrers=referrers, keys=keys)
+    wanted = Platform.parse(platform, host_platform()) if isinstance(platform, str) else platform
+    return PullOptions(wanted or host_platform(), platform is not None, all_platforms, foreign,
+                       referrers=referrers, keys=keys)
 
 
 def pull_with(client: Client, name: Union[str, Reference], store: Store,
