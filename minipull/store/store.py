@@ -42,7 +42,6 @@ class ImageSource:
     content: BlobSource
     layers: LayerSource
     references: Names
-
     metadata: V2MetadataService
 
     @property
