@@ -48,6 +48,7 @@ class Context:
         self.json = flags.format == "json"
         self._flags = flags
         self._renderer: Optional[Renderer] = None
+        self._finished = False  # so the last line of the progress stands
         self._settings: Optional[Settings] = None
         self._source: Optional[ImageSource] = None
         self._network: Optional["Network"] = None
@@ -170,8 +171,9 @@ class Context:
                 self.alert("%s: %d bytes in, %d bytes out%s" % (host, received, sent, quota), "")
 
     def finish(self, interrupted: bool = False) -> None:
-        """Draw the last line of the progress, if there was any."""
-        if self._renderer is not None:
+        """Draw the last line of the progress, if there was any; of many images that an interrupt ends, once."""
+        if self._renderer is not None and not self._finished:
+            self._finished = True
             self._renderer.finish(interrupted)
 
     def _leave_progress(self) -> None:

@@ -6,6 +6,8 @@ import pytest
 
 from minipull.cancel import Cancel
 from minipull.cli.context import Context
+from minipull.errors import Cancelled
+from minipull.progress import Progress
 
 
 @pytest.mark.parametrize("quiet, said", [(True, "minipull: warning: x\n"), (None, "warning: x\n")])
@@ -16,3 +18,13 @@ def test_what_explains_a_failure_is_said_with_quiet_too(
     context.settings  # made of the flags
     context.alert("x")
     assert capsys.readouterr().err == said
+
+
+def test_an_interrupt_of_many_images_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    cancel = Cancel()
+    context = Context(argparse.Namespace(command="pull", format="text", verbose=False, progress="plain"), cancel)
+    context.renderer(Progress(id="a", action="Downloading", current=1000, total=4000))
+    cancel.cancel()
+    assert [context.failed(Cancelled()) for _ in "abc"] == [130] * 3
+    assert capsys.readouterr().err == (
+        "a: Downloading\ninterrupted; the same command goes on at 1 of 4kB\n")
