@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pace: bytes that move, how fast, and how long the rest will take."""
 import time
-from typing import Callable, Dict, List, Tuple
+from typing import Callable, Dict, List, Set, Tuple
 
 from ..progress import Progress
 
@@ -55,6 +55,7 @@ class Pace:
         self._begin = clock()
         self._flows: Dict[str, Flow] = {}
         self._action = ""
+        self._done: Set[str] = set()  # ids that have ended, which another image may name again
         self._ended = [0, 0]  # bytes of blobs that have ended; those of them that this process moved
         self._present = 0  # blobs
         self._whole = Flow(self._begin)
@@ -63,6 +64,12 @@ class Pace:
         """Take an event's numbers; returns the flow of its id."""
         moved = max(event.current - event.start, 0)
         now, flow = self._clock(), self._flows.get(event.id)
+        if event.action == "Pulling fs layer":
+            self._action = "Downloading"  # though what is here already may be extracted before
+        elif event.action == "Preparing":
+            self._done.discard(event.id)
+        if event.expected and flow is not None and flow.action:
+            return flow  # moving already, for another image
         if flow is not None and event.action not in ("", "Waiting", flow.action):
             del self._flows[event.id]
             if flow.action and flow.action == self._action:
@@ -72,15 +79,18 @@ class Pace:
                     return flow
                 self._ended[0] += max(flow.total, flow.current)
                 self._ended[1] += max(flow.total - flow.current, 0)
+                self._done.add(event.id)
             elif not (flow.action or event.current or event.total or event.action.startswith(_NOT_MOVED)):
                 self._ended = [self._ended[0] + flow.total, self._ended[1] + flow.total]  # too small for a meter
+                self._done.add(event.id)
             flow = None
         if event.action.startswith(_PRESENT):
             self._present += 1
         if flow is None or event.expected:
             flow = Flow(now, event.action if event.current or event.total else "", event.expected,
                         moved)
-            if flow.total or flow.action:
+            known = event.id in self._done and flow.action in ("", self._action)
+            if (flow.total or flow.action) and not known:
                 self._flows[event.id] = flow
                 self._action = self._action or flow.action
             if len(self._flows) > _MAX_FLOWS:

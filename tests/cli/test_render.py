@@ -362,6 +362,45 @@ def test_a_blob_without_a_meter_counts_as_moved_unless_it_was_there() -> None:
     assert screen.shown()[-1] == "1kB in 2 s, 500B/s; 1 layer was there"
 
 
+def test_a_layer_that_several_images_share_counts_once() -> None:
+    renderer, screen, clock = terminal()
+    shared = Progress(id="a", action="Pulling fs layer", expected=3000000)
+    renderer(shared)
+    meter = Meter(renderer, "a", "Downloading", 3000000)
+    meter.advance(1000000)
+    renderer(shared)  # while it is on its way
+    meter.advance(2000000)
+    renderer(Progress(id="a", action="Verifying Checksum"))
+    meter.finish()  # told to a late watcher
+    renderer(shared)
+    renderer(Progress(id="a", action="Pull complete"))
+    clock.now += 2
+    renderer.finish()
+    assert screen.shown()[-1] == "3MB in 2 s, 1.5MB/s"
+
+
+def test_an_upload_to_a_second_repository_counts_again() -> None:
+    renderer, screen, clock = terminal()
+    for _ in range(2):
+        renderer(Progress(id="a", action="Preparing", expected=3000000))
+        Meter(renderer, "a", "Pushing", 3000000).advance(3000000)
+        renderer(Progress(id="a", action="Pushed"))
+    clock.now += 2
+    renderer.finish()
+    assert screen.shown()[-1] == "6MB in 2 s, 3MB/s"
+
+
+def test_the_sum_of_a_pull_is_that_of_its_downloads() -> None:
+    renderer, screen, _ = terminal()
+    for id in "ab":
+        renderer(Progress(id=id, action="Pulling fs layer", expected=5000000))
+    renderer(Progress(id="a", action="Verifying Checksum"))  # its partial was whole
+    renderer(Progress(id="a", action="Extracting", current=5000000, total=5000000))
+    Meter(renderer, "b", "Downloading", 5000000).advance(1000000)
+    renderer.finish(interrupted=True)
+    assert screen.shown()[-1] == "interrupted; the same command goes on at 6 of 10MB"
+
+
 def test_an_interrupt_says_how_far_a_download_came() -> None:
     renderer, screen, clock = terminal()
     renderer(Progress(id="a", action="Pulling fs layer", expected=100000000))
