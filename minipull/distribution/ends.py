@@ -153,8 +153,8 @@ class RegistryEnd:
         theirs = source.repository if isinstance(source, RegistryEnd) else ours
         if not sibling and Origin.of(theirs.endpoint.url) == Origin.of(ours.endpoint.url):
             sibling = theirs.path if theirs.path != ours.path else ""
-        if self._dry_run:
-            return "Mounted" if sibling else "Pushed"
+        if sibling and self._dry_run:
+            return "Mounted"
         if sibling:
             with contextlib.suppress(Unauthorized), Dispensable():
                 upload = ours.start_upload(cancel, blob.digest, sibling)
@@ -162,6 +162,8 @@ class RegistryEnd:
                     return "Mounted from %s" % sibling
         meter = Meter(transfer.progress, blob.digest.short, "Pushing", blob.size)
         with source.reading(blob, cancel) as read:
+            if self._dry_run:
+                return "Pushed"
 
             def measured(offset: int, size: int) -> Body:
                 body = read(offset, size)
@@ -315,8 +317,10 @@ class LayoutEnd:
         return corrupt(blob.digest) if self._base else _mismatch(self, blob)
 
     def receive(self, blob: Descriptor, source: "End", transfer: Transfer, sibling: str = "") -> str:
-        if not self._dry_run:
-            source.fetch(blob, self.store, transfer)
+        if self._dry_run:
+            with source.reading(blob, transfer.cancel):  # a delta may lack it
+                return "Download complete"
+        source.fetch(blob, self.store, transfer)
         return "Download complete"
 
 

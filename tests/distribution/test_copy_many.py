@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Many images in one copy: blobs that siblings share, names that stay, runs that send nothing."""
+import json
 import os
 from pathlib import Path
 from typing import Any, List, NamedTuple, Tuple
@@ -235,6 +236,14 @@ def test_a_dry_run_counts_foreign_layers_as_the_run_does(pair: Pair, tmp_path: P
     assert not (tmp_path / "store").exists()
     [done] = copied("store:", source, store=store, foreign=foreign_too)
     assert planned.sizes == done.sizes and counts(done) == (1 + foreign_too, 0, 0)
+
+
+def test_a_dry_run_fails_where_the_source_lacks_a_blob(pair: Pair, tmp_path: Path) -> None:
+    layer = json.loads(pair.layout.read(pair.digest("a:1")))["layers"][0]["digest"]
+    pair.layout.path(layer).unlink()
+    for target in (pair.place, "oci:%s" % (tmp_path / "new"), "oci-archive:%s" % (tmp_path / "new.tar")):
+        with pytest.raises(Error, match="open blob %s" % layer):
+            copied(target, "oci:%s:a:1" % pair.layout.root, dry_run=True)
 
 
 def test_a_dry_run_within_one_registry_would_mount(pair: Pair) -> None:
