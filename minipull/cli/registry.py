@@ -38,9 +38,12 @@ def do_pull(context: Context, flags: argparse.Namespace) -> int:
 
     with context.client(_domains(items)) as client:
         names = _names(context, client, items)
+        tagged_names = [name.with_default_tag() for name in names]
         for name in names:
             if flags.all_tags and (name.tag or name.digest):
                 raise InvalidReference("tag can't be used with --all-tags/-a")
+            if name.tag and name.digest and name._replace(digest=None) in tagged_names:
+                raise InvalidReference("%s:%s is asked for with and without a digest" % (name.name, name.tag))
             _show_default_tag(context, flags, name)
         results: Dict[Reference, List[Pulled]] = {name: [] for name in names}
         rows: List[Row] = []

@@ -104,6 +104,14 @@ def test_a_pin_is_pulled_by_its_digest_and_has_its_tag(
     assert [row["name"] for row in call("images", "--format", "json").json] == [host + "/one:v2.0"]
 
 
+def test_a_tag_is_not_pulled_with_and_without_its_pin(call: Call, pins: Path) -> None:
+    pin = pins.read_text().split()[0]
+    for names in ([pin.partition("@")[0], pin], [pin, pin.partition("@")[0]]):
+        done = call("pull", *names)
+        assert done.code == 2 and done.line.endswith(" is asked for with and without a digest\n")
+    assert call("pull", pin, pin).code == 0
+
+
 def test_a_tag_that_has_moved_in_the_store_is_not_what_its_pin_says(
         call: Call, host: str, pins: Path, tmp_path: Path) -> None:
     pin, other, _ = pins.read_text().split()
