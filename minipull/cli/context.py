@@ -18,7 +18,7 @@ from typing import (
 from ..cancel import Cancel
 from ..digest import Buffer
 from ..errors import (
-    ContentMismatch, Error, InvalidDocument, InvalidReference, PolicyError, StorageError, escape, shown)
+    ContentMismatch, Error, InvalidDocument, InvalidReference, NotFound, PolicyError, StorageError, escape, shown)
 from ..image.config import Image
 from ..parts import left_out, part
 from ..progress import Progress
@@ -106,9 +106,14 @@ class Context:
         """The store, to be written to; raises StorageError where --root names an archive."""
         return self.source.writable
 
-    def existing(self, source: S) -> S:
-        """Return the source of a command that shows it; --root may be mistyped, so it is told if there is none."""
+    def existing(self, source: S, needed: bool = False) -> S:
+        """Return the source of a command that shows it; --root may be mistyped, so it is told if there is none.
+
+        Raises NotFound if one is ``needed``: of nothing, nobody wants to hear that it is whole.
+        """
         if self.settings.text("root") and not os.path.exists(source.root):
+            if needed:
+                raise NotFound("there is no store at %s" % source.root)
             self.warn("there is no store at %s" % source.root)
         return source
 

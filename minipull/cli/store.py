@@ -176,7 +176,7 @@ def _check_root(context: Context, names: List[str], repairing: bool) -> Checked:
             return _check_archive(context, root, in_place=True)
         problems = check_images(context.source, [_top(context.source, name) for name in names], context.cancel)
         return root, problems, "damaged", InvalidDocument.exit_code
-    store = context.existing(context.store)
+    store = context.existing(context.store, needed=True)
     problems = check(store, context.cancel, [_top(store, name) for name in names])
     moves: List[Problem] = []
     try:
@@ -195,7 +195,8 @@ def _check_pins(context: Context, flags: argparse.Namespace) -> int:
     pins, cancel = read_pins(flags.pins), context.cancel
     if len(flags.refs) > 1 or flags.repair:
         raise InvalidReference("--pins is for the store or one archive, without --repair")
-    source = context.archive(flags.refs[0]) if flags.refs else context.existing(context.source)
+    source = context.archive(flags.refs[0]) if flags.refs else context.existing(
+        context.source, needed=True)
     with source.reading(cancel):
         problems, tops = compared(source, pins)
         problems += check_images(source, tops, cancel)
