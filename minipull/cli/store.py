@@ -132,7 +132,7 @@ def do_check(context: Context, flags: argparse.Namespace) -> int:
     if flags.pins:
         return _check_pins(context, flags)
     code = 0
-    archives = [name for name in flags.refs if os.path.isfile(name)]
+    archives = [name for name in flags.refs if os.path.isfile(name) or name[:1] in ("/", ".")]  # no reference
     remote: List[str] = []
     items = operands([name for name in flags.refs if name not in archives], ids=True, remote=remote)
     results = [_check_archive(context, path) for path in archives]
@@ -213,6 +213,8 @@ def _top(store: ImageSource, name: str) -> Descriptor:
     """The manifest or index of an image, which may be damaged."""
     try:
         return store.image(name).descriptor
+    except NotFound as exc:
+        raise NotFound("%s; there is no such file either" % exc) from exc
     except (ContentMismatch, InvalidDocument, StorageError):
         association = store.references.find(reference(name).with_default_tag())
         if association is None:
