@@ -22,7 +22,7 @@ def do_copy(context: Context, flags: argparse.Namespace) -> int:
     settings = context.settings
     rows: List[Row] = []
     errors: List[Error] = []
-    target = _place(flags.dst, flags.srcs[0], flags.dst)
+    target = _place(flags.dst)
     items = operands(flags.srcs, True, flags.all_tags)
     domains = [item.name.domain for item in items if item.name and item.prefix == "docker://"]
     if settings.text("creds") or settings.text("registry_token"):
@@ -42,7 +42,7 @@ def do_copy(context: Context, flags: argparse.Namespace) -> int:
     with context.client(domains, "src") as reader, context.client(target.domains, "dest") as writer:
         texts = expanded(items, lambda prefix, name: stored_tags(store, name) if prefix == "store:"
                          else registry_tags(context, reader, name))
-        sources = [_place(text, text, flags.dst) for text in texts]
+        sources = [_place(text) for text in texts]
         copies = Copies((reader, writer), store, options, settings.uploads(), context.renderer, context.cancel)
         try:
             copies.run(sources, target, told, texts != flags.srcs)
@@ -74,12 +74,12 @@ def _options(context: Context, flags: argparse.Namespace) -> Options:
         no_clobber=settings.truth("no_clobber"), keep_going=settings.truth("keep_going"))
 
 
-def _place(text: str, source: str, target: str) -> Place:
-    """Parse one of the operands; raises InvalidReference, which quotes both ends."""
+def _place(text: str) -> Place:
+    """Parse one of the operands; raises InvalidReference, which quotes it."""
     try:
         return Place.parse(text)
     except InvalidReference as exc:
-        raise exc.within("copy %s %s" % (shown(source), shown(target))) from exc
+        raise exc.within("copy %s" % (shown(text) or "''")) from exc
 
 
 def _row(outcome: Outcome) -> Row:

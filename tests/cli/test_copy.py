@@ -187,7 +187,7 @@ def test_all_of_a_source_goes_to_a_target_under_full_names(
     (["oci:LAYOUT:one:1", "oci:OTHER:one:1", "oci:new"], "oci:LAYOUT:one:1 and oci:OTHER:one:1 would both become oci:new:one:1"),
     (["docker://HOST/", "oci:new"], "HOST/ names no image"),
     (["-k", "docker://HOST/", "S/one:1", "oci:new"], "HOST/ names no image"),
-    (["S/one:1", "alpine", "oci:new"], "^copy alpine oci:new: want docker://REF"),
+    (["S/one:1", "alpine", "oci:new"], "^copy alpine: want docker://REF"),
     (["oci:LAYOUT:one:1", "oci:ODD", "docker://HOST/"], "image a b: invalid reference format"),
     (["-n", "S/one:1", "oci-archive:there"], "there is there already, and an archive is written anew"),
     (["--convert", "zip", "S/one:1", "oci:new"], "invalid format 'zip', not oci or docker"),

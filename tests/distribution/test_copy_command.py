@@ -80,11 +80,11 @@ def test_copy_prints_the_new_digest(call: Call, target: Target, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("args, code, line", [
-    (["alpine", "oci:x"], 2, "alpine oci:x: want docker://REF, store:REF, oci:DIR[:NAME] or oci-archive:FILE[:REF]"),
-    (["oci:x", "docker:x"], 2, "oci:x docker:x: want docker://REF, store:REF, oci:DIR[:NAME] or oci-archive:FILE[:REF]"),
-    (["oci:x", "docker://UPPER"], 2, "oci:x docker://UPPER: invalid reference format: repository name (library/UPPER)"
+    (["alpine", "oci:x"], 2, "alpine: want docker://REF, store:REF, oci:DIR[:NAME] or oci-archive:FILE[:REF]"),
+    (["oci:x", "docker:x"], 2, "docker:x: want docker://REF, store:REF, oci:DIR[:NAME] or oci-archive:FILE[:REF]"),
+    (["oci:x", "docker://UPPER"], 2, "docker://UPPER: invalid reference format: repository name (library/UPPER)"
      " must be lowercase"),
-    (["oci:x\n", "\x1b[1m"], 2, "oci:x\\n \\x1b[1m: want docker://REF, store:REF, oci:DIR[:NAME] or oci-archive:FILE[:REF]"),
+    (["oci:x\n", "\x1b[1m"], 2, "\\x1b[1m: want docker://REF, store:REF, oci:DIR[:NAME] or oci-archive:FILE[:REF]"),
     (["--format", "docker", "--referrers", "oci:x", "oci:y"], 2, None),
     (["--platform", "x", "oci:x", "oci:y"], 2, None),
     (["--chunk-size", "x", "oci:x", "oci:y"], 2, None),
