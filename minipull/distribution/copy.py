@@ -127,7 +127,7 @@ class Copies:
         for item in (item for source in sources for item in self._images(source, target)):
             other = plan.setdefault(item.target if item.target.tag else item.source, item)
             if other.source != item.source and target.tag:
-                every = "//%s/" % target.name.domain if target.domains else target.folder
+                every = "//HOST/[PATH/]" if target.domains else target.folder
                 raise InvalidReference("several images, so name one: %s, %s, ...; or write %s:%s for all" % (
                     other.source.label, item.source.label, target.kind, every))
             if other.source != item.source:

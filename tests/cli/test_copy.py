@@ -179,7 +179,8 @@ def test_all_of_a_source_goes_to_a_target_under_full_names(
 
 
 @pytest.mark.parametrize("args, text", [
-    (["S/one:1", "S/two:1", "docker://HOST/x:1"], "several images, so name one: .*; or write docker://HOST/ for all"),
+    (["S/one:1", "S/two:1", "docker://HOST/x:1"], "several images, so name one: .*; or write docker://HOST/.PATH/. for all"),
+    (["S/one:1", "S/two:1", "docker://127.0.0.1:1"], "or write docker://HOST/.PATH/. for all"),  # not docker.io
     (["S/one:1", "S/two:1", "oci:new:x"], "or write oci:new for all"),
     (["S/one:1", "S/two:1", "store:x"], "or write store: for all"),
     (["S/one:1", "S/two:1", "oci-archive:new:x"], "or write oci-archive:new for all"),
