@@ -17,7 +17,7 @@ _ALONE = """
   {0} load       store the images on this host
   {0} serve      be a registry of them
   {0} unpack {1} DIR
-  {0} copy store:{1} docker://HOST/NAME:TAG
+  {0} copy store: docker://HOST:PORT/      fill a registry with them
   {0} --help     all commands
 
 or give it to an engine:
