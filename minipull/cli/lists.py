@@ -90,7 +90,7 @@ def _operand(line: str, text: str, places: bool, all_tags: bool, ids: bool) -> O
     if prefix in _FILES or not text:
         return Operand(line, prefix, text, None)
     repository, _, tag = text.rpartition(":")
-    pattern = tag if re.search(r"[*?[]", tag) and "/" not in tag else ""
+    pattern = tag if repository and re.search(r"[*?[]", tag) and "/" not in tag else ""
     try:
         if text.startswith("@"):
             raise InvalidReference("a list can't be in a list")

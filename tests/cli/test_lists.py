@@ -75,6 +75,7 @@ BIG = b"a:1\n" * (1 << 18) + b"#"
     (b"a\n" * 10001, "list LIST has more than 10000 names"),
     (b"h:5000/a[1]", "LIST:1: h:5000/a.1.: invalid reference"),
     (b"a:1\n\nA B\n", "LIST:3: A B: "), (b"x\na*:1", "LIST:2: a.:1: .*only a tag may be a glob"),
+    (b"x\n[exit 0, 0.2 s]", "LIST:2: .exit 0, 0.2 s.: "), (b"v1.*", "LIST:1: v1[.].: .*as in REPO:v1"),
     (b"a:v*" + D.encode(), "LIST:1: a:v.@sha256:.*only a tag may be a glob"),
     (b"a:v9*", "LIST:1: a:v9.: no tag matches"), (b"a:[", "LIST:1: a:.: no tag matches"),
     (b"\xc3\xa9:1", "LIST:1: .xe9:1: "), (b"a:1:*", "LIST:1: a:1:.: invalid reference format"),
