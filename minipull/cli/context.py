@@ -193,7 +193,8 @@ class Context:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return BROKEN_PIPE
         if self._flags.verbose:
-            traceback.print_exception(type(error), error, error.__traceback__)
+            lines = "".join(traceback.format_exception(type(error), error, error.__traceback__)).split("\n")
+            print("\n".join(map(escape, lines)), end="", file=sys.stderr)
         command = self._flags.command
         if isinstance(error, ImportError):
             missing = left_out(error)

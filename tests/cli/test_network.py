@@ -14,7 +14,7 @@ from tests.kit.commands import Call, digest
 from tests.kit.images import Layout
 from tests.kit.processes import Minipull
 from tests.kit.proxies import Proxy
-from tests.kit.servers import ScriptedServer, Uploads, error, redirect, reply
+from tests.kit.servers import ScriptedServer, Uploads, error, redirect, reply, send
 
 pytestmark = pytest.mark.usefixtures("no_waiting", "no_repeats")
 
@@ -160,6 +160,13 @@ def test_verbose_tells_each_connection_once_and_the_bytes_at_the_end(
         assert flags or sum(int(match.group(2)) for match in last if match) > 9000
     silent = call("pull", ref).err + call("-v", "images").err
     assert "connected" not in silent and "bytes in" not in silent
+
+
+def test_what_a_peer_sends_does_not_steer_the_terminal_in_the_traceback_of_verbose(
+        call: Call, server: ScriptedServer) -> None:
+    server.on("GET", "/v2/", send(b"HTTP/1.1 \x1b[31m\r\n\r\n"))
+    done = call("-v", "pull", server.host + "/r")
+    assert done.code == 5 and "BadStatusLine: HTTP/1.1 \\x1b[31m" in done.err and "\x1b" not in done.err
 
 
 def test_verbose_tells_proxy_tls_and_issuer_and_no_password(
