@@ -217,12 +217,11 @@ class Context:
         self.write("\n".join(escape(line) for line in text.split("\n")) + "\n")
 
     def answer(self, value: Any, lines: Iterable[str]) -> None:
-        """Print the result, as JSON or as text."""
+        """Print the result, as JSON or as text, each of the lines as one."""
         if self.json:
             self.dump(value)
         else:
-            for line in lines:
-                self.show(line)
+            self.write("".join(escape(line) + "\n" for line in lines))
 
     def dump(self, value: Any) -> None:
         self.write(json.dumps(value, indent=2) + "\n")

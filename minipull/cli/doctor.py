@@ -57,7 +57,7 @@ def do_doctor(context: Context, flags: argparse.Namespace) -> int:
     host = _host(context)
     context.answer(
         {"ok": not error, "error": error, "host": host, "steps": test.steps},
-        ["self-test: %s\n" % (error or "ok")] + ["%-12s %s" % line for line in host.items()])
+        ["self-test: %s" % (error or "ok"), ""] + ["%-12s %s" % line for line in host.items()])
     return code
 
 

@@ -109,6 +109,11 @@ def test_a_catalog_asks_for_the_scope_of_the_catalog(call: Call, server: Scripte
     assert asked.query["scope"] == "registry:catalog:*"
 
 
+def test_an_entry_of_a_list_is_one_line(call: Call, server: ScriptedServer) -> None:
+    server.on("GET", "/v2/_catalog", reply(200, {"repositories": ["team/a\nforged\x1b[31m"]}))
+    assert call("catalog", server.host + "/team").out == "team/a\\nforged\\x1b[31m\n"
+
+
 def test_tags_are_listed_as_versions(call: Call, site: Site) -> None:
     raw = push(site)
     for tag in ("1.10", "1.9", "latest"):
