@@ -12,7 +12,7 @@ from ..image.config import ImageConfig
 from ..image.descriptor import Descriptor
 from ..image.manifest import Document, Index, Manifest, is_runnable
 from ..image.platform import Platform
-from ..image.walk import choose
+from ..image.walk import choose, walk
 from ..progress import human_size
 from ..reference import Reference, version
 from ..registry.errors import RegistryError
@@ -159,8 +159,8 @@ def _look(repository: Repository, top: Received, platform: Optional[Platform], f
         return read_config(repository, document.config, context.cancel)
     shown = {"digest": top.digest, "media_type": document.media_type}
     if isinstance(document, Index):
-        return dict(shown, platforms=[
-            _described(repository, get(entry), context) for entry in document.images])
+        below = [item for _, item in walk(document, get, lambda index: index.images) if item][:-1]
+        return dict(shown, platforms=[_described(repository, item, context) for item in below])
     return dict(shown, **_described(repository, document, context))
 
 

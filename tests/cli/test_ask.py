@@ -12,7 +12,7 @@ import pytest
 from minipull.server import http as httpd
 from tests.kit.commands import Call
 from tests.kit.images import (
-    OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, digest_of, multi_platform, push_layout_http, to_json)
+    OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, digest_of, multi_platform, push_layout_http, to_json)
 from tests.kit.servers import Connection, ScriptedServer, challenge, error, reply
 from tests.kit.site import Site
 
@@ -62,6 +62,18 @@ def test_every_platform_of_an_index_is_inspected_or_one(call: Call, site: Site, 
     assert one["digest"] == top.digest and one["platform"].startswith("linux/arm64")
     result = call("inspect", name, "--platform", "linux/mips")
     assert result.code == 3 and "no image for linux/mips; there is linux/" in result.line
+
+
+def test_an_index_that_lies_about_an_image_is_not_inspected(call: Call, server: ScriptedServer) -> None:
+    image = to_json({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "layers": [], "config": {
+        "mediaType": OCI_CONFIG, "digest": digest_of(b"{}"), "size": 2}})
+    entry = {"mediaType": OCI_MANIFEST, "digest": digest_of(image), "size": len(image) + 1,
+             "platform": {"architecture": "amd64", "os": "linux"}}
+    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry]}
+    server.on("GET", "/v2/r/manifests/1$", reply(200, index, {"Content-Type": OCI_INDEX}))
+    server.on("GET", "/v2/r/manifests/sha256:", reply(200, image, {"Content-Type": OCI_MANIFEST}))
+    result = call("inspect", "docker://%s/r:1" % server.host)
+    assert result.code == 6 and result.out == "" and "is not as its index says" in result.line
 
 
 def test_documents_are_written_as_they_are(call: Call, site: Site) -> None:
