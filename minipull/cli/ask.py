@@ -114,9 +114,9 @@ def _confirm(context: Context, flags: argparse.Namespace, name: Reference) -> No
 
 
 def _tags_of(repository: Repository, digest: Digest, context: Context) -> List[str]:
-    """The tags of a manifest, each asked for."""
+    """The tags of a manifest, each asked for, and those for which there is no clear answer."""
     return [tag for tag in sorted(repository.tags(context.cancel), key=version)
-            if repository.resolve(tag, context.cancel) == digest]
+            if repository.resolve(tag, context.cancel) in (digest, None)]
 
 
 def inspected(context: Context, flags: argparse.Namespace) -> None:

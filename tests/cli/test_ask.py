@@ -202,7 +202,8 @@ def test_a_registry_that_deletes_no_tag_alone_deletes_nothing_unless_it_is_asked
         call: Call, server: ScriptedServer) -> None:
     raw = to_json({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "layers": [], "config": {
         "mediaType": OCI_CONFIG, "digest": digest_of(b"{}"), "size": 2}})
-    server.on("GET", "/v2/r/tags/list", reply(200, {"name": "r", "tags": ["1", "10", "9", "other"]}))
+    server.on("GET", "/v2/r/tags/list", reply(200, {"name": "r", "tags": ["1", "10", "9", "other", "unclear"]}))
+    server.on("GET", "/v2/r/manifests/other$", reply(200, b"{}", {"Docker-Content-Digest": digest_of(b"{}")}))
     for tag in ("1", "10", "9"):
         headers = {"Content-Type": OCI_MANIFEST, "Docker-Content-Digest": digest_of(raw)}
         server.on("(GET|HEAD)", "/v2/r/manifests/%s$" % tag, reply(200, raw, headers))
@@ -210,7 +211,7 @@ def test_a_registry_that_deletes_no_tag_alone_deletes_nothing_unless_it_is_asked
     server.on("DELETE", "/v2/r/manifests/sha256:", reply(202))
     result = call("delete", "docker://%s/r:1" % server.host)
     assert result.code == 1
-    assert "with --digest the manifest %s would go, and with it 1, 9, 10" % digest_of(raw) in result.line
+    assert "with --digest the manifest %s would go, and with it 1, 9, 10, unclear" % digest_of(raw) in result.line
     assert [request.path for request in server.requests if request.method == "DELETE"] == ["/v2/r/manifests/1"]
     assert call("delete", "--digest", "docker://%s/r:1" % server.host).code == 0
 
