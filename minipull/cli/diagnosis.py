@@ -44,7 +44,7 @@ _REMEDIES = (
     ("certificates", "", "correct or remove that file, or make it readable"),
     ("addresses", "", "check the name, this host's DNS, and %(variable)s if only a proxy leads out"),
     ("connect", "", "check host, port and firewall, and %(variable)s if only a proxy leads out"),
-    ("tls|/v2/", ".*client certificate", "put NAME.cert and NAME.key into %(folder)s"),
+    (".*", ".*client certificate", "put NAME.cert and NAME.key into %(folder)s"),
     ("tls", "(?i).*(match|not valid for)", "use a name of the certificate (%(names)s), or renew it for this"),
     ("tls", "9", "put the certificate of that CA into %(folder)s/ca.crt, or name the file with --ca-file"),
     ("tls", "", "check that this port speaks TLS; if it is plain http, add %(host)s to insecure-registries"),
@@ -52,8 +52,8 @@ _REMEDIES = (
     ("credentials|token", "[2467]", "minipull login %(host)s, or correct --creds or the file of credentials"),
     ("token|manifest|blob", "5 no answer", "make %(peer)s reachable as well: firewall, %(variable)s, NO_PROXY"),
     ("platform", "3", "give --platform one that there is"),
-    (".*", "3", "check name and tag: minipull tags %(repository)s"),
-    (".*", "4", "minipull login %(host)s as one who may pull it"),
+    ("manifest", "3 (?!elsewhere)", "check name and tag: minipull tags %(repository)s"),
+    (".*", "4 (?!elsewhere)", "minipull login %(host)s as one who may pull it"),
     (".*", "8", "wait, or minipull login %(host)s for a higher limit"),
     (".*", "", "ask whoever runs %(peer)s"))
 
@@ -104,10 +104,18 @@ class Diagnosis:
         self._at = ""
 
     def _remedy(self, error: Error) -> str:
-        origin = Origin.of(self._last[1].url) if self._last else None
-        facts = dict(self._facts, peer=str(origin))
-        if origin and self._at == "tls" and isinstance(error, PolicyError):
-            self._handshake(client_context(verify=False))
+        conn, request, response = self._last or (None, None, None)
+        origin = Origin.of(request.url) if request else None
+        facts, step, mark = dict(self._facts, peer=str(origin)), self._at, ""
+        if origin and origin != Origin.of(self._facts["url"]):  # a token server, or the target of a redirect
+            mark = "elsewhere: "
+            facts.update({} if response else self._naming(origin, str(origin)))
+        if conn and not response:
+            mark = "no answer: "
+            if conn.stage == "proxy" or conn.stage == "tls" and isinstance(error, PolicyError):
+                step = conn.stage
+        if origin and step == "tls" and isinstance(error, PolicyError):
+            self._handshake(client_context(verify=False), origin)
             connected = self._connected.get(origin)
             names, _, first, last = (connected.certificate if connected else None) or ((), "", 0, 0)
             facts["names"], now = ", ".join(names), time.time()
@@ -116,10 +124,9 @@ class Diagnosis:
                 advice = "set this host's clock" if good else "have the certificate renewed"
                 return "%s: the certificate is good from %s to %s, and this host's clock says %s" % (
                     advice, _date(first), _date(last), _date(now))
-        silent = "no answer: " if self._last and not self._last[2] else ""
-        text = "%d %s%s" % (error.exit_code, silent, error)
+        text = "%d %s%s" % (error.exit_code, mark, error)
         return next(remedy for steps, begin, remedy in _REMEDIES
-                    if re.fullmatch(steps, self._at) and re.match(begin, text)) % facts
+                    if re.fullmatch(steps, step) and re.match(begin, text)) % facts
 
     def _show_clock(self) -> None:
         """Show the quota, and this host's clock next to the first Date of a registry."""
@@ -172,12 +179,9 @@ class Diagnosis:
     def _prepare(self, endpoint: Endpoint, name: Reference) -> None:
         """Show what decides how an endpoint is asked."""
         settings, service, origin = self._context.settings, self._service, Origin.of(endpoint.url)
-        variable = origin.scheme.upper() + "_PROXY"
-        variable = variable.lower() if settings.environ.get(variable.lower()) else variable
-        folder = os.path.join(service.certs[0], endpoint.host.lower())
         self._last, self._at = None, "proxy"
-        self._facts.update(
-            url=endpoint.url, scheme=origin.scheme, host=endpoint.host, variable=variable, folder=folder)
+        self._facts.update(self._naming(origin, endpoint.host), url=endpoint.url)
+        variable = self._facts["variable"]
         self._tell("endpoint", endpoint.url + (", a mirror" if endpoint.mirror else ""))
         rule = service.exemption(endpoint.host)
         rule += " in " + settings.path if "registries" in rule else ""
@@ -197,9 +201,16 @@ class Diagnosis:
         if origin.scheme == "https":
             self._at = "certificates"
             files, folders = service.certificates(origin)
-            self._facts["folder"] = (folders or [folder])[0]
             service.tls_context(origin)
             self._tell("certificates", ", ".join([authorities(), *files, *folders]))
+
+    def _naming(self, origin: Origin, host: str) -> Dict[str, str]:
+        """What remedies name of a host."""
+        variable = origin.scheme.upper() + "_PROXY"
+        variable = variable.lower() if self._context.settings.environ.get(variable.lower()) else variable
+        folders = self._service.certificates(origin)[1]
+        folders.append(os.path.join(self._service.certs[0], host.lower()))
+        return {"scheme": origin.scheme, "host": host, "variable": variable, "folder": folders[0]}
 
     def _reach(self, endpoint: Endpoint, transport: Transport) -> None:
         """Ask for the root of the API, and show each stage of the connection that is over."""
@@ -236,21 +247,22 @@ class Diagnosis:
         files += [os.path.join(folder, name) for folder in folders for name in sorted(os.listdir(folder))
                   if name.endswith(".crt")]
         context = client_context(verify=True)
-        if not files or self._handshake(context):
+        if not files or self._handshake(context, origin):
             return "trusted by " + authorities()
         for path in files:
             add_authorities(context, path)
-            if self._handshake(context):
+            if self._handshake(context, origin):
                 return "trusted by " + path
         return "trusted by one of " + ", ".join(files)  # where the host wants a client certificate as well
 
-    def _handshake(self, context: ssl.SSLContext) -> bool:
-        """Whether the endpoint's certificate is good by another context; nothing secret is sent."""
+    def _handshake(self, context: ssl.SSLContext, origin: Origin) -> bool:
+        """Whether a host's certificate is good by another context; nothing secret is sent."""
         transport = Transport(lambda origin: context, self._context.settings.timeout,
                               proxy=self._service.proxies.find, network=self._context.network)
         transport.watch = lambda conn, request, response: self._see_date(response)
+        request = Request("GET", "https://%s" % (origin,), self._cancel, once=True, follow=False)
         with contextlib.closing(transport), contextlib.suppress(Error):
-            transport.send(Request("GET", self._facts["url"], self._cancel, once=True, follow=False)).close()
+            transport.send(request).close()
         return bool(transport.spoke_tls)
 
     def _ask(self, puller: V2Puller, target: str) -> None:
