@@ -119,7 +119,8 @@ class Response(ContextManager["Response"]):
     def discard(self) -> None:
         """Read the body if it is short, so that the connection can be kept, and close."""
         with self, contextlib.suppress(NetworkError, PolicyError):
-            self.read(_MAX_DISCARD)
+            if (self.remaining or 0) <= _MAX_DISCARD:
+                self.read(_MAX_DISCARD)
 
     def close(self) -> None:
         """End the exchange; the connection is kept if the body was read to its end."""

@@ -392,6 +392,14 @@ def test_ten_redirects_are_followed_and_no_more(transport: Transport, server: Sc
     assert get(transport, server.url) == "200 "
 
 
+def test_a_redirect_with_a_large_body_is_followed_without_reading_it(
+        transport: Transport, server: ScriptedServer) -> None:
+    server.on("GET", "", reply(200))
+    server.on("GET", "/1", reply(307, bytes(1 << 18), {"Location": "/2"}))
+    get(transport, server.url + "/1")
+    assert transport.network.traffic[server.host][0] < 1 << 17  # what comes along with the head
+
+
 def test_a_redirect_to_nowhere_is_the_answer(transport: Transport, server: ScriptedServer) -> None:
     server.on("GET", "", reply(307, headers={"Location": ""}))
     assert get(transport, server.url) == "307 "
