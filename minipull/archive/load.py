@@ -56,11 +56,7 @@ def load(file: Union[str, BinaryIO], store: Store, *, keys: Sequence[Key] = (), 
                     output(Progress(message="The image %s already exists, renaming the old one with ID %s"
                                     " to empty string" % (image.name.familiar, old_id)))
             store.references.put([image.to_json() for image in images], cancel.pause)
-            loaded: Dict[Digest, Image] = {}  # by digest, since a config may be large and its names many
-            for image in images:
-                if image.descriptor.digest not in loaded:
-                    loaded[image.descriptor.digest] = store.load(image)
-            return [loaded[image.descriptor.digest]._replace(name=image.name) for image in images]
+            return store.images(lambda text: output(Progress(message="warning: " + text)), images)
     except Error as exc:
         raise exc.within("load %s" % file if isinstance(file, str) else "load") from exc
 

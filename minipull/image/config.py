@@ -15,6 +15,8 @@ from .manifest import MAX_LAYERS
 from .platform import Platform
 from .strictjson import digests_at, list_at, object_at, parse_json, string_at
 
+MAX_LISTED = 500  # characters of platform and time
+
 
 class History(NamedTuple):
     """A step of the build, which made a layer unless ``empty_layer``."""
@@ -46,7 +48,7 @@ class ImageConfig(NamedTuple):
 
     @classmethod
     def parse(cls, raw: bytes, source: str = "image config") -> "ImageConfig":
-        """Parse an image config; raises InvalidDocument, PolicyError past MAX_LAYERS."""
+        """Parse an image config; raises InvalidDocument, PolicyError past a limit."""
         obj = parse_json(raw, source)
         if obj.get("rootfs") is None:
             raise InvalidDocument("%s: invalid image JSON, no RootFS key" % source)
@@ -59,9 +61,15 @@ class ImageConfig(NamedTuple):
         history = tuple(History.from_json(item, source) for item in list_at(obj, "history", source))
         if sum(not entry.empty_layer for entry in history) > len(diff_ids):
             raise InvalidDocument("%s: too many non-empty layers in History section" % source)
-        return cls(
-            raw, ImageID(Digest.of(raw)), Platform.from_json(obj, source),
-            string_at(obj, "created", source), diff_ids, history, object_at(obj, "config", source))
+        platform, created = Platform.from_json(obj, source), string_at(obj, "created", source)
+        if len(repr((platform, created))) > MAX_LISTED:
+            raise PolicyError("%s: platform and time have more than %d characters" % (source, MAX_LISTED))
+        return cls(raw, ImageID(Digest.of(raw)), platform, created, diff_ids, history,
+                   object_at(obj, "config", source))
+
+    def brief(self) -> "ImageConfig":
+        """Return id, platform and time alone, for a list: configs may be large, and many."""
+        return self._replace(raw=b"", diff_ids=(), history=(), config={})
 
     def paired(self, layers: Sequence[Descriptor]) -> List[Tuple[Descriptor, DiffID]]:
         """Pair the manifest's layers with their DiffIDs; raises ContentMismatch if their number differs."""

@@ -41,10 +41,10 @@ def for_platform(image: Image, store: ImageSource, platform: Platform, exact: bo
 
 def layers_of(image: Image, store: ImageSource) -> List[Tuple[Descriptor, DiffID]]:
     """Return an image's layers, bottom first, with DiffIDs; raises NotFound for what is none, StorageError."""
-    document = store.document(image.descriptor)
-    if image.config is None or not isinstance(document, Manifest):
+    document, config = store.document(image.descriptor), store.load(Association(*image[:3])).config
+    if config is None or not isinstance(document, Manifest):
         raise NotFound("%s is no image that has a root file system" % image.name.familiar)
-    layers = image.config.paired(document.layers)
+    layers = config.paired(document.layers)
     for blob in document.layers:
         if not store.content.has(blob.digest, blob.size):
             raise StorageError("layer %s of %s is not stored; pull it, with --foreign if it has URLs" % (

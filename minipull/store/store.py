@@ -12,7 +12,7 @@ import contextlib
 import os
 import re
 import stat
-from typing import Callable, ContextManager, Iterator, List, Optional, Set, Tuple, Union
+from typing import Callable, ContextManager, Iterator, List, Optional, Sequence, Set, Tuple, Union
 
 from .. import files
 from ..cancel import Cancel
@@ -30,6 +30,7 @@ from .metadata import V2MetadataService
 from .references import COSIGN, Association, Names, ReferenceStore
 
 MAX_CONFIG = 8 << 20  # bytes
+MAX_CONFIGS = 2 << 20  # and of all in a list of images
 
 _MACHINES = {"armv5tel": "arm/v5", "armv6l": "arm/v6", "armv7l": "arm/v7", "armv8l": "arm/v7",
              "i586": "386", "i686": "386", "loongarch64": "loong64"}
@@ -74,18 +75,20 @@ class ImageSource:
             raise NotFound("No such image: %s" % reference.familiar)
         return self.load(association)
 
-    def images(self, warn: Callable[[str], None] = lambda text: None) -> List[Image]:
-        """List every named image whose config can be read, by name; the configs without their ``raw`` bytes.
+    def images(self, warn: Callable[[str], None] = lambda text: None,
+               names: Optional[Sequence[Association]] = None) -> List[Image]:
+        """List every named image, or those of ``names``, whose config can be read.
 
-        ``warn`` is told of each name of another image.
+        Configs past MAX_CONFIGS bytes are brief.  ``warn`` is told of each name of another image.
         """
-        images, configs = [], {}
-        for association in self.references.all():
+        images, configs, room = [], {}, MAX_CONFIGS
+        for association in self.references.all() if names is None else names:
             try:
                 digest = association.descriptor.digest
                 if digest not in configs:  # one may be large, and have many names
                     config = self.load(association).config
-                    configs[digest] = config and config._replace(raw=b"")
+                    room -= len(config.raw) if config else 0
+                    configs[digest] = config.brief() if config and room < 0 else config
                 images.append(Image(*association, configs[digest]))
             except Error as exc:
                 warn("%s can't be read: %s" % (association.name.familiar, exc))

@@ -18,6 +18,7 @@ from minipull.archive import members
 from minipull.archive.members import Members
 from minipull.cancel import Cancel
 from minipull.errors import InvalidDocument, PolicyError
+from minipull.store import store as store_module
 from minipull.store.check import check
 from minipull.store.store import Store
 from tests.kit.archives import docker_members, layout_members, named, names, pack
@@ -145,8 +146,22 @@ def test_a_config_that_many_names_share_is_held_once(store: Store, layout: Layou
     assert sorted(image.name.familiar for image in images) == sorted("a:%d" % n for n in range(200))
     listed = store.images()
     assert len(listed) == 200 and len({id(image.config) for image in listed}) == 1
-    assert listed[0].config is not None and listed[0].config.raw == b""
-    assert store.image(listed[0].id).config == images[0].config
+    assert store.image(listed[0].id).config == images[0].config == listed[0].config
+
+
+def test_large_configs_of_many_images_are_held_in_brief(
+        store: Store, layout: Layout, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = [layout.image([text_layer("one")], config={"author": str(n)}) for n in range(3)]
+    path.write_bytes(pack(layout_members(layout, [
+        named(image, "docker.io/library/a:%d" % n) for n, image in enumerate(made)])))
+    monkeypatch.setattr(store_module, "MAX_CONFIGS", made[0].config["size"] * 2)
+    loaded = load(str(path), store)
+    assert loaded == store.images()
+    configs = [image.config for image in loaded if image.config]
+    assert [bool(config.raw and config.config and config.diff_ids) for config in configs] == [True, True, False]
+    whole = store.image("a:2").config
+    assert whole is not None and whole.raw and configs[2] == whole.brief()
+    minipull.unpack(loaded[2], store, str(tmp_path / "rootfs"))
 
 
 def test_a_staging_directory_that_stays_is_a_warning(

@@ -68,6 +68,12 @@ def test_a_config_has_no_more_layers_than_a_manifest_may_have() -> None:
             assert len(ImageConfig.parse(raw).diff_ids) == count
 
 
+@pytest.mark.parametrize("change", [{"created": "2" * 500}, {"os": "o" * 500}, {"os.features": ["f"] * 500}])
+def test_platform_and_time_have_a_bound_since_they_are_listed(change: Mapping[str, Any]) -> None:
+    with pytest.raises(PolicyError, match="image config: platform and time have more than 500 characters"):
+        ImageConfig.parse(encode(config(**change)))
+
+
 @pytest.mark.parametrize("change, error", [
     ({"rootfs": None}, "invalid image JSON, no RootFS key"),
     ({"rootfs": []}, "'rootfs' must be an object"),
