@@ -147,7 +147,7 @@ class Archive(ImageSource):
         bounds = Bounds()
         lost: Dict[Digest, Optional[Digest]] = {}  # for each document the first blob that it lacks, or None
         listed: Dict[str, Set[Digest]] = {}  # for each index that images were pinned to, its manifests
-        whole: Dict[Digest, Dict[Digest, Descriptor]] = {}  # for each document those below that lack nothing
+        best: Dict[Digest, List[Descriptor]] = {}  # for each index what fits this host best of those below
         for entry in index.manifests:
             if not entry.is_document:
                 continue
@@ -155,28 +155,32 @@ class Archive(ImageSource):
             for item, document in walk(entry, self.stored, seen=seen, bounds=bounds):
                 if document is not None:
                     lost[item.digest] = self._lost(document, lost)
-                    below = whole[item.digest] = {}
-                    for child in document.manifests if isinstance(document, Index) else ():
-                        if lost.get(child.digest, child.digest) is None:
-                            below.setdefault(child.digest, child)
-                        for digest, descriptor in whole.get(child.digest, {}).items():
-                            below.setdefault(digest, descriptor)
+                    if isinstance(document, Index):
+                        best[item.digest] = self._best(document, lost, best)
                     if isinstance(document, Manifest) and lost[item.digest] is None:
                         self._by_config[document.config.digest] = item
             label, missing = named(entry.to_json()), lost.get(entry.digest, entry.digest)
             # Docker saves of an index what it has, which may be one platform.
-            images = [item for item in whole.get(entry.digest, {}).values()
-                      if not item.platform or item.platform.os != "unknown"]
-            best = [entry] if missing is None else select(host_platform(), images) or images
-            if best:
+            images = [entry] if missing is None else best.get(entry.digest)
+            if images:
                 source = (entry.annotations or {}).get(SOURCE_DIGEST, "")
                 if source not in listed:
                     listed[source] = self._listed(source)
-                self._names.add(_name(label, best[0].digest), best[0], label,
-                                source if best[0].digest in listed[source] else "")
+                self._names.add(_name(label, images[0].digest), images[0], label,
+                                source if images[0].digest in listed[source] else "")
             else:
                 lacking[label] = "%s lacks %s" % (shown(label or entry.digest, 200), missing)
         return lacking
+
+    def _best(self, index: Index, lost: Dict[Digest, Optional[Digest]],
+              best: Dict[Digest, List[Descriptor]]) -> List[Descriptor]:
+        """Return, of the images below an index that lack nothing, the one that fits this host best."""
+        images: List[Descriptor] = []
+        for child in index.manifests:
+            images += [child] if lost.get(child.digest, child.digest) is None else []
+            images += best.get(child.digest, [])
+        images = [image for image in images if not image.platform or image.platform.os != "unknown"]
+        return (select(host_platform(), images) or images)[:1]
 
     def _listed(self, index: str) -> Set[Digest]:
         """Return the manifests in an index that the archive has besides its images, or none."""

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import shutil
+import tracemalloc
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, Dict, Iterator, List, cast
 
@@ -16,6 +17,7 @@ from minipull.archive.check import check_archive
 from minipull.archive.load import load
 from minipull.archive import members
 from minipull.archive.members import Members
+from minipull.archive.reader import opened
 from minipull.cancel import Cancel
 from minipull.errors import InvalidDocument, PolicyError
 from minipull.store import store as store_module
@@ -162,6 +164,24 @@ def test_large_configs_of_many_images_are_held_in_brief(
     whole = store.image("a:2").config
     assert whole is not None and whole.raw and configs[2] == whole.brief()
     minipull.unpack(loaded[2], store, str(tmp_path / "rootfs"))
+
+
+def test_what_indexes_lack_is_found_in_little_memory(layout: Layout, path: Path) -> None:
+    """They share a long index, of which each has the same to offer."""
+    image = layout.image([text_layer("one")])
+    many = [layout.blob(image.raw + b" " * n, image.descriptor["mediaType"]) for n in range(500)]
+    lost = {**image.descriptor, "digest": "sha256:" + "0" * 64}
+    inner = layout.index([*many, lost]).descriptor
+    outer = [layout.index([inner, {**lost, "size": n}]) for n in range(200)]
+    path.write_bytes(pack(layout_members(layout, [
+        named(index, "docker.io/library/a:%d" % n) for n, index in enumerate(outer)])))
+    tracemalloc.start()
+    try:
+        with opened(str(path), Cancel()) as archive:
+            assert {each.descriptor.digest for each in archive.references.all()} == {many[0]["digest"]}
+        assert tracemalloc.get_traced_memory()[1] < 3 * MEGABYTE
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_staging_directory_that_stays_is_a_warning(
