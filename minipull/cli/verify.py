@@ -21,7 +21,7 @@ def do_verify(context: Context, flags: argparse.Namespace) -> None:
     with contextlib.ExitStack() as stack:
         stack.enter_context(within(subject))
         place = Place.parse("store:" + text if plain else text)
-        store = context.store if place.kind == "store" else context.settings.store()
+        store = context.source if place.kind == "store" else context.settings.store()
         client = stack.enter_context(context.client(place.domains))
         try:
             end = open_source(place, client, store, subject, stack, context.renderer, cancel)

@@ -107,6 +107,7 @@ def test_verify_looks_into_the_store_layouts_and_archives(
         file.write(b"PK and what else a bundle has behind its tar")
     for place in ("oci-archive:app.tar:app:1", "docker-archive:app.tar:" + APP + ":1"):
         assert call("verify", "--key", key, place).code == 0
+    assert call("--root", "app.tar", "verify", "--key", key, "app:1").code == 0
     done = call("verify", "--key", key, "other:1")
     assert done.code == 3 and done.line.endswith("; docker://other:1 asks the registry\n")
     path = Path("new", "blobs", *images.digest_of(payload_of(digest(layout))).split(":"))
