@@ -146,11 +146,12 @@ class Copies:
         try:
             end = self._layout(source)
             if source.kind == "store":  # which may have entries of other tools as well
-                places = [Place.parse("store:%s" % (item.name,)) for item in end.source.references.all()]
+                every = [Place.parse("store:%s" % (item.name,)) for item in end.source.references.all()]
             else:
                 every = [source._replace(tag=label or digest, label=label) for label, digest in end.images()]
-                referring = end.referring() if target.tag else ()
-                places = [place for place in every if place.label not in referring] or every
+            # What refers to an image does not follow it to another name, or into another format.
+            referring = end.referring() if target.tag or self._options.format else ()
+            places = [place for place in every if place.label not in referring] or every
             if not places:
                 raise NotFound("%s has no images" % (source,))
             if self._options.keys:

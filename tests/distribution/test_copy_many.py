@@ -208,6 +208,16 @@ def test_an_image_without_a_name_clobbers_none(pair: Pair, tmp_path: Path) -> No
     assert [entry["digest"] for entry in entries(tmp_path / "new")] == [pair.digest("a:1"), pair.digest("b:1")]
 
 
+def test_what_refers_to_an_image_does_not_follow_all_into_another_format(pair: Pair, tmp_path: Path) -> None:
+    image = pair.layout.resolve("a:1")
+    artifact(pair.layout, "sig", payload=b"signature", subject=bare(image))
+    store, source = Store(str(tmp_path / "store")), "oci:%s" % pair.layout.root
+    copied("store:", source + ":a:1", source + ":b:1", store=store, referrers=True)
+    assert len(store.references.all()) == 3
+    for target, text in (("oci:%s" % (tmp_path / "new"), "store:"), (pair.place, source)):
+        assert len(copied(target, text, store=store, format="docker")) == 2
+
+
 # -- dry runs --------------------------------------------------------------------
 
 
