@@ -5,7 +5,7 @@ import functools
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from typing import Dict, Iterable, List, Mapping, Set, Tuple
+from typing import Callable, Dict, Iterable, List, Mapping, Set, Tuple
 
 from ..cancel import Cancel
 from ..digest import Digest
@@ -20,6 +20,7 @@ from ..image.config import Image
 from ..reference import Reference, version
 from ..registry.client import Client, over_endpoints
 from ..registry.v2 import Repository
+from ..store.references import tag_subject
 from .context import Context, described, reference, stripped
 from .lists import Operand, expanded, operands, stored_tags
 from .plan import Row, row, show_plan
@@ -37,7 +38,7 @@ def do_pull(context: Context, flags: argparse.Namespace) -> int:
     errors: Dict[Reference, BaseException] = {}
 
     with context.client(_domains(items)) as client:
-        names = _names(context, client, items)
+        names = _names(context, client, items, _image_tags)
         tagged_names = [name.with_default_tag() for name in names]
         for name in names:
             if flags.all_tags and (name.tag or name.digest):
@@ -51,7 +52,7 @@ def do_pull(context: Context, flags: argparse.Namespace) -> int:
 
         def pull_one(name: Reference) -> None:
             try:
-                tags = registry_tags(context, client, name) if flags.all_tags else []
+                tags = _image_tags(context, client, name) if flags.all_tags else []
                 for tagged in map(name.with_tag, tags) if flags.all_tags else [name]:
                     if flags.dry_run:
                         rows.append(row(*plan_pull(
@@ -84,12 +85,6 @@ def _domains(items: Iterable[Operand]) -> List[str]:
     return [item.name.domain for item in items if item.name]
 
 
-def _names(context: Context, client: Client, items: Iterable[Operand]) -> List[Reference]:
-    """The references of a command, with the tags that a registry has for globs."""
-    texts = expanded(items, lambda prefix, name: registry_tags(context, client, name))
-    return [reference(text) for text in texts]
-
-
 def registry_tags(context: Context, client: Client, name: Reference) -> List[str]:
     """The tags of a repository at its registry, in the registry's order."""
     return over_endpoints(
@@ -97,6 +92,18 @@ def registry_tags(context: Context, client: Client, name: Reference) -> List[str
         lambda endpoint: client.session(endpoint, name).all_tags(context.cancel)
         if endpoint.version == 1 else client.repository(endpoint, name).tags(context.cancel),
         context.cancel, context.renderer, legacy=True)
+
+
+def _image_tags(context: Context, client: Client, name: Reference) -> List[str]:
+    """The tags of a repository but for those of signatures and other referrers, which are no images to run."""
+    return [tag for tag in registry_tags(context, client, name) if tag_subject(tag) is None]
+
+
+def _names(context: Context, client: Client, items: Iterable[Operand],
+           tags: Callable[[Context, Client, Reference], List[str]] = registry_tags) -> List[Reference]:
+    """The references of a command, with the tags that a registry has for globs."""
+    texts = expanded(items, lambda prefix, name: tags(context, client, name))
+    return [reference(text) for text in texts]
 
 
 def _show_default_tag(context: Context, flags: argparse.Namespace, name: Reference) -> None:

@@ -182,6 +182,15 @@ def parse_index(data: bytes, source: str) -> Dict[str, Any]:
             " away and pull or load the images again" % exc) from exc
 
 
+def tag_subject(tag: str) -> Optional[Digest]:
+    """Return the digest in a tag of cosign's or a fallback tag of the distribution-spec; None for another tag."""
+    stem, dot, suffix = tag.partition(".")
+    if not dot or dot + suffix in COSIGN:
+        with contextlib.suppress(InvalidDocument):
+            return Digest.parse(stem.replace("-", ":", 1))
+    return None
+
+
 def association(entry: Dict[str, Any]) -> Optional[Association]:
     """Parse an entry that has a full reference as its name, or return None."""
     with contextlib.suppress(Error):

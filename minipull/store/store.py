@@ -27,7 +27,7 @@ from ..reference import Reference
 from .content import BlobSource, ContentStore
 from .layer import LayerSource, LayerStore
 from .metadata import V2MetadataService
-from .references import COSIGN, Association, Names, ReferenceStore
+from .references import Association, Names, ReferenceStore, tag_subject
 
 MAX_CONFIG = 8 << 20  # bytes
 MAX_CONFIGS = 2 << 20  # and of all in a list of images
@@ -114,16 +114,10 @@ class ImageSource:
         return self.document(descriptor) if stored else None
 
     def subject(self, name: Optional[Reference], top: Descriptor) -> Optional[Digest]:
-        """Return the digest of the manifest that a signature or another referrer belongs to; None for an image.
-
-        Cosign's tags and the fallback tags of the distribution-spec name it; others have a ``subject``.
-        """
-        stem, dot, suffix = (name.tag if name else "").partition(".")
-        if not dot or dot + suffix in COSIGN:
-            with contextlib.suppress(InvalidDocument):
-                return Digest.parse(stem.replace("-", ":", 1))
-        document = self.stored(top)
-        return document.subject.digest if document and document.subject else None
+        """Return the digest of the manifest that a signature or another referrer belongs to; None for an image."""
+        tagged = tag_subject(name.tag) if name else None
+        document = None if tagged else self.stored(top)
+        return document.subject.digest if document and document.subject else tagged
 
     def walk(self, top: Descriptor, document: Optional[Document] = None,
              seen: Optional[Seen] = None) -> Iterator[Tuple[Descriptor, Optional[Document]]]:

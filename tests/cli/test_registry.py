@@ -57,13 +57,21 @@ def test_pull_progress_json_is_the_engines_objects(call: Call, ref: str) -> None
     assert {"Pulling fs layer", "Downloading", "Pull complete"} <= {event["status"] for event in events}
 
 
-def test_pull_all_tags_takes_every_tag(call: Call, ref: str, layout: Layout) -> None:
+def test_pull_all_tags_takes_every_tag(
+        call: Call, ref: str, layout: Layout, server: ScriptedServer) -> None:
     done = call("pull", "-a", ref)
     assert done.out == "Digest: %s\nDigest: %s\nStatus: Downloaded newer image for %s\n%s\n" % (
         digest(layout), digest(layout, "other"), ref, ref)
     assert {item["name"] for item in call("images", "--format", "json").json} == {
         ref + ":latest", ref + ":other"}
     assert "Image is up to date" in call("pull", "-a", ref).out
+    sha = digest(layout).replace(":", "-")
+    for tag in (sha + ".sig", sha):
+        layout.name(layout.resolve("latest"), tag)
+    server.serve(layout.root, "r")
+    for args in (["-a", ref], [ref + ":*"]):
+        assert call("pull", *args).code == 0, "signatures are no images"
+    assert len(call("images", "-a", "--format", "json").json) == 2
     for name in (ref + ":latest", ref + "@" + digest(layout)):
         assert "tag can't be used with --all-tags" in call("pull", "-a", name).line
 
