@@ -214,8 +214,7 @@ def test_what_refers_to_an_image_does_not_follow_all_into_another_format(pair: P
     store, source = Store(str(tmp_path / "store")), "oci:%s" % pair.layout.root
     copied("store:", source + ":a:1", source + ":b:1", store=store, referrers=True)
     assert len(store.references.all()) == 3
-    for target, text in (("oci:%s" % (tmp_path / "new"), "store:"), (pair.place, source)):
-        assert len(copied(target, text, store=store, format="docker")) == 2
+    assert len(copied("oci:%s" % (tmp_path / "new"), "store:", store=store, format="docker")) == 2
 
 
 # -- dry runs --------------------------------------------------------------------
