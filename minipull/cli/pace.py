@@ -81,7 +81,7 @@ class Pace:
                 self._ended[1] += max(flow.total - flow.current, 0)
                 self._done.add(event.id)
             elif not (flow.action or event.current or event.total or event.action.startswith(_NOT_MOVED)):
-                self._ended = [self._ended[0] + flow.total, self._ended[1] + flow.total]  # too small for a meter
+                self._ended = [count + flow.total for count in self._ended]  # too small for a meter
                 self._done.add(event.id)
             flow = None
         if event.action.startswith(_PRESENT):
@@ -92,7 +92,8 @@ class Pace:
             known = event.id in self._done and flow.action in ("", self._action)
             if (flow.total or flow.action) and not known:
                 self._flows[event.id] = flow
-                self._action = self._action or flow.action
+                if event.id or not self._ended[0]:  # an archive's file holds no more than the blobs before it
+                    self._action = self._action or flow.action
             if len(self._flows) > _MAX_FLOWS:
                 del self._flows[next(iter(self._flows))]
         if event.current or event.total:

@@ -379,6 +379,16 @@ def test_a_layer_that_several_images_share_counts_once() -> None:
     assert screen.shown()[-1] == "3MB in 2 s, 1.5MB/s"
 
 
+def test_the_file_that_blobs_are_written_to_is_not_summed_with_them() -> None:
+    renderer, screen, clock = terminal()
+    renderer(Progress(id="a", action="Preparing", expected=3000000))
+    renderer(Progress(id="a", action="Download complete"))
+    Meter(renderer, "", "Saving", 3000000).advance(3000000)
+    clock.now += 2
+    renderer.finish()
+    assert screen.shown()[-1] == "3MB in 2 s, 1.5MB/s"
+
+
 def test_an_upload_to_a_second_repository_counts_again() -> None:
     renderer, screen, clock = terminal()
     for _ in range(2):
