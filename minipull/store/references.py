@@ -183,7 +183,7 @@ def parse_index(data: bytes, source: str) -> Dict[str, Any]:
 
 
 def tag_subject(tag: str) -> Optional[Digest]:
-    """Return the digest in a tag of cosign's or a fallback tag of the distribution-spec; None for another tag."""
+    """Return the digest in a tag of cosign's or a fallback tag of the distribution-spec, or None."""
     stem, dot, suffix = tag.partition(".")
     if not dot or dot + suffix in COSIGN:
         with contextlib.suppress(InvalidDocument):

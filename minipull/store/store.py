@@ -114,7 +114,7 @@ class ImageSource:
         return self.document(descriptor) if stored else None
 
     def subject(self, name: Optional[Reference], top: Descriptor) -> Optional[Digest]:
-        """Return the digest of the manifest that a signature or another referrer belongs to; None for an image."""
+        """Return the digest of the manifest that a referrer, as a signature, belongs to; None for an image."""
         tagged = tag_subject(name.tag) if name else None
         document = None if tagged else self.stored(top)
         return document.subject.digest if document and document.subject else tagged

@@ -22,7 +22,8 @@ def test_what_explains_a_failure_is_said_with_quiet_too(
 
 def test_an_interrupt_of_many_images_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
     cancel = Cancel()
-    context = Context(argparse.Namespace(command="pull", format="text", verbose=False, progress="plain"), cancel)
+    flags = argparse.Namespace(command="pull", format="text", verbose=False, progress="plain")
+    context = Context(flags, cancel)
     context.renderer(Progress(id="a", action="Downloading", current=1000, total=4000))
     cancel.cancel()
     assert [context.failed(Cancelled()) for _ in "abc"] == [130] * 3
