@@ -143,6 +143,6 @@ def _parse_strict(text: str) -> Reference:
 
 
 def version(tag: str) -> List[Tuple[bool, int, str]]:
-    """Return a key that sorts tags as versions: numbers by value and before words, ``v1.9`` before ``v1.10``."""
+    """Return a key that sorts tags as versions: numbers by value, before words; ``v1.9`` before ``v1.10``."""
     parts = re.findall("[0-9]+|[^0-9]+", tag)
     return [(False, int(part), "") if part.isdigit() else (True, 0, part) for part in parts]

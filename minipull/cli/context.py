@@ -18,7 +18,8 @@ from typing import (
 from ..cancel import Cancel
 from ..digest import Buffer
 from ..errors import (
-    ContentMismatch, Error, InvalidDocument, InvalidReference, NotFound, PolicyError, StorageError, escape, shown)
+    ContentMismatch, Error, InvalidDocument, InvalidReference, NotFound, PolicyError, StorageError, escape,
+    shown)
 from ..image.config import Image
 from ..parts import left_out, part
 from ..progress import Progress

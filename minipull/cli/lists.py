@@ -48,7 +48,8 @@ def operands(texts: Iterable[str], places: bool = False, all_tags: bool = False,
     """Read the lists among the references of a command; nothing else is asked yet.
 
     ``places``: those of copy, where a line without a prefix is of a registry; ``ids``:
-    image IDs as well; ``remote`` gets those with docker://.  Raises InvalidReference, which names the line of a list.
+    image IDs as well; ``remote`` gets those with docker://.  Raises InvalidReference, which names
+    the line of a list.
     """
     items: List[Operand] = []
     for text in dict.fromkeys(texts):

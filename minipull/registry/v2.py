@@ -59,7 +59,7 @@ class Received(NamedTuple):
 
 
 class Repository:
-    """A repository at one endpoint, or without a path its catalog; shared by threads; errors as Transport.send."""
+    """A repository at one endpoint, or without a path its catalog; network errors as Transport.send."""
 
     def __init__(self, endpoint: Endpoint, reference: Reference, transport: Transport,
                  credentials: Keyring, actions: str = "pull") -> None:
