@@ -68,8 +68,8 @@ class Pace:
             self._action = "Downloading"  # though what is here already may be extracted before
         elif event.action == "Preparing":
             self._done.discard(event.id)
-        if event.expected and flow is not None and flow.action:
-            return flow  # moving already, for another image
+        if event.expected and flow is not None:
+            return flow  # on its way already, for another image
         if flow is not None and event.action not in ("", "Waiting", flow.action):
             del self._flows[event.id]
             if flow.action and flow.action == self._action:
@@ -86,13 +86,14 @@ class Pace:
             flow = None
         if event.action.startswith(_PRESENT):
             self._present += 1
-        if flow is None or event.expected:
+        if flow is None:
             flow = Flow(now, event.action if event.current or event.total else "", event.expected,
                         moved)
             known = event.id in self._done and flow.action in ("", self._action)
             if (flow.total or flow.action) and not known:
                 self._flows[event.id] = flow
-                if event.id or not self._ended[0]:  # an archive's file holds no more than the blobs before it
+                # Neither the file of an archive nor what is compressed on the way are more bytes.
+                if flow.action != "Compressing" and (event.id or not self._ended[0]):
                     self._action = self._action or flow.action
             if len(self._flows) > _MAX_FLOWS:
                 del self._flows[next(iter(self._flows))]

@@ -86,6 +86,8 @@ class GzipDescriptor(CopyDescriptor):
                 ingest.write(packer.flush())
                 made = Descriptor(_GZIP[blob.media_type], ingest.commit(), ingest.offset,
                                   annotations=without_zstd(blob.annotations))
-            self._bring(made, scratch, transfer)
+            id = made.digest.short
+            transfer.progress(Progress(id=id, action="Preparing", expected=made.size))
+            transfer.progress(Progress(id=id, action=self._bring(made, scratch, transfer)))
         transfer.progress(Progress(id=self.id, action="Compressed to %s" % made.digest.short))
         return made

@@ -306,6 +306,7 @@ def test_a_layer_that_several_images_share_counts_once() -> None:
     renderer, screen, clock = terminal()
     shared = Progress(id="a", action="Pulling fs layer", expected=3000000)
     renderer(shared)
+    renderer(shared)
     meter = Meter(renderer, "a", "Downloading", 3000000)
     meter.advance(1000000)
     renderer(shared)  # while it is on its way
@@ -322,7 +323,10 @@ def test_a_layer_that_several_images_share_counts_once() -> None:
 def test_the_file_that_blobs_are_written_to_is_not_summed_with_them() -> None:
     renderer, screen, clock = terminal()
     renderer(Progress(id="a", action="Preparing", expected=3000000))
-    renderer(Progress(id="a", action="Download complete"))
+    Meter(renderer, "a", "Compressing", 3000000).advance(3000000)
+    renderer(Progress(id="a", action="Compressed to b"))
+    renderer(Progress(id="b", action="Preparing", expected=3000000))
+    renderer(Progress(id="b", action="Download complete"))
     Meter(renderer, "", "Saving", 3000000).advance(3000000)
     clock.now += 2
     renderer.finish()
