@@ -73,7 +73,8 @@ def _add_command(subparsers: Any, wanted: str, module: str, name: str, help: str
         name, help=help, description=help, allow_abbrev=False, epilog="example: %s %s" % (program(), example),
         parents=parents)
     parser.set_defaults(module=module)
-    parser.add_argument("--format", choices=formats)
+    parser.add_argument("--format", choices=formats,
+                        help="oci and docker as --convert" if "oci" in formats else "of the result")
     _add_common(parser, argparse.SUPPRESS, argparse.SUPPRESS, name != "inspect")
     for operand in operands:
         parser.add_argument(operand, metavar=operand.upper())

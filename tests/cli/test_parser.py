@@ -5,6 +5,7 @@ from typing import Tuple
 
 import pytest
 
+from minipull.cli.parser import command_line
 from tests.kit.commands import Call
 
 
@@ -51,3 +52,9 @@ def test_help_of_a_command_is_asked_for_in_three_ways(call: Call) -> None:
     texts = {call("help", "pull").out, call("pull", "--help").out, call("pull", "-h").out}
     assert len(texts) == 1 and "example: minipull pull alpine:3.20" in texts.pop()
     assert call("help").out == call("--help").out
+
+
+def test_help_says_of_every_flag_what_it_does() -> None:
+    silent = [(name, action.option_strings) for name, command in command_line([]).commands.items()
+              for action in command._actions if action.option_strings and not action.help]
+    assert silent == []
