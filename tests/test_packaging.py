@@ -102,6 +102,10 @@ def test_runs_under_another_name_inside_another_package(tmp_path: Path, home: Pa
     module = [sys.executable, "-m", "outer.vendor._puller"]
     assert minipull.__version__ in run([*module, "--version"], env, cwd=tmp_path).out
     assert run([*module, "tags"], env, cwd=tmp_path, check=False).code == 2
+    for flags in ([], ["-I", "-S"]):  # the folder alone is a program as well
+        folder = [sys.executable, *flags, str(vendor / "_puller")]
+        assert minipull.__version__ in run([*folder, "--version"], clean_env(home), cwd=tmp_path).out
+        assert run([*folder, "tags"], clean_env(home), cwd=tmp_path, check=False).code == 2
 
 
 # -- pip -----------------------------------------------------------------------
