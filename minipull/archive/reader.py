@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Optional, Set,
 
 from ..cancel import Cancel
 from ..digest import Buffer, DiffID, Digest, Verifier
-from ..errors import Error, InvalidDocument, InvalidReference, StorageError, file_errors, shown
+from ..errors import Error, InvalidDocument, InvalidReference, PolicyError, StorageError, file_errors, shown
 from ..files import write_all
 from ..image import manifest
 from ..image.config import ImageConfig
@@ -103,6 +103,7 @@ class Archive(ImageSource):
         self._room = MAX_DOCUMENTS
         self._by_config: Dict[Digest, Descriptor] = {}  # manifests of the layout
         self._layers: Dict[Tuple[str, Optional[DiffID]], Tuple[Descriptor, DiffID]] = {}
+        self._hashed: Dict[str, Digest] = {}  # members that are layers
         self.base = ""  # of a delta: the names of its bases
         if self._members.find(DELTA):
             self._delta()
@@ -119,7 +120,14 @@ class Archive(ImageSource):
             raise InvalidDocument("there is no image in it: no index.json, manifest.json or repositories")
 
     def _read(self, name: str, limit: int = MAX_MANIFEST) -> bytes:
-        data = self._members.member(name, min(limit, self._room)).read()
+        return self._counted(self._members.member(name, limit).read())
+
+    def _make(self, data: bytes, media_type: str) -> Descriptor:
+        return self._members.make(self._counted(data), media_type)
+
+    def _counted(self, data: bytes) -> bytes:
+        if len(data) > self._room:
+            raise PolicyError("its documents have more than %d bytes in all" % MAX_DOCUMENTS)
         self._room -= len(data)
         return data
 
@@ -185,9 +193,7 @@ class Archive(ImageSource):
     def _listed(self, index: str) -> Set[Digest]:
         """Return the manifests in an index that the archive has besides its images, or none."""
         with contextlib.suppress(Error):
-            raw = self.content.read(Digest.parse(index), min(MAX_MANIFEST, self._room))
-            self._room -= len(raw)
-            document = manifest.parse(raw)
+            document = manifest.parse(self._counted(self.content.read(Digest.parse(index), MAX_MANIFEST)))
             return {child.digest for child in document.manifests} if isinstance(document, Index) else set()
         return set()
 
@@ -236,7 +242,7 @@ class Archive(ImageSource):
                         len(diff_ids), len(paths)))
                 self._members.named[config.digest] = member
                 layers = [self._layer(inside(path), diff_id)[0] for path, diff_id in zip(paths, diff_ids)]
-                top = self._members.make(compact({
+                top = self._make(compact({
                     "schemaVersion": 2, "mediaType": DOCKER_MANIFEST, "config": config.to_json(),
                     "layers": [layer.to_json() for layer in layers]}), DOCKER_MANIFEST)
             elif not names:
@@ -263,24 +269,24 @@ class Archive(ImageSource):
                     chain.insert(0, schema1.Entry(layers[0][0].digest, dict({"os": "linux"}, **v1)))
                     parent = string_at(v1, "parent", parent[:12])
                 config, document = schema1.converted(chain, layers)
-                self._members.make(config.raw, DOCKER_CONFIG)
-                top = self._members.make(document.raw, DOCKER_MANIFEST)
+                self._make(config.raw, DOCKER_CONFIG)
+                top = self._make(document.raw, DOCKER_MANIFEST)
                 self._names.add(_tagged("%s:%s" % (path, tag)), top)
 
     def _layer(self, name: str, diff_id: Optional[DiffID]) -> Tuple[Descriptor, DiffID]:
-        """Return a member as a layer; it is hashed if it is compressed, or comes without a DiffID."""
+        """Return a member as a layer; it is hashed, once, if it is compressed or comes without a DiffID."""
         if (name, diff_id) not in self._layers:
-            digest: Optional[Digest] = diff_id
             suffix = ""
             with self._members.member(name) as file:
                 magic = file.read(6)
                 if is_compressed(magic):
                     suffix = ".gzip" if magic.startswith(b"\x1f\x8b") else ".zstd"
-                if suffix or not digest:
+                if (suffix or diff_id is None) and name not in self._hashed:
                     verifier = Verifier()
                     file.seek(0)
                     hash_file(file, verifier, self._cancel)
-                    digest = verifier.digest
+                    self._hashed[name] = verifier.digest
+            digest = self._hashed[name] if suffix or diff_id is None else Digest(diff_id)
             self._members.named[digest] = name
             blob = Descriptor(DOCKER_TAR + suffix, digest, self._members.size(digest) or 0)
             self._layers[name, diff_id] = blob, diff_id or (

@@ -5,7 +5,7 @@ import io
 import json
 import os
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import pytest
 
@@ -16,7 +16,7 @@ from minipull.cancel import Cancel
 from minipull.errors import InvalidDocument, InvalidReference, PolicyError, StorageError
 from minipull.store.store import Store
 from tests.kit.archives import NAME, Hard, Members, docker_members, layout_members, named, names, pack
-from tests.kit.images import Layout, to_json
+from tests.kit.images import Layout, Spec, to_json
 from tests.kit.stores import text_layer
 
 
@@ -178,14 +178,37 @@ def test_a_member_that_claims_too_much_is_not_read(
         path.write_bytes(pack({**members, name: bytes((8 << 20) + 1)}))
         with pytest.raises((PolicyError, InvalidDocument), match="larger than 8388608 bytes|lacks"):
             load(str(path), store)
-    monkeypatch.setattr(reader, "MAX_DOCUMENTS", 400)
     path.write_bytes(pack(docker))
-    with pytest.raises(PolicyError, match="larger than"):
+    # The manifest that it lacks is made, and counts as well.
+    monkeypatch.setattr(reader, "MAX_DOCUMENTS", len(docker["manifest.json"]) + len(docker[config]))
+    with pytest.raises(PolicyError, match="its documents have more than [0-9]+ bytes in all"):
         load(str(path), store)
     monkeypatch.setattr("minipull.archive.members.MAX_MEMBERS", 4)
     with pytest.raises(PolicyError, match="more than 4 members"):
         load(str(path), store)
     assert names(store) == []
+
+
+def test_a_layer_that_is_claimed_by_many_is_hashed_once(
+        layout: Layout, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = layout.image([Spec(100000)])
+    config = json.loads(layout.read(image.config["digest"]))
+    config["rootfs"]["diff_ids"] = ["sha256:%064x" % n for n in range(50)]
+    path.write_bytes(pack({
+        "config": to_json(config), "layer": layout.read(image.layers[0].descriptor["digest"]),
+        "manifest.json": to_json([{"Config": "config", "RepoTags": ["a:1"], "Layers": ["layer"] * 50}])}))
+    read: List[int] = []
+
+    def reading(fd: int, count: int, offset: int) -> bytes:
+        data = pread(fd, count, offset)
+        read.append(len(data))
+        return data
+
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", reading)
+    with reader.opened(str(path), Cancel()) as archive:
+        assert len(archive.references.all()) == 1
+    assert sum(read) < 2 * path.stat().st_size
 
 
 def test_an_image_of_too_many_layers_is_refused(store: Store, layout: Layout, path: Path) -> None:
