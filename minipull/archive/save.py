@@ -109,8 +109,12 @@ def _had(base: str, cancel: Cancel, zstd: Optional[str]) -> Iterator[Digest]:
                         if archive.content.size(item.digest) or item.digest in archive.content.left_out:
                             yield item.digest
             return
-        digests = {"sha%d:%s" % (4 * len(text), text.decode())
-                   for line in file for text in _ENCODED.findall(line)}
+        digests: Set[str] = set()
+        before = b""
+        for piece in iter(lambda: file.read(1 << 20), b""):  # there may be no lines
+            digests.update("sha%d:%s" % (4 * len(text), text.decode())
+                           for text in _ENCODED.findall(before + piece))
+            before = piece[-128:]
     if not digests:
         raise InvalidDocument("it is no archive, and there is no digest in it")
     yield from map(Digest, digests)

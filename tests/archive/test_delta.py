@@ -5,6 +5,7 @@ import io
 import json
 import os
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
@@ -121,7 +122,9 @@ BASES: Dict[str, Callable[[Weeks, Path], str]] = {
     "find": lambda weeks, folder: _printed(weeks, folder, "find", ".", "-type", "f"),
     "ls": lambda weeks, folder: _printed(weeks, folder, "ls", "-l", "blobs/sha256"),
     "sha256:HEX": lambda weeks, folder: _written(folder, "\r\n".join(
-        "# %s, kept" % digest for digest in json.loads(members_of(weeks.delta)[DELTA])["blobs"]).encode())}
+        "# %s, kept" % digest for digest in json.loads(members_of(weeks.delta)[DELTA])["blobs"]).encode()),
+    "one line": lambda weeks, folder: _written(folder, b" " * ((1 << 20) - 40) + " ".join(
+        json.loads(members_of(weeks.delta)[DELTA])["blobs"]).encode())}
 
 
 def _chained(weeks: Weeks, folder: Path) -> str:
@@ -139,6 +142,16 @@ def test_a_base_may_be_a_store_an_archive_or_a_list(weeks: Weeks, tmp_path: Path
     expected = dict(members_of(weeks.delta))
     expected[DELTA] = expected[DELTA].replace(b"week0.tar", os.path.basename(base).encode())
     assert members_of(tmp_path / "delta") == expected
+
+
+def test_a_base_of_one_long_line_takes_little_memory(weeks: Weeks, tmp_path: Path) -> None:
+    base = _written(tmp_path, weeks.delta.name.encode() + b" " * (32 << 20) + b"0" * 64)
+    tracemalloc.start()
+    try:
+        minipull.save(weeks.refs[1][:1], weeks.near, str(tmp_path / "full"), bases=[base])
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_several_bases_are_joined_and_named_in_order(weeks: Weeks, tmp_path: Path) -> None:
