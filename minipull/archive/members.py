@@ -19,7 +19,7 @@ from ..image.tar import BLOCK, FILE, LINK, SYMLINK, Reader
 from ..store.content import BlobSource
 
 MAX_MEMBERS = 100000
-MAX_NAMES = 16 << 20  # bytes of all names and links
+MAX_NAMES = 8 << 20  # bytes of all names and links; in memory four times that
 MAX_HOPS = 8  # links on the way to one member
 
 

@@ -90,7 +90,7 @@ def test_a_member_that_is_a_sparse_file_is_refused(tmp_path: Path, store: Store)
 
 
 def test_names_of_members_have_one_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert members.MAX_NAMES == 16 << 20
+    assert members.MAX_NAMES == 8 << 20
     path = tmp_path / "archive"
     with path.open("wb") as out:
         for n in range(200):
