@@ -6,7 +6,7 @@ import sys
 
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # an early Ctrl-C ends us without a traceback
-if not __package__:  # run as a folder: python3 DIR/minipull
+if __name__ == "__main__" and not __package__:  # run as a folder: python3 DIR/minipull
     sys.path[0], name = os.path.split(os.path.dirname(os.path.abspath(__file__)))
     runpy.run_module(name, run_name="__main__")
 
