@@ -5,18 +5,21 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Callable, Iterator, Mapping, Optional, Union
+from typing import Callable, Dict, Iterator, Mapping, Optional, Union
 
 import pytest
 
+from minipull.cli import main as cli
 from minipull.distribution import blobs, pull_v1
 from minipull.registry import auth, client, transport
 from minipull.store.store import Store
 from tests.kit.certificates import Certificates
+from tests.kit.commands import Call, Result
 from tests.kit.images import Layout
 from tests.kit.servers import ScriptedServer
 from tests.kit.processes import (
-    Docker, DockerRegistry, Finished, Minipull, Serve, Tool, minipull_env, missing, peer, run, short_folder, tool)
+    Docker, DockerRegistry, Finished, Minipull, Serve, Tool, clean_env, minipull_env, missing, peer, run, short_folder,
+    tool)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -42,6 +45,28 @@ def home(tmp_path: Path) -> Path:
     path = tmp_path / "home"
     path.mkdir()
     return path
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def call(home: Path, root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Call:
+    """Run a command in this process, with an environment of its own."""
+    monkeypatch.chdir(home)
+
+    def run(*args: Union[str, Path], env: Optional[Dict[str, str]] = None) -> Result:
+        for name in list(os.environ):
+            if not name.startswith("COVERAGE"):
+                monkeypatch.delenv(name)
+        for name, value in {**clean_env(home), "MINIPULL_ROOT": str(root), **(env or {})}.items():
+            monkeypatch.setenv(name, value)
+        capfd.readouterr()
+        code = cli.main([str(arg) for arg in args])
+        return Result(code, *capfd.readouterr())
+    return run
 
 
 @pytest.fixture

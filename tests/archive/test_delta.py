@@ -18,6 +18,7 @@ from minipull.store.store import Store
 from tests.archive.conftest import three_in
 from tests.kit import images
 from tests.kit.archives import OTHER, Messages, Three, document, members_of, names, pack
+from tests.kit.commands import Call
 from tests.kit.images import Layout, Spec, to_json
 from tests.kit.processes import Minipull, run
 from tests.kit.stores import keep, keep_index
@@ -79,9 +80,9 @@ def test_a_delta_has_the_bytes_that_changed_and_completes_to_the_same_archive(we
 
 
 def test_on_a_store_without_the_base_it_is_one_line_and_nothing_is_tagged(
-        weeks: Weeks, run_minipull: Minipull, tmp_path: Path) -> None:
+        weeks: Weeks, call: Call, tmp_path: Path) -> None:
     for flags in ([], ["--dry-run"]):
-        done = run_minipull("--root", tmp_path / "empty", "load", "-q", "-i", weeks.delta, *flags)
+        done = call("--root", tmp_path / "empty", "load", "-q", "-i", weeks.delta, *flags)
         assert (done.code, done.out, done.err.count("\n")) == (3, "", 1), done
         first = min(json.loads(members_of(weeks.delta)[DELTA])["blobs"])
         assert done.err.startswith("minipull: load %s: 180 of the blobs that it leaves out, " % weeks.delta)
@@ -183,13 +184,13 @@ def test_a_delta_of_what_has_not_changed_is_its_documents(weeks: Weeks, tmp_path
     ("torn", 6, "base torn: tar: the stream is cut short"),
     ("out", 2, "out is a base, and can't be the output as well")])
 def test_a_base_that_is_none_is_one_line(
-        weeks: Weeks, run_minipull: Minipull, home: Path, base: str, code: int, text: str) -> None:
+        weeks: Weeks, call: Call, home: Path, base: str, code: int, text: str) -> None:
     (home / "text").write_text("week0.tar\nsha256:abc\n" + "0" * 65)
     (home / "empty").touch()
     (home / "torn").write_bytes(weeks.full[0].read_bytes()[:100000])
     (home / "out").write_bytes(weeks.full[0].read_bytes())
     before = (home / "out").read_bytes()
-    done = run_minipull("--root", weeks.near.root, "save", "-q", "--base", base.replace("HOME", str(home)), "-o", "out",
+    done = call("--root", weeks.near.root, "save", "-q", "--base", base.replace("HOME", str(home)), "-o", "out",
                         weeks.refs[1][0])
     assert (done.code, done.err) == (code, "minipull: %s\n" % text.replace("HOME", str(home)))
     assert (home / "out").read_bytes() == before
@@ -198,31 +199,31 @@ def test_a_base_that_is_none_is_one_line(
 # -- readers -------------------------------------------------------------------
 
 
-def test_check_says_how_much_a_delta_leaves_out(weeks: Weeks, run_minipull: Minipull) -> None:
-    for done in (run_minipull("check", weeks.delta), run_minipull("--root", weeks.delta, "check")):
+def test_check_says_how_much_a_delta_leaves_out(weeks: Weeks, call: Call) -> None:
+    for done in (call("check", weeks.delta), call("--root", weeks.delta, "check")):
         size = sum(document(weeks.delta, DELTA)["blobs"].values())
         assert (done.code, done.out) == (0, (
             "{0}/.: unverified: a delta: 180 blobs, {1} bytes, are left out; week0.tar had them\n{0}: ok\n".format(
                 weeks.delta, size)))
-    assert json.loads(run_minipull("check", "--format", "json", weeks.delta).out)["ok"] is True
+    assert json.loads(call("check", "--format", "json", weeks.delta).out)["ok"] is True
 
 
 @pytest.mark.parametrize("args", [["cat", "REF", "/f"], ["unpack", "REF", "tree"], ["save", "-o", "x", "REF"],
                                   ["serve", "--listen", "127.0.0.1:0"], ["copy", "oci-archive:DELTA:REF", "oci:x"]],
                          ids=lambda args: args[0])
 def test_commands_that_read_a_delta_say_what_it_leaves_out(
-        weeks: Weeks, run_minipull: Minipull, home: Path, args: List[str]) -> None:
+        weeks: Weeks, call: Call, home: Path, args: List[str]) -> None:
     words = [word.replace("REF", weeks.refs[1][3]).replace("DELTA", str(weeks.delta)) for word in args]
-    done = run_minipull("--root", weeks.delta, *words)
+    done = call("--root", weeks.delta, *words)
     line = done.err.splitlines()[-1]
     assert done.code == 3 and "is left out of %s, which is a delta: load it, and use the store" % weeks.delta in line
     assert "Traceback" not in done.err and "blob sha256:" in line
     assert not (home / "x").exists() or args[0] == "copy"
 
 
-def test_images_of_a_delta_are_listed_in_their_full_size(weeks: Weeks, run_minipull: Minipull) -> None:
-    rows = json.loads(run_minipull("--root", weeks.delta, "images", "--format", "json").out)
-    near = json.loads(run_minipull("--root", weeks.near.root, "images", "--format", "json").out)
+def test_images_of_a_delta_are_listed_in_their_full_size(weeks: Weeks, call: Call) -> None:
+    rows = json.loads(call("--root", weeks.delta, "images", "--format", "json").out)
+    near = json.loads(call("--root", weeks.near.root, "images", "--format", "json").out)
     assert rows == [row for row in near if row["name"] in weeks.refs[1]]
 
 
@@ -306,12 +307,12 @@ def test_a_delta_may_be_a_bundle(weeks: Weeks, tmp_path: Path, home: Path) -> No
     path = tmp_path / "week1.pyz"
     minipull.save(weeks.refs[1], weeks.near, str(path), bases=[str(weeks.full[0])], bundle=True)
     assert path.read_bytes().startswith(weeks.delta.read_bytes())
-    call, env = [sys.executable, "-I", "-S", str(path)], {"HOME": str(home)}
-    told = run(call, env).out
+    site, env = [sys.executable, "-I", "-S", str(path)], {"HOME": str(home)}
+    told = run(site, env).out
     assert "This is a delta, without 180 blobs, " in told and "docker" not in told.partition("\n\n")[2]
-    assert run([*call, "load"], env, check=False).code == 3
+    assert run([*site, "load"], env, check=False).code == 3
     minipull.load(str(weeks.full[0]), Store(str(home / ".local/share/minipull")))
-    assert run([*call, "load"], env).out.count("Loaded image") == IMAGES
+    assert run([*site, "load"], env).out.count("Loaded image") == IMAGES
 
 
 def test_a_delta_is_not_compared_with_what_docker_needs(layout: Layout, tmp_path: Path) -> None:
@@ -341,17 +342,17 @@ def test_every_document_and_config_travels_with_an_index(tmp_path: Path) -> None
 
 
 def test_a_dry_run_predicts_the_very_bytes_and_writes_nothing(
-        weeks: Weeks, run_minipull: Minipull, home: Path, tmp_path: Path) -> None:
+        weeks: Weeks, call: Call, run_minipull: Minipull, home: Path, tmp_path: Path) -> None:
     save = ["--root", weeks.near.root, "save", "--dry-run", "--format", "json", "-o", "x"]
     for flags, path in (([], weeks.full[1]), (["--base", weeks.full[0]], weeks.delta)):
-        plan = json.loads(run_minipull(*save, *flags, *weeks.refs[1]).out)
+        plan = json.loads(call(*save, *flags, *weeks.refs[1]).out)
         assert plan["archive_bytes"] == path.stat().st_size
         blobs = {name: len(data) for name, data in members_of(path).items() if name.startswith("blobs/")}
         assert (plan["total"]["blobs"], plan["total"]["bytes"]) == (len(blobs), sum(blobs.values()))
         left_out = document(path, DELTA)["blobs"] if flags else {}
         assert (plan["total"]["there_blobs"], plan["total"]["there_bytes"]) == (len(left_out), sum(left_out.values()))
         assert [row["name"] for row in plan["images"]] == sorted(weeks.refs[1])
-    text = run_minipull("--root", weeks.near.root, "save", "--dry-run", "--bundle", *weeks.refs[1]).out.splitlines()
+    text = call("--root", weeks.near.root, "save", "--dry-run", "--bundle", *weeks.refs[1]).out.splitlines()
     full = io.BytesIO()
     minipull.save(weeks.refs[1], weeks.near, full, bundle=True)
     assert text[-2] == "the archive would have %d bytes" % len(full.getvalue())
@@ -361,7 +362,7 @@ def test_a_dry_run_predicts_the_very_bytes_and_writes_nothing(
     assert plan["total"]["blobs"] == IMAGES * (LAYERS + 2) and plan["total"]["there_blobs"] == 0
     assert not far.exists() and list(home.iterdir()) == []
     before = sorted(weeks.base.rglob("*"))
-    plan = json.loads(run_minipull("--root", weeks.base, "load", "--dry-run", "--format", "json", "-i", weeks.delta).out)
+    plan = json.loads(call("--root", weeks.base, "load", "--dry-run", "--format", "json", "-i", weeks.delta).out)
     assert (plan["total"]["blobs"], plan["total"]["there_blobs"]) == (IMAGES * 3, IMAGES * (LAYERS - 1))
     assert sorted(weeks.base.rglob("*")) == before
 

@@ -1,42 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A registry with images, one with users, and commands that run in this process."""
-import os
+"""A registry with images, and one with users."""
 import sys
 from pathlib import Path
 from typing import Dict, Iterator, Optional, Union
 
 import pytest
 
-from minipull.cli import main as cli
 from tests.kit import images
-from tests.kit.commands import Call, Login, Result, basic
+from tests.kit.commands import Call, Login, basic
 from tests.kit.images import Layout
-from tests.kit.processes import Finished, Minipull, clean_env
+from tests.kit.processes import Finished, Minipull
 from tests.kit.proxies import FaultProxy
 from tests.kit.tokens import TokenAuth
 from tests.kit.servers import ScriptedServer
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "store"
-
-
-@pytest.fixture
-def call(home: Path, root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Call:
-    """Run a command in this process, with an environment of its own."""
-    monkeypatch.chdir(home)
-
-    def run(*args: Union[str, Path], env: Optional[Dict[str, str]] = None) -> Result:
-        for name in list(os.environ):
-            if not name.startswith("COVERAGE"):
-                monkeypatch.delenv(name)
-        for name, value in {**clean_env(home), "MINIPULL_ROOT": str(root), **(env or {})}.items():
-            monkeypatch.setenv(name, value)
-        capfd.readouterr()
-        code = cli.main([str(arg) for arg in args])
-        return Result(code, *capfd.readouterr())
-    return run
 
 
 @pytest.fixture
