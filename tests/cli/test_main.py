@@ -85,6 +85,7 @@ def test_a_malformed_name_is_exit_2_before_any_request(call: Call, root: Path, n
     assert not root.exists()
 
 
+@pytest.mark.usefixtures("no_repeats")
 def test_a_dead_host_is_exit_5(call: Call) -> None:
     dead = "127.0.0.1:%d" % free_port()
     done = call("pull", "--progress", "none", "--plain-http", dead + "/r:1")

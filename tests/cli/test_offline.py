@@ -10,6 +10,7 @@ import pytest
 
 import minipull
 from tests.kit import images
+from tests.kit.commands import Call
 from tests.kit.processes import Finished, Minipull, minipull_env, run
 
 NETWORK = {"ssl", "_ssl", "http.client", "urllib.request", "socket", "_socket"}
@@ -139,6 +140,7 @@ print(json.dumps([str(loaded[0].name), check(store, minipull.Cancel()), sorted(s
     assert set(modules) & (NETWORK - {"_ssl"}) == set()
 
 
-def test_an_image_that_is_not_stored_is_asked_of_its_registry(run_minipull: Minipull, tmp_path: Path) -> None:
-    done = run_minipull("cat", "--plain-http", "127.0.0.1:1/x", "/etc/motd")
+@pytest.mark.usefixtures("no_repeats")
+def test_an_image_that_is_not_stored_is_asked_of_its_registry(call: Call) -> None:
+    done = call("cat", "--plain-http", "127.0.0.1:1/x", "/etc/motd")
     assert done.code == 5 and "127.0.0.1:1" in done.err

@@ -30,7 +30,8 @@ def test_a_misspelt_option_is_answered_with_the_one_that_is_meant(call: Call, wo
     assert result.code == 2 and "did you mean %s? see minipull" % meant in result.line
 
 
-@pytest.mark.parametrize("command", [("images",), ("check",), ("gc",), ("tags", "x"), ("inspect", "x")])
+@pytest.mark.usefixtures("no_repeats")
+@pytest.mark.parametrize("command", [("images",), ("check",), ("gc",), ("tags", "127.0.0.1:1/x"), ("inspect", "x")])
 def test_flags_of_all_commands_stand_before_or_after_the_command(
         call: Call, tmp_path: Path, command: Tuple[str, ...]) -> None:
     root = str(tmp_path / "elsewhere")

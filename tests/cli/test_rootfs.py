@@ -12,6 +12,7 @@ from typing import Dict, Iterator
 import pytest
 
 from tests.kit import images
+from tests.kit.commands import Call
 from tests.kit.processes import Minipull, end, minipull_env, wait_until
 from tests.kit.layers import fast_folder
 from tests.kit.servers import ScriptedServer, content
@@ -102,6 +103,7 @@ def test_unpack_takes_the_platform_asked_for_out_of_an_index(
     assert done.code == 0 and tree(fast / "again") == trees[0]
 
 
+@pytest.mark.usefixtures("no_repeats")
 @pytest.mark.parametrize("args, code, text", [
     (["unpack", "NAME", "FAST"], 9, "is there, and is no empty directory"),
     (["unpack", "NAME", "FAST/x", "--max-unpacked", "1k"], 9, "the image is larger than allowed; see --max-unpacked"),
@@ -110,10 +112,10 @@ def test_unpack_takes_the_platform_asked_for_out_of_an_index(
     (["export", "NAME:9"], 2, "invalid reference format"),
     (["cat", "127.0.0.1:1/x:1", "/f"], 5, "connection refused")])
 def test_a_failed_unpack_export_or_cat_is_one_line_and_leaves_no_file(
-    run_minipull: Minipull, name: str, fast: Path, tmp_path: Path, args: "list[str]", code: int, text: str
+    call: Call, name: str, fast: Path, tmp_path: Path, args: "list[str]", code: int, text: str
 ) -> None:
     (fast / "full").write_text("x")
-    done = run_minipull("--root", tmp_path / "root", *(
+    done = call("--root", tmp_path / "root", *(
         arg.replace("NAME", name).replace("FAST", str(fast)) for arg in args), "-q")
     assert (done.code, done.out) == (code, ""), done
     assert text in done.err and done.err.count("\n") == 1 and done.err.startswith("minipull: ")
