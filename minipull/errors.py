@@ -10,7 +10,7 @@ import contextlib
 import copy
 import errno
 import re
-from typing import ContextManager, Iterator, Mapping, Optional, Tuple
+from typing import ContextManager, Iterator, Mapping, Optional, Tuple, Type
 
 # C0, DEL, C1; marks that turn the direction of text or end a line; surrogates.
 _CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -134,6 +134,20 @@ def one_line(text: str) -> str:
 def shown(text: str, limit: Optional[int] = None) -> str:
     """Foreign text as one harmless line of ASCII, cut off after ``limit`` characters."""
     return ascii(text)[1:-1][:limit]
+
+
+@contextlib.contextmanager
+def within(subject: str, *kinds: Type[Error], unless: str = "") -> Iterator[None]:
+    """Begin the text of every error of the block, of these ``kinds`` if there are any, with ``subject``.
+
+    A text that begins with that, or with ``unless``, has been told already.
+    """
+    try:
+        yield
+    except kinds or Error as exc:
+        if str(exc).startswith(unless or subject):
+            raise
+        raise exc.within(subject) from exc
 
 
 @contextlib.contextmanager

@@ -6,11 +6,11 @@ Mirrors moby's image/tarexport/load.go.
 import contextlib
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import BinaryIO, Dict, Iterable, List, Optional, Sequence, Set, Tuple, Union
+from typing import BinaryIO, ContextManager, Dict, Iterable, List, Optional, Sequence, Set, Tuple, Union
 
 from ..cancel import Cancel
 from ..digest import DiffID, Digest
-from ..errors import ContentMismatch, Error, NotFound, StorageError, Unsupported
+from ..errors import ContentMismatch, NotFound, StorageError, Unsupported, within
 from ..files import make_directory
 from ..image.config import Image, ImageConfig
 from ..image.descriptor import Descriptor
@@ -34,31 +34,28 @@ def load(file: Union[str, BinaryIO], store: Store, *, keys: Sequence[Key] = (), 
     StorageError, Cancelled.
     """
     cancel, output = cancel or Cancel(), serialized(progress)
-    try:
-        with store.writing(cancel):
-            make_directory(store.content.scratch)
-            with opened(file, cancel, store.layers.zstd, store.content.scratch) as archive:
-                names = archive.references
-                images = list(filter(None, map(names.association, names.descriptors())))
-                if keys:
-                    StoredSignatures(archive).require_all(keys)
-                _take(archive, [image.descriptor for image in images], store, output, cancel)
-                for image in images:
-                    if image.source != image.descriptor.digest:
-                        store.content.put(image.source, archive.content.read(image.source, MAX_MANIFEST))
-            before = {image.name: image for image in store.references.all()}
+    with _loading(file), store.writing(cancel):
+        make_directory(store.content.scratch)
+        with opened(file, cancel, store.layers.zstd, store.content.scratch) as archive:
+            names = archive.references
+            images = list(filter(None, map(names.association, names.descriptors())))
+            if keys:
+                StoredSignatures(archive).require_all(keys)
+            _take(archive, [image.descriptor for image in images], store, output, cancel)
             for image in images:
-                old = before.get(image.name, image)
-                if old.descriptor.digest != image.descriptor.digest:
-                    old_id = old.descriptor.digest
-                    with contextlib.suppress(StorageError):
-                        old_id = store.load(old).id
-                    output(Progress(message="The image %s already exists, renaming the old one with ID %s"
-                                    " to empty string" % (image.name.familiar, old_id)))
-            store.references.put([image.to_json() for image in images], cancel.pause)
-            return store.images(lambda text: output(Progress(message="warning: " + text)), images)
-    except Error as exc:
-        raise exc.within("load %s" % file if isinstance(file, str) else "load") from exc
+                if image.source != image.descriptor.digest:
+                    store.content.put(image.source, archive.content.read(image.source, MAX_MANIFEST))
+        before = {image.name: image for image in store.references.all()}
+        for image in images:
+            old = before.get(image.name, image)
+            if old.descriptor.digest != image.descriptor.digest:
+                old_id = old.descriptor.digest
+                with contextlib.suppress(StorageError):
+                    old_id = store.load(old).id
+                output(Progress(message="The image %s already exists, renaming the old one with ID %s"
+                                " to empty string" % (image.name.familiar, old_id)))
+        store.references.put([image.to_json() for image in images], cancel.pause)
+        return store.images(lambda text: output(Progress(message="warning: " + text)), images)
 
 
 def needed(file: Union[str, BinaryIO], store: Store,
@@ -67,16 +64,17 @@ def needed(file: Union[str, BinaryIO], store: Store,
 
     Raises as load(), and writes nothing.
     """
-    try:
-        with opened(file, cancel, store.layers.zstd) as archive:
-            images = [(str(image.name), image.source, {
-                item.digest: item.size for item, _ in archive.walk(image.descriptor)
-                if archive.content.size(item.digest) is not None or item.digest in archive.content.left_out})
-                for image in archive.references.all()]
-            _complete(archive, {digest for _, _, sizes in images for digest in sizes}, store)
-            return images
-    except Error as exc:
-        raise exc.within("load %s" % file if isinstance(file, str) else "load") from exc
+    with _loading(file), opened(file, cancel, store.layers.zstd) as archive:
+        images = [(str(image.name), image.source, {
+            item.digest: item.size for item, _ in archive.walk(image.descriptor)
+            if archive.content.size(item.digest) is not None or item.digest in archive.content.left_out})
+            for image in archive.references.all()]
+        _complete(archive, {digest for _, _, sizes in images for digest in sizes}, store)
+        return images
+
+
+def _loading(file: Union[str, BinaryIO]) -> ContextManager[None]:
+    return within("load %s" % file if isinstance(file, str) else "load")
 
 
 def _complete(archive: Archive, digests: Iterable[Digest], store: Store) -> None:

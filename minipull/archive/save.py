@@ -18,8 +18,8 @@ from typing import Any, BinaryIO, Container, Dict, Iterator, List, Optional, Seq
 from ..cancel import Cancel
 from ..digest import Buffer, Digest, Verifier
 from ..errors import (
-    ContentMismatch, Error, InvalidDocument, InvalidReference, NotFound, StorageError, corrupt, file_errors,
-    shown, storage_errors)
+    ContentMismatch, InvalidDocument, InvalidReference, NotFound, StorageError, corrupt, file_errors, shown,
+    storage_errors, within)
 from ..files import replacing, write_all
 from ..image.descriptor import OCI_INDEX, Descriptor
 from ..image.manifest import Manifest, is_runnable
@@ -84,10 +84,8 @@ def contents(refs: Sequence[Union[str, Reference]], store: ImageSource, platform
             images += _referrers(images, store)
         had: Set[Digest] = set()
         for path in bases:
-            try:
+            with within("base %s" % path):
                 had.update(_had(path, cancel, store.layers.zstd))
-            except Error as exc:
-                raise exc.within("base %s" % path) from exc
         names = sorted(shown(os.path.basename(os.path.abspath(path)), 200) for path in bases)
         yield Contents(store, images, platform or host_platform(), output, had, names, tail)
 

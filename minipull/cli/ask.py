@@ -7,7 +7,7 @@ from typing import Any, Dict, Iterator, List, Optional
 from ..digest import Digest
 from ..distribution.check import check_repository, read_config, verified
 from ..distribution.verify import referring
-from ..errors import ContentMismatch, InvalidReference, NotFound, Unsupported
+from ..errors import ContentMismatch, InvalidReference, NotFound, Unsupported, within
 from ..image.config import ImageConfig
 from ..image.descriptor import Descriptor
 from ..image.manifest import Document, Index, Manifest, is_runnable
@@ -69,10 +69,8 @@ def do_blob(context: Context, flags: argparse.Namespace) -> None:
     subject = "blob %s" % (name,)
     with context.client([name.domain]) as client:
         pieces = context.ask(name, subject, found, client)
-        try:
+        with within(name.familiar_name, ContentMismatch):
             context.write(pieces)
-        except ContentMismatch as exc:
-            raise exc.within(name.familiar_name) from exc
 
 
 def do_delete(context: Context, flags: argparse.Namespace) -> None:

@@ -19,7 +19,7 @@ from ..cancel import Cancel
 from ..digest import Buffer
 from ..errors import (
     ContentMismatch, Error, InvalidDocument, InvalidReference, NotFound, PolicyError, StorageError, escape,
-    shown)
+    shown, within)
 from ..image.config import Image
 from ..parts import left_out, part
 from ..progress import Progress
@@ -95,11 +95,9 @@ class Context:
     def archive(self, path: str, in_place: bool = False) -> ImageSource:
         """Open an archive until the command ends; raises StorageError, InvalidDocument."""
         zstd = self.settings.store().layers.zstd
-        try:
+        with within("archive %s" % path, ContentMismatch, InvalidDocument, PolicyError):
             archive: ImageSource = self.resources.enter_context(part("archive.reader").opened(
                 path, self.cancel, zstd, warn=self.warn, in_place=in_place))
-        except (ContentMismatch, InvalidDocument, PolicyError) as exc:
-            raise exc.within("archive %s" % path) from exc
         return archive
 
     @property
@@ -273,10 +271,8 @@ def stripped(text: str) -> str:
 
 def reference(text: str) -> Reference:
     """Parse a reference as typed; raises InvalidReference, which quotes it."""
-    try:
+    with within(shown(text, 300) or "''", InvalidReference):
         return Reference.parse(stripped(text))
-    except InvalidReference as exc:
-        raise exc.within(shown(text, 300) or "''") from exc
 
 
 def described(store: ImageSource, image: Image) -> Dict[str, Any]:

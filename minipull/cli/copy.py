@@ -7,7 +7,7 @@ from ..distribution.copy import Copies
 from ..distribution.job import Options
 from ..distribution.places import Place
 from ..distribution.tally import Outcome
-from ..errors import Error, InvalidReference, shown
+from ..errors import Error, InvalidReference, shown, within
 from ..image.platform import Platform
 from ..progress import human_size
 from ..store.store import host_platform
@@ -76,10 +76,8 @@ def _options(context: Context, flags: argparse.Namespace) -> Options:
 
 def _place(text: str) -> Place:
     """Parse one of the operands; raises InvalidReference, which quotes it."""
-    try:
+    with within("copy %s" % (shown(text) or "''")):
         return Place.parse(text)
-    except InvalidReference as exc:
-        raise exc.within("copy %s" % (shown(text) or "''")) from exc
 
 
 def _row(outcome: Outcome) -> Row:

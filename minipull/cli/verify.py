@@ -5,9 +5,9 @@ import contextlib
 import re
 
 from ..digest import Digest
-from ..distribution.copy import open_source, within
+from ..distribution.copy import open_source
 from ..distribution.places import Place
-from ..errors import InvalidReference, NotFound, shown
+from ..errors import InvalidReference, NotFound, shown, within
 from ..image.signature import first_good
 from .context import Context
 

@@ -9,10 +9,10 @@ request only; a copy that was interrupted is continued within its blobs.
 """
 import contextlib
 import os
-from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple, TypeVar, Union
+from typing import Callable, Dict, List, Optional, Sequence, Tuple, TypeVar, Union
 
 from ..cancel import Cancel
-from ..errors import Error, InvalidReference, NotFound
+from ..errors import Error, InvalidReference, NotFound, within
 from ..image.platform import Platform
 from ..image.signature import Key
 from ..parts import part
@@ -99,7 +99,7 @@ class Copies:
         self.many = listed or len(sources) > 1 or sources[0].many or target.many and not target.folder
         written: List[Outcome] = []
         errors: List[Error] = []
-        with within(subject), self._stack:
+        with within(subject, unless="copy "), self._stack:
             plan = self._plan(sources, target)
             self.planned = len(plan)
             layout = self._target(target)
@@ -192,7 +192,7 @@ class Copies:
         options, place = self._options._replace(covered=item.covered), item.target
         subject = subject or "copy %s to %s" % (item.source.written, place.written)
         try:
-            with within(subject), contextlib.ExitStack() as stack:
+            with within(subject, unless="copy "), contextlib.ExitStack() as stack:
                 if layout is not None and place.kind in ARCHIVES:
                     stack.enter_context(part("distribution.archives").in_terms_of(place, layout.store.root))
                 if item.error is not None:
@@ -248,14 +248,3 @@ def open_source(source: Place, client: Client, store: Optional[ImageSource], sub
         return end
 
     return over_endpoints(client, source.name, subject, answering, cancel, output)
-
-
-@contextlib.contextmanager
-def within(subject: str) -> Iterator[None]:
-    """Begin the text of every error of the block with ``subject``, or that of one image of many."""
-    try:
-        yield
-    except Error as exc:
-        if str(exc).startswith((subject, "copy ")):
-            raise
-        raise exc.within(subject) from exc

@@ -3,7 +3,7 @@
 from typing import List, NamedTuple
 
 from ..digest import Digest
-from ..errors import InvalidReference, shown
+from ..errors import InvalidReference, shown, within
 from ..reference import Reference
 
 ARCHIVES = ("oci-archive", "docker-archive")
@@ -45,10 +45,8 @@ class Place(NamedTuple):
         """Return the place of one image of many, by its label; raises InvalidReference."""
         if self.kind not in ("docker", "store"):
             return self._replace(tag=label)
-        try:
+        with within("image %s" % (shown(label) or "without a name")):
             name = Reference.parse(label).docker_ref()
-        except InvalidReference as exc:
-            raise exc.within("image %s" % (shown(label) or "without a name")) from exc
         below = self.name._replace(path=self.name.path + name.path) if self.kind == "docker" else name
         return self._replace(tag=name.digest or name.tag, name=below._replace(tag="", digest=None))
 

@@ -34,7 +34,7 @@ from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
 from ..cancel import Cancel
 from ..digest import DiffID, Digest
 from ..errors import (
-    Cancelled, ContentMismatch, Error, NetworkError, NotFound, PolicyError, StorageError, Unsupported)
+    ContentMismatch, Error, NetworkError, NotFound, PolicyError, StorageError, Unsupported, within)
 from ..image.config import Image, ImageConfig
 from ..image.descriptor import INDEX_TYPES, Descriptor
 from ..image.manifest import MAX_MANIFEST, Document, Index, Manifest, is_runnable, is_schema1
@@ -259,15 +259,11 @@ class V2Puller(NamedTuple):
 
     def _config(self, document: Manifest, cancel: Cancel) -> ImageConfig:
         descriptor = document.config
-        try:
+        with within("error pulling image configuration"):
             if descriptor.size > MAX_CONFIG:
                 raise PolicyError("config is larger than %d bytes" % MAX_CONFIG)
             self._plain_blob(descriptor, cancel)
             return ImageConfig.parse(self.store.content.read(descriptor.digest, MAX_CONFIG))
-        except Cancelled:
-            raise
-        except Error as exc:
-            raise exc.within("error pulling image configuration") from exc
 
     def check_platform(self, config: ImageConfig) -> None:
         """Warn if an image is for another platform; raise NotFound if the user asked for ours."""

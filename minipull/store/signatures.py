@@ -8,7 +8,7 @@ import re
 from typing import Dict, Iterator, List, Sequence, Set, Tuple
 
 from ..digest import Digest
-from ..errors import ContentMismatch, Error, shown
+from ..errors import ContentMismatch, Error, shown, within
 from ..image.descriptor import INDEX_TYPES, Descriptor
 from ..image.manifest import MAX_MANIFEST, Document, Index, Manifest, is_runnable, parse
 from ..image.signature import Key, Signatures, first_good
@@ -71,10 +71,8 @@ class StoredSignatures(Signatures):
         met: Seen = set()
 
         def require(digest: Digest, label: str) -> None:
-            try:
+            with within(shown(label or digest, 300), ContentMismatch):
                 first_good(self.of([digest], keys), keys)
-            except ContentMismatch as exc:
-                raise exc.within(shown(label or digest, 300)) from exc
 
         entries = [Descriptor.from_json(entry, "index.json") for entry in self._source.references.descriptors()]
         for item in sorted(entries, key=lambda item: item.media_type not in INDEX_TYPES):  # they cover others

@@ -17,7 +17,8 @@ from typing import Callable, ContextManager, Iterator, List, Optional, Sequence,
 from .. import files
 from ..cancel import Cancel
 from ..digest import Digest
-from ..errors import Error, InvalidDocument, InvalidReference, NotFound, PolicyError, StorageError, shown
+from ..errors import (
+    Error, InvalidDocument, InvalidReference, NotFound, PolicyError, StorageError, shown, within)
 from ..image.config import Image, ImageConfig
 from ..image.descriptor import INDEX_TYPES, MANIFEST_TYPES, Descriptor
 from ..image.manifest import MAX_MANIFEST, Document, Manifest, is_runnable, parse
@@ -66,10 +67,8 @@ class ImageSource:
                 return self.load(Association(*images.popitem()[1][:3]))
             if len(prefix) == 64:
                 raise NotFound("No such image: %s" % name)
-        try:
+        with within(shown(str(name), 300) or "''", InvalidReference):
             reference = (name if isinstance(name, Reference) else Reference.parse(name)).with_default_tag()
-        except InvalidReference as exc:
-            raise exc.within(shown(str(name), 300) or "''") from exc
         association = self.references.find(reference)
         if association is None:
             raise NotFound("No such image: %s" % reference.familiar)
