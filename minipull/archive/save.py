@@ -154,7 +154,7 @@ def _referrers(images: Sequence[Named], store: ImageSource) -> List[Named]:
 
 
 class Contents:
-    """What an archive holds: documents that list its images, and ``blobs`` (digest to size in bytes)."""
+    """The members of an archive: documents that list its images, and ``blobs`` (digest to size in bytes)."""
 
     def __init__(self, store: ImageSource, images: Sequence[Named], platform: Platform, output: Output,
                  had: Container[Digest] = (), bases: Sequence[str] = (), tail: bytes = b"") -> None:

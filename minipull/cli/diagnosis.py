@@ -205,7 +205,7 @@ class Diagnosis:
             self._tell("certificates", ", ".join([authorities(), *files, *folders]))
 
     def _naming(self, origin: Origin, host: str) -> Dict[str, str]:
-        """What remedies name of a host."""
+        """The facts of a host that remedies name."""
         variable = origin.scheme.upper() + "_PROXY"
         variable = variable.lower() if self._context.settings.environ.get(variable.lower()) else variable
         folders = self._service.certificates(origin)[1]

@@ -3,7 +3,7 @@
 import time
 from typing import Callable, Dict, List, Set, Tuple
 
-from ..progress import Progress
+from ..progress import Progress, human_size
 
 WINDOW = 5.0  # seconds that a speed is the mean of
 _SAMPLE = 0.2  # seconds between two samples
@@ -11,7 +11,9 @@ _MAX_FLOWS = 4096
 #: Last words for a blob that did not have to move.
 _PRESENT = ("Already exists", "Layer already exists", "Mounted from")
 _NOT_MOVED = _PRESENT + ("Skipped", "Retrying", "Pulling")
-_UNITS = (("B", 0), ("kB", 1), ("MB", 2), ("GB", 3), ("TB", 4))
+#: Actions whose bytes may be summed: those of a command are summed by the first of these that it has.
+_SUMMED = ("Downloading", "Pushing", "Loading layer", "Saving", "Checking", "Extracting")
+_ANNOUNCED = {"Pulling fs layer": "Downloading", "Preparing": "Pushing"}
 
 
 class Flow:
@@ -31,7 +33,7 @@ class Flow:
 
     def amount(self) -> str:
         """Return the numbers, in one unit if they share it: ``31.2/207.8MB``."""
-        current, total = decimal(self.current), decimal(self.total)
+        current, total = human_size(self.current), human_size(self.total)
         if self.total < max(self.current, 1):
             return current if self.current > 0 else ""
         number, unit = current.rstrip("kMGTB"), total.lstrip("0123456789.")
@@ -44,11 +46,11 @@ class Flow:
             return []
         speed = (self.moved - before) / (now - begin)
         left = [duration((self.total - self.current) / speed)] if self.total > self.current else []
-        return [decimal(speed) + "/s", *left]
+        return [human_size(speed) + "/s", *left]
 
 
 class Pace:
-    """The flows of one command: of each id, and of all together by the first action that counts bytes."""
+    """The flows of one command: of each id, and of all together by the action that is summed."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -62,44 +64,43 @@ class Pace:
 
     def note(self, event: Progress) -> Flow:
         """Take an event's numbers; returns the flow of its id."""
+        now, flow, counts = self._clock(), self._flows.get(event.id), bool(event.current or event.total)
         moved = max(event.current - event.start, 0)
-        now, flow = self._clock(), self._flows.get(event.id)
-        if event.action == "Pulling fs layer":
-            self._action = "Downloading"  # though what is here already may be extracted before
-        elif event.action == "Preparing":
-            self._done.discard(event.id)
+        action = _ANNOUNCED.get(event.action, event.action if counts else "")
+        if action in _SUMMED[:_SUMMED.index(self._action) if self._action else None]:
+            self._action = action
+        if event.action == "Preparing":
+            self._done.discard(event.id)  # it goes to another repository
         if event.expected and flow is not None:
             return flow  # on its way already, for another image
         if flow is not None and event.action not in ("", "Waiting", flow.action):
-            del self._flows[event.id]
-            if flow.action and flow.action == self._action:
-                self._ended[1] += flow.moved
-                if event.action.startswith("Retrying"):
-                    self._flows[event.id] = Flow(now, total=flow.total)
-                    return flow
-                self._ended[0] += max(flow.total, flow.current)
-                self._ended[1] += max(flow.total - flow.current, 0)
-                self._done.add(event.id)
-            elif not (flow.action or event.current or event.total or event.action.startswith(_NOT_MOVED)):
-                self._ended = [count + flow.total for count in self._ended]  # too small for a meter
-                self._done.add(event.id)
-            flow = None
-        if event.action.startswith(_PRESENT):
-            self._present += 1
+            self._end(event, flow, counts)
+            flow = self._flows.get(event.id)
+        self._present += event.action.startswith(_PRESENT)
         if flow is None:
-            flow = Flow(now, event.action if event.current or event.total else "", event.expected,
-                        moved)
+            flow = Flow(now, event.action if counts else "", event.expected, moved)
             known = event.id in self._done and flow.action in ("", self._action)
-            if (flow.total or flow.action) and not known:
+            if (flow.total or flow.action) and not known and len(self._flows) < _MAX_FLOWS:
                 self._flows[event.id] = flow
-                # Neither the file of an archive nor what is compressed on the way are more bytes.
-                if flow.action != "Compressing" and (event.id or not self._ended[0]):
-                    self._action = self._action or flow.action
-            if len(self._flows) > _MAX_FLOWS:
-                del self._flows[next(iter(self._flows))]
-        if event.current or event.total:
+        if counts:
             flow.move(now, event.current, event.total, moved)
         return flow
+
+    def _end(self, event: Progress, flow: Flow, counts: bool) -> None:
+        """End a flow, whose bytes count as far as they are summed; one that is tried again begins anew."""
+        del self._flows[event.id]
+        if flow.action and flow.action == self._action:
+            self._ended[1] += flow.moved
+            if event.action.startswith("Retrying"):
+                self._flows[event.id] = Flow(self._clock(), total=flow.total)
+                return
+            self._ended[0] += max(flow.total, flow.current)
+            self._ended[1] += max(flow.total - flow.current, 0)
+        elif flow.action or counts or event.action.startswith(_NOT_MOVED):
+            return
+        else:  # too small for a meter
+            self._ended = [count + flow.total for count in self._ended]
+        self._done.add(event.id)
 
     def whole(self) -> Flow:
         """Return the flow of all that moves by the first action."""
@@ -117,7 +118,7 @@ class Pace:
         time_taken = "%.2g s" % seconds if seconds < 10 else "%.0f s" % seconds
         present = "; %d layer%s there" % (self._present, " was" if self._present == 1 else "s were")
         return "%s in %s, %s/s%s" % (
-            decimal(moved), time_taken, decimal(moved / max(seconds, 0.01)), present if self._present else "")
+            human_size(moved), time_taken, human_size(moved / max(seconds, 0.01)), present if self._present else "")
 
     def interrupted(self) -> str:
         """Return the line for an interrupt: downloads into a store are kept as far as they came."""
@@ -125,16 +126,6 @@ class Pace:
         if self._action != "Downloading" or not whole.current:
             return "interrupted"
         return "interrupted; the same command goes on at %s" % whole.amount().replace("/", " of ")
-
-
-def decimal(size: float) -> str:
-    """Return a size in decimal units and three digits or four: ``31.2MB``, ``207.8MB``."""
-    for unit, power in _UNITS:
-        number = size / 1000 ** power
-        if number < 999.95 or unit == "TB":
-            break
-    text = "%.1f" % number
-    return (text[:-2] if text.endswith(".0") or unit == "B" else text) + unit
 
 
 def duration(seconds: float) -> str:

@@ -20,7 +20,7 @@ def test_numbers_are_never_cut_and_the_bar_shrinks_first(columns: int) -> None:
         clock.now += 1
     shown = screen.shown()
     for line, numbers in zip(shown, (
-            "67.2/207.8MB 12MB/s 0:12", "67.2MB/1GB 12MB/s 1:22", "122.4MB/1.3GB 20MB/s 0:57")):
+            "67.2/207.8MB 12MB/s 0:12", "67.2MB/1.049GB 12MB/s 1:22", "122.4MB/1.256GB 20MB/s 0:57")):
         assert line.endswith(" " + numbers)
     assert all(len(line) < columns for line in shown)
     assert shown[0].startswith("c92248fd8a62 Downloading =" if columns > 50 else
@@ -55,7 +55,7 @@ def test_the_last_line_is_the_sum_of_what_has_moved(mode: str) -> None:
         renderer(Progress(id=id, action="Extracting", current=5, total=9))
         renderer(Progress(id=id, action="Pull complete"))
     renderer.finish()
-    assert screen.shown()[-1] == "213MB in 17 s, 12.5MB/s; 1 layer was there"
+    assert screen.shown()[-1] == "213MB in 17 s, 12.53MB/s; 1 layer was there"
 
 
 def test_a_blob_without_a_meter_counts_as_moved_unless_it_was_there() -> None:

@@ -245,8 +245,8 @@ def test_plain_counts_bytes_every_few_seconds_of_a_download() -> None:
         "a: Downloading 20.9/45.6MB 45% 3.8MB/s 0:07",
         "a: Downloading 39.9/45.6MB 87% 3.8MB/s 0:02",
         "b: Downloading",
-        "b: Downloading 2.1MB 209.7kB/s",
-        "b: Downloading 3.1MB 209.7kB/s",
+        "b: Downloading 2.097MB 209.7kB/s",
+        "b: Downloading 3.146MB 209.7kB/s",
     ]
 
 
