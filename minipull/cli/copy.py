@@ -9,11 +9,10 @@ from ..distribution.places import Place
 from ..distribution.tally import Outcome
 from ..errors import Error, InvalidReference, shown, within
 from ..image.platform import Platform
-from ..progress import human_size
 from ..store.store import host_platform
 from .context import Context
 from .lists import expanded, operands, stored_tags
-from .plan import Row, counted, row, sentence, total
+from .plan import Row, row, sentence, total
 from .registry import registry_tags
 
 
@@ -101,14 +100,8 @@ def _line(row: Row, many: bool, quiet: bool) -> str:
 
 def _summary(rows: List[Row], planned: int) -> str:
     """The line after many images."""
-    results, sums = [row["result"] for row in rows], total(rows)
-    texts = ["Copied %d of %d images, %s, %s" % (
-        results.count("copied"), planned, counted(sums["blobs"]), human_size(sums["bytes"]))]
-    for kind, words in (("there_", "there"), ("mounted_", "mounted")):
-        if sums[kind + "blobs"]:
-            texts.append("%s %s %s" % (
-                counted(sums[kind + "blobs"]), "was" if sums[kind + "blobs"] == 1 else "were", words))
+    results = [row["result"] for row in rows]
+    text = sentence(total(rows), "Copied %d of %d images," % (results.count("copied"), planned), done=True)
     for result, words in (("there", "there already"), ("failed", "failed")):
-        if result in results:
-            texts.append("%d %s" % (results.count(result), words))
-    return "; ".join(texts)
+        text += "; %d %s" % (results.count(result), words) if result in results else ""
+    return text

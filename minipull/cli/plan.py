@@ -41,17 +41,14 @@ def show_plan(context: Context, rows: Sequence[Row], archive: Optional[int] = No
         *("the archive would have %d bytes" % size for size in sizes.values()), sentence(total(rows))])
 
 
-def sentence(row: Row) -> str:
-    """The numbers of a plan in words: ``would move 2 blobs, 133kB; 1 blob, 1.7MB is there``."""
-    texts = ["would move %s, %s" % (counted(row["blobs"]), human_size(row["bytes"]))]
-    for kind, words in (("there_", "there"), ("mounted_", "to be mounted")):
-        if row[kind + "blobs"]:
-            verb = "is" if row[kind + "blobs"] == 1 else "are"
-            texts.append("%s, %s %s %s" % (
-                counted(row[kind + "blobs"]), human_size(row[kind + "bytes"]), verb, words))
+def sentence(row: Row, begin: str = "would move", done: bool = False) -> str:
+    """The numbers of a plan, or of what is ``done``: ``would move 2 blobs, 133kB; 1 blob, 1.7MB is there``."""
+    texts = []
+    for kind, words in (("", begin), ("there_", "there"), ("mounted_", "mounted" if done else "to be mounted")):
+        number, verbs = row[kind + "blobs"], ("was", "were") if done else ("is", "are")
+        blobs = "%d blob%s, %s" % (number, "" if number == 1 else "s", human_size(row[kind + "bytes"]))
+        if not kind:
+            texts.append("%s %s" % (words, blobs))
+        elif number:
+            texts.append("%s %s %s" % (blobs, verbs[number != 1], words))
     return "; ".join(texts)
-
-
-def counted(number: int) -> str:
-    """A number of blobs."""
-    return "%d blob%s" % (number, "" if number == 1 else "s")

@@ -125,7 +125,7 @@ def test_each_image_is_told_with_its_name_and_digest(
     assert done.out.splitlines()[:2] == lines and done.code == 0
     assert re.findall("(?m)^Copying .*", done.err) == [
         "Copying %s (%d of 2)" % (place, number) for number, place in enumerate(places, 1)]
-    assert re.fullmatch("Copied 2 of 2 images, 6 blobs, [0-9.]+kB; 2 blobs were mounted", summary(done))
+    assert re.fullmatch("Copied 2 of 2 images, 6 blobs, [0-9.]+kB; 2 blobs, [0-9.]+kB were mounted", summary(done))
     quiet = call("copy", "-q", *places, "docker://%s/" % target.host)
     assert (quiet.out.splitlines(), quiet.err) == (lines, "")
     # Such lines are a list.
