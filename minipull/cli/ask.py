@@ -5,8 +5,8 @@ import sys
 from typing import Any, Dict, Iterator, List, Optional
 
 from ..digest import Digest
-from ..distribution.check import check_repository, read_config, verified
-from ..distribution.verify import referring
+from ..distribution.check import check_repository
+from ..distribution.read import read_blob, referring, verified
 from ..errors import ContentMismatch, InvalidReference, NotFound, Unsupported, within
 from ..image.config import ImageConfig
 from ..image.descriptor import Descriptor
@@ -18,7 +18,7 @@ from ..reference import Reference, version
 from ..registry.errors import RegistryError
 from ..registry.v2 import Received, Repository
 from ..store.check import Problem
-from ..store.store import host_platform
+from ..store.store import MAX_CONFIG, host_platform
 from .context import Context, reference
 
 _CAN_NOT_DELETE = (400, 404, 405, 415, 501)  # answers of registries that delete no tag alone
@@ -154,7 +154,7 @@ def _look(repository: Repository, top: Received, platform: Optional[Platform], f
     if flags.config_only:
         if not isinstance(document, Manifest):
             raise InvalidReference("it has no config")
-        return read_config(repository, document.config, context.cancel)
+        return read_blob(repository, document.config, MAX_CONFIG, context.cancel)
     shown = {"digest": top.digest, "media_type": document.media_type}
     if isinstance(document, Index):
         below = [item for _, item in walk(document, get, lambda index: index.images) if item][:-1]
@@ -168,7 +168,7 @@ def _described(repository: Repository, document: Document, context: Context) -> 
     if isinstance(document, Manifest):
         members["size"] = sum(blob.size for blob in document.blobs)
         if is_runnable(document):
-            config = ImageConfig.parse(read_config(repository, document.config, context.cancel))
+            config = ImageConfig.parse(read_blob(repository, document.config, MAX_CONFIG, context.cancel))
             settings = config.config
             members.update({
                 "image_id": config.id, "platform": str(config.platform), "created": config.created,

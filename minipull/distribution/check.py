@@ -4,13 +4,11 @@
 Every manifest is fetched and parsed, and every blob asked for by its size; a deep
 check reads and hashes the blobs, and keeps nothing.
 """
-import contextlib
-import functools
-from typing import Dict, Iterator, List, Optional
+from typing import Dict, List, Optional
 
 from ..cancel import Cancel
-from ..digest import Digest, Verifier
-from ..errors import ContentMismatch, InvalidDocument, PolicyError
+from ..digest import Digest
+from ..errors import ContentMismatch, InvalidDocument
 from ..image.config import ImageConfig
 from ..image.descriptor import Descriptor
 from ..image.manifest import Document, Manifest, is_runnable
@@ -20,8 +18,8 @@ from ..registry.errors import RegistryError
 from ..registry.v2 import Received, Repository
 from ..store.check import Problem
 from ..store.store import MAX_CONFIG
-from .blobs import RemoteBlob, persist
-from .verify import found
+from .blobs import persist
+from .read import found, read_blob, verified
 
 
 def check_repository(repository: Repository, top: Received, deep: bool, output: Output,
@@ -54,29 +52,9 @@ def check_repository(repository: Repository, top: Received, deep: bool, output: 
     return problems
 
 
-def read_config(repository: Repository, config: Descriptor, cancel: Cancel) -> bytes:
-    """Return a config, verified; raises ContentMismatch, PolicyError, RegistryError."""
-    if config.size > MAX_CONFIG:
-        raise PolicyError("config %s is larger than %d bytes" % (config.digest, MAX_CONFIG))
-    if config.data:
-        return config.data
-    return b"".join(map(bytes, verified(repository, config, cancel)))
-
-
-def verified(repository: Repository, blob: Descriptor, cancel: Cancel) -> Iterator[memoryview]:
-    """Yield the bytes of a blob as they arrive; a wrong one raises ContentMismatch at its end."""
-    verifier = Verifier(blob.digest.algorithm)
-    remote = RemoteBlob(blob.digest, blob.size, functools.partial(repository.blob, blob.digest), cancel)
-    with contextlib.closing(remote):
-        for piece in remote.pieces(0):
-            verifier.update(piece)
-            yield piece
-    verifier.verify(blob.digest, blob.size, "blob %s" % blob.digest)
-
-
 def _config_problems(repository: Repository, image: Manifest, cancel: Cancel) -> List[Problem]:
     try:
-        ImageConfig.parse(read_config(repository, image.config, cancel)).paired(image.layers)
+        ImageConfig.parse(read_blob(repository, image.config, MAX_CONFIG, cancel)).paired(image.layers)
     except (ContentMismatch, InvalidDocument) as exc:
         return [Problem(str(image.config.digest), "config", str(exc))]
     except RegistryError as exc:

@@ -15,9 +15,8 @@ from ..cancel import Cancel
 from ..digest import Buffer, Digest, Verifier
 from ..errors import (
     ContentMismatch, Error, InvalidReference, NetworkError, NotFound, PolicyError, Unauthorized, corrupt)
-from ..image import manifest
 from ..image.descriptor import Descriptor
-from ..image.manifest import MAX_MANIFEST, Document
+from ..image.manifest import MAX_MANIFEST, Document, Index, listed
 from ..image.signature import Signatures
 from ..progress import Meter
 from ..reference import Reference
@@ -33,7 +32,8 @@ from ..xfer.transfer import Transfer, nothing
 from .blobs import (
     SMALL, RemoteBlob, existing, fetch_blob, moved_as_manifest, persist, put_document, send_blob)
 from .places import ARCHIVES, Place
-from .verify import RemoteSignatures, found
+from .read import found
+from .verify import RemoteSignatures
 
 Source = Callable[[int, int], Body]  # a part of a blob, by offset and size in bytes
 
@@ -290,7 +290,7 @@ class LayoutEnd:
                     document = self.source.document(item)
                     if document.subject is not None:
                         self._referrers.setdefault(document.subject.digest, []).append(
-                            manifest.listed(document)._replace(digest=item.digest))
+                            listed(document)._replace(digest=item.digest))
         return self._referrers.get(digest)
 
     def signatures(self, cancel: Cancel) -> Signatures:
@@ -346,5 +346,5 @@ def copied_as_manifest(entry: Descriptor, source: End, target: End, cancel: Canc
     """Copy an entry of an index that is of an unknown kind, if it is a manifest; False if it is a blob."""
     return moved_as_manifest(
         entry, lambda digest: source.get(digest, cancel).raw,
-        lambda raw: target.put(manifest.Index(raw, entry.digest, entry.media_type, ()), cancel),
+        lambda raw: target.put(Index(raw, entry.digest, entry.media_type, ()), cancel),
         isinstance(source, RegistryEnd))

@@ -10,9 +10,9 @@ from ..digest import Digest
 from ..errors import NotFound, PolicyError
 from ..image import manifest
 from ..image.descriptor import OCI_INDEX, Descriptor
-from ..image.manifest import Document, Index, Manifest, is_runnable
+from ..image.manifest import Document, Index
 from ..image.strictjson import compact
-from ..image.walk import walk
+from ..image.walk import runs
 from ..registry.errors import RegistryError
 from ..registry.v2 import MAX_REFERRERS
 from ..store.references import COSIGN
@@ -64,10 +64,7 @@ class Referrers:
             self._list(subject, unlisted)
 
     def _runs(self, top: Document) -> bool:
-        found = walk(top, lambda item: self._found(item.digest) if item.is_document else None)
-        return self._strict and any(
-            isinstance(document, Manifest) and is_runnable(document._replace(artifact_type=""))
-            for _, document in found)
+        return self._strict and runs(top, lambda item: self._found(item.digest) if item.is_document else None)
 
     def _found(self, reference: str, end: Optional[End] = None) -> Optional[Document]:
         try:

@@ -3,37 +3,17 @@
 
 Mirrors cosign's verify --key; moby has none.
 """
-from typing import Iterator, List, Optional, Sequence
+from typing import Iterator, List
 
 from ..cancel import Cancel
 from ..digest import Digest
-from ..errors import ContentMismatch, NotFound
+from ..errors import NotFound
 from ..image.descriptor import Descriptor
-from ..image.manifest import Document, Index
+from ..image.manifest import Document
 from ..image.signature import KINDS, Signatures
 from ..registry.errors import RegistryError
-from ..registry.v2 import Received, Repository
-from .blobs import persist
-
-
-def found(repository: Repository, reference: str, cancel: Cancel) -> Optional[Received]:
-    """Return a manifest, or None if the registry has none; raises an Error if its answer is not clear."""
-    try:
-        return persist(repository, cancel, repository.manifest, reference)
-    except RegistryError as exc:
-        if exc.status != 404:
-            raise
-        return None
-
-
-def referring(repository: Repository, digest: Digest, cancel: Cancel) -> Sequence[Descriptor]:
-    """List the manifests that refer to one, by the registry's API or else the fallback tag."""
-    listed = persist(repository, cancel, repository.referrers, digest)
-    if listed is None:
-        received = found(repository, digest.replace(":", "-"), cancel)
-        index = received.document() if received else None
-        return index.manifests if isinstance(index, Index) else ()
-    return listed
+from ..registry.v2 import Repository
+from .read import found, read_blob, referring
 
 
 class RemoteSignatures(Signatures):
@@ -56,16 +36,8 @@ class RemoteSignatures(Signatures):
         received = found(self._repository, reference, self._cancel)
         return [received.document()] if received else []
 
-    def read(self, digest: Digest, limit: int) -> bytes:
-
-        def fetch(cancel: Cancel) -> bytes:
-            with self._repository.blob(digest, 0, cancel) as response:
-                return response.read(limit)
-
+    def read(self, blob: Descriptor, limit: int) -> bytes:
         try:
-            data = persist(self._repository, self._cancel, fetch)
+            return read_blob(self._repository, blob, limit, self._cancel)
         except RegistryError as exc:
-            raise (NotFound("blob %s is not there" % digest) if exc.status == 404 else exc) from exc
-        if Digest.of(data, digest.algorithm) != digest:
-            raise ContentMismatch("blob %s is something else" % digest)
-        return data
+            raise (NotFound("blob %s is not there" % blob.digest) if exc.status == 404 else exc) from exc

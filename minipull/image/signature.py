@@ -103,8 +103,8 @@ class Signatures(abc.ABC):
         """Yield the manifests that may hold signatures of an image."""
 
     @abc.abstractmethod
-    def read(self, digest: Digest, limit: int) -> bytes:
-        """Read and verify a blob; raises as BlobSource.read()."""
+    def read(self, blob: Descriptor, limit: int) -> bytes:
+        """Read and verify a blob of at most ``limit`` bytes; raises as BlobSource.read()."""
 
     def above(self, digest: Digest) -> Sequence[Digest]:
         """List the indexes that are known to hold a manifest, whose signatures cover it, too."""
@@ -130,7 +130,7 @@ class Signatures(abc.ABC):
         notes = layer.annotations or {}
         raw = _raw(_decoded(notes.get("dev.cosignproject.cosign/signature", "")))
         try:
-            payload = self.read(layer.digest, MAX_PAYLOAD)
+            payload = self.read(layer, MAX_PAYLOAD)
             for key in keys:
                 if es256.verify(key.point, payload, raw):
                     return _claims(payload, digest, key)

@@ -12,7 +12,7 @@ from typing import Callable, Iterable, Iterator, List, Optional, Set, Tuple, Uni
 from ..digest import Digest
 from ..errors import InvalidDocument, PolicyError
 from .descriptor import Descriptor, select
-from .manifest import Document, Index, Manifest
+from .manifest import Document, Index, Manifest, is_runnable
 from .platform import Platform
 
 MAX_DEPTH = 8  # indexes above a manifest
@@ -75,6 +75,13 @@ def walk(top: Union[Descriptor, Document], get: Callable[[Descriptor], Optional[
 
     if top[:3] not in met:
         yield from visit(top, 0)
+
+
+def runs(top: Union[Descriptor, Document], get: Callable[[Descriptor], Optional[Document]],
+         seen: Optional[Seen] = None) -> bool:
+    """Whether there is an image to run at or below ``top``, whatever it calls itself; raises as walk()."""
+    return any(isinstance(document, Manifest) and is_runnable(document._replace(artifact_type=""))
+               for _, document in walk(top, get, seen=seen))
 
 
 def choose(platform: Platform, top: Union[Descriptor, Document],

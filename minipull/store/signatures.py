@@ -4,20 +4,16 @@
 They have cosign's tag, in any repository, or refer to their image.  cosign looks at registries only.
 """
 import contextlib
-import re
 from typing import Dict, Iterator, List, Sequence, Set, Tuple
 
 from ..digest import Digest
 from ..errors import ContentMismatch, Error, shown, within
 from ..image.descriptor import INDEX_TYPES, Descriptor
-from ..image.manifest import MAX_MANIFEST, Document, Index, Manifest, is_runnable, parse
+from ..image.manifest import MAX_MANIFEST, Document, Index, parse
 from ..image.signature import Key, Signatures, first_good
-from ..image.walk import Seen, walk
-from .references import named
+from ..image.walk import Seen, runs, walk
+from .references import named, tag_subject
 from .store import ImageSource
-
-#: cosign's tags, and that of the list of referrers where a registry has no API for it.
-_TAG = re.compile("(?:.*:)?(sha[0-9]+)-([0-9a-f]+)(?:[.](?:sig|att|sbom))?")
 
 
 class StoredSignatures(Signatures):
@@ -43,9 +39,9 @@ class StoredSignatures(Signatures):
 
     def _owner(self, label: str, item: Descriptor) -> str:
         """The digest of the image that an entry belongs to, by its tag or its subject, if any."""
-        match = _TAG.fullmatch(label)
-        if match:
-            return "%s:%s" % match.groups()
+        tagged = tag_subject(label.rpartition(":")[2])
+        if tagged:
+            return tagged
         if item.digest not in self._subjects:
             document = self._source.stored(item)
             self._subjects[item.digest] = document.subject.digest if document and document.subject else ""
@@ -54,8 +50,8 @@ class StoredSignatures(Signatures):
     def manifests(self, digest: Digest) -> Iterator[Document]:
         yield from self._attached.get(digest, ())
 
-    def read(self, digest: Digest, limit: int) -> bytes:
-        return self._source.content.read(digest, limit)
+    def read(self, blob: Descriptor, limit: int) -> bytes:
+        return self._source.content.read(blob.digest, limit)
 
     def above(self, digest: Digest) -> Sequence[Digest]:
         return self._above.get(digest, ())
@@ -77,9 +73,7 @@ class StoredSignatures(Signatures):
         entries = [Descriptor.from_json(entry, "index.json") for entry in self._source.references.descriptors()]
         for item in sorted(entries, key=lambda item: item.media_type not in INDEX_TYPES):  # they cover others
             label = named(item.to_json())
-            runs = any(isinstance(document, Manifest) and is_runnable(document._replace(artifact_type=""))
-                       for _, document in walk(item, self._source.stored, seen=met))
-            owner = "" if runs else self._owner(label, item)
+            owner = "" if runs(item, self._source.stored, met) else self._owner(label, item)
             if owner:
                 attached.setdefault(item.digest, (label, owner))
             elif item.digest not in covered:

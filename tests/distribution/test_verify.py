@@ -101,7 +101,7 @@ def test_nothing_is_kept_of_an_image_without_a_good_signature(
                   content(changed) if fault == "payload" else error(404, "BLOB_UNKNOWN"))
     text = refused(server, store)
     assert "no good signature by cosign.pub or unused.pub: " in text or fault == "no manifest"
-    assert fault != "payload" or "bad signature: blob %s is something else" % layer["digest"] in text
+    assert fault != "payload" or "bad signature: blob %s: content is sha256:" % layer["digest"] in text
     assert set(fetched(server)) <= {layer["digest"]}
 
 
@@ -118,9 +118,20 @@ def test_a_signature_that_can_not_be_asked_for_is_no_bad_one(
         assert caught.value.exit_code == 5
         server.serve(layout.root, "r")
     server.on("GET", blob, content(b"x" * (MAX_PAYLOAD + 1)))
-    with pytest.raises(PolicyError, match="larger than"):
+    assert "size is not %d as promised" % len(payload_of(image.digest)) in refused(server, store)
+
+
+def test_a_payload_that_is_too_large_is_not_asked_for(
+        server: ScriptedServer, store: minipull.Store, tmp_path: Path) -> None:
+    layout, image = images.single(tmp_path / "layout")
+    layer = layer_of(layout, payload_of(image.digest), signed(payload_of(image.digest)))
+    layout.name(layout.blob(images.to_json({
+        "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": image.config,
+        "layers": [{**layer, "size": MAX_PAYLOAD + 1}]}), OCI_MANIFEST), image.digest.replace(":", "-") + ".sig")
+    serve(server, layout)
+    with pytest.raises(PolicyError, match="larger than %d bytes" % MAX_PAYLOAD):
         pull(server, store, keys=KEYS)
-    assert blobs(store) == []
+    assert (blobs(store), fetched(server)) == ([], [])
 
 
 @pytest.mark.parametrize("where, one, everything", [

@@ -41,10 +41,10 @@ class Held(Signatures):
     def manifests(self, digest: Digest) -> Iterator[Document]:
         yield self.document
 
-    def read(self, digest: Digest, limit: int) -> bytes:
-        if digest not in self.blobs:
-            raise NotFound("blob %s is not there" % digest)
-        return self.blobs[digest]
+    def read(self, blob: Descriptor, limit: int) -> bytes:
+        if blob.digest not in self.blobs:
+            raise NotFound("blob %s is not there" % blob.digest)
+        return self.blobs[blob.digest]
 
 
 def judged(payload: bytes, text: Optional[str], *keys: Any, image: Digest = IMAGE, kind: str = SIMPLE,
@@ -229,7 +229,7 @@ def test_openssl_and_we_agree_on_a_signature_that_we_made(tmp_path: Path) -> Non
 
 def test_an_error_that_is_not_about_a_signature_is_not_its_verdict() -> None:
     class Broken(Held):
-        def read(self, digest: Digest, limit: int) -> bytes:
+        def read(self, blob: Descriptor, limit: int) -> bytes:
             raise Error("no way to the registry")
 
     with pytest.raises(Error, match="no way"):
