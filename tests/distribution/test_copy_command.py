@@ -2,23 +2,20 @@
 """The copy command: results on stdout, one line for an error, and no end learns a secret of the other's."""
 import base64
 import json
-import os
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Union
 
 import pytest
 
 from tests.kit import images
-from tests.kit.processes import clean_env
+from tests.kit.commands import Call as Command
 from tests.kit.images import Layout
-from minipull.cli import main as cli
 from tests.kit.certificates import Certificates
 from tests.kit.proxies import Proxy
 from tests.kit.servers import ScriptedServer, content, redirect
 from tests.kit.copies import Target, blobs_of, entries, who
 
 pytestmark = pytest.mark.usefixtures("no_repeats")
-
 
 
 @pytest.fixture
@@ -46,19 +43,11 @@ Call = Callable[..., Result]
 
 
 @pytest.fixture
-def call(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Call:
+def call(call: Command) -> Call:
     """Run ``copy`` in this process, with an environment of its own."""
-    monkeypatch.chdir(home)
-
-    def run(*args: Union[str, Path], env: Optional[Dict[str, str]] = None) -> Result:
-        for name in list(os.environ):
-            if not name.startswith("COVERAGE"):
-                monkeypatch.delenv(name)
-        for name, value in {**clean_env(home), "MINIPULL_ROOT": str(tmp_path / "root"), **(env or {})}.items():
-            monkeypatch.setenv(name, value)
-        capfd.readouterr()
-        code = cli.main(["copy", *map(str, args)])
-        return Result(code, *capfd.readouterr())
+    def run(*args: Union[str, Path], **options: Any) -> Result:
+        done = call("copy", *args, **options)
+        return Result(done.code, done.out, done.err)
     return run
 
 
@@ -280,12 +269,13 @@ def test_each_end_trusts_its_own_certificates_alone(
 
 
 @pytest.mark.parametrize("there", ["docker", "oci"])
-def test_a_blob_that_rotted_in_the_store_is_the_stores_fault(call: Call, target: Target, tmp_path: Path, there: str) -> None:
+def test_a_blob_that_rotted_in_the_store_is_the_stores_fault(
+        call: Call, target: Target, tmp_path: Path, root: Path, there: str) -> None:
     layout = Layout(tmp_path / "layout")
     image = layout.image(images.specs(1, 900), "1")
     assert call("-q", "oci:%s:1" % layout.root, "store:a").code == 0
     digest = image.layers[0].descriptor["digest"]
-    path = tmp_path / "root/blobs/sha256" / digest[7:]
+    path = root / "blobs/sha256" / digest[7:]
     path.write_bytes(b"?" * len(path.read_bytes()))
     done = call("-q", "store:a", target.place if there == "docker" else "oci:%s:1" % (tmp_path / "there"))
     assert done.code == 7
