@@ -11,7 +11,7 @@ from ..errors import Error, InvalidReference, shown, within
 from ..image.platform import Platform
 from ..store.store import host_platform
 from .context import Context
-from .lists import expanded, operands, stored_tags
+from .lists import expanded, image_tags, operands, stored_tags
 from .plan import Row, row, sentence, total
 from .registry import registry_tags
 
@@ -39,8 +39,8 @@ def do_copy(context: Context, flags: argparse.Namespace) -> int:
             context.show(_line(rows[-1], copies.many, context.quiet))
 
     with context.client(domains, "src") as reader, context.client(target.domains, "dest") as writer:
-        texts = expanded(items, lambda prefix, name: stored_tags(store, name) if prefix == "store:"
-                         else registry_tags(context, reader, name))
+        texts = expanded(items, lambda prefix, name: _chosen(options, stored_tags(store, name) if prefix == "store:"
+                                                            else registry_tags(context, reader, name)))
         sources = [_place(text) for text in texts]
         copies = Copies((reader, writer), store, options, settings.uploads(), context.renderer, context.cancel)
         try:
@@ -59,6 +59,11 @@ def do_copy(context: Context, flags: argparse.Namespace) -> int:
         context.show("Status: %s" % ("%s is there already" % flags.dst if rows[0]["result"] == "there" else
                                      "Copied %s to %s" % (flags.srcs[0], flags.dst)))
     return errors[0].exit_code if errors else 0
+
+
+def _chosen(options: Options, tags: List[str]) -> List[str]:
+    """Leave out the tags of signatures where none can be copied: they are no images, and not signed."""
+    return image_tags(tags) if options.format == "docker" or options.keys else tags
 
 
 def _options(context: Context, flags: argparse.Namespace) -> Options:

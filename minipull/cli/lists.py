@@ -16,7 +16,7 @@ from ..files import read_file
 from ..image.descriptor import Descriptor
 from ..reference import Reference
 from ..store.check import Problem
-from ..store.references import named
+from ..store.references import named, tag_subject
 from ..store.store import ImageSource
 from .context import reference, stripped
 
@@ -174,6 +174,11 @@ def compared(source: ImageSource, pins: Iterable[Reference]) -> Tuple[List[Probl
         if named(entry) not in pinned:
             problems.append(Problem(named(entry) or str(entry.get("digest")), EXTRA, "not among the pins"))
     return problems, tops
+
+
+def image_tags(tags: Iterable[str]) -> List[str]:
+    """Leave out the tags of signatures and other referrers, which are no images to run."""
+    return [tag for tag in tags if tag_subject(tag) is None]
 
 
 def stored_tags(store: ImageSource, name: Reference) -> List[str]:

@@ -20,9 +20,8 @@ from ..image.config import Image
 from ..reference import Reference, version
 from ..registry.client import Client, over_endpoints
 from ..registry.v2 import Repository
-from ..store.references import tag_subject
 from .context import Context, described, reference, stripped
-from .lists import Operand, expanded, operands, stored_tags
+from .lists import Operand, expanded, image_tags, operands, stored_tags
 from .plan import Row, row, show_plan
 
 MAX_PULLS = 16  # images at once; their layers wait for --jobs
@@ -38,7 +37,7 @@ def do_pull(context: Context, flags: argparse.Namespace) -> int:
     errors: Dict[Reference, BaseException] = {}
 
     with context.client(_domains(items)) as client:
-        names = _names(context, client, items, _image_tags)
+        names = _names(context, client, items, image_tags)
         tagged_names = [name.with_default_tag() for name in names]
         for name in names:
             if flags.all_tags and (name.tag or name.digest):
@@ -52,7 +51,7 @@ def do_pull(context: Context, flags: argparse.Namespace) -> int:
 
         def pull_one(name: Reference) -> None:
             try:
-                tags = _image_tags(context, client, name) if flags.all_tags else []
+                tags = image_tags(registry_tags(context, client, name)) if flags.all_tags else []
                 for tagged in map(name.with_tag, tags) if flags.all_tags else [name]:
                     if flags.dry_run:
                         rows.append(row(*plan_pull(
@@ -94,15 +93,10 @@ def registry_tags(context: Context, client: Client, name: Reference) -> List[str
         context.cancel, context.renderer, legacy=True)
 
 
-def _image_tags(context: Context, client: Client, name: Reference) -> List[str]:
-    """The tags of a repository but for those of signatures and other referrers, which are no images to run."""
-    return [tag for tag in registry_tags(context, client, name) if tag_subject(tag) is None]
-
-
 def _names(context: Context, client: Client, items: Iterable[Operand],
-           tags: Callable[[Context, Client, Reference], List[str]] = registry_tags) -> List[Reference]:
+           chosen: Callable[[Iterable[str]], List[str]] = list) -> List[Reference]:
     """The references of a command, with the tags that a registry has for globs."""
-    texts = expanded(items, lambda prefix, name: tags(context, client, name))
+    texts = expanded(items, lambda prefix, name: chosen(registry_tags(context, client, name)))
     return [reference(text) for text in texts]
 
 

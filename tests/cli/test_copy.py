@@ -14,6 +14,7 @@ from tests.kit.commands import Call, Result
 from tests.kit.copies import entries
 from tests.kit.images import Layout
 from tests.kit.proxies import FaultProxy
+from tests.kit.signatures import key_file, sign
 from tests.kit.site import Site
 
 COUNT = 29
@@ -283,6 +284,27 @@ def test_convert_says_plainly_what_format_does(
     assert call("copy", "-q", *flags, "oci:%s:one:1" % layout.root, "oci:new:x", env=env).code == 0
     [entry] = json.loads((home / "new" / "index.json").read_text())["manifests"]
     assert entry["mediaType"] == images.DOCKER_MANIFEST
+
+
+@pytest.mark.parametrize("tags", ["all", "glob", "stored"])
+@pytest.mark.parametrize("flags, copied", [
+    (["--convert", "docker"], False), (["--verify-key", "KEY"], False), (["--convert", "oci"], True),
+    (["--compress", "gzip"], True), ([], True)])
+def test_tags_of_signatures_are_copied_where_they_can_be(
+        call: Call, source: Site, layout: Layout, home: Path, flags: List[str], copied: bool, tags: str) -> None:
+    digest = str(layout.resolve("two:1")["digest"])
+    sign(layout, digest, name="two:%s.sig" % digest.replace(":", "-"))
+    assert call("copy", "-q", "oci:%s" % layout.root, "docker://%s/" % source.host).code == 0
+    place = "docker://%s/library/two" % source.host
+    if tags == "stored":
+        assert call("copy", "-q", "-a", place, "store:").code == 0
+        place = "store:%s/library/two" % source.host
+    operands = [place + ":*"] if tags == "glob" else ["-a", place]
+    flags = [key_file(home) if flag == "KEY" else flag for flag in flags]
+    done = call("copy", "--format", "json", *flags, *operands, "oci:new")
+    assert done.code == 0, done.err
+    assert [row["name"].rpartition(":")[2] for row in done.json] == [
+        "1", *([digest.replace(":", "-") + ".sig"] if copied else [])]
 
 
 def test_a_dry_run_writes_nothing_on_disk(call: Call, published: str, layout: Layout, home: Path, root: Path) -> None:
