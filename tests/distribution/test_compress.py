@@ -25,12 +25,6 @@ pytestmark = pytest.mark.usefixtures("no_repeats")
 ZSTD = {"io.github.containers.zstd-chunked.manifest-checksum": "sha256:0", "keep": "me"}
 
 
-@pytest.fixture
-def target() -> Iterator[Target]:
-    with Target() as made:
-        yield made
-
-
 @pytest.fixture(autouse=True)
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where temporary files are, none of which may be left."""

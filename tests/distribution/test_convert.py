@@ -2,7 +2,7 @@
 """An image in the other format has the same blobs, and only what names things changes."""
 import json
 from pathlib import Path
-from typing import Any, Callable, Iterator, List
+from typing import Any, Callable, List
 
 import pytest
 
@@ -15,12 +15,6 @@ from tests.kit.copies import (
 
 pytestmark = pytest.mark.usefixtures("no_repeats")
 
-
-
-@pytest.fixture
-def target() -> Iterator[Target]:
-    with Target() as made:
-        yield made
 
 
 # -- formats ---------------------------------------------------------------------

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple
+from typing import Any, Callable, Dict, List, NamedTuple
 
 import pytest
 
@@ -39,12 +39,6 @@ module = importlib.import_module("minipull.distribution.copy")
 HEX = "0123456789abcdef" * 4
 FOREIGN = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
 MAKERS = [make_single, make_schema2, make_awkward, make_index, make_list, make_artifact, make_artifacts, make_nothing]
-
-
-@pytest.fixture
-def target() -> Iterator[Target]:
-    with Target() as made:
-        yield made
 
 
 # -- from place to place ---------------------------------------------------------

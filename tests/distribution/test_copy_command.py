@@ -18,12 +18,6 @@ from tests.kit.copies import Target, blobs_of, entries, who
 pytestmark = pytest.mark.usefixtures("no_repeats")
 
 
-@pytest.fixture
-def target() -> Iterator[Target]:
-    with Target() as made:
-        yield made
-
-
 # -- the command -------------------------------------------------------------------
 
 

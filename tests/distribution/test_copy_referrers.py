@@ -3,7 +3,7 @@
 import importlib
 import json
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Union
+from typing import Any, Dict, List, NamedTuple, Union
 
 import pytest
 
@@ -13,7 +13,7 @@ from tests.kit.images import OCI_INDEX, OCI_MANIFEST, Descriptor, Layout
 from minipull.errors import ContentMismatch, PolicyError
 from tests.kit.servers import Connection, ScriptedServer, content, error, reply
 from tests.kit.copies import Target, add, artifact, bare, copied
-from tests.kit.signed import Signed, about, listing, make_signed, serve_signed
+from tests.kit.signed import Signed, about, listing, serve_signed
 
 pytestmark = pytest.mark.usefixtures("no_repeats")
 
@@ -22,18 +22,7 @@ module = importlib.import_module("minipull.distribution.referrers")
 HEX = "0123456789abcdef" * 4
 
 
-@pytest.fixture
-def target() -> Iterator[Target]:
-    with Target() as made:
-        yield made
-
-
 # -- what refers to an image -------------------------------------------------------
-
-
-@pytest.fixture
-def signed(tmp_path: Path) -> Signed:
-    return make_signed(tmp_path / "layout")
 
 
 @pytest.mark.parametrize("api", [True, False])

@@ -3,7 +3,7 @@
 import base64
 import json
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Dict, List, Tuple
 
 import pytest
 
@@ -24,12 +24,6 @@ pytestmark = pytest.mark.usefixtures("no_repeats")
 
 THING = "application/vnd.example.thing.v1+json"
 CASES = [(b'{"schemaVersion":2,"things":[]}', THING), (b"strange", "application/x-strange")]
-
-
-@pytest.fixture
-def target() -> Iterator[Target]:
-    with Target() as made:
-        yield made
 
 
 def unknown(server: ScriptedServer, tmp_path: Path, data: bytes, media_type: str, kind: str) -> Descriptor:

@@ -3,7 +3,7 @@
 import json
 import tarfile
 from pathlib import Path
-from typing import Any, Iterator, List
+from typing import Any, List
 
 import pytest
 
@@ -21,20 +21,9 @@ from tests.kit.copies import Target, artifact, copied
 from tests.kit.images import Layout
 from tests.kit.pulls import pull
 from tests.kit.servers import ScriptedServer, content
-from tests.kit.signed import Signed, about, make_signed, serve_signed
+from tests.kit.signed import Signed, about, serve_signed
 
 pytestmark = pytest.mark.usefixtures("no_repeats")
-
-
-@pytest.fixture
-def target() -> Iterator[Target]:
-    with Target() as made:
-        yield made
-
-
-@pytest.fixture
-def signed(tmp_path: Path) -> Signed:
-    return make_signed(tmp_path / "layout")
 
 
 def labels(archive: Path) -> List[str]:
