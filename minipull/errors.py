@@ -140,12 +140,12 @@ def shown(text: str, limit: Optional[int] = None) -> str:
 def within(subject: str, *kinds: Type[Error], unless: str = "") -> Iterator[None]:
     """Begin the text of every error of the block, of these ``kinds`` if there are any, with ``subject``.
 
-    A text that begins with that, or with ``unless``, has been told already.
+    A text that begins with that, or else with ``unless`` where it is given, has been told already.
     """
     try:
         yield
     except kinds or Error as exc:
-        if str(exc).startswith(unless or subject):
+        if str(exc).startswith(unless or subject + ":"):
             raise
         raise exc.within(subject) from exc
 

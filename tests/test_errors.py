@@ -46,6 +46,15 @@ def test_within_changes_the_text_and_nothing_else(error: Error) -> None:
     assert (other.exit_code, other.retry) == (error.exit_code, error.retry)
 
 
+@pytest.mark.parametrize("text, unless, told", [
+    ("no signature", "", "no: no signature"), ("no: no signature", "", "no: no signature"),
+    ("copy x: down", "copy ", "copy x: down"), ("no: down", "copy ", "no: no: down")])
+def test_a_subject_is_told_once(text: str, unless: str, told: str) -> None:
+    with pytest.raises(NotFound) as caught, errors.within("no", NotFound, unless=unless):
+        raise NotFound(text)
+    assert str(caught.value) == told
+
+
 @pytest.mark.parametrize("raised,text", [
     (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; free some space"),
     (OSError(errno.EROFS, "Read-only file system"), "Read-only file system; choose another --root"),
