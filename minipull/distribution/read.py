@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading a repository: a manifest that may be missing, what refers to it, and small blobs."""
+"""Reading a repository: a manifest that may be missing, what refers to it, and blobs that are not kept."""
 import contextlib
 import functools
 from typing import Iterator, Optional, Sequence
@@ -38,7 +38,8 @@ def read_blob(repository: Repository, blob: Descriptor, limit: int, cancel: Canc
     """Return a blob of at most ``limit`` bytes; raises ContentMismatch, PolicyError, RegistryError."""
     if blob.size > limit:
         raise PolicyError("blob %s is larger than %d bytes" % (blob.digest, limit))
-    return blob.data or b"".join(map(bytes, verified(repository, blob, cancel)))
+    return blob.data or persist(
+        repository, cancel, lambda cancel: b"".join(map(bytes, verified(repository, blob, cancel))))
 
 
 def verified(repository: Repository, blob: Descriptor, cancel: Cancel) -> Iterator[memoryview]:

@@ -131,6 +131,9 @@ class Signatures(abc.ABC):
         raw = _raw(_decoded(notes.get("dev.cosignproject.cosign/signature", "")))
         try:
             payload = self.read(layer, MAX_PAYLOAD)
+            if len(payload) != layer.size:
+                raise ContentMismatch("payload %s: size is %d, expected %d" % (
+                    layer.digest, len(payload), layer.size))
             for key in keys:
                 if es256.verify(key.point, payload, raw):
                     return _claims(payload, digest, key)

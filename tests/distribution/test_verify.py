@@ -121,6 +121,18 @@ def test_a_signature_that_can_not_be_asked_for_is_no_bad_one(
     assert "size is not %d as promised" % len(payload_of(image.digest)) in refused(server, store)
 
 
+def test_a_payload_is_asked_for_as_often_as_a_manifest(
+        server: ScriptedServer, store: minipull.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minipull.distribution.blobs.DOCUMENT_DELAYS", (0.001,) * 4)
+    layout, image = images.single(tmp_path / "layout")
+    sign(layout, image.digest)
+    serve(server, layout)
+    payload = payload_of(image.digest)
+    server.on("GET", "/blobs/" + images.digest_of(payload), error(503), error(500), error(503), error(500),
+              content(payload))
+    assert pull(server, store, keys=KEYS).source == image.digest
+
+
 def test_a_payload_that_is_too_large_is_not_asked_for(
         server: ScriptedServer, store: minipull.Store, tmp_path: Path) -> None:
     layout, image = images.single(tmp_path / "layout")

@@ -10,7 +10,7 @@ from minipull.digest import Digest
 from minipull.errors import ContentMismatch, Error, InvalidReference, NotFound, PolicyError
 from minipull.image import es256
 from minipull.image.descriptor import OCI_CONFIG, OCI_MANIFEST, Descriptor
-from minipull.image.manifest import Document, parse
+from minipull.image.manifest import Document, Manifest, parse
 from minipull.image.signature import MAX_SIGNATURES, Signature, Signatures, first_good, parse_key
 from tests.kit.images import to_json
 from tests.kit.processes import peer, run
@@ -83,6 +83,17 @@ def test_no_byte_of_a_signature_may_change() -> None:
 
 def test_no_byte_of_a_payload_may_change() -> None:
     assert {judged(payload, VECTORS["signature"]).result for payload in flipped(PAYLOAD)} == {"bad"}
+
+
+def test_a_payload_has_the_size_that_its_descriptor_says() -> None:
+    for size in (len(PAYLOAD) - 1, len(PAYLOAD) + 1):
+        held = Held((PAYLOAD, {SIGNATURE: VECTORS["signature"]}, SIMPLE))
+        assert isinstance(held.document, Manifest)
+        [layer] = held.document.layers
+        held.document = held.document._replace(layers=(layer._replace(size=size),))
+        [signature] = held.of([IMAGE], [KEY])
+        assert (signature.result, signature.reason) == (
+            "bad", "payload %s: size is %d, expected %d" % (layer.digest, len(PAYLOAD), size))
 
 
 def test_another_key_or_image_makes_it_bad_and_nothing_that_it_claims_is_told() -> None:
