@@ -39,8 +39,8 @@ def do_copy(context: Context, flags: argparse.Namespace) -> int:
             context.show(_line(rows[-1], copies.many, context.quiet))
 
     with context.client(domains, "src") as reader, context.client(target.domains, "dest") as writer:
-        texts = expanded(items, lambda prefix, name: _chosen(options, stored_tags(store, name) if prefix == "store:"
-                                                            else registry_tags(context, reader, name)))
+        texts = expanded(items, lambda prefix, name: _chosen(
+            options, stored_tags(store, name) if prefix == "store:" else registry_tags(context, reader, name)))
         sources = [_place(text) for text in texts]
         copies = Copies((reader, writer), store, options, settings.uploads(), context.renderer, context.cancel)
         try:
@@ -62,7 +62,7 @@ def do_copy(context: Context, flags: argparse.Namespace) -> int:
 
 
 def _chosen(options: Options, tags: List[str]) -> List[str]:
-    """Leave out the tags of signatures where none can be copied: they are no images, and not signed."""
+    """Leave out the tags of referrers where those would be refused: docker has none, and none is signed."""
     return image_tags(tags) if options.format == "docker" or options.keys else tags
 
 

@@ -177,7 +177,7 @@ def compared(source: ImageSource, pins: Iterable[Reference]) -> Tuple[List[Probl
 
 
 def image_tags(tags: Iterable[str]) -> List[str]:
-    """Leave out the tags of signatures and other referrers, which are no images to run."""
+    """Leave out the tags that cosign and registries without the referrers API give to referrers."""
     return [tag for tag in tags if tag_subject(tag) is None]
 
 

@@ -103,7 +103,7 @@ class Pace:
         self._done.add(event.id)
 
     def whole(self) -> Flow:
-        """Return the flow of all that moves by the first action."""
+        """Return the flow of all that moves by the action that is summed."""
         flows = [flow for flow in self._flows.values() if flow.action in ("", self._action)]
         self._whole.move(self._clock(), self._ended[0] + sum(flow.current for flow in flows),
                          self._ended[0] + sum(max(flow.total, flow.current) for flow in flows),
@@ -116,9 +116,10 @@ class Pace:
         if not moved or moved < 1000000 and seconds < 1:
             return ""
         time_taken = "%.2g s" % seconds if seconds < 10 else "%.0f s" % seconds
-        present = "; %d layer%s there" % (self._present, " was" if self._present == 1 else "s were")
-        return "%s in %s, %s/s%s" % (
-            human_size(moved), time_taken, human_size(moved / max(seconds, 0.01)), present if self._present else "")
+        text = "%s in %s, %s/s" % (human_size(moved), time_taken, human_size(moved / max(seconds, 0.01)))
+        if self._present:
+            text += "; %d layer%s there" % (self._present, " was" if self._present == 1 else "s were")
+        return text
 
     def interrupted(self) -> str:
         """Return the line for an interrupt: downloads into a store are kept as far as they came."""

@@ -20,7 +20,7 @@ from ..image.config import Image
 from ..reference import Reference, version
 from ..registry.client import Client, over_endpoints
 from ..registry.v2 import Repository
-from .context import Context, described, reference, stripped
+from .context import Context, described, reference
 from .lists import Operand, expanded, image_tags, operands, stored_tags
 from .plan import Row, row, show_plan
 
