@@ -3,7 +3,7 @@
 import importlib
 import json
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Union
+from typing import Any, NamedTuple, Union
 
 import pytest
 
