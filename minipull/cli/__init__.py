@@ -24,7 +24,8 @@ The modules in reading order:
     diagnosis   doctor REF: the way of a pull
     doctor      doctor
     serve       serve
-    parser      every flag of every command
+    commands    the flags of every command
+    parser      the parser of one command
     bundle      a bundle on itself; the version
     main        run(), and signals
 """
