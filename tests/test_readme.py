@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The README points to what is there."""
 import ast
+import contextlib
+import io
 import re
-from typing import Iterator, Set
+from typing import Iterator, List, Set, Tuple
 
 import pytest
 
+from minipull.cli.parser import command_line
 from tests.kit import ROOT
 
 TEXT = (ROOT / "README.md").read_text("utf-8")
@@ -49,3 +52,33 @@ def test_every_promise_is_held_by_a_test() -> None:
     rows = [line for line in promises.splitlines() if line.startswith("| ")][1:]
     assert len(rows) == 13 and all("::test_" in row for row in rows)
     assert [name for path, name in HELD if name not in set(definitions(path, "."))] == []
+
+
+def _inline() -> Iterator[Tuple[str, List[str]]]:
+    """The commands within the text, with the words that stand for others made up."""
+    prose = re.sub(r"(?ms)^```.*?^```$", "", TEXT.partition("\n## As a library\n")[0])
+    names = set(command_line([]).commands)
+    for span in re.findall(r"`([^`]+)`", prose):
+        words = re.sub(r"^(python3 -m minipull|python3 \S+\.pyz|minipull) ", "", span.replace(r"\|", "|"))
+        words = words.partition(" | ")[0].replace("…", "x").replace("sha256:x", "sha256:" + 64 * "a")
+        first = [word for word in words.split() if not word.startswith("-")][:1]
+        if first and first[0] in names and " " in words:
+            yield span, words.split()
+
+
+@pytest.mark.parametrize("span, words", sorted(_inline()), ids=lambda value: str(value)[:60])
+def test_a_command_in_the_text_is_one(span: str, words: List[str]) -> None:
+    """What it needs besides the words that are shown may be left out."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        try:
+            command_line(words).parsed(words)
+        except SystemExit:
+            assert "the following arguments are required" in said.getvalue(), span
+
+
+def test_a_flag_in_the_text_is_one() -> None:
+    helps = [parser.format_help() for parser in command_line([]).commands.values()]
+    flags = {flag for text in [command_line([]).format_help(), *helps] for flag in re.findall("--[a-z0-9-]+", text)}
+    shown = re.sub(r"(?ms)^```.*?^```$", "", TEXT)
+    assert set(re.findall("(?<=`)--[a-z0-9-]+", shown)) - flags <= {"--fuzz", "--install-peers", "--src-"}

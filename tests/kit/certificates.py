@@ -20,7 +20,7 @@ class Certificates:
     def __init__(self, root: Path, openssl: str) -> None:
         self.root, self._openssl = root, openssl
         self.ca = root / "ca.pem"
-        local = "subjectAltName=IP:127.0.0.1,IP:127.0.0.2,DNS:localhost,DNS:registry.test"
+        local = "subjectAltName=IP:127.0.0.1,IP:127.0.0.2,DNS:localhost,DNS:registry.test,DNS:registry.lan"
         self._ask("req", "-x509", *self._key("ca"), "-subj", "/CN=test authority", "-days", "30",
                   "-out", "ca.pem")
         self._ask("req", "-x509", *self._key("self-signed"), "-subj", "/CN=localhost", "-days", "30",

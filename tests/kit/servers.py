@@ -129,7 +129,7 @@ _Self = TypeVar("_Self", bound="BaseServer")
 class BaseServer:
     """Accepts connections, one thread each, until stopped."""
 
-    def __init__(self, host: str = "127.0.0.1", tls: Optional[ssl.SSLContext] = None) -> None:
+    def __init__(self, host: str = "127.0.0.1", tls: Optional[ssl.SSLContext] = None, port: int = 0) -> None:
         self.requests: List[Request] = []
         self.connections = 0  # how many were accepted
         self.tls_errors: List[str] = []
@@ -137,7 +137,7 @@ class BaseServer:
         self._tls = tls
         self._stopping = threading.Event()
         self._open: Set[socket.socket] = set()
-        self._listener = socket.create_server((host, 0), backlog=128)
+        self._listener = socket.create_server((host, port), backlog=128)
         self.host = "%s:%d" % (host, self._listener.getsockname()[1])
         self.url = ("https://" if tls else "http://") + self.host
         self._thread = threading.Thread(target=self._accept, daemon=True)
@@ -355,9 +355,9 @@ class ScriptedServer(BaseServer):
     falls back to the rules of GET, and what no rule matches is a 404.
     """
 
-    def __init__(self, host: str = "127.0.0.1", tls: Optional[ssl.SSLContext] = None) -> None:
+    def __init__(self, host: str = "127.0.0.1", tls: Optional[ssl.SSLContext] = None, port: int = 0) -> None:
         self._rules: List[Tuple[str, str, List[Script]]] = []
-        super().__init__(host, tls)
+        super().__init__(host, tls, port)
 
     def on(self, method: str, pattern: str, *scripts: Script) -> None:
         with self.lock:
