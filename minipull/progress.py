@@ -16,7 +16,8 @@ class Progress(NamedTuple):
     """An event: an action on ``id``, or a message.
 
     ``current`` and ``total`` (0 if unknown) are in bytes, and so are ``start``, how many were there
-    before this process began, and ``expected``, how many there will be.
+    before this process began, and ``expected``, how many there will be.  ``kept`` ones are not
+    moved again after an interrupt.
     """
     id: str = ""
     message: str = ""
@@ -27,6 +28,7 @@ class Progress(NamedTuple):
     last_update: bool = False
     start: int = 0
     expected: int = 0
+    kept: bool = False
 
     def __str__(self) -> str:
         text = self.message or self.action
@@ -56,9 +58,10 @@ def serialized(output: Output) -> Output:
 class Meter:
     """Counts bytes of one action and reports every 512 KiB or 1 %, the smaller; ``start`` are there before."""
 
-    def __init__(self, output: Output, id: str, action: str, total: int, start: int = 0) -> None:
+    def __init__(self, output: Output, id: str, action: str, total: int, start: int = 0,
+                 kept: bool = False) -> None:
         self._output = output
-        self._event = Progress(id=id, action=action, total=total, start=start)
+        self._event = Progress(id=id, action=action, total=total, start=start, kept=kept)
         self._step = min(512 << 10, total // 100) if total > 0 else 512 << 10
         self._reported = 0
         self.current = start

@@ -21,6 +21,7 @@ class Flow:
 
     def __init__(self, now: float, action: str = "", total: int = 0, moved: int = 0) -> None:
         self.action = action  # empty if no byte has moved
+        self.kept = False  # after an interrupt
         self.current, self.total, self.moved = 0, total, moved
         self._samples: List[Tuple[float, int]] = [(now, moved)]
 
@@ -84,6 +85,7 @@ class Pace:
                 self._flows[event.id] = flow
         if counts:
             flow.move(now, event.current, event.total, moved)
+            flow.kept = event.kept or event.action == "Downloading"
         return flow
 
     def _end(self, event: Progress, flow: Flow, counts: bool) -> None:
@@ -122,11 +124,14 @@ class Pace:
         return text
 
     def interrupted(self) -> str:
-        """Return the line for an interrupt: downloads into a store are kept as far as they came."""
+        """Return the line for an interrupt, with the bytes that are kept."""
         whole = self.whole()
-        if self._action != "Downloading" or not whole.current:
+        lost = sum(flow.current for flow in self._flows.values() if flow.action == self._action and not flow.kept)
+        if self._action not in ("Downloading", "Pushing") or whole.current <= lost:
             return "interrupted"
-        return "interrupted; the same command goes on at %s" % whole.amount().replace("/", " of ")
+        kept = Flow(0, total=whole.total)
+        kept.current = whole.current - lost
+        return "interrupted; the same command goes on at %s" % kept.amount().replace("/", " of ")
 
 
 def duration(seconds: float) -> str:

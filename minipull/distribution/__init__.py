@@ -5,6 +5,7 @@ The modules in reading order, with moby's names where moby has them; those that
 decide otherwise than moby's end their docstring with the points:
 
     blobs      one blob in or out, continued where it broke off
+    sessions   a blob to a registry, from where another process left it
     read       a manifest that may be missing, referrers, blobs that are not kept
     verify     signatures at a registry
     places     how an end of a copy is written

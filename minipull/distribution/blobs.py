@@ -28,7 +28,8 @@ from ..progress import Meter, Progress, discard
 from ..registry.errors import Dispensable, RegistryError
 from ..registry.request import Body
 from ..registry.response import Response
-from ..registry.v2 import Repository, Upload
+from ..registry.upload import Upload
+from ..registry.v2 import Repository
 from ..store.compression import BUFFER
 from ..store.store import Store
 from ..xfer.transfer import Transfer
@@ -241,11 +242,13 @@ def put_document(repository: Repository, reference: str, document: Document, can
 
 
 def send_blob(repository: Repository, blob: Descriptor, source: Callable[[int, int], Body],
-              cancel: Cancel, upload: Optional[Upload] = None, chunk_size: int = 0) -> None:
+              cancel: Cancel, upload: Optional[Upload] = None, chunk_size: int = 0,
+              moved: Callable[[str], object] = lambda url: None) -> None:
     """Send a blob, and after a break only what the registry does not have of it.
 
     ``source`` gives a body by offset and size (bytes).  ``upload`` is used if it is open
     already; ``chunk_size`` (bytes) is the most that one request brings, 0 for all.
+    ``moved`` is told each URL at which the upload goes on.
     """
     def send(upload: Upload, most: int) -> None:
         most = most or blob.size
@@ -257,7 +260,7 @@ def send_blob(repository: Repository, blob: Descriptor, source: Callable[[int, i
             upload.append(source(upload.offset, count), cancel, chunk=count < blob.size)
         upload.commit(blob.digest, cancel)
 
-    _send(repository, cancel, upload, chunk_size, send, blob)
+    _send(repository, cancel, upload, chunk_size, send, blob, moved)
 
 
 def send_stream(repository: Repository, stream: Callable[[], Iterable[Buffer]], cancel: Cancel,
@@ -291,7 +294,8 @@ def send_stream(repository: Repository, stream: Callable[[], Iterable[Buffer]], 
 
 
 def _send(repository: Repository, cancel: Cancel, upload: Optional[Upload], chunk_size: int,
-          send: Callable[[Upload, int], None], blob: Optional[Descriptor] = None) -> None:
+          send: Callable[[Upload, int], None], blob: Optional[Descriptor] = None,
+          moved: Callable[[str], object] = lambda url: None) -> None:
     """Call ``send`` with an upload and the most bytes of a request until it succeeds; continue a ``blob``."""
     size = blob.size if blob else 0
     breaks, stuck, best = MAX_BREAKS + (size >> 20), 0, 0
@@ -299,6 +303,9 @@ def _send(repository: Repository, cancel: Cancel, upload: Optional[Upload], chun
         try:
             upload = upload or repository.start_upload(cancel)
             assert upload is not None
+            upload.moved = moved
+            moved(upload.url)
+            best = max(best, upload.offset)
             send(upload, max(chunk_size, upload.least) if chunk_size else 0)
             return
         except ContentMismatch:

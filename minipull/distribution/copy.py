@@ -221,7 +221,8 @@ class Copies:
         """Return the result of ``work`` with the target of one image, and its name there."""
         def asked(endpoint: Endpoint) -> T:
             repository = self._writer.repository(endpoint, place.name, push=True)
-            return work(RegistryEnd(repository, self._options.chunk_size, self._options.dry_run), place.tag)
+            return work(RegistryEnd(repository, self._options.chunk_size, self._options.dry_run,
+                                    self._store.sessions if self._store else None), place.tag)
 
         if layout is None:
             return over_endpoints(

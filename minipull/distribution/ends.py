@@ -18,37 +18,38 @@ from ..errors import (
 from ..image.descriptor import Descriptor
 from ..image.manifest import MAX_MANIFEST, Document, Index, listed
 from ..image.signature import Signatures
-from ..progress import Meter
 from ..reference import Reference
 from ..registry.errors import Dispensable, RegistryError
 from ..registry.request import Body, FileBody
 from ..registry.response import Response
 from ..registry.url import Origin
 from ..registry.v2 import Received, Repository
+from ..store.sessions import SessionNotes
 from ..store.references import REF_NAME, UNNAMED, association, named
 from ..store.signatures import StoredSignatures
 from ..store.store import ImageSource, Store, damaged
 from ..xfer.transfer import Transfer, nothing
 from .blobs import (
-    SMALL, RemoteBlob, existing, fetch_blob, moved_as_manifest, persist, put_document, send_blob)
+    SMALL, RemoteBlob, existing, fetch_blob, moved_as_manifest, persist, put_document)
 from .places import ARCHIVES, Place
 from .read import found
+from .sessions import Source, upload_blob
 from .verify import RemoteSignatures
-
-Source = Callable[[int, int], Body]  # a part of a blob, by offset and size in bytes
 
 
 class RegistryEnd:
     """A repository at a registry; ``chunk_size`` (bytes) is the most that one request sends, 0 for all.
 
-    With ``dry_run`` an end answers as ever, and takes nothing.
+    With ``dry_run`` an end answers as ever, and takes nothing.  ``notes`` are of its uploads.
     """
 
-    def __init__(self, repository: Repository, chunk_size: int = 0, dry_run: bool = False) -> None:
+    def __init__(self, repository: Repository, chunk_size: int = 0, dry_run: bool = False,
+                 notes: Optional[SessionNotes] = None) -> None:
         self.repository = repository
         self.path = repository.path
         self._dry_run = dry_run
         self._chunk_size = chunk_size
+        self._notes = notes
         #: The first reference and its manifest, by which an endpoint is chosen; not asked for again.
         self._first: Optional[Tuple[str, Received]] = None
 
@@ -160,19 +161,13 @@ class RegistryEnd:
                 upload = ours.start_upload(cancel, blob.digest, sibling)
                 if upload is None:
                     return "Mounted from %s" % sibling
-        meter = Meter(transfer.progress, blob.digest.short, "Pushing", blob.size)
         with source.reading(blob, cancel) as read:
             if self._dry_run:
                 return "Pushed"
-
-            def measured(offset: int, size: int) -> Body:
-                body = read(offset, size)
-                body.sent = lambda sent: meter.move(offset + sent)
-                return body
-
             for last in (False, True):
                 try:
-                    send_blob(ours, blob, measured, cancel, upload, self._chunk_size)
+                    upload_blob(ours, blob, read, transfer.progress, blob.digest.short, cancel, upload,
+                                self._chunk_size, self._notes)
                     break
                 except ContentMismatch as exc:
                     # The rest is of another blob, as from another backend: all of it then, but once.

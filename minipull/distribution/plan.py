@@ -22,7 +22,8 @@ from ..reference import Reference
 from ..registry.client import Client, over_endpoints
 from ..registry.endpoints import Endpoint
 from ..registry.request import Body
-from ..registry.v2 import Repository, Upload
+from ..registry.upload import Upload
+from ..registry.v2 import Repository
 from ..store.metadata import V2MetadataService
 from ..store.store import ImageSource, Store
 from ..xfer.download import LayerDownloadManager
@@ -98,7 +99,7 @@ def plan_push(client: Client, groups: Iterable[Sequence[Tuple[Image, Reference]]
               foreign: bool = False) -> List[Plan]:
     """Plan the push of images, each group to one repository, as push_with() would do it."""
     unchanged = copy.copy(store)
-    unchanged.metadata = _Unwritten(store.metadata)
+    unchanged.metadata, unchanged.sessions = _Unwritten(store.metadata), None
     planned: Dict[Tuple[str, Digest], int] = {}  # the blobs that a repository would have by then
     plans: List[Plan] = []
 
@@ -161,7 +162,7 @@ class _DryUpload(Upload):
     """An upload that counts its bytes."""
 
     def __init__(self, repository: _DryRepository) -> None:
-        self.offset = self.least = 0
+        super().__init__(repository.send, repository.endpoint)
         self._sent = repository.sent
 
     def append(self, body: Body, cancel: Cancel, chunk: bool = False) -> None:

@@ -44,15 +44,17 @@ from ..parts import part
 from ..progress import Meter, Output, Progress, discard
 from ..reference import Reference
 from ..registry.errors import Dispensable, RegistryError
-from ..registry.request import Body, FileBody
-from ..registry.v2 import Repository, Upload
+from ..registry.request import FileBody
+from ..registry.upload import Upload
+from ..registry.v2 import Repository
 from ..store.compression import BUFFER, pieces
 from ..store.metadata import V2Metadata, check_hmac, hmac_key
 from ..store.store import MAX_CONFIG, ImageSource
 from ..xfer.transfer import Transfer
 from ..xfer.upload import LayerUploadManager, UploadDescriptor
-from .blobs import LACKS_BLOB, existing, moved_as_manifest, put_document, send_blob, send_stream
+from .blobs import LACKS_BLOB, existing, moved_as_manifest, put_document, send_stream
 from .mounts import budget, by_likeness, mount_candidates
+from .sessions import upload_blob
 
 #: The media type of an uncompressed layer, and its type when it has been compressed.
 _COMPRESSED = {DOCKER_TAR: DOCKER_LAYER, OCI_LAYER: OCI_LAYER + "+gzip"}
@@ -300,16 +302,15 @@ class V2PushDescriptor(UploadDescriptor):
         pusher, cancel, blob = self._pusher, transfer.cancel, self.blob
         if not pusher.store.content.has(blob.digest, blob.size):
             raise corrupt(blob.digest)
-        meter = Meter(transfer.progress if self.id else discard, self.id, "Pushing", blob.size)
+        output = transfer.progress if self.id else discard
         with pusher.store.content.open(blob.digest) as file:
             if self._compress:
+                meter = Meter(output, self.id, "Pushing", blob.size)
                 return self._send_compressed(file, meter, cancel, upload)
-
-            def source(offset: int, size: int) -> Body:
-                return FileBody(file, offset, size, lambda sent: meter.move(offset + sent))
-
             try:
-                send_blob(pusher.repository, blob, source, cancel, upload, pusher.chunk_size)
+                upload_blob(
+                    pusher.repository, blob, lambda offset, size: FileBody(file, offset, size), output, self.id,
+                    cancel, upload, pusher.chunk_size, pusher.store.sessions)
             except RegistryError as exc:
                 if exc.code != "DIGEST_INVALID":
                     raise

@@ -14,6 +14,7 @@ The modules in reading order:
     transport      a pool of connections; redirects, repeats
     auth           challenges and tokens
     endpoints      the hosts to ask, mirrors first
+    upload         a blob on its way to a registry
     v2             the v2 protocol
     v1             the v1 protocol
     client         connections that repositories share; the loop over endpoints

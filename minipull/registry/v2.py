@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The v2 protocol: one repository at one endpoint.
 
-An answer that is no success is raised as an error, whatever its body.  An upload
-goes to the newest Location; on another host it gets no credentials, and it never
-goes from https to http.
+An answer that is no success is raised as an error, whatever its body.  Credentials go
+to the endpoint alone.
 
 Mirrors docker/distribution's registry/client/repository.go.
 Spec: distribution-spec.
@@ -22,10 +21,11 @@ from ..parts import part
 from ..reference import Reference, is_tag
 from .auth import Authorizer, Credential, Keyring, answer_error
 from .endpoints import Endpoint
-from .errors import Dispensable, RegistryError
+from .errors import RegistryError
 from .request import Body, Request
 from .response import Response
 from .transport import Transport
+from .upload import Upload
 from .url import Origin, joined
 
 MAX_TAGS = 100000  # and repositories
@@ -35,7 +35,6 @@ _MAX_PAGES = 10000
 
 #: Schema 1 comes last, for registries that have nothing else.
 _ACCEPT = {"Accept": ", ".join((OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST, SCHEMA1_SIGNED))}
-_BYTES = {"Content-Type": "application/octet-stream"}
 #   link ::= "<" URI-Reference ">" *( ";" token [ "=" ( token | quoted-string ) ] )  (RFC 8288, 3)
 _PARAM = r"""\s*;\s*(?:([^\s;,="<>]+)(?:\s*=\s*("(?:[^"\\]|\\.)*"|'[^']*'|[^\s;,"']*))?)?"""
 _LINK = re.compile(r"[\s,]*<([^<>]*)>((?:%s)*)\s*(?:,|$)" % _PARAM)
@@ -211,7 +210,7 @@ class Repository:
         query = page.query if re.search("(^|&)ns=", page.query) else page.query + "&" + self._query[1:]
         return urllib.parse.urlunsplit(base._replace(path=path, query=query.strip("&")))
 
-    def start_upload(self, cancel: Cancel, mount: str = "", source: str = "") -> Optional["Upload"]:
+    def start_upload(self, cancel: Cancel, mount: str = "", source: str = "") -> Optional[Upload]:
         """Open an upload; None if the registry mounted the blob ``mount`` from the repository ``source``."""
         query, scope = "", ""
         if mount:
@@ -219,7 +218,21 @@ class Repository:
             scope = "repository:%s:pull" % source
         response = self._ask("POST", "blobs/uploads/" + query, cancel, scope=scope, once=bool(mount))
         response.discard()
-        return None if mount and response.status == 201 else Upload(self, response)
+        if mount and response.status == 201:
+            return None
+        upload = Upload(self.send, self.endpoint)
+        upload.move(response)
+        return upload
+
+    def resume_upload(self, url: str, cancel: Cancel) -> Upload:
+        """Go on with an upload of another process, whose ``url`` is checked as a Location of the endpoint.
+
+        Raises RegistryError if it is gone, and PolicyError, NetworkError.
+        """
+        upload = Upload(self.send, self.endpoint)
+        upload.go(self.endpoint.url, url)
+        upload.sync(cancel)
+        return upload
 
     def put_manifest(self, reference: str, raw: bytes, media_type: str, cancel: Cancel) -> bool:
         """Store a manifest by tag or digest; returns whether it is listed as a referrer of its subject."""
@@ -241,62 +254,6 @@ class Repository:
 
     def _ask(self, method: str, path: str, cancel: Cancel, **fields: Any) -> Response:
         return self.send(Request(method, self._base + path + self._query, cancel, **fields))
-
-
-class Upload:
-    """An upload of a blob, of which the registry has ``offset`` bytes."""
-
-    def __init__(self, repository: Repository, response: Response) -> None:
-        self.offset = 0
-        #: The least size of a chunk in bytes, unless it is the last one.
-        text = response.header("OCI-Chunk-Min-Length")
-        self.least = int(text) if re.fullmatch("[0-9]{1,12}", text) else 0
-        self._repository = repository
-        self._url = ""
-        self._move(response)
-
-    def append(self, body: Body, cancel: Cancel, chunk: bool = False) -> None:
-        """Send the next bytes, all or a chunk; after an error, sync() learns how many have arrived."""
-        headers = dict(_BYTES)
-        if body.size is not None and (chunk or self.offset):
-            headers["Content-Range"] = "%d-%d" % (self.offset, self.offset + body.size - 1)
-        self._move(self._ask("PATCH", self._url, cancel, headers=headers, body=body, repeat=False))
-        self.offset += body.size or 0
-
-    def commit(self, digest: Digest, cancel: Cancel, body: Optional[Body] = None) -> None:
-        """End the upload with the last bytes (``body``), if any are left; raises RegistryError."""
-        url = self._url + ("&" if "?" in self._url else "?") + "digest=" + digest
-        self._ask("PUT", url, cancel, headers=_BYTES, body=body, repeat=False)
-
-    def sync(self, cancel: Cancel) -> None:
-        """Ask how much has arrived and set ``offset``; raises RegistryError if the upload is gone."""
-        response = self._ask("GET", self._url, cancel)
-        match = re.fullmatch("(?:bytes=)?0-([0-9]{1,18})", response.header("Range"))
-        if match is None:
-            raise NetworkError("%s: bad range format" % (self._repository.endpoint,))
-        # "0-0" is one byte, but distribution says it of none as well: send that byte again.
-        self.offset = int(match.group(1)) + 1 if match.group(1) != "0" else 0
-        self._move(response)
-
-    def abandon(self, cancel: Cancel) -> None:
-        """Cancel the upload at the registry, if that can be done."""
-        with Dispensable():
-            self._ask("DELETE", self._url, cancel, once=True)
-
-    def _ask(self, method: str, url: str, cancel: Cancel, **fields: Any) -> Response:
-        response = self._repository.send(Request(method, url, cancel, **fields))
-        response.discard()
-        return response
-
-    def _move(self, response: Response) -> None:
-        """Continue at the Location of an answer."""
-        location = response.header("Location")
-        if location:
-            self._url = joined(response.url, location)
-            if (response.origin.scheme, Origin.of(self._url).scheme) == ("https", "http"):
-                raise PolicyError("%s sends an upload from https to http, refused" % (response.origin,))
-        elif not self._url:
-            raise NetworkError("%s: upload without a Location" % (response.origin,))
 
 
 def valid_tags(listed: Iterable[object], source: str, warn: Callable[[str], None]) -> List[str]:

@@ -8,6 +8,7 @@ The modules in reading order:
     layer          one record a ChainID
     references     index.json: names to manifests
     metadata       the layer of each blob, and the repositories that have it
+    sessions       uploads with which another process may go on
     store          all of these under one root
     signatures     cosign's signatures among the images
     gc             remove the blobs that no name needs

@@ -42,6 +42,8 @@ def gc(store: Store, keep: float = 24 * 3600.0, cancel: Optional[Cancel] = None)
         for digest in doomed:
             _delete(content.path(digest))
         content.make_durable(horizon)
+        if store.sessions:
+            store.sessions.sweep(horizon)
     return Collected(doomed, size)
 
 

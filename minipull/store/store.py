@@ -29,6 +29,7 @@ from .content import BlobSource, ContentStore
 from .layer import LayerSource, LayerStore
 from .metadata import V2MetadataService
 from .references import Association, Names, ReferenceStore, tag_subject
+from .sessions import SessionNotes
 
 MAX_CONFIG = 8 << 20  # bytes
 MAX_CONFIGS = 2 << 20  # and of all in a list of images
@@ -45,6 +46,7 @@ class ImageSource:
     layers: LayerSource
     references: Names
     metadata: V2MetadataService
+    sessions: Optional[SessionNotes] = None  # where there is room for notes
 
     @property
     def writable(self) -> "Store":
@@ -170,6 +172,7 @@ class Store(ImageSource):
         self.layers = LayerStore(os.path.join(self.root, "layers"), scratch, self.content, zstd)
         self.references = ReferenceStore(self.root, scratch, timeout)
         self.metadata = V2MetadataService(os.path.join(self.root, "metadata"), scratch)
+        self.sessions = SessionNotes(os.path.join(self.root, "metadata", "uploads"))
 
     @property
     def writable(self) -> "Store":
