@@ -24,10 +24,11 @@ _MAX_NOTE = 16 << 10  # bytes; a Location of docker-registry has 600
 
 
 class SessionNotes:
-    """The notes of a store, in ``folder``; there are none where no store is."""
+    """The notes of the store at ``root``; there are none where no store is."""
 
-    def __init__(self, folder: str) -> None:
-        self._folder = folder
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._folder = os.path.join(root, "metadata", "uploads")
 
     def own(self, registry: str, repository: str, digest: str) -> "SessionNote":
         """Own the note of an upload; one that can't be had keeps nothing."""
@@ -35,7 +36,7 @@ class SessionNotes:
         name = hashlib.sha256("\0".join(subject.values()).encode()).hexdigest()
         note = SessionNote(subject, os.path.join(self._folder, name + ".json"))
         with contextlib.suppress(StorageError, OSError):
-            if os.path.isdir(os.path.join(self._folder, os.pardir, os.pardir)):
+            if os.path.isdir(self._root):
                 files.make_directory(self._folder)
                 note.open(os.O_RDWR | os.O_CREAT)
                 notes = self._listed()

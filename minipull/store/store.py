@@ -172,7 +172,7 @@ class Store(ImageSource):
         self.layers = LayerStore(os.path.join(self.root, "layers"), scratch, self.content, zstd)
         self.references = ReferenceStore(self.root, scratch, timeout)
         self.metadata = V2MetadataService(os.path.join(self.root, "metadata"), scratch)
-        self.sessions = SessionNotes(os.path.join(self.root, "metadata", "uploads"))
+        self.sessions = SessionNotes(self.root)
 
     @property
     def writable(self) -> "Store":

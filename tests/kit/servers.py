@@ -403,8 +403,9 @@ class Uploads:
     """Rules by which a :class:`ScriptedServer` takes what is pushed to ``repository``.
 
     ``blobs`` and ``manifests`` is what it has, ``elsewhere`` what can be mounted,
-    by repository.  A Location is good for one request; ``base`` is where the next
-    ones point to.  The actions are there for faults to be laid over the rules.
+    by repository.  A Location is good for one request, or with ``lenient``, as
+    for docker-registry 3, as long as its session; ``base`` is where the next ones point to.
+    The actions are there for faults to be laid over the rules.
     """
 
     def __init__(self, server: ScriptedServer, repository: str = "r", base: str = "") -> None:
@@ -413,6 +414,7 @@ class Uploads:
         self.elsewhere: Dict[str, Dict[str, bytes]] = {}
         self.sessions: Dict[str, bytearray] = {}  # by number
         self.extra: Dict[str, str] = {}  # headers of every answer about an upload
+        self.lenient = False
         self.base = base or "/v2/%s/blobs/uploads/" % repository
         self._states: Dict[str, int] = {}
         path = "/v2/%s/" % re.escape(repository)
@@ -498,7 +500,7 @@ class Uploads:
         name = request.path.rpartition("/")[2]
         if name not in self.sessions:
             error(404, "BLOB_UPLOAD_UNKNOWN")(connection)
-        elif request.query.get("_state") != str(self._states[name]):
+        elif not self.lenient and request.query.get("_state") != str(self._states[name]):
             error(400, "BLOB_UPLOAD_INVALID")(connection)
         else:
             return name
