@@ -2,6 +2,8 @@
 """What minipull pushes, real registries take and real clients read back, on a good day and on a bad one."""
 import json
 import re
+import signal
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +13,7 @@ from typing import Any, Callable, Iterator, List, Tuple
 import pytest
 
 from tests.kit import images
-from tests.kit.processes import Docker, DockerRegistry, Finished, Minipull, Serve, Tool, minipull_env, run
+from tests.kit.processes import Docker, DockerRegistry, Finished, Minipull, Serve, Tool, minipull_env, run, wait_until
 from tests.kit.images import Layout, Spec
 from tests.kit.proxies import FaultProxy
 from tests.kit.tokens import TokenAuth
@@ -213,3 +215,36 @@ def faulty_push(registry: DockerRegistry, root: Path, home: Path, seed: int) -> 
         done = run([sys.executable, "-m", "minipull", "--root", root, "push", "localhost/r:1",
                     "%s/faulty/r%d" % (proxy.host, seed)], minipull_env(home), 110, cwd=home, check=False)
         return done, time.monotonic() - begun, len(proxy.faults)
+
+
+@pytest.mark.parametrize("kind", ["docker-registry", "minipull"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_push_that_was_killed_goes_on_or_says_that_the_registry_forgot(
+        kind: str, number: signal.Signals, registry: DockerRegistry, serve: Callable[..., Serve], tmp_path: Path,
+        home: Path, minipull: Call) -> None:
+    """docker-registry 2.8 takes no Location from before the bytes that an interrupted request brought."""
+    size = 16 * MIB
+    layout = Layout(tmp_path / "layout")
+    layout.image([Spec(size, text=0)], "1")
+    peer: Any = registry if kind == "docker-registry" else serve(tmp_path / "served", "--writable")
+    name = "%s/killed-%d:1" % (peer.host, number)
+    minipull("copy", "oci:%s:1" % layout.root, "store:" + name)
+    parts = "data/**/killed-%d/_uploads/*/data" % number if kind == "docker-registry" else "ingest/upload-*"
+
+    def arrived() -> int:
+        return max([path.stat().st_size for path in peer.root.glob(parts)] or [0])
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", "minipull", "--root", str(tmp_path / "root"), "push", "--limit-rate", "8M", name],
+        env=minipull_env(home), cwd=home, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        wait_until(lambda: arrived() > size // 2, "the push", process)
+    finally:
+        process.send_signal(number)
+        _, err = process.communicate()
+    assert number == signal.SIGKILL or b"interrupted; the same command goes on at" in err
+    done = minipull("-v", "push", name)
+    forgot = "%s forgot the interrupted upload; it begins anew" % peer.host in done.err
+    [sent] = re.findall("([0-9]+) bytes out", done.err)
+    assert forgot == (kind == "docker-registry") and (int(sent) > size) == forgot
+    assert digest_at(peer, name.partition("/")[2][:-2]) == layout.resolve("1")["digest"]
