@@ -142,30 +142,47 @@ def replacing(path: str, scratch: str, durable: bool = True) -> Iterator[int]:
             sync_directory(os.path.dirname(path))
 
 
-def directory_beside(path: str, remove: Callable[[str], object]) -> ContextManager[Tuple[int, str]]:
-    """A directory beside ``path`` for a block, open and by name; an OSError is the caller's to map."""
-    return _temporary(path, os.path.dirname(path), _opened_directory, remove)
+def directory_beside(path: str, remove: Callable[[str], object],
+                     take_over: bool = False) -> ContextManager[Tuple[int, str]]:
+    """A directory beside ``path`` for a block, open and by name; an OSError is the caller's to map.
+
+    With ``take_over`` it may be one that a former run left, with all that is in it.
+    """
+    return _temporary(path, os.path.dirname(path), _opened_directory, remove, take_over)
 
 
 def sweep(scratch: str, path: str = "", remove: Callable[[str], object] = shutil.rmtree) -> None:
     """Remove the unfinished files of killed runs from ``scratch``, for ``path`` or any: ours, not locked."""
+    _swept(scratch, path, remove, False)
+
+
+def _swept(scratch: str, path: str, remove: Callable[[str], object], take_over: bool) -> Tuple[int, str]:
+    """Sweep; return the first directory, open and locked, if it is to be taken over, else -1 and no name."""
     prefix = glob.escape(_prefix(path)) if path else ".minipull-*-"
+    taken = -1, ""
     for debris in glob.glob(os.path.join(glob.escape(scratch), prefix + "?" * 8)):
         with contextlib.suppress(OSError, StorageError, RecursionError), contextlib.ExitStack() as stack:
             folder = os.path.isdir(debris)
             fd = os.open(debris, _FOLDER) if folder else open_regular(debris, os.O_RDWR)
             stack.callback(os.close, fd)
             lock(fd, debris, True, timeout=0)
-            if os.fstat(fd).st_uid == os.geteuid():
+            status = os.fstat(fd)
+            if status.st_uid != os.geteuid() or not os.path.samestat(status, os.lstat(debris)):
+                continue
+            if folder and take_over and not taken[1]:
+                taken = fd, debris
+                stack.pop_all()
+            else:
                 (remove if folder else os.unlink)(debris)
+    return taken
 
 
 @contextlib.contextmanager
-def _temporary(path: str, scratch: str, make: Callable[..., Tuple[int, str]],
-               remove: Callable[[str], object]) -> Iterator[Tuple[int, str]]:
+def _temporary(path: str, scratch: str, make: Callable[..., Tuple[int, str]], remove: Callable[[str], object],
+               take_over: bool = False) -> Iterator[Tuple[int, str]]:
     """Sweep, then make and lock a file or directory that may become ``path``; ``remove`` is for directories."""
-    sweep(scratch, path, remove)
-    while True:
+    fd, name = _swept(scratch, path, remove, take_over)
+    while fd < 0:
         fd, name = make(prefix=_prefix(path), dir=scratch)
         with contextlib.suppress(StorageError):  # a file system without locks, where nobody sweeps
             lock(fd, name, True)
@@ -173,6 +190,7 @@ def _temporary(path: str, scratch: str, make: Callable[..., Tuple[int, str]],
             if os.name != "posix" or os.path.samestat(os.fstat(fd), os.lstat(name)):
                 break
         os.close(fd)  # another run swept it before it was locked
+        fd = -1
     try:
         yield fd, name
     finally:

@@ -9,13 +9,14 @@ from typing import Iterator, List, Optional
 from ..archive.reader import Named, opened
 from ..archive.save import Contents, write_file
 from ..cancel import Cancel
-from ..errors import StorageError, file_errors
-from ..files import directory_beside
+from ..digest import Verifier
+from ..errors import Cancelled, Error, RateLimited, StorageError, file_errors, storage_errors
+from ..files import directory_beside, remove
 from ..image.descriptor import Descriptor
 from ..progress import Output, Progress
 from ..reference import Reference
 from ..store.references import named
-from ..store.store import host_platform
+from ..store.store import Store, host_platform
 from ..xfer.transfer import TransferManager
 from .ends import LayoutEnd
 from .places import Place
@@ -38,12 +39,13 @@ def opened_end(place: Place, cancel: Cancel, zstd: Optional[str]) -> Iterator[Ar
 
 
 @contextlib.contextmanager
-def archive_end(place: Place, transfers: TransferManager, output: Output,
-                cancel: Cancel, dry_run: bool = False) -> Iterator[LayoutEnd]:
+def archive_end(place: Place, transfers: TransferManager, output: Output, cancel: Cancel,
+                dry_run: bool = False, costly: bool = False) -> Iterator[LayoutEnd]:
     """Make a layout beside an archive to be written, and write it when the block has ended well.
 
     The layout goes when no transfer writes to it any longer, even one that outlives the copy.
-    A dry run has none.
+    A dry run has none.  One of ``costly`` bytes, as from a registry, stays for the next run
+    after an interrupt or an error that may pass, as it does after kill -9.
     """
     path = os.path.realpath(place.folder)
     if os.path.isdir(path):
@@ -51,19 +53,41 @@ def archive_end(place: Place, transfers: TransferManager, output: Output,
     if dry_run:
         yield LayoutEnd(place, None, dry_run)
         return
+    kept: List[str] = []
     with contextlib.ExitStack() as stack:
         with file_errors("write %s" % place.folder):
-            remove = functools.partial(_remove, output=output, cancel=cancel)
-            _, folder = stack.enter_context(directory_beside(path, remove))
+            remover = functools.partial(_remove, output=output, cancel=cancel, kept=kept)
+            _, folder = stack.enter_context(directory_beside(path, remover, costly))
         stack.callback(transfers.settle, folder)
         end = LayoutEnd(place._replace(folder=folder), None)
-        yield end
-        images: List[Named] = []
-        for entry in end.store.references.descriptors():
-            label = named(entry)
-            images.append((Reference.parse(label).with_default_tag() if label else None,
-                           Descriptor.from_json(entry, "index.json")))
-        write_file(place.folder, Contents(end.store, images, host_platform(), output).pieces(cancel))
+        try:
+            _take_over(end.store, cancel)
+            yield end
+            images: List[Named] = []
+            for entry in end.store.references.descriptors():
+                label = named(entry)
+                images.append((Reference.parse(label).with_default_tag() if label else None,
+                               Descriptor.from_json(entry, "index.json")))
+            write_file(place.folder, Contents(end.store, images, host_platform(), output).pieces(cancel))
+        except Error as exc:
+            again = isinstance(exc, (Cancelled, RateLimited)) or exc.retry
+            kept += [folder] if costly and again and os.listdir(folder) else []
+            if kept and not isinstance(exc, Cancelled):
+                output(Progress(message="what came is kept in %s; the same command goes on" % folder))
+            raise
+
+
+def _take_over(store: Store, cancel: Cancel) -> None:
+    """Forget all that a former run left in a layout but its blobs, and of those what is not sound."""
+    with storage_errors("write %s" % store.root), store.reading(cancel):
+        for name in set(os.listdir(store.root)) - {"blobs", "ingest"}:
+            remove(os.path.join(store.root, name))
+        for digest in store.content.digests():
+            verifier = Verifier(digest.algorithm)
+            with contextlib.suppress(StorageError):
+                store.content.hash(digest, verifier, cancel)
+            if verifier.digest != digest:
+                remove(store.content.path(digest))
 
 
 @contextlib.contextmanager
@@ -77,8 +101,10 @@ def in_terms_of(place: Place, folder: str) -> Iterator[None]:
         raise exc.reworded("write %s: %s" % (place.folder, exc.__cause__.strerror)) from exc
 
 
-def _remove(folder: str, output: Output, cancel: Cancel) -> None:
-    """Remove a directory as far as that goes: the archive is complete, or there is a worse error."""
+def _remove(folder: str, output: Output, cancel: Cancel, kept: List[str]) -> None:
+    """Remove a directory, if it is not kept, as far as that goes: the archive is complete, or there is a worse error."""
+    if folder in kept:
+        return
     with cancel.local():
         shutil.rmtree(folder, ignore_errors=True)
     if os.path.lexists(folder):

@@ -102,7 +102,7 @@ class Copies:
         with within(subject, unless="copy "), self._stack:
             plan = self._plan(sources, target)
             self.planned = len(plan)
-            layout = self._target(target)
+            layout = self._target(target, any(item.source.domains for item in plan))
             for number, item in enumerate(plan, 1):
                 if self.many and not self._options.dry_run:
                     self._output(Progress(message="Copying %s (%d of %d)" % (
@@ -174,14 +174,14 @@ class Copies:
             self._opened[key] = end
         return self._opened[key] if place.folder else LayoutEnd(place, self._store)
 
-    def _target(self, target: Place) -> Optional[LayoutEnd]:
-        """Open a target on disk, for all images; None for a registry."""
+    def _target(self, target: Place, costly: bool) -> Optional[LayoutEnd]:
+        """Open a target on disk, for all images, of which some may be ``costly``; None for a registry."""
         layout: Optional[LayoutEnd] = None
         if target.kind in ARCHIVES:
             if self._options.no_clobber and os.path.lexists(target.folder):
                 raise InvalidReference("%s is there already, and an archive is written anew" % target.folder)
             layout = self._stack.enter_context(part("distribution.archives").archive_end(
-                target, self._uploads.transfers, self._output, self._cancel, self._options.dry_run))
+                target, self._uploads.transfers, self._output, self._cancel, self._options.dry_run, costly))
         elif target.kind != "docker":
             layout = LayoutEnd(target, self._store, self._options.dry_run)
             self._stack.enter_context(layout.holding(self._cancel))

@@ -232,7 +232,7 @@ def test_a_push_that_was_killed_goes_on_or_says_that_the_registry_forgot(
     parts = "data/**/killed-%d/_uploads/*/data" % number if kind == "docker-registry" else "ingest/upload-*"
 
     def arrived() -> int:
-        return max([path.stat().st_size for path in peer.root.glob(parts)] or [0])
+        return max([0, *(int(path.stat().st_size) for path in peer.root.glob(parts))])
 
     process = subprocess.Popen(
         [sys.executable, "-m", "minipull", "--root", str(tmp_path / "root"), "push", "--limit-rate", "8M", name],
