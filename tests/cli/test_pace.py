@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Progress says how fast, how long, and what it came to."""
 import io
+from typing import Sequence
 
 import pytest
 
@@ -76,10 +77,24 @@ def test_an_interrupt_says_how_far_a_download_came() -> None:
     Meter(renderer, "a", "Downloading", 100000000).advance(71000000)
     renderer.finish(interrupted=True)
     assert screen.shown()[-1] == "interrupted; the same command goes on at 71 of 208MB"
+
+
+@pytest.mark.parametrize("kept, done, text", [
+    ((), (), "interrupted"),
+    ((), ("b",), "interrupted; the same command goes on at 50 of 300MB"),
+    (("a",), (), "interrupted; the same command goes on at 70 of 250MB"),
+    (("a", "c"), (), "interrupted; the same command goes on at 80 of 250MB"),
+    (("a",), ("b",), "interrupted; the same command goes on at 120 of 300MB")])
+def test_an_interrupt_of_a_push_counts_what_its_registry_keeps(
+        kept: Sequence[str], done: Sequence[str], text: str) -> None:
     renderer, screen, clock = terminal()
-    Meter(renderer, "a", "Pushing", 100000000).advance(71000000)
+    for id in done:
+        Meter(renderer, id, "Pushing", 50000000).advance(50000000)
+        renderer(Progress(id=id, action="Pushed"))
+    Meter(renderer, "a", "Pushing", 150000000, 60000000, "a" in kept).advance(10000000)
+    Meter(renderer, "c", "Pushing", 100000000, kept="c" in kept).advance(10000000)
     renderer.finish(interrupted=True)
-    assert screen.shown()[-1] == "interrupted"
+    assert screen.shown()[-1] == text
 
 
 def test_nothing_is_summed_where_nothing_has_moved() -> None:
