@@ -20,12 +20,13 @@ class Certificates:
     def __init__(self, root: Path, openssl: str) -> None:
         self.root, self._openssl = root, openssl
         self.ca = root / "ca.pem"
-        local = "subjectAltName=IP:127.0.0.1,IP:127.0.0.2,DNS:localhost,DNS:registry.test,DNS:registry.lan"
+        local = "subjectAltName=IP:127.0.0.1,IP:127.0.0.2,DNS:localhost,DNS:registry.test"
         self._ask("req", "-x509", *self._key("ca"), "-subj", "/CN=test authority", "-days", "30",
                   "-out", "ca.pem")
         self._ask("req", "-x509", *self._key("self-signed"), "-subj", "/CN=localhost", "-days", "30",
                   "-addext", local, "-out", "self-signed.pem")
         self._sign("valid", local, "30")
+        self._sign("lan", "subjectAltName=DNS:registry.lan", "30")
         self._sign("wrong-host", "subjectAltName=DNS:registry.invalid", "30")
         self._sign("expired", local, "-1")
         self._sign("client", "extendedKeyUsage=clientAuth", "30")

@@ -205,7 +205,7 @@ def _private(stage: Stage) -> None:
     certificates = Certificates(stage.folder, peer("openssl"))
     shutil.copy(str(certificates.ca), str(stage.folder / "srv" / "ca.crt"))
     (stage.folder / "srv" / "password").write_text("secret\n")
-    server = stage.server("registry.lan", certificates.context())
+    server = stage.server("registry.lan", certificates.context("lan"))
     manifest = stage.layout.resolve("demo/app:1")
     document = content(stage.layout.read(manifest["digest"]), manifest["mediaType"], ranges=False)
     wanted = "Basic " + auth("ann", "secret")["auth"]
