@@ -25,7 +25,9 @@ The modules in reading order:
     doctor      doctor
     serve       serve
     commands    the flags of every command
+    habits      the words of other tools, and ours for them
     parser      the parser of one command
+    completion  completion
     bundle      a bundle on itself; the version
     main        run(), and signals
 """

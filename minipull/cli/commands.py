@@ -62,7 +62,7 @@ def registry_commands(add: _Add, remote: Sequence[ArgumentParser]) -> None:
 
 def copy_command(add: _Add, remote: Sequence[ArgumentParser]) -> None:
     copy = add(
-        "copy", "copy images from place to place: docker://REF, store:REF, oci:DIR[:NAME] or"
+        "copy", "copy images from place to place\ndocker://REF, store:REF, oci:DIR[:NAME] or"
         " oci-archive:FILE[:REF]; many into docker://HOST/[PATH/], store:, oci:DIR or oci-archive:FILE",
         "copy docker://alpine:3.20 oci:layouts:alpine", parents=remote,
         formats=("text", "json", "oci", "docker"))
@@ -182,7 +182,7 @@ def store_commands(add: _Add, progress: ArgumentParser, remote: Sequence[Argumen
 
 def verify_command(add: _Add, remote: Sequence[ArgumentParser]) -> None:
     verify = add(
-        "verify", "check cosign's signatures of an image in the store, of docker://REF, oci:DIR[:NAME] or"
+        "verify", "check cosign's signatures of an image\nin the store, of docker://REF, oci:DIR[:NAME] or"
         " oci-archive:FILE[:REF] by a public key (ECDSA P-256); not checked are certificates (keyless),"
         " attestations, bundles, the transparency log and dates",
         "verify --key cosign.pub docker://registry.example.com/app:1", "ref", parents=remote)
@@ -204,3 +204,11 @@ def serve_command(add: _Add) -> None:
     serve.add_argument("--writable", action="store_true", default=None, help="take pushes, deletes")
     serve.add_argument("--as", metavar="DOMAIN", help="record pushes as DOMAIN/... (localhost)")
     serve.add_argument("--timeout", metavar="SECONDS", help="for clients that stand still (60)")
+
+
+def shell_commands(add: _Add) -> None:
+    completion = add("completion", "print what completes commands, options and names in a shell",
+                     "completion bash >~/.minipull-completion", formats=("text",))
+    completion.add_argument("shell", metavar="SHELL", choices=("bash", "zsh", "fish"), help="bash, zsh or fish")
+    completion.add_argument("words", nargs="*", help=argparse.SUPPRESS)  # by a script: to be completed
+    add("help", "tell the options of a command", "help pull").add_argument("topic", metavar="COMMAND", nargs="?")

@@ -2,56 +2,66 @@
 """The parser of a command line: of the one command that it names."""
 import argparse
 import functools
+import os
 import re
 import shlex
 import sys
-from typing import Any, Mapping, NoReturn, Optional, Sequence
+from typing import Any, List, Mapping, NoReturn, Optional, Sequence, Tuple
 
-from ..parts import carrier
+from . import habits
 from .commands import (
     add_network, add_progress, ask_commands, copy_command, doctor_command, login_commands, registry_commands,
-    rootfs_commands, serve_command, store_commands, verify_command)
+    rootfs_commands, serve_command, shell_commands, store_commands, verify_command)
 
 
-#: Commands as docker, skopeo and crane call them.
-_HABITS = {"cp": "copy", "image": "images", "list": "images", "list-tags": "tags", "ls": "images",
-           "prune": "gc", "rmi": "rm", "untag": "rm", "validate": "check"}
+#: The commands as the help of all lists them.
+_GROUPS: Sequence[Tuple[str, str]] = (
+    ("Images from and to registries", "pull push copy"),
+    ("Images on this host", "images inspect history tag rm check df gc"),
+    ("Archives", "save load"),
+    ("Files of an image", "unpack export cat"),
+    ("Questions to a registry", "tags digest manifest catalog referrers blob delete"),
+    ("Access and trust", "login logout verify"),
+    ("More", "serve doctor completion help"))
 
 
 class Parser(argparse.ArgumentParser):
     commands: Mapping[str, "Parser"] = {}
 
     def error(self, message: str) -> NoReturn:
-        """Exit with code 2 and one line instead of argparse's usage text; it has the word that may be meant."""
+        """Exit with code 2 and one line instead of argparse's usage text."""
         from .render import say
 
-        wrong = re.search("(?:invalid choice: '?|unrecognized arguments: )([^' =]+)", message)
-        if wrong:
-            import difflib
-
-            word = wrong.group(1)
-            if not word.startswith("-") and self.commands:
-                message = "there is no command %s" % word
-            words = [*self.commands, *re.findall("--[a-z-]+", self.format_help())]
-            for near in [_HABITS[word]] if word in _HABITS else difflib.get_close_matches(word, words, 1):
-                message += "; did you mean %s?" % near
+        template = re.search("invalid choice: '({{)", message)
+        if template:
+            message += "; " + habits.option(template.group(1), "", ())
         say("%s%s see %s --help" % (message, "" if message.endswith("?") else ";", self.prog))
         raise SystemExit(2)
 
     def parsed(self, arguments: Sequence[str]) -> argparse.Namespace:
-        """Parse a command line; ``help CMD`` is ``CMD --help``.  Raises SystemExit."""
-        words = list(arguments)
-        if words[:1] == ["help"]:
-            words = words[1:2] + ["--help"]
-        flags, rest = self.parse_known_args(words)
+        """Parse a command line; raises SystemExit."""
+        flags, rest = self.parse_known_args(_words(arguments))
         if rest:
-            self.commands.get(flags.command or "", self).error("unrecognized arguments: " + " ".join(rest))
+            parser = self.commands.get(flags.command or "", self)
+            parser.refuse(next((word for word in rest if word[:1] == "-" != word), " ".join(rest)), flags.command)
         return flags
+
+    def refuse(self, text: str, command: str) -> NoReturn:
+        """Exit for an argument that a command does not take; a value after = may be a secret, and is not shown."""
+        answer = habits.option(text, command, [word for action in self._actions for word in action.option_strings])
+        text = text.partition("=")[0] if text[:2] == "--" else text[:2] if text[:1] == "-" else text
+        self.error("unrecognized arguments: %s%s" % (text, answer and "; " + answer))
 
 
 def program() -> str:
-    """This program as it was called: a bundle by its path."""
-    return "python3 " + shlex.quote(sys.argv[0]) if carrier() else "minipull"
+    """This program as it was called: installed, as ``-m PACKAGE``, or by the path of a zip or a folder."""
+    path = sys.argv[0] if sys.argv else ""
+    folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    if path == os.path.join(folder, "__main__.py"):
+        return "python3 -m " + __package__.rpartition(".")[0]
+    if getattr(__spec__ and __spec__.loader, "archive", "") or os.path.abspath(path) == folder:
+        return "python3 " + shlex.quote(path)
+    return "minipull"
 
 
 class _Unbuilt:
@@ -70,7 +80,7 @@ def _add_command(subparsers: Any, wanted: str, module: str, name: str, help: str
     if wanted not in ("", name):
         return _Unbuilt()
     parser: Parser = subparsers.add_parser(
-        name, help=help, description=help, allow_abbrev=False, epilog="example: %s %s" % (program(), example),
+        name, help=help.partition("\n")[0], description=help, allow_abbrev=False, epilog="example: %s %s" % (program(), example),
         parents=parents)
     parser.set_defaults(module=module)
     parser.add_argument("--format", choices=formats,
@@ -83,29 +93,50 @@ def _add_command(subparsers: Any, wanted: str, module: str, name: str, help: str
 
 def command_line(arguments: Sequence[str]) -> Parser:
     """Build the parser of a command line: of the command in it, or if there is none of all."""
-    words = iter(arguments)
-    for word in words:
-        if word in ("--root", "--config"):
-            next(words, "")
-        elif word.startswith("--") and word.partition("=")[0] not in _BEFORE:
-            _built("").error("%s before the command; only %s stand there" % (word, ", ".join(_BEFORE)))
-        elif not word.startswith("-"):
-            parser = _built(word)
-            if parser.commands:
-                return parser
-            break
-    return _built("")
+    words = _words(arguments)
+    position = command_position(words)
+    for word in words[:position]:
+        if word.startswith("--") and word.partition("=")[0] not in _BEFORE:
+            answer = habits.option(word, "", ())
+            built().error("%s before the command; %s" % (
+                word.partition("=")[0], answer or "only %s stand there" % ", ".join(_BEFORE)))
+    if position == len(words):
+        return built()
+    parser = built(words[position])
+    if parser.commands and not habits.command(words[position:], parser.commands)[1]:
+        return parser
+    parser = built()
+    typed, answer = habits.command(words[position:], parser.commands)
+    parser.error("there is no command %s%s" % (typed, answer and "; " + answer))
 
 
-def _built(wanted: str) -> Parser:
+def command_position(words: Sequence[str]) -> int:
+    """The position of the command among words, or how many these are."""
+    position = 0
+    while position < len(words) and words[position].startswith("-"):
+        position += 2 if words[position] in ("--root", "--config") else 1
+    return min(position, len(words))
+
+
+def _words(arguments: Sequence[str]) -> List[str]:
+    """The words of a command line; ``help CMD`` is ``CMD --help``."""
+    words = list(arguments)
+    position = command_position(words)
+    if words[position:position + 1] == ["help"]:
+        words = words[:position] + words[position + 1:position + 3] + ["--help"]
+    return words
+
+
+def built(wanted: str = "") -> Parser:
+    """The parser with the command that is wanted, or with all of them."""
     parser = Parser(
-        prog=program(), allow_abbrev=False,
-        description="Pull, push, copy and carry container images with nothing but Python's standard library.",
+        prog=program(), allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s [--root PATH] [--config FILE] [-v] COMMAND ...",
         epilog="example: %s pull alpine:3.20" % program())
     parser.set_defaults(module="bundle", format=None)  # of no command
     parser.add_argument("--version", action="store_true", help="with -v: the digest of this program too")
     _add_common(parser, None, "")
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", prog=program(), help=argparse.SUPPRESS)
     parser.commands = subparsers.choices
     shared = functools.partial(Parser, program(), add_help=False, allow_abbrev=False)
     progress = shared()
@@ -118,7 +149,7 @@ def _built(wanted: str) -> Parser:
     add_network(network.add_argument_group("network"))
     commands = {module: functools.partial(_add_command, subparsers, wanted, module)
                 for module in (
-                    "registry", "copy", "ask", "login", "rootfs", "store", "verify", "doctor", "serve")}
+                    "registry", "copy", "ask", "login", "rootfs", "store", "verify", "doctor", "serve", "completion")}
     registry_commands(commands["registry"], [credentials, network])
     copy_command(commands["copy"], [credentials, network])
     ask_commands(commands["ask"], [credentials, network])
@@ -128,7 +159,18 @@ def _built(wanted: str) -> Parser:
     verify_command(commands["verify"], [credentials, network])
     doctor_command(commands["doctor"], [credentials, network])
     serve_command(commands["serve"])
+    shell_commands(commands["completion"])
+    if not wanted:
+        _describe(parser, {action.dest: action.help or "" for action in subparsers._choices_actions})
     return parser
+
+
+def _describe(parser: Parser, helps: Mapping[str, str]) -> None:
+    parser.description = "Pull, push, copy and carry container images with nothing but Python's\nstandard library."
+    for title, names in _GROUPS:
+        parser.description += "\n\n%s:" % title
+        for name in names.split():
+            parser.description += "\n  %-10s  %s" % (name, helps[name]) if name in helps else ""
 
 
 def _add_common(parser: Parser, default: Optional[str], hidden: str, settings: bool = True) -> None:
