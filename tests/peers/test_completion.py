@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """TAB in real shells: each line is typed on a terminal, and its words are those that the program then gets."""
+import fcntl
 import os
 import pty
 import re
 import select
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 from typing import Dict, List
@@ -15,7 +17,7 @@ import pytest
 import minipull
 from tests.kit import ROOT
 from tests.kit.images import Layout
-from tests.kit.processes import clean_env, end, minipull_env, peer, run
+from tests.kit.processes import clean_env, minipull_env, peer, run
 
 SHELLS = ["bash", "zsh", "fish"]
 NAME = "registry.example.com:5000/team/app"
@@ -23,12 +25,11 @@ PROMPT, DONE = "READY> ", "D0NE"
 #: How each shell starts without the user's own files, and prints the words of a command.
 START = {
     "bash": (["--norc", "--noprofile", "-i"], "bind 'set enable-bracketed-paste off'; PS1='%s'"),
-    "zsh": (["-f", "-i"], "autoload -Uz compinit; compinit -u -D; unsetopt prompt_sp prompt_cr; PROMPT='%s'"),
+    "zsh": (["-f", "-i"], "autoload -Uz compinit; compinit -u -D; unsetopt prompt_sp prompt_cr auto_remove_slash; PROMPT='%s'"),
     "fish": (["--no-config", "-i"], "function fish_prompt; echo -n '%s'; end; set -g fish_autosuggestion_enabled 0")}
 ECHO = {"fish": "function minipull; printf '<%%s>' $argv; echo %s; end", "": "minipull() { printf '<%%s>' \"$@\"; echo %s; }"}
 #: Typed, and the words after TAB.
 LINES = [
-    ("pu\tp\t", None),
     ("ima", ["images"]),
     ("pull --all-p", ["pull", "--all-platforms"]),
     ("images --format=j", ["images", "--format=json"]),
@@ -65,7 +66,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Terminal:
-    """A shell on a terminal of 200 columns."""
+    """A shell on a terminal, in which minipull shows the words that it gets."""
 
     def __init__(self, shell: str, home: Path, script: str) -> None:
         flags, setting = START[shell]
@@ -75,12 +76,17 @@ class Terminal:
         self.text = b""
         self.process = subprocess.Popen(
             [peer(shell), *flags], stdin=slave, stdout=slave, stderr=slave, env=env, cwd=str(home),
-            preexec_fn=lambda: (os.setsid(), __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0)))
+            start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
         os.close(slave)
         (home / ("script." + shell)).write_text(script)
         self.send("; ".join([setting % (PROMPT[:3] + "''" + PROMPT[3:]), "source ./script." + shell,
                              ECHO.get(shell, ECHO[""]) % (DONE[:2] + "''" + DONE[2:])]) + "\n")
         self.until(PROMPT)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.master)
 
     def send(self, text: str) -> None:
         os.write(self.master, text.encode())
@@ -101,3 +107,60 @@ class Terminal:
         words = re.findall("<([^<>]*)>", self.until(DONE).rpartition("\n")[2])
         self.until(PROMPT)
         return words
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_tab_completes_commands_options_values_names_and_files(shell: str, place: Path) -> None:
+    script = run([sys.executable, "-m", "minipull", "completion", shell], minipull_env(place)).out
+    terminal = Terminal(shell, place, script)
+    try:
+        assert {line: terminal.words(line) for line, _ in LINES} == dict(LINES)
+    finally:
+        terminal.close()
+
+
+@pytest.fixture(scope="module")
+def programs(place: Path) -> Dict[str, List[str]]:
+    """The program as it may be called."""
+    (place / "bin").mkdir()
+    installed = place / "bin" / "minipull"
+    installed.write_text("#!%s\nimport sys\nsys.path.insert(0, %r)\nfrom minipull.cli.main import run\nrun()\n" % (
+        sys.executable, str(ROOT)))
+    installed.chmod(0o755)
+    env = minipull_env(place)
+    run([sys.executable, ROOT / "scripts" / "pyz", "of it.pyz"], env, cwd=place)
+    run([sys.executable, "-m", "minipull", "--root", "elsewhere", "save", "--bundle", "-o", "site.pyz", "alpine:3.20"],
+        env, cwd=place)
+    return {"installed": ["minipull"], "module": [sys.executable, "-m", "minipull"],
+            "folder": [sys.executable, str(ROOT / "minipull")], "zip": [sys.executable, "of it.pyz"],
+            "bundle": [sys.executable, "site.pyz"]}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("way", ["installed", "module", "folder", "zip", "bundle"])
+def test_the_script_runs_the_program_that_printed_it(
+        shell: str, way: str, programs: Dict[str, List[str]], place: Path) -> None:
+    env = minipull_env(place, {"MINIPULL_ROOT": str(place / "store")} if way != "bundle" else {})
+    if way == "installed":
+        env["PATH"] = "%s:%s" % (place / "bin", env["PATH"])
+    script = place / ("%s.%s" % (way, shell))
+    script.write_text(run([*programs[way], "completion", shell], env, cwd=place).out)
+    env.pop("PYTHONPATH")
+    begin = "autoload -Uz compinit; compinit -u -D; " if shell == "zsh" else ""
+    done = run([peer(shell), "-c", "%ssource '%s'; minipull images" % (begin, script)], env, cwd=place / "bin")
+    assert ("alpine" if way == "bundle" else "busybox") in done.out, done
+    if shell == "fish":
+        listed = run([peer("fish"), "-c", "source '%s'; complete -C 'minipull rm '" % script], env, cwd=place / "bin")
+        assert ("alpine:3.20" if way == "bundle" else "busybox:1.36") in listed.out.split()
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_store_that_can_not_be_read_completes_nothing_and_says_nothing(shell: str, place: Path) -> None:
+    script = run([sys.executable, "-m", "minipull", "completion", shell], minipull_env(place)).out
+    (place / "torn").mkdir(exist_ok=True)
+    (place / "torn" / "index.json").write_text("{")
+    terminal = Terminal(shell, place, script)
+    try:
+        assert terminal.words("--root torn rm x") == ["--root", "torn", "rm", "x"]
+    finally:
+        terminal.close()
