@@ -115,7 +115,7 @@ def ask_commands(add: _Add, remote: Sequence[ArgumentParser]) -> None:
 
 
 def login_commands(add: _Add, network: ArgumentParser) -> None:
-    login = add("login", "keep a user and password for a registry, once it has accepted them",
+    login = add("login", "keep a user and password for a registry that accepts them",
                 "login -u ann registry.example.com", parents=[network])
     login.add_argument("registry", metavar="HOST[:PORT]", nargs="?", default="docker.io", help="docker.io")
     login.add_argument("-u", "--username", metavar="USER", help="asked for on a terminal")

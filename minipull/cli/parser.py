@@ -56,10 +56,11 @@ class Parser(argparse.ArgumentParser):
 def program() -> str:
     """This program as it was called: installed, as ``-m PACKAGE``, or by the path of a zip or a folder."""
     path = sys.argv[0] if sys.argv else ""
-    folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    folder = os.path.dirname(os.path.dirname(__file__))
     if path == os.path.join(folder, "__main__.py"):
         return "python3 -m " + __package__.rpartition(".")[0]
-    if getattr(__spec__ and __spec__.loader, "archive", "") or os.path.abspath(path) == folder:
+    zipped = getattr(__spec__ and __spec__.loader, "archive", "")
+    if zipped or os.path.isdir(path) and os.path.samefile(path, folder):
         return "python3 " + shlex.quote(path)
     return "minipull"
 

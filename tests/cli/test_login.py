@@ -71,7 +71,7 @@ def test_login_and_logout_print_json(private: ScriptedServer, login: Login, run_
 def test_login_and_logout_help_has_an_example(run_minipull: Minipull) -> None:
     for command in ("login", "logout"):
         done = run_minipull(command, "--help")
-        assert done.code == 0 and "example: minipull " + command in done.out
+        assert done.code == 0 and "example: python3 -m minipull " + command in done.out
 
 
 def test_a_wrong_password_is_not_kept(

@@ -94,8 +94,8 @@ def test_the_help_of_an_offline_command_loads_only_the_parser(python: Run, comma
     done = python(["-X", "importtime", "-m", "minipull"], [command, "--help"])
     assert done.code == 0
     assert {name for name in loaded(done) if name.startswith("minipull.")} == {
-        "minipull.cli", "minipull.cli.commands", "minipull.cli.main", "minipull.cli.parser", "minipull.errors",
-        "minipull.parts"}
+        "minipull.cli", "minipull.cli.commands", "minipull.cli.habits", "minipull.cli.main", "minipull.cli.parser",
+        "minipull.errors", "minipull.parts"}
 
 
 @offline
