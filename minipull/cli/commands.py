@@ -74,7 +74,7 @@ def copy_command(add: _Add, remote: Sequence[ArgumentParser]) -> None:
     copy.add_argument("-n", "--no-clobber", action="store_true", default=None,
                       help="leave alone what the target has under the name")
     copy.add_argument("-k", "--keep-going", action="store_true", default=None, help="go on after a failure")
-    copy.add_argument("-a", "--all-tags", action="store_true", help="every tag of each repository")
+    copy.add_argument("-a", "--all-tags", action="store_true", help="every tag of a repository without one")
     copy.add_argument("--all", action="store_true", help=argparse.SUPPRESS)  # skopeo's word for what we do
     copy.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", action="append",
                       help="only this of an index; may be repeated")

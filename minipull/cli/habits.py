@@ -4,6 +4,7 @@
 None of them is accepted; the line that refuses one names what is meant.
 """
 import difflib
+import re
 from typing import Dict, Iterable, Sequence, Tuple
 
 _NO_CONTAINERS = "minipull runs no containers; unpack makes the root file system of an image"
@@ -13,7 +14,7 @@ _JSON = "there are no Go templates; --format json has all"
 _COMMANDS: Dict[str, str] = {
     "config": "inspect --config docker://REF", "cp": "copy", "del": "delete", "discover": "referrers",
     "import": "load", "info": "doctor",
-    "inspecti": "inspect", "list": "images", "list-tags": "tags", "ls": "images or tags", "mount": "unpack",
+    "inspecti": "inspect", "list": "images", "list-tags": "tags", "ls": "images or tags", "manifest-digest": "digest", "mount": "unpack",
     "prune": "gc", "ratelimit": "digest --format json REF", "remove": "rm", "resolve": "digest", "rmi": "rm",
     "search": "catalog", "standalone-verify": "verify", "sync": "copy", "tree": "referrers", "trust": "verify",
     "untag": "rm", "validate": "check", "version": "--version",
@@ -27,7 +28,8 @@ _NOUNS: Dict[str, str] = {
 _PAIRS: Dict[str, str] = {
     "artifact get": "copy", "artifact list": "referrers", "artifact ls": "referrers", "blob fetch": "blob",
     "blob get": "blob", "blob head": "blob", "buildx imagetools": "inspect docker://REF", "image export": "save",
-    "image ls": "images", "images export": "save", "images list": "images", "images ls": "images",
+    "image ls": "images", "images export": "save", "images import": "load", "images list": "images",
+    "images ls": "images", "images pull": "pull", "images rm": "rm",
     "manifest delete": "delete", "manifest digest": "digest", "manifest fetch": "manifest",
     "manifest get": "manifest", "manifest head": "digest", "manifest inspect": "manifest", "manifest rm": "delete",
     "registry config": "doctor", "repo list": "catalog", "repo ls": "catalog", "repo show-tags": "tags",
@@ -72,6 +74,17 @@ def option(text: str, of: str, known: Iterable[str]) -> str:
     short = name if name.startswith("--") else name[:2]
     near = difflib.get_close_matches(name, known, 1)
     return _OPTIONS.get("%s %s" % (of, short)) or _OPTIONS.get(short) or _question("".join(near))
+
+
+def operand(of: str, operands: Sequence[str]) -> str:
+    """The line for an archive among the operands of a command that takes images alone; else empty."""
+    first, last = operands[0], operands[-1]
+    if len(operands) != 2 or not re.search(r"[^/]\.(tar|tgz|tar\.gz)$|^-$", first if of == "push" else last):
+        return ""
+    texts = {"export": "%s is no image; did you mean export %s >FILE?" % (last, first),
+             "pull": "%s is no image; did you mean pull, and then save -o %s %s?" % (last, last, first),
+             "push": "%s is no image; did you mean copy docker-archive:%s docker://%s?" % (first, first, last)}
+    return texts.get(of, "")
 
 
 def _question(meant: str) -> str:

@@ -96,6 +96,7 @@ def _operand(line: str, text: str, places: bool, all_tags: bool, ids: bool) -> O
         if text.startswith("@"):
             raise InvalidReference("a list can't be in a list")
         name = reference(repository if pattern else text)
+        all_tags = all_tags and not (places and (name.tag or name.digest))  # copy -a, as skopeo's, of one tag
         if (pattern or all_tags) and (name.tag or name.digest):
             raise InvalidReference("tag can't be used with --all-tags/-a" if all_tags else
                                    "%s: invalid reference format" % shown(text, 300))

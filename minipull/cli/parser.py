@@ -41,8 +41,12 @@ class Parser(argparse.ArgumentParser):
     def parsed(self, arguments: Sequence[str]) -> argparse.Namespace:
         """Parse a command line; raises SystemExit."""
         flags, rest = self.parse_known_args(_words(arguments))
+        parser, given = self.commands.get(flags.command or "", self), vars(flags)
+        refs = given.get("refs") or [given[name] for name in ("ref", "dest") if given.get(name)]
+        answer = habits.operand(flags.command, [*refs, *rest]) if refs else ""
+        if answer:
+            parser.error(answer)
         if rest:
-            parser = self.commands.get(flags.command or "", self)
             parser.refuse(next((word for word in rest if word[:1] == "-" != word), " ".join(rest)), flags.command)
         return flags
 

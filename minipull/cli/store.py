@@ -84,7 +84,10 @@ def do_inspect(context: Context, flags: argparse.Namespace) -> None:
 def do_tag(context: Context, flags: argparse.Namespace) -> None:
     store = context.store
     with store.reading(context.cancel):
-        image = store.image(stripped(flags.src))
+        try:
+            image = store.image(stripped(flags.src))
+        except NotFound as exc:
+            raise NotFound("%s; copy docker://SRC docker://DST names one at its registry" % exc) from exc
         name = reference(flags.dst).with_default_tag()
         store.tag(name, image, context.cancel)
         if context.json:
