@@ -94,7 +94,7 @@ def test_a_command_that_lacks_its_part_says_so_in_one_line(
             assert words[0] in done.err or words[1] in done.err
             assert re.search(r"%s.* is not in this build of minipull$" % name, done.err), done
     assert {words[0] for part in parts for words in LACKING[part]} <= set(
-        re.findall("^    ([a-z]+)", run_minipull("--help", env=env).out, re.M))
+        re.findall("^  ([a-z]+)  ", run_minipull("--help", env=env).out, re.M))
 
 
 def test_a_manifest_of_schema_1_needs_the_legacy_part(

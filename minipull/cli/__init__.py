@@ -11,6 +11,9 @@ The modules in reading order:
     settings    flags, environment and files become objects
     pace        bytes a second, time left
     render      progress on a terminal, in a log, as JSON
+    commands    the flags of every command
+    habits      the words of other tools, and ours for them
+    parser      the parser of one command
     context     settings, store and output of a command; errors become exit codes
     lists       @FILE, globs of tags, pins
     plan        --dry-run: what would move
@@ -24,9 +27,6 @@ The modules in reading order:
     diagnosis   doctor REF: the way of a pull
     doctor      doctor
     serve       serve
-    commands    the flags of every command
-    habits      the words of other tools, and ours for them
-    parser      the parser of one command
     completion  completion
     bundle      a bundle on itself; the version
     main        run(), and signals

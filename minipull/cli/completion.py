@@ -137,11 +137,11 @@ def candidates(context: Context, flags: argparse.Namespace, words: Sequence[str]
     before, word = list(words[:-1]), words[-1]
     position = command_position(before)
     command = "".join(before[position:position + 1])
-    parser = built(command if command != "help" else "")
+    parser = built(command)
     option, _ = _typed(parser, before[:position], flags)
     operands: List[argparse.Action] = []
     number = 0
-    if command and command != "help":
+    if command:
         if command not in parser.commands:
             return
         parser = parser.commands[command]
@@ -158,9 +158,8 @@ def candidates(context: Context, flags: argparse.Namespace, words: Sequence[str]
     elif word.startswith("-"):
         lines = ["%s\t%s" % (name, item.help) for item in parser._actions for name in item.option_strings
                  if item.help != argparse.SUPPRESS]
-    elif parser.commands:
-        lines = ["%s\t%s" % (name, (item.description or "").partition("\n")[0])
-                 for name, item in parser.commands.items()]
+    elif not command:
+        lines = _commands(parser)
     elif number < len(operands) or any(item.nargs in ("+", "*") for item in operands):
         lines = _values(context, operands[min(number, len(operands) - 1)], word, command)
     else:
@@ -170,6 +169,11 @@ def candidates(context: Context, flags: argparse.Namespace, words: Sequence[str]
             yield "%s %s%s" % (_FILES, prefix, line[len(_FILES):])
         elif line.startswith(word):
             yield prefix + line
+
+
+def _commands(parser: Parser) -> List[str]:
+    return ["%s\t%s" % (name, (command.description or "").partition("\n")[0])
+            for name, command in parser.commands.items()]
 
 
 def _option(parser: Parser, name: str) -> Optional[argparse.Action]:
@@ -210,6 +214,8 @@ def _values(context: Context, action: argparse.Action, word: str, command: str =
         return re.split("[ |]", _VALUES.get(label, label))
     if word.startswith("@") and command:
         return [_FILES + "@"]
+    if label == "COMMAND":
+        return _commands(built())
     lines: List[str] = []
     if label.startswith(_NAMES) and command:
         place = next((place for place in _PLACES if word.startswith(place)), "")

@@ -32,6 +32,7 @@ from ..registry.tls import add_authorities, client_context
 from ..registry.transport import Transport
 from ..registry.url import Origin
 from .context import Context, reference
+from .parser import program
 
 MAX_SKEW = 120  # seconds by which two good clocks may differ
 #: Steps, how an exit code and an error begin or go on, and the remedy; the first that fits counts.
@@ -49,12 +50,12 @@ _REMEDIES = (
     ("tls", "9", "put the certificate of that CA into %(folder)s/ca.crt, or name the file with --ca-file"),
     ("tls", "", "check that this port speaks TLS; if it is plain http, add %(host)s to insecure-registries"),
     ("/v2/", "", "check that a registry speaks %(scheme)s on this port; --timeout gives it longer"),
-    ("credentials|token", "[2467]", "minipull login %(host)s, or correct --creds or the file of credentials"),
+    ("credentials|token", "[2467]", "%(program)s login %(host)s, or correct --creds or the file of credentials"),
     ("token|manifest|blob", "5 no answer", "make %(peer)s reachable as well: firewall, %(variable)s, NO_PROXY"),
     ("platform", "3", "give --platform one that there is"),
-    ("manifest", "3 (?!elsewhere)", "check name and tag: minipull tags %(repository)s"),
-    (".*", "4 (?!elsewhere)", "minipull login %(host)s as one who may pull it"),
-    (".*", "8", "wait, or minipull login %(host)s for a higher limit"),
+    ("manifest", "3 (?!elsewhere)", "check name and tag: %(program)s tags %(repository)s"),
+    (".*", "4 (?!elsewhere)", "%(program)s login %(host)s as one who may pull it"),
+    (".*", "8", "wait, or %(program)s login %(host)s for a higher limit"),
     (".*", "", "ask whoever runs %(peer)s"))
 
 
@@ -65,7 +66,7 @@ class Diagnosis:
         self._context, self._cancel, self._typed = context, context.cancel, typed
         self._steps: List[Dict[str, str]] = []
         self._at = "name"  # the step under way; empty once its failure has been shown
-        self._facts = {"name": typed, "names": "unknown", "url": ""}  # for remedies
+        self._facts = {"name": typed, "names": "unknown", "url": "", "program": program()}  # for remedies
         self._connected: Dict[Origin, Connected] = {}
         self._last: Optional[Tuple[Connection, Request, Optional[Response]]] = None
         self._skew, self._clock = 0.0, ""  # seconds that this host is ahead of a registry

@@ -34,6 +34,7 @@ from ..store.references import REF_NAME
 from ..store.store import Store
 from .context import Context
 from .diagnosis import Diagnosis, authorities
+from .parser import program
 from .settings import find_zstd
 
 PATIENCE = 20.0  # seconds for one command
@@ -91,7 +92,7 @@ class _SelfTest:
 
     def _record(self, args: Sequence[str], output: str, code: int) -> None:
         """Record and show a command as a user would type it; raises Error for a code but 0."""
-        command = "python3 -m minipull " + " ".join(args)
+        command = "%s %s" % (program(), " ".join(args))
         self.steps.append({"command": command, "output": output, "code": code})
         if not self._context.json:
             self._context.show("$ %s\n%s" % (command, output))
