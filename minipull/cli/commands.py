@@ -211,4 +211,5 @@ def shell_commands(add: _Add) -> None:
                      "completion bash >~/.minipull-completion", formats=("text",))
     completion.add_argument("shell", metavar="SHELL", choices=("bash", "zsh", "fish"), help="bash, zsh or fish")
     completion.add_argument("words", nargs="*", help=argparse.SUPPRESS)  # by a script: to be completed
-    add("help", "tell the options of a command", "help pull").add_argument("topic", metavar="COMMAND", nargs="?")
+    topic = add("help", "tell the options of a command", "help pull")
+    topic.add_argument("topic", metavar="COMMAND", nargs="?")

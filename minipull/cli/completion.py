@@ -2,8 +2,9 @@
 """The command completion: scripts for shells, and the words that these ask for when TAB is pressed.
 
 A script knows no word itself: it gives the words typed so far to ``completion SHELL +WORD...``
-(a plus before each, so that none is an option) and gets lines: a word, and behind a tab its description.  A line ``:files PREFIX`` stands
-for the shell's own completion of a path, behind a prefix such as ``oci:``.
+(a plus before each, so that none is an option) and gets lines: a word, and behind a tab its
+description.  A line ``:files PREFIX`` stands for the shell's own completion of a path, behind
+a prefix such as ``oci:``.
 """
 import argparse
 import os
@@ -21,7 +22,8 @@ _FILES = ":files"
 #: What stands for a value in the help, and words for it.
 _VALUES = {
     "BOOL": "true false", "MODE": "auto tty plain json none", "PART,...": " ".join(PARTS),
-    "OS/ARCH[/VARIANT]": "linux/amd64 linux/arm64 linux/arm/v7 linux/386 linux/ppc64le linux/riscv64 linux/s390x"}
+    "OS/ARCH[/VARIANT]":
+        "linux/amd64 linux/arm64 linux/arm/v7 linux/386 linux/ppc64le linux/riscv64 linux/s390x"}
 _NAMES = ("REF", "REPO", "SRC", "DST", "DEST", "NAME")  # these and what begins with them: names of the store
 _HOSTS = ("REGISTRY", "HOST")
 _PLACES = ("docker://", "store:", "oci:", "oci-archive:", "docker-archive:")
@@ -146,7 +148,8 @@ def candidates(context: Context, flags: argparse.Namespace, words: Sequence[str]
             return
         parser = parser.commands[command]
         option, number = _typed(parser, before[position + 1:], flags)
-        operands = [item for item in parser._actions if not item.option_strings and item.help != argparse.SUPPRESS]
+        operands = [item for item in parser._actions
+                    if not item.option_strings and item.help != argparse.SUPPRESS]
     prefix = ""
     if option is None and word.startswith("--") and "=" in word:
         prefix, word = word[:word.index("=") + 1], word[word.index("=") + 1:]
@@ -184,8 +187,9 @@ def _option(parser: Parser, name: str) -> Optional[argparse.Action]:
     return None if action is None or action.nargs == 0 else action
 
 
-def _typed(parser: Parser, words: Iterable[str], flags: argparse.Namespace) -> Tuple[Optional[argparse.Action], int]:
-    """The option whose value is still to come, and how many operands there are; --root and --config are kept."""
+def _typed(parser: Parser, words: Iterable[str],
+           flags: argparse.Namespace) -> Tuple[Optional[argparse.Action], int]:
+    """The option whose value is still to come, and the number of operands; keeps --root and --config."""
     waiting: Optional[argparse.Action] = None
     operands = 0
     for word in words:

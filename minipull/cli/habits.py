@@ -13,34 +13,36 @@ _JSON = "there are no Go templates; --format json has all"
 #: Commands, and the second words of some: ours, or a sentence that begins with minipull.
 _COMMANDS: Dict[str, str] = {
     "config": "inspect --config docker://REF", "cp": "copy", "del": "delete", "discover": "referrers",
-    "import": "load", "info": "doctor",
-    "inspecti": "inspect", "list": "images", "list-tags": "tags", "ls": "images or tags", "manifest-digest": "digest", "mount": "unpack",
-    "prune": "gc", "ratelimit": "digest --format json REF", "remove": "rm", "resolve": "digest", "rmi": "rm",
+    "import": "load", "info": "doctor", "inspecti": "inspect", "list": "images", "list-tags": "tags",
+    "ls": "images or tags", "manifest-digest": "digest", "mount": "unpack", "prune": "gc",
+    "ratelimit": "digest --format json REF", "remove": "rm", "resolve": "digest", "rmi": "rm",
     "search": "catalog", "standalone-verify": "verify", "sync": "copy", "tree": "referrers", "trust": "verify",
     "untag": "rm", "validate": "check", "version": "--version",
     **dict.fromkeys(("attach", "create", "exec", "kill", "logs", "ps", "run", "start", "stop"), _NO_CONTAINERS),
-    **dict.fromkeys(("append", "annotate", "build", "commit", "flatten", "mod", "mutate", "rebase"), _NO_BUILDS)}
+    **dict.fromkeys(("annotate", "append", "build", "commit", "flatten", "mod", "mutate", "rebase"),
+                    _NO_BUILDS)}
 #: Those whose second word says more, and the answer where it is unknown; empty for our own commands.
 _NOUNS: Dict[str, str] = {
-    "artifact": "referrers", "auth": "login", "image": "images", "registry": "serve", "repo": "catalog", "system": "df",
-    "blob": "", "images": "", "manifest": "", "tag": "",
+    "artifact": "referrers", "auth": "login", "image": "images", "registry": "serve", "repo": "catalog",
+    "system": "df", "blob": "", "images": "", "manifest": "", "tag": "",
     "builder": _NO_BUILDS, "buildx": _NO_BUILDS, "container": _NO_CONTAINERS, "index": _NO_BUILDS}
 _PAIRS: Dict[str, str] = {
     "artifact get": "copy", "artifact list": "referrers", "artifact ls": "referrers", "blob fetch": "blob",
-    "blob get": "blob", "blob head": "blob", "buildx imagetools": "inspect docker://REF", "image export": "save",
-    "image ls": "images", "images export": "save", "images import": "load", "images list": "images",
-    "images ls": "images", "images pull": "pull", "images rm": "rm",
-    "manifest delete": "delete", "manifest digest": "digest", "manifest fetch": "manifest",
-    "manifest get": "manifest", "manifest head": "digest", "manifest inspect": "manifest", "manifest rm": "delete",
+    "blob get": "blob", "blob head": "blob", "buildx imagetools": "inspect docker://REF",
+    "image export": "save", "image ls": "images", "images export": "save", "images import": "load",
+    "images list": "images", "images ls": "images", "images pull": "pull", "images rm": "rm", "manifest delete": "delete",
+    "manifest digest": "digest", "manifest fetch": "manifest", "manifest get": "manifest",
+    "manifest head": "digest", "manifest inspect": "manifest", "manifest rm": "delete",
     "registry config": "doctor", "repo list": "catalog", "repo ls": "catalog", "repo show-tags": "tags",
     "repo tags": "tags", "tag delete": "delete", "tag list": "tags", "tag ls": "tags", "tag rm": "delete"}
-#: Options, or those of one command; the words end with ours, or are a sentence.
+#: Options, of one command or of any, and the answer.
 _OPTIONS: Dict[str, str] = {
     "inspect -f": _JSON, "images --filter": "did you mean images NAME, or a glob?",
     "inspect -n": "it lists no tags anyway; leave it out", "login -p": "did you mean --password-stdin?",
     "rm -f": "it never asks; leave it out", "rm --force": "it never asks; leave it out",
     "-D": "did you mean -v?", "--debug": "did you mean -v?",
-    "--allow-nondistributable-artifacts": "did you mean --foreign?", "--dest-compress": "did you mean --compress gzip?",
+    "--allow-nondistributable-artifacts": "did you mean --foreign?",
+    "--dest-compress": "did you mean --compress gzip?",
     "--digestfile": "did you mean -q, which prints it?", "--full-ref": "did you mean --pin?",
     "--insecure": "did you mean --plain-http or --tls-verify=false?",
     "--insecure-policy": "there is no policy; leave it out",
@@ -52,7 +54,7 @@ _OPTIONS: Dict[str, str] = {
 
 
 def command(words: Sequence[str], commands: Iterable[str]) -> Tuple[str, str]:
-    """The command that ``words`` begin with, as typed, and the answer to it; both empty for one of ``commands``."""
+    """The command at the begin of ``words``, and the answer to it; both are empty for one of ``commands``."""
     verb, second = words[0], words[1] if len(words) > 1 else ""
     pair, noun = "%s %s" % (verb, second), _NOUNS.get(verb, "")
     meant = _PAIRS.get(pair, "")
@@ -79,8 +81,9 @@ def option(text: str, of: str, known: Iterable[str]) -> str:
 def operand(of: str, operands: Sequence[str]) -> str:
     """The line for an archive among the operands of a command that takes images alone; else empty."""
     first, last = operands[0], operands[-1]
-    if len(operands) != 2 or not re.search(r"[^/]\.(tar|tgz|tar\.gz)$|^-$", first if of == "push" else last):
-        return ""
+    if len(operands) != 2 or not re.search(r"[^/]\.(tar|tgz|tar\.gz)$", first if of == "push" else last):
+        if of != "export" or last != "-":
+            return ""
     texts = {"export": "%s is no image; did you mean export %s >FILE?" % (last, first),
              "pull": "%s is no image; did you mean pull, and then save -o %s %s?" % (last, last, first),
              "push": "%s is no image; did you mean copy docker-archive:%s docker://%s?" % (first, first, last)}

@@ -47,13 +47,16 @@ class Parser(argparse.ArgumentParser):
         if answer:
             parser.error(answer)
         if rest:
-            parser.refuse(next((word for word in rest if word[:1] == "-" != word), " ".join(rest)), flags.command)
+            options = [word for word in rest if word.startswith("-") and len(word) > 1]
+            parser.refuse((options or [" ".join(rest)])[0], flags.command)
         return flags
 
     def refuse(self, text: str, command: str) -> NoReturn:
-        """Exit for an argument that a command does not take; a value after = may be a secret, and is not shown."""
-        answer = habits.option(text, command, [word for action in self._actions for word in action.option_strings])
-        text = text.partition("=")[0] if text[:2] == "--" else text[:2] if text[:1] == "-" else text
+        """Exit for an argument that a command does not take; the value of an option may be a secret."""
+        names = [name for action in self._actions for name in action.option_strings]
+        answer = habits.option(text, command, names)
+        if text.startswith("-"):
+            text = text.partition("=")[0] if text.startswith("--") else text[:2]
         self.error("unrecognized arguments: %s%s" % (text, answer and "; " + answer))
 
 
@@ -85,8 +88,8 @@ def _add_command(subparsers: Any, wanted: str, module: str, name: str, help: str
     if wanted not in ("", name):
         return _Unbuilt()
     parser: Parser = subparsers.add_parser(
-        name, help=help.partition("\n")[0], description=help, allow_abbrev=False, epilog="example: %s %s" % (program(), example),
-        parents=parents)
+        name, help=help.partition("\n")[0], description=help, allow_abbrev=False,
+        epilog="example: %s %s" % (program(), example), parents=parents)
     parser.set_defaults(module=module)
     parser.add_argument("--format", choices=formats,
                         help="oci and docker as --convert" if "oci" in formats else "of the result")
@@ -141,7 +144,8 @@ def built(wanted: str = "") -> Parser:
     parser.set_defaults(module="bundle", format=None)  # of no command
     parser.add_argument("--version", action="store_true", help="with -v: the digest of this program too")
     _add_common(parser, None, "")
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", prog=program(), help=argparse.SUPPRESS)
+    subparsers = parser.add_subparsers(
+        dest="command", metavar="COMMAND", prog=program(), help=argparse.SUPPRESS)
     parser.commands = subparsers.choices
     shared = functools.partial(Parser, program(), add_help=False, allow_abbrev=False)
     progress = shared()
@@ -154,7 +158,8 @@ def built(wanted: str = "") -> Parser:
     add_network(network.add_argument_group("network"))
     commands = {module: functools.partial(_add_command, subparsers, wanted, module)
                 for module in (
-                    "registry", "copy", "ask", "login", "rootfs", "store", "verify", "doctor", "serve", "completion")}
+                    "registry", "copy", "ask", "login", "rootfs", "store", "verify", "doctor", "serve",
+                    "completion")}
     registry_commands(commands["registry"], [credentials, network])
     copy_command(commands["copy"], [credentials, network])
     ask_commands(commands["ask"], [credentials, network])
@@ -171,11 +176,12 @@ def built(wanted: str = "") -> Parser:
 
 
 def _describe(parser: Parser, helps: Mapping[str, str]) -> None:
-    parser.description = "Pull, push, copy and carry container images with nothing but Python's\nstandard library."
+    text = "Pull, push, copy and carry container images with nothing but Python's\nstandard library."
     for title, names in _GROUPS:
-        parser.description += "\n\n%s:" % title
+        text += "\n\n%s:" % title
         for name in names.split():
-            parser.description += "\n  %-10s  %s" % (name, helps[name]) if name in helps else ""
+            text += "\n  %-10s  %s" % (name, helps[name]) if name in helps else ""
+    parser.description = text
 
 
 def _add_common(parser: Parser, default: Optional[str], hidden: str, settings: bool = True) -> None:
