@@ -30,9 +30,9 @@ _PAIRS: Dict[str, str] = {
     "artifact get": "copy", "artifact list": "referrers", "artifact ls": "referrers", "blob fetch": "blob",
     "blob get": "blob", "blob head": "blob", "buildx imagetools": "inspect docker://REF",
     "image export": "save", "image ls": "images", "images export": "save", "images import": "load",
-    "images list": "images", "images ls": "images", "images pull": "pull", "images rm": "rm", "manifest delete": "delete",
-    "manifest digest": "digest", "manifest fetch": "manifest", "manifest get": "manifest",
-    "manifest head": "digest", "manifest inspect": "manifest", "manifest rm": "delete",
+    "images list": "images", "images ls": "images", "images pull": "pull", "images rm": "rm",
+    "manifest delete": "delete", "manifest digest": "digest", "manifest fetch": "manifest",
+    "manifest get": "manifest", "manifest head": "digest", "manifest inspect": "manifest", "manifest rm": "delete",
     "registry config": "doctor", "repo list": "catalog", "repo ls": "catalog", "repo show-tags": "tags",
     "repo tags": "tags", "tag delete": "delete", "tag list": "tags", "tag ls": "tags", "tag rm": "delete"}
 #: Options, of one command or of any, and the answer.

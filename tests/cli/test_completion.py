@@ -38,7 +38,8 @@ def test_every_option_that_help_shows_is_completed_and_so_is_its_value(call: Cal
     ("", COMMANDS), ("help ", COMMANDS), ("no-command x", []), ("pus", ["push"]), ("--ro", ["--root"]),
     ("--root ", [":files "]), ("--root=", [":files --root="]), ("--zzz=", []), ("images --all=", []),
     ("save --without s", ["server"]), ("save --base ", [":files "]), ("pull @", [":files @"]),
-    ("copy --dest-tls-verify ", ["true", "false"]), ("copy --dest-authfile ", [":files "]), ("copy --convert ", ["oci", "docker"]),
+    ("copy --dest-tls-verify ", ["true", "false"]), ("copy --dest-authfile ", [":files "]),
+    ("copy --convert ", ["oci", "docker"]),
     ("copy oci-archive:x", [":files oci-archive:"]), ("copy oci", ["oci:", "oci-archive:"]),
     ("unpack x ", [":files "]), ("unpack x d ", []), ("cat x ", []), ("check ", ["HOST/r:latest", ":files "]),
     ("rm ", ["HOST/r:latest"]), ("copy x store:", ["store:HOST/r:latest"]), ("tags ", ["HOST/r"]),
@@ -61,7 +62,8 @@ def test_a_store_that_can_not_be_read_has_no_names(call: Call, root: Path) -> No
     assert call("completion", "fish", "+rm", "+").out == ""
 
 
-@pytest.mark.parametrize("shell, first", [("bash", "# bash completion"), ("zsh", "#compdef minipull"), ("fish", "# fish")])
+@pytest.mark.parametrize("shell, first", [
+    ("bash", "# bash completion"), ("zsh", "#compdef minipull"), ("fish", "# fish completion")])
 def test_a_script_defines_the_command_where_none_is_installed(call: Call, shell: str, first: str) -> None:
     lines = call("completion", shell).out.split("\n")
     assert lines[0].startswith(first) and "minipull" in lines[1] and "/minipull" in lines[1]

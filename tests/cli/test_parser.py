@@ -56,8 +56,8 @@ def test_a_misspelt_option_is_answered_with_the_one_that_is_meant(call: Call, wo
 
 #: Each command with operands that fail or end at once.
 EVERY = {
-    "blob": ["x@sha256:" + "0" * 64, "--offline"], "catalog": ["127.0.0.1:1", "--offline"], "cat": ["x", "/f", "--offline"],
-    "check": [], "completion": ["bash"], "copy": ["store:x", "store:y"], "delete": ["docker://x", "--offline"],
+    "blob": ["x@sha256:" + "0" * 64, "--offline"], "catalog": ["127.0.0.1:1", "--offline"],
+    "cat": ["x", "/f", "--offline"], "check": [], "completion": ["bash"], "copy": ["store:x", "store:y"], "delete": ["docker://x", "--offline"],
     "df": [], "digest": ["x", "--offline"], "doctor": ["x", "--offline"], "export": ["x", "--offline"], "gc": [],
     "help": [], "history": ["x"], "images": [], "inspect": ["x"], "load": ["-i", "none.tar"],
     "login": ["-u", "ann", "--offline", "127.0.0.1:1"], "logout": ["127.0.0.1:1"], "manifest": ["x", "--offline"],

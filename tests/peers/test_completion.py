@@ -25,9 +25,11 @@ PROMPT, DONE = "READY> ", "D0NE"
 #: How each shell starts without the user's own files, and prints the words of a command.
 START = {
     "bash": (["--norc", "--noprofile", "-i"], "bind 'set enable-bracketed-paste off'; PS1='%s'"),
-    "zsh": (["-f", "-i"], "autoload -Uz compinit; compinit -u -D; unsetopt prompt_sp prompt_cr auto_remove_slash; PROMPT='%s'"),
+    "zsh": (["-f", "-i"], "autoload -Uz compinit; compinit -u -D; "
+            "unsetopt prompt_sp prompt_cr auto_remove_slash; PROMPT='%s'"),
     "fish": (["--no-config", "-i"], "function fish_prompt; echo -n '%s'; end; set -g fish_autosuggestion_enabled 0")}
-ECHO = {"fish": "function minipull; printf '<%%s>' $argv; echo %s; end", "": "minipull() { printf '<%%s>' \"$@\"; echo %s; }"}
+ECHO = {"fish": "function minipull; printf '<%%s>' $argv; echo %s; end",
+        "": "minipull() { printf '<%%s>' \"$@\"; echo %s; }"}
 #: Typed, and the words after TAB.
 LINES = [
     ("ima", ["images"]),
