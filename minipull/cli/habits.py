@@ -32,9 +32,10 @@ _PAIRS: Dict[str, str] = {
     "image export": "save", "image ls": "images", "images export": "save", "images import": "load",
     "images list": "images", "images ls": "images", "images pull": "pull", "images rm": "rm",
     "manifest delete": "delete", "manifest digest": "digest", "manifest fetch": "manifest",
-    "manifest get": "manifest", "manifest head": "digest", "manifest inspect": "manifest", "manifest rm": "delete",
-    "registry config": "doctor", "repo list": "catalog", "repo ls": "catalog", "repo show-tags": "tags",
-    "repo tags": "tags", "tag delete": "delete", "tag list": "tags", "tag ls": "tags", "tag rm": "delete"}
+    "manifest get": "manifest", "manifest head": "digest", "manifest inspect": "manifest",
+    "manifest rm": "delete", "registry config": "doctor", "repo list": "catalog", "repo ls": "catalog",
+    "repo show-tags": "tags", "repo tags": "tags", "tag delete": "delete", "tag list": "tags",
+    "tag ls": "tags", "tag rm": "delete"}
 #: Options, of one command or of any, and the answer.
 _OPTIONS: Dict[str, str] = {
     "inspect -f": _JSON, "images --filter": "did you mean images NAME, or a glob?",
