@@ -161,6 +161,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dict[str, str]]:
     folder = tmp_path_factory.mktemp("habits")
     layout = Layout(folder / "layout")
     image = layout.image(specs(1, 900), "1")
+    layout.image(specs(1, 900, seed=1), "2")
     several, _, _ = multi_platform(folder / "several")
     site = Site(folder / "served")
     try:
@@ -173,7 +174,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dict[str, str]]:
         store = minipull.Store(str(folder / "store"))
         minipull.copy("oci:%s:1" % layout.root, "store:app:1", store=store)
         minipull.save(["app:1"], store, str(folder / "saved.tar"))
-        minipull.copy("oci:%s:1" % layout.root, "store:%s/own:1" % site.host, store=store)
+        minipull.copy("oci:%s:2" % layout.root, "store:%s/own:1" % site.host, store=store)
         yield {"H": site.host, "R": str(manifest["digest"]), "S": str(image.layers[0].descriptor["digest"]),
                "I": store.image("app:1").id, "folder": str(folder)}
     finally:
