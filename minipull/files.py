@@ -90,7 +90,9 @@ def read_bytes(path: str, limit: int) -> Optional[bytes]:
         except FileNotFoundError:
             return None
         with open(fd, "rb") as file:
-            data = file.read(limit + 1)
+            size = min(os.fstat(fd).st_size, limit)
+            data = file.read(size + 1)  # no more, since all that is asked for is allocated
+            data += file.read(limit + 1 - len(data)) if len(data) > size else b""
     if len(data) > limit:
         raise InvalidDocument("%s is larger than %d bytes" % (path, limit))
     return data
