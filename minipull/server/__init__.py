@@ -8,6 +8,7 @@ The modules in reading order:
     uploads     upload sessions on disk
     blobs       blobs, out and in
     catalog     which repository a URL means
-    page        the images as a page for a browser
+    overview    the images, and the layers that they share
+    page        the same as a page for a browser
     registry    routes and manifests; serve()
 """

@@ -3,224 +3,305 @@
 
 One HTML document without script; nothing is fetched from elsewhere, and the policy
 sent with it allows nothing but its own style sheet.  Every text of an image is
-escaped.  Each image has a bar of its layers to scale, a layer of several images in
-a colour of its own.
+escaped.  Each image has a bar of its layers to scale; a layer of several images is
+high and has one colour wherever it is, one that no other image has is low and grey.
 """
 import base64
-import calendar
+import colorsys
 import contextlib
+import datetime
+import functools
 import hashlib
 import html
-import threading
-import time
-from typing import Callable, Dict, Iterator, List, NamedTuple, Sequence, Set, Tuple
+import re
+import urllib.parse
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 from ..digest import Digest
-from ..errors import Error
-from ..image.config import ImageConfig
-from ..image.descriptor import INDEX_TYPES, MANIFEST_TYPES, Descriptor
-from ..image.manifest import Index, Manifest, is_runnable
 from ..progress import human_size
 from ..reference import version
 from ..store.store import ImageSource
-from .catalog import Catalog
-from .message import Headers
+from .catalog import Catalog, within
+from .message import Headers, Refusal, Request, Response
+from .overview import Listed, Listing, Overview, Variant
 
+MAX_SHOWN = 1000  # images of one page
+MAX_TAGS = 20  # of one image
+PIECE = 32 << 10  # characters that are sent at once
 BAR = 1000  # units of the width of a bar
-MAX_VARIANTS = 16  # platforms of an image
-SMALL = 256 << 10  # bytes; larger documents are not looked into
-MAX_DRAWN = 200  # layers of one bar
-MAX_LAYERS = 50000  # of all bars together
 
 _STYLE = """
-:root{color-scheme:light dark;--ink:#1b1f24;--paper:#fff;--pale:#57606a;--line:#d0d7de;--own:#8c959f}
-@media(prefers-color-scheme:dark){
-:root{--ink:#e6edf3;--paper:#0d1117;--pale:#9aa4af;--line:#30363d;--own:#6e7681}}
+:root{color-scheme:light dark;--ink:#1b1f24;--paper:#fff;--pale:#57606a;--line:#d0d7de;--box:#f3f5f7;--own:#818b95;
+--link:#0550ae}
+@media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--paper:#0d1117;--pale:#9aa4af;--line:#30363d;--box:#161b22;
+--own:#6e7681;--link:#79b8ff}}
 body{margin:0 auto;max-width:60rem;padding:1rem;font:1rem/1.5 system-ui,sans-serif;color:var(--ink);
 background:var(--paper);overflow-wrap:anywhere}
-h1{font-size:1.5rem}
-h2{font-size:1.2rem;border-bottom:1px solid var(--line);margin:2rem 0 0}
-h3{font-size:1rem;margin:1rem 0 0}
-p{margin:.2rem 0;color:var(--pale)}
-code{user-select:all;color:var(--ink)}
+h1{font-size:1.5rem;margin:0}
+h2{font-size:1.25rem;margin:2.5rem 0 0;padding-bottom:.2rem;border-bottom:1px solid var(--line)}
+h3{font-size:1rem;margin:1.2rem 0 0}
+h3 span{font-weight:400}
+p,dl{margin:.2rem 0}
+p,dt,label{color:var(--pale)}
+a,summary{color:var(--link)}
+b{color:var(--ink)}
+:focus-visible{outline:3px solid var(--link);outline-offset:2px}
+code,pre{font:.875rem/1.5 ui-monospace,monospace;color:var(--ink)}
+code{-webkit-user-select:all;user-select:all}
 pre{margin:.2rem 0 .8rem;white-space:pre-wrap}
-svg{display:block;width:100%;height:.8rem;margin:.2rem 0}
+pre,dl{padding:.5rem .8rem;background:var(--box);border-radius:.4rem}
+dl{display:grid;grid-template-columns:max-content 1fr;gap:.3rem 1rem}
+dd{margin:0}
+summary{cursor:pointer;padding:.2rem 0;width:max-content;max-width:100%}
+svg{display:block;width:100%;height:1rem;margin:.3rem 0 .1rem}
+rect{stroke:var(--paper);stroke-width:1;vector-effect:non-scaling-stroke}
 .own{fill:var(--own)}
-input,button{font:inherit;padding:.2rem .5rem;max-width:100%;box-sizing:border-box}
-summary{cursor:pointer}
+form{display:flex;flex-wrap:wrap;gap:.5rem;align-items:center;margin:1rem 0}
+input,button{font:inherit;padding:.4rem .7rem;max-width:100%;box-sizing:border-box;color:inherit;
+background:var(--box);border:1px solid var(--own);border-radius:.4rem}
+input{flex:1;min-width:8rem}
+@media(max-width:40rem){dl{grid-template-columns:1fr;gap:0}dd{margin-bottom:.5rem}}
 """
 _POLICY = (
     "default-src 'none'; style-src 'sha256-%s'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     % base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode())
-HEADERS: Headers = (
+_HEADERS: Headers = (
     ("Content-Type", "text/html; charset=utf-8"), ("Content-Security-Policy", _POLICY),
-    ("Referrer-Policy", "no-referrer"), ("Cache-Control", "no-cache"))
+    ("Referrer-Policy", "no-referrer"), ("Cache-Control", "no-cache"), ("Vary", "Accept, X-Forwarded-Proto"))
 
-#: The line that fetches an image, by tool: this registry speaks no TLS.
+#: The line that fetches an image, by tool, and what it says in addition where there is no TLS.
 _PULLS = (
-    ("docker", "docker pull {name}"),
-    ("containerd", "ctr images pull --plain-http {name}"),
-    ("k3s", "k3s crictl pull {name}"),
-    ("podman", "podman pull --tls-verify=false {name}"),
-    ("minipull", "python3 -m minipull pull --plain-http {name}"))
-#: A setting that a tool needs first.
+    ("docker", "docker pull {name}", ""), ("containerd", "ctr images pull {flag}{name}", "--plain-http "),
+    ("k3s", "k3s crictl pull {name}", ""), ("podman", "podman pull {flag}{name}", "--tls-verify=false "),
+    ("minipull", "python3 -m minipull pull {flag}{name}", "--plain-http "))
+#: The setting that a tool needs first where there is no TLS, and its file.
 _SETTINGS = (
-    ("docker, in /etc/docker/daemon.json", '{{"insecure-registries": ["{host}"]}}'),
-    ("k3s, in /etc/rancher/k3s/registries.yaml",
-     'mirrors:\n  "{host}":\n    endpoint:\n      - "http://{host}"'))
+    ("docker", "/etc/docker/daemon.json", '{{"insecure-registries": ["{host}"]}}'),
+    ("k3s", "/etc/rancher/k3s/registries.yaml",
+     'mirrors:\n  "{host}":\n    endpoint:\n      - "http://{host}"'),
+    ("containerd under Kubernetes", "/etc/containerd/certs.d/{host}/hosts.toml",
+     'server = "http://{host}"\n[host."http://{host}"]\n  capabilities = ["pull", "resolve"]'))
 
 
-class Variant(NamedTuple):
-    """An image for one platform; ``created`` is a time in RFC 3339, or empty."""
-    platform: str
-    created: str
-    layers: Sequence[Tuple[Digest, int]]  # with their sizes in bytes
+class Pages:
+    """The handler of the page."""
+
+    def __init__(self, source: ImageSource, catalog: Catalog) -> None:
+        self._overview = Overview(source, catalog)
+
+    def get(self, request: Request) -> Response:
+        """Answer a browser; raises Refusal for another client, which must not take a page for an answer."""
+        if not accepts_html(request.headers.get("accept", "")):
+            raise Refusal(404, "NAME_INVALID", "no such page", [("Vary", "Accept")])
+        scheme = request.headers.get("x-forwarded-proto", "").partition(",")[0].strip().lower()
+        secure = scheme == "https"
+        host = named_host(request.headers.get("host", ""), secure)
+        if host is None:
+            raise Refusal(400, "UNSUPPORTED", "images can't be pulled from a host of that name; ask by another one")
+        listing, query, start = self._overview.listing(), request.parameter("q"), request.parameter("from")
+        first = int(start) if re.fullmatch("[0-9]{1,6}", start) else 0
+        # The age of an image changes with the day.
+        state = (listing.state, host, secure, query, first, datetime.date.today())
+        etag = '"%s"' % hashlib.sha256(repr(state).encode()).hexdigest()[:32]
+        headers = [*_HEADERS, ("ETag", etag)]
+        if etag in request.headers.get("if-none-match", ""):
+            return Response(304, headers)
+        return Response(200, headers, pieces=_joined(Page(listing, host, secure, query, first).parts()))
 
 
-class Listed(NamedTuple):
-    """An image by its name at this registry; ``size`` (bytes) counts each blob once."""
-    repository: str
-    tag: str  # empty for an image by digest
-    digest: Digest
-    size: int
-    variants: Sequence[Variant]
+def accepts_html(accept: str) -> bool:
+    """Whether an Accept names HTML: ``*/*`` is sent by every tool."""
+    return any(re.fullmatch(r"\s*text/html\s*(;(?!\s*q=0(\.0*)?\s*(;|$)).*)?", part, re.I) for part in accept.split(","))
 
 
-class Overview:
-    """The images of a store, as the page lists them; read anew when a name has changed."""
-
-    def __init__(self, store: ImageSource, catalog: Catalog) -> None:
-        self._store = store
-        self._catalog = catalog
-        self._lock = threading.Lock()
-        # The repositories as they were last seen, and their images.
-        self._seen: Tuple[object, List[Listed]] = (None, [])
-
-    def images(self) -> List[Listed]:
-        """List every image by the name that a client asks for; one that can't be read has no variants."""
-        with self._lock:
-            repositories = self._catalog.repositories()
-            if self._seen[0] is not repositories:
-                self._seen = (repositories, self._listed())
-            return self._seen[1]
-
-    def _listed(self) -> List[Listed]:
-        images, room = [], MAX_LAYERS
-        children: Set[Digest] = set()
-        for address, repository in self._catalog.addresses():
-            for image in repository.values():
-                size = image.descriptor.size
-                variants: Sequence[Variant] = ()
-                with contextlib.suppress(Error):
-                    if room > 0:
-                        size, variants = self._read(image.descriptor, children)
-                room -= sum(len(variant.layers) for variant in variants)
-                images.append(Listed(address, image.name.tag, image.descriptor.digest, size, variants))
-        # A push of an index leaves its manifests with names of their own, by digest.
-        return sorted((image for image in images if image.tag or image.digest not in children),
-                      key=lambda image: (image.repository, version(image.tag), image.digest))
-
-    def _read(self, top: Descriptor, children: Set[Digest]) -> Tuple[int, Sequence[Variant]]:
-        """Return the bytes of an image, each blob counted once, and its platforms; add the manifests below."""
-        sizes, variants = {top.digest: top.size}, []
-        manifests = self._manifests(top)
-        children.update(item.digest for item in manifests if item is not top)
-        for item in manifests:
-            document = self._store.document(item)
-            sizes.update((blob.digest, blob.size) for blob in (item, *document.blobs))
-            if isinstance(document, Manifest) and is_runnable(document) and document.config.size <= SMALL:
-                config = ImageConfig.parse(self._store.content.read(document.config.digest, SMALL))
-                layers = [(layer.digest, layer.size) for layer in document.layers[:MAX_DRAWN]]
-                variants.append(Variant(str(config.platform), config.created, layers))
-        return sum(sizes.values()), variants
-
-    def _manifests(self, top: Descriptor) -> List[Descriptor]:
-        """List the manifests of an image that are stored and small enough to be looked into."""
-        if top.size > SMALL:
-            return []
-        if top.media_type not in INDEX_TYPES:
-            return [top]
-        document = self._store.document(top)
-        return [entry for entry in (document.manifests if isinstance(document, Index) else ())[:MAX_VARIANTS]
-                if entry.media_type in MANIFEST_TYPES and self._store.content.has(entry.digest, entry.size)
-                and entry.size <= SMALL]
+def named_host(host: str, secure: bool) -> Optional[str]:
+    """Return a Host as clients write it in the name of an image, or None for one that they can't."""
+    host = host.lower()
+    for name in (host, "%s:%d" % (host, 443 if secure else 80)):  # without a dot or port it would be a path
+        if len(name) <= 255 and within(name, "a/b") is not None:
+            return name
+    return None
 
 
-def page(images: Sequence[Listed], host: str, query: str) -> Iterator[bytes]:
-    """Yield the page, piece by piece; ``host`` is what clients call this registry.
+def _joined(parts: Iterator[str]) -> Iterator[bytes]:
+    texts: List[str] = []
+    size = 0
+    for text in parts:
+        texts.append(text)
+        size += len(text)
+        if size >= PIECE:
+            yield "".join(texts).encode()
+            texts, size = [], 0
+    yield "".join(texts).encode()
 
-    ``query`` is a part of the names to show.
-    """
-    users: Dict[Digest, int] = {}
+
+class Page:
+    """The images of a listing whose names have every word of ``query``, from number ``first`` on."""
+
+    def __init__(self, listing: Listing, host: str, secure: bool, query: str, first: int) -> None:
+        self._listing = listing
+        self._host = host
+        self._secure = secure
+        self._query = query
+        self._chosen = list(_chosen(listing.images, query.lower().split()))
+        self._first = min(first, len(self._chosen))
+        self._colours = _colours(listing)
+
+    def parts(self) -> Iterator[str]:
+        """Yield the page in pieces of HTML."""
+        yield self._head()
+        repository = None
+        for image in self._chosen[self._first:self._first + MAX_SHOWN]:
+            if image.repository != repository:
+                repository = image.repository
+                yield "<h2>%s</h2>\n" % html.escape(repository)
+            yield self._image(image)
+        yield "%s</main></body></html>\n" % self._links()
+
+    def _head(self) -> str:
+        listing, host = self._listing, html.escape(self._host)
+        total, repositories = len(listing.images), len({image.repository for image in listing.images})
+        facts = "%s in %s, %s in layers, each counted once." % (
+            _count(total, "image"), _count(repositories, "repository", "repositories"), human_size(listing.size))
+        if not total:
+            facts = "This registry holds no image yet."
+        if listing.nameless:
+            facts += " %s can't be asked for by a name here; minipull images lists them." % (
+                _count(listing.nameless, "more image"))
+        if self._query:
+            facts += '</p>\n<p>%d of them with <b>%s</b> in the name; <a href="?">show all</a>' % (
+                len(self._chosen), html.escape(self._query))
+        return (
+            '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            "<title>Images at {host}</title><style>{style}</style></head>\n<body><header><h1>Images at {host}</h1>\n"
+            '<form role="search"><label for="q">Filter by name</label><input type="search" id="q" name="q"'
+            ' value="{query}"><button>Filter</button></form>\n<p>{facts}</p>\n{first}{legend}</header>\n<main>\n'
+        ).format(host=host, style=_STYLE, query=html.escape(self._query), facts=facts, first=self._settings(),
+                 legend=_LEGEND if listing.users else "")
+
+    def _settings(self) -> str:
+        """Return what a tool must be told before its first pull."""
+        if self._secure:
+            return "<p>This registry is reached by TLS: a tool needs no setting if it trusts the certificate.</p>\n"
+        settings = "".join("<h2>{tool}: <code>{file}</code></h2>\n<pre><code>{text}</code></pre>\n".format(
+            tool=tool, file=html.escape(file.format(host=self._host)), text=html.escape(text.format(host=self._host)))
+            for tool, file, text in _SETTINGS)
+        return "<details><summary>Before the first pull: what docker, k3s and Kubernetes need</summary>\n%s</details>\n" % (
+            settings)
+
+    def _links(self) -> str:
+        """Return links to the images before and after these, if there are more."""
+        starts = (self._first - MAX_SHOWN, "Images before"), (self._first + MAX_SHOWN, "More images")
+        links = ['<a href="?%s">%s</a>\n' % (
+            html.escape(urllib.parse.urlencode({"q": self._query, "from": max(start, 0)}, errors="replace")), text)
+            for start, text in starts if -MAX_SHOWN < start < len(self._chosen)]
+        return "<nav>%s</nav>\n" % "".join(links) if links else ""
+
+    def _image(self, image: Listed) -> str:
+        tags = list(image.tags[:MAX_TAGS])
+        name = "%s/%s%s" % (self._host, image.repository, ":" + tags[0] if tags else "@" + image.digest)
+        title = ", ".join(tags) or "without a tag"
+        if len(image.tags) > MAX_TAGS:
+            title += " <span>and %d more</span>" % (len(image.tags) - MAX_TAGS)
+        single = len(image.variants) == 1
+        facts = [html.escape(image.kind), self._layers(image.variants[0]) if single else human_size(image.size)]
+        facts += [_age(variant.created) for variant in image.variants[:1]]
+        facts += [_count(image.referrers, "signature or other referrer", "signatures and other referrers")
+                  if image.referrers else ""]
+        bars = "".join(
+            ("" if single else "<p>%s</p>\n" % self._layers(variant)) + self._bar(variant) for variant in image.variants)
+        flagged = [(tool, text.format(name=name, flag="" if self._secure else flag)) for tool, text, flag in _PULLS]
+        pulls = "".join("<dt>%s<dd><code>%s</code>" % (tool, html.escape(text)) for tool, text in flagged
+                        if not image.kind or tool == "minipull")
+        return (
+            "<h3>{title}</h3>\n<p>{facts}</p>\n{note}<p><code>{digest}</code></p>\n{bars}"
+            "<details><summary>Pull {name}</summary><dl>{pulls}</dl></details>\n").format(
+                title=title, facts=" · ".join(filter(None, facts)), digest=image.digest, pulls=pulls, bars=bars,
+                note="<p><b>%s</b></p>\n" % image.note if image.note else "", name=tags[0] if tags else "by digest")
+
+    def _layers(self, variant: Variant) -> str:
+        shared = sum(digest in self._colours for digest, _ in variant.layers)
+        return "%s · %s in %s%s" % (
+            html.escape(variant.platform or "unknown platform"), human_size(sum(size for _, size in variant.layers)),
+            _count(len(variant.layers), "layer"), ", %d shared" % shared if shared else "")
+
+    def _bar(self, variant: Variant) -> str:
+        """Return the layers as a bar to scale; the thinnest is three units wide, or less if there are many."""
+        if not variant.layers:
+            return ""
+        total = sum(size for _, size in variant.layers) or 1
+        thinnest = min(3.0, BAR / 5 / len(variant.layers))
+        scale = (BAR - thinnest * len(variant.layers)) / total
+        parts, texts, left = [], [], 0.0
+        for digest, size in variant.layers:
+            width, text, colour = thinnest + scale * size, human_size(size), self._colours.get(digest)
+            texts.append(text + " shared" if colour else text)
+            parts.append('<rect x="%.1f" width="%.1f" %s><title>%s %s%s</title></rect>' % (
+                left, width, 'height="16" fill="%s"' % colour if colour else 'y="8" height="8" class="own"',
+                digest.short, text, ", in %d images" % self._listing.users[digest] if colour else ""))
+            left += width
+        return '<svg viewBox="0 0 %d 16" preserveAspectRatio="none" role="img" aria-label="Layers: %s">%s</svg>\n' % (
+            BAR, ", ".join(texts), "".join(parts))
+
+
+_LEGEND = """<p>In the bar of an image each layer is as wide as its share of the bytes. A layer that other images
+have too is high and has its own colour, the same in every bar; one of this image alone is low and grey.</p>
+"""
+
+
+def _chosen(images: Sequence[Listed], words: List[str]) -> Iterator[Listed]:
+    """Yield the images that have each of these words in a name, the tags with them first."""
+    form = "{0}:{1}@{2}" if any(word.startswith("sha256:") for word in words) else "{0}:{1}"
     for image in images:
-        for digest in {digest for variant in image.variants for digest, _ in variant.layers}:
-            users[digest] = users.get(digest, 0) + 1
-    asked = query.lower()
-    chosen = [image for image in images if asked in ("%s:%s" % (image.repository, image.tag)).lower()]
-    yield _head(host, query, len(chosen), len(images)).encode("utf-8", "replace")
-    repository = None
-    for image in chosen:
-        text = "" if image.repository == repository else "<h2>%s</h2>\n" % html.escape(image.repository)
-        repository = image.repository
-        yield (text + _image(image, host, lambda digest: users[digest] > 1)).encode("utf-8", "replace")
-    yield _foot(host).encode("utf-8", "replace")
+        chosen = [tag for tag in image.tags or [""]
+                  if all(word in form.format(image.repository, tag, image.digest).lower() for word in words)]
+        if chosen and image.tags and words:
+            yield image._replace(tags=chosen + sorted(set(image.tags).difference(chosen), key=version))
+        elif chosen:
+            yield image
 
 
-def _head(host: str, query: str, shown: int, total: int) -> str:
-    count = "%d image%s" % (total, "" if total == 1 else "s")
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        "<title>Images at {host}</title><style>{style}</style></head>\n<body><header><h1>Images at {host}</h1>"
-        '<form action="/"><label>Filter by name <input type="search" name="q" value="{query}"></label>'
-        " <button>Filter</button></form><p>{count}</p></header>\n<main>\n").format(
-            host=html.escape(host), style=_STYLE, query=html.escape(query),
-            count="%d of %s" % (shown, count) if query else count)
+def _colours(listing: Listing) -> Dict[Digest, str]:
+    """Return a colour for each layer of several images, in the order of the listing."""
+    colours: Dict[Digest, str] = {}
+    for image in listing.images:
+        for variant in image.variants:
+            for digest, _ in variant.layers:
+                if listing.users[digest] > 1 and digest not in colours:
+                    colours[digest] = colour(len(colours))
+    return colours
 
 
-def _foot(host: str) -> str:
-    settings = ["<h3>%s</h3>\n<pre><code>%s</code></pre>\n" % (
-        tool, html.escape(text.format(host=host))) for tool, text in _SETTINGS]
-    return "</main>\n<footer><h2>Settings that a tool needs first</h2>\n%s</footer></body></html>\n" % (
-        "".join(settings))
+@functools.lru_cache(maxsize=4096)
+def colour(number: int) -> str:
+    """Return one of many colours, far from the one before, that are seen on white and on black."""
+    light, bright = (0.17, 0.27)[number % 2], (0.0, 1.0)
+    for _ in range(12):  # until it is as luminous as that, by WCAG 2
+        middle = sum(bright) / 2
+        rgb = colorsys.hls_to_rgb(number * 0.381966 % 1, middle, 0.6)
+        bright = (bright[0], middle) if luminance(rgb) > light else (middle, bright[1])
+    return "#%02x%02x%02x" % tuple(round(255 * value) for value in rgb)
 
 
-def _image(image: Listed, host: str, is_shared: Callable[[Digest], bool]) -> str:
-    several = len(image.variants) > 1
-    name = "%s/%s%s" % (host, image.repository, ":" + image.tag if image.tag else "@" + image.digest)
-    platforms = ", ".join(variant.platform for variant in image.variants if variant.platform)
-    facts = [platforms, human_size(image.size)] + [_age(variant.created) for variant in image.variants[:1]]
-    pulls = ["%s <code>%s</code>\n" % (tool, html.escape(text.format(name=name))) for tool, text in _PULLS]
-    return (
-        "<h3>{tag}</h3>\n<p>{facts}</p>\n<p><code>{digest}</code></p>\n{bars}"
-        "<details><summary>Pull it</summary><pre>{pulls}</pre></details>\n").format(
-            tag=html.escape(image.tag or "without a tag"), facts=html.escape(" · ".join(filter(None, facts))),
-            digest=image.digest, pulls="".join(pulls),
-            bars="".join(_bar(variant, is_shared, several) for variant in image.variants))
+def luminance(rgb: Sequence[float]) -> float:
+    """Return the relative luminance of a colour of sRGB, by WCAG 2."""
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in rgb]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def _bar(variant: Variant, is_shared: Callable[[Digest], bool], several: bool) -> str:
-    """Return the layers of an image as a bar to scale, with their number and size as its text."""
-    total = sum(size for _, size in variant.layers)
-    parts, left = [], 0.0
-    for digest, size in variant.layers:
-        width = BAR * size / (total or 1)
-        colour = 'fill="hsl(%d 55%% 50%%)"' % (int(digest.encoded[:6], 16) % 360)
-        parts.append('<rect x="%.1f" width="%.1f" height="8" %s><title>%s %s</title></rect>' % (
-            left, max(width - 2, 1), colour if is_shared(digest) else 'class="own"', digest.short,
-            human_size(size)))
-        left += width
-    shared = sum(is_shared(digest) for digest, _ in variant.layers)
-    text = "%d layers, %s, %d shared with other images" % (len(variant.layers), human_size(total), shared)
-    return '%s<svg viewBox="0 0 %d 8" preserveAspectRatio="none" role="img" aria-label="%s">%s</svg>\n' % (
-        "<p>%s</p>" % html.escape(variant.platform) if several else "", BAR, text, "".join(parts))
+def _count(number: int, one: str, many: str = "") -> str:
+    return "{:,} {}".format(number, one if number == 1 else many or one + "s")
 
 
 def _age(created: str) -> str:
-    """Return the age of a time in RFC 3339, in days; empty if it is none, or as old as builds fake it."""
+    """Return a time in RFC 3339 as its day and age; empty if it is none, or as old as builds fake it."""
+    match = re.match("([0-9]{4})-([0-9]{2})-([0-9]{2})T", created)
     with contextlib.suppress(ValueError):
-        seconds = time.time() - calendar.timegm(time.strptime(created[:19], "%Y-%m-%dT%H:%M:%S"))
-        days = int(seconds // 86400)
-        if 0 <= days < 13000:
-            return "today" if not days else "%d day%s old" % (days, "" if days == 1 else "s")
+        day = datetime.date(*map(int, match.groups())) if match else datetime.date.min
+        days = (datetime.date.today() - day).days
+        if day.year > 2000:
+            age = (_count(days // 365, "year") if days >= 730 else _count(days // 30, "month") if days >= 60 else
+                   _count(days, "day")) + " old" if days > 0 else "today" if days == 0 else ""
+            return '<time datetime="{0}">{0}</time>{1}'.format(day, age and ", " + age)
     return ""

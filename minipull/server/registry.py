@@ -34,7 +34,7 @@ from .blobs import Blobs, asked_digest, created
 from .catalog import Catalog, is_name
 from .http import Server
 from .message import Headers, Refusal, Request, Response, json_response
-from .page import HEADERS, Overview, page
+from .page import Pages
 
 MAX_PAGE = 10000  # names
 MAX_TAGS = 20  # given to one manifest by one request
@@ -60,10 +60,9 @@ class Registry:
         self._incoming = threading.BoundedSemaphore(LARGE)  # held as long as a client takes to send
         self._parsing = threading.BoundedSemaphore()
         self._subject = functools.lru_cache(10000)(self._read_subject)
-        self._overview = Overview(source, self._catalog)
         blobs = Blobs(self._content, self._store)
         self._routes: Sequence[Tuple[str, Dict[str, Callable[..., Response]]]] = [
-            (r"/", {"GET": self._browsed}),
+            (r"/", {"GET": Pages(source, self._catalog).get}),
             (r"/v2/?", {"GET": lambda request: json_response(200, {})}),
             (r"/v2/_catalog", {"GET": self._repositories}),
             (r"/v2/(.+)/tags/list", {"GET": self._tags}),
@@ -209,14 +208,6 @@ class Registry:
         return document.media_type, subject
 
     # Lists.
-
-    def _browsed(self, request: Request) -> Response:
-        if "text/html" not in request.headers.get("accept", ""):
-            raise Refusal(404, "NAME_INVALID", "no such page")
-        host = request.headers.get("host", "")
-        if re.fullmatch("[0-9A-Za-z.:_-]+|\\[[0-9A-Fa-f:.]+\\](:[0-9]+)?", host) is None:
-            raise Refusal(400, "UNSUPPORTED", "malformed Host")
-        return Response(200, HEADERS, pieces=page(self._overview.images(), host, request.parameter("q")))
 
     def _tags(self, request: Request, name: str) -> Response:
         for repository in self._repositories_of(request, name):
