@@ -59,8 +59,9 @@ rect{stroke:var(--paper);stroke-width:1;vector-effect:non-scaling-stroke}
 form{display:flex;flex-wrap:wrap;gap:.5rem;align-items:center;margin:1rem 0}
 input,button{font:inherit;padding:.4rem .7rem;max-width:100%;box-sizing:border-box;color:inherit;
 background:var(--box);border:1px solid var(--own);border-radius:.4rem}
-input{flex:1;min-width:8rem}
-@media(max-width:40rem){dl{grid-template-columns:1fr;gap:0}dd{margin-bottom:.5rem}}
+input{flex:1;min-width:12rem}
+details h2{font-size:1rem;margin:.8rem 0 0;border:0}
+@media(max-width:40rem){dl{grid-template-columns:1fr;gap:0}dd{margin-bottom:.5rem}label{width:100%}}
 """
 _POLICY = (
     "default-src 'none'; style-src 'sha256-%s'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -80,7 +81,8 @@ _SETTINGS = (
     ("k3s", "/etc/rancher/k3s/registries.yaml",
      'mirrors:\n  "{host}":\n    endpoint:\n      - "http://{host}"'),
     ("containerd under Kubernetes", "/etc/containerd/certs.d/{host}/hosts.toml",
-     'server = "http://{host}"\n[host."http://{host}"]\n  capabilities = ["pull", "resolve"]'))
+     '# found if config.toml says config_path = "/etc/containerd/certs.d"\nserver = "http://{host}"\n'
+     '[host."http://{host}"]\n  capabilities = ["pull", "resolve"]'))
 
 
 class Pages:
@@ -169,8 +171,8 @@ class Page:
             facts += " %s can't be asked for by a name here; minipull images lists them." % (
                 _count(listing.nameless, "more image"))
         if self._query:
-            facts += '</p>\n<p>%d of them with <b>%s</b> in the name; <a href="?">show all</a>' % (
-                len(self._chosen), html.escape(self._query))
+            facts = '%d of %s with <b>%s</b> in the name. <a href="?">Show all</a>' % (
+                len(self._chosen), _count(total, "image"), html.escape(self._query))
         return (
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -203,7 +205,7 @@ class Page:
         name = "%s/%s%s" % (self._host, image.repository, ":" + tags[0] if tags else "@" + image.digest)
         title = ", ".join(tags) or "without a tag"
         if len(image.tags) > MAX_TAGS:
-            title += " <span>and %d more</span>" % (len(image.tags) - MAX_TAGS)
+            title += " <span>and {:,} more</span>".format(len(image.tags) - MAX_TAGS)
         single = len(image.variants) == 1
         facts = [html.escape(image.kind), self._layers(image.variants[0]) if single else human_size(image.size)]
         facts += [_age(variant.created) for variant in image.variants[:1]]
@@ -279,7 +281,7 @@ def colour(number: int) -> str:
     light, bright = (0.17, 0.27)[number % 2], (0.0, 1.0)
     for _ in range(12):  # until it is as luminous as that, by WCAG 2
         middle = sum(bright) / 2
-        rgb = colorsys.hls_to_rgb(number * 0.381966 % 1, middle, 0.6)
+        rgb = colorsys.hls_to_rgb((0.58 + number * 0.381966) % 1, middle, 0.6)
         bright = (bright[0], middle) if luminance(rgb) > light else (middle, bright[1])
     return "#%02x%02x%02x" % tuple(round(255 * value) for value in rgb)
 

@@ -6,14 +6,17 @@ import http.client
 import re
 import shlex
 from pathlib import Path
-from typing import Any, List
+from typing import Any, List, Tuple
 
 import pytest
 
 from minipull.cli.main import main
 from minipull.digest import Digest
 from minipull.reference import version
+from minipull.server import overview
+from minipull.server.overview import DAMAGED
 from minipull.store.store import Store
+from tests.kit import images
 from tests.kit.images import OCI_CONFIG, OCI_LAYER, digest_of, multi_platform, push_layout_http, to_json
 from tests.kit.site import Site, described
 
@@ -47,7 +50,18 @@ def test_a_browser_gets_the_page_and_other_clients_what_they_got_before(site: Si
     head = site.ask("HEAD", "/", headers=BROWSER)
     assert (head.status, head.body) == (200, b"")
     assert site.ask("POST", "/", headers=BROWSER).outcome == (405, "UNSUPPORTED")
-    assert "0 images" in answer.body.decode()
+    assert "holds no image yet" in answer.body.decode()
+
+
+@pytest.mark.parametrize("accept, is_page", [
+    ("text/html", True), ("text/html,*/*;q=0.8", True), ("application/json, TEXT/HTML ; q=0.5", True),
+    ("*/*", False), ("", False), ("text/*", False), ("text/html;q=0", False), ("text/html;q=0.0, */*", False),
+    ("application/vnd.oci.image.index.v1+json, application/json", False), ("text/htmlx", False)])
+def test_only_who_names_html_gets_a_page(site: Site, accept: str, is_page: bool) -> None:
+    answer = site.ask("GET", "/", headers={"Accept": accept})
+    assert answer.status == (200 if is_page else 404) and "Accept" in answer.headers["vary"]
+    for path in ("/v2/", "/v2/_catalog"):
+        assert site.ask("GET", path, headers={"Accept": accept}).headers["content-type"] == "application/json"
 
 
 def test_a_page_allows_its_own_style_and_nothing_else(site: Site) -> None:
@@ -68,9 +82,10 @@ def test_an_image_is_shown_with_all_that_is_known_of_it(site: Site) -> None:
     assert "<h2>team/app</h2>" in text and "2 images" in text
     assert described(manifest)["digest"] in text
     assert re.findall("<h3>(v.*?)</h3>", text) == ["v1.9", "v1.10"]
-    assert "linux/amd64 · " in text and "linux/arm64/v8 · " in text and " days old" in text
-    assert text.count('aria-label="2 layers, 2.003kB, 1 shared with other images"') == 1
-    colours = re.findall(r'fill="(hsl\([^"]*\))"', text)
+    assert re.search("<time datetime=\"2026-01-02\">2026-01-02</time>, [0-9]+ (day|month|year)s? old", text)
+    assert "linux/amd64 · 2.003kB in 2 layers, 1 shared · <time" in text
+    assert text.count('aria-label="Layers: 2kB shared, 3B"') == 1
+    colours = re.findall('fill="(#[^"]*)"', text)
     assert len(colours) == 2 and len(set(colours)) == 1 and text.count('class="own"') == 2
 
 
@@ -78,8 +93,8 @@ def test_each_platform_of_an_index_has_a_bar(site: Site, tmp_path: Path) -> None
     layout, _, _ = multi_platform(tmp_path / "layout")
     push_layout_http(layout, "latest", site.host + "/up:1")
     text = look(site)
-    platforms = re.findall("<p>(linux/[^<· ]*)</p>\n?<svg", text)
-    assert len(platforms) >= 2 and text.count("<svg") == len(platforms)
+    platforms = re.findall("<p>(linux/[^<· ]*) · [^<]*</p>\n?<svg", text)
+    assert platforms == list(images.PLATFORMS) and text.count("<svg") == len(platforms)
     assert "without a tag" not in text  # each platform's manifest has been pushed by digest
 
 
@@ -96,7 +111,7 @@ def test_no_text_from_outside_is_markup(site: Site, text: str) -> None:
 
 
 @pytest.mark.parametrize("query, names", [
-    ("", ["app:1", "app:2", "web/site:1"]), ("APP", ["app:1", "app:2"]), ("app:2", ["app:2"]),
+    ("", ["app:1", "app:2", "web/site:1"]), ("+1++app", ["app:1"]), ("sha256:", ["app:1", "app:2", "web/site:1"]), ("APP", ["app:1", "app:2"]), ("app:2", ["app:2"]),
     ("site", ["web/site:1"]), ("none", []), ("%3Cb%3E", [])])
 def test_a_filter_shows_the_images_whose_name_contains_it(site: Site, query: str, names: List[str]) -> None:
     for name in ("app:1", "app:2", "web/site:1"):
@@ -106,10 +121,38 @@ def test_a_filter_shows_the_images_whose_name_contains_it(site: Site, query: str
     assert ("%d of 3 images" % len(names) if query else "3 images") in text
 
 
-@pytest.mark.parametrize("host", ["", "a b", "x<y", "x\"y", "x/y", "[::1", "x@y", "x:y:"])
-def test_a_host_that_is_none_gets_no_page(site: Site, host: str) -> None:
+@pytest.mark.parametrize("host", [
+    "", "a b", "x<y", "x\"y", "x/y", "[::1", "x@y", "x:y:", "x:99999", "x_y:5000", "-x", "x" * 256, "a." * 5000, "\xe9"])
+def test_a_host_that_no_tool_can_name_gets_no_page(site: Site, host: str) -> None:
     answer = site.ask("GET", "/", headers=dict(BROWSER, Host=host))
-    assert answer.status == (200 if host == "x:y:" else 400)
+    assert answer.outcome == (400, "UNSUPPORTED") and not re.search('[<"]y', answer.json["errors"][0]["message"])
+
+
+@pytest.mark.parametrize("host, proto, name, flags", [
+    ("registry.lan:5000", "", "registry.lan:5000", True), ("registry.lan", "", "registry.lan", True),
+    ("Registry.LAN", "http", "registry.lan", True), ("[::1]:5000", "", "[::1]:5000", True),
+    ("registry", "", "registry:80", True),  # registry/app would be one of Docker Hub's
+    ("registry", "https", "registry:443", False), ("registry.lan", "HTTPS", "registry.lan", False),
+    ("registry.lan", "https, http", "registry.lan", False), ("registry.lan", "<b>", "registry.lan", True)])
+def test_lines_are_for_this_host_and_for_tls_if_a_proxy_speaks_it(
+        site: Site, host: str, proto: str, name: str, flags: bool) -> None:
+    push(site, [b"layer"], "1", "app")
+    text = site.ask("GET", "/", headers=dict(BROWSER, Host=host, **{"X-Forwarded-Proto": proto})).body.decode()
+    assert re.findall("<code>(docker pull .*?)</code>", text) == ["docker pull %s/app:1" % name]
+    assert [word in text for word in ("--plain-http", "--tls-verify=false", "insecure-registries")] == [flags] * 3
+
+
+def test_a_page_is_sent_once_and_again_when_it_differs(site: Site) -> None:
+    def tagged(path: str = "/", **fields: str) -> Tuple[int, str]:
+        answer = site.ask("GET", path, headers=dict(BROWSER, **fields))
+        return answer.status, answer.headers["etag"]
+    push(site, [b"layer"], "1", "app")
+    _, etag = tagged()
+    assert tagged(**{"If-None-Match": etag}) == (304, etag)
+    others = [tagged("/?q=a"), tagged("/?from=1"), tagged(Host="x:1"), tagged(**{"X-Forwarded-Proto": "https"})]
+    push(site, [b"layer"], "2", "app")  # another name of the same image
+    others.append(tagged(**{"If-None-Match": etag}))
+    assert {status for status, _ in others} == {200} and len({etag, *(tag for _, tag in others)}) == 6
 
 
 def test_the_lines_of_a_page_fetch_the_image(site: Site, tmp_path: Path, capsys: Any) -> None:
@@ -137,11 +180,28 @@ def test_a_page_is_sent_in_pieces_and_the_connection_is_kept(site: Site) -> None
     connection.close()
 
 
-def test_an_image_that_can_not_be_read_is_listed_without_a_bar(site: Site) -> None:
+def test_an_image_that_can_not_be_read_says_so_and_has_no_bar(site: Site) -> None:
     raw = push(site, [b"layer"], "1", "app")
     Path(site.store.content.path(Digest(described(raw)["digest"]))).write_bytes(b"rotten")
+    push(site, [b"layer", b"other"], "2", "app")
     text = look(site)
-    assert "<h3>1</h3>" in text and "<svg" not in text
+    assert "<h3>1</h3>" in text and text.count("<svg") == 1 and text.count(DAMAGED) == 1
+
+
+def test_damage_hides_no_other_platform_and_is_gone_soon_after_it_is_mended(
+        site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout, _, made = multi_platform(tmp_path / "layout")
+    push_layout_http(layout, "latest", site.host + "/up:1")
+    path = Path(site.store.content.path(Digest(made["linux/arm/v7"].digest)))
+    raw = path.read_bytes()
+    path.write_bytes(b"rotten")
+    text = look(site)
+    assert text.count("<svg") == len(made) - 1 and DAMAGED in text
+    path.write_bytes(raw)
+    assert DAMAGED in look(site)
+    monkeypatch.setattr(overview, "AGAIN", 0.0)
+    push(site, [b"x"], "2", "app")  # so that it is read again at once
+    assert DAMAGED not in look(site)
 
 
 def test_a_page_is_read_anew_when_a_name_has_changed_and_not_before(site: Site) -> None:
