@@ -70,13 +70,13 @@ class Descriptor(NamedTuple):
         if not isinstance(obj, dict) or not (obj.get("mediaType") or media_type):
             raise InvalidDocument("%s: not a descriptor, it has no mediaType" % source)
         notes = object_at(obj, "annotations", source)
-        platform = object_at(obj, "platform", source)
-        offered = Platform.from_json(platform, source) if platform else None
+        offered = object_at(obj, "platform", source)
+        platform = Platform.from_json(offered, source) if offered else None
         digest, size = digest_at(obj, "digest", source), int_at(obj, "size", source)
         return cls(
             string_at(obj, "mediaType", source) or media_type, digest, size, strings_at(obj, "urls", source),
             {key: string_at(notes, key, source) for key in notes} or None,
-            offered if offered and any(offered) else None, string_at(obj, "artifactType", source),
+            platform if platform and any(platform) else None, string_at(obj, "artifactType", source),
             _inline(obj.get("data"), digest, size))
 
     @property

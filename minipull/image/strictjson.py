@@ -20,7 +20,6 @@ _COSTS = ((b"{", 220), (b":", 150), (b"[", 110), (b",", 40))
 _LONE_SURROGATE = re.compile(br"\\u[dD][89abAB](?!..\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F]")
 #: Bytes that CPython takes for each character of a text with one of these.
 _WIDE = ((4, re.compile(br"[\xf0-\xff]|\\u[dD]")), (2, re.compile(br"[\xc4-\xff]|\\u(?!00)")))
-_ASCII = bytes(range(128))
 _KINDS: Dict[type, str] = {str: "a string", list: "an array", dict: "an object"}
 _T = TypeVar("_T")
 
@@ -48,7 +47,7 @@ def parse_value(data: bytes, source: str) -> object:
 def check_memory(data: bytes, source: str) -> None:
     """Raise PolicyError if JSON would take more than MAX_MEMORY; what it holds is counted, not built."""
     marks = data.replace(br"\\", b"--")  # so that every other backslash begins an escape of its own
-    narrow = b"\\u" not in marks and not marks.translate(None, _ASCII)  # the patterns are slow, and rarely match
+    narrow = b"\\u" not in marks and not marks.translate(None, bytes(range(128)))  # else by slow patterns
     width = 1 if narrow else next((width for width, pattern in _WIDE if pattern.search(marks)), 1)
     cost = len(data) * (1 + 2 * width) + 70 * (marks.count(b"\\") + data.count(br"\\"))
     marks = marks.replace(br"\"", b"--")

@@ -101,10 +101,11 @@ class Overview:
         referrers = collections.Counter(tree.subject for tree in trees.values() if tree.subject in known)
         images = [
             Listed(address, sorted(labels, key=version), digest, sum(tree.sizes.values()), tree.variants,
-                   "" if tree.variants else tree.kind, tree.note, sum(referrers[manifest] for manifest in tree.manifests))
+                   "" if tree.variants else tree.kind, tree.note,
+                   sum(referrers[manifest] for manifest in tree.manifests))
             for (address, digest), labels in tags.items() for tree in [trees[digest]]
             if tree.subject not in known and (labels or digest not in below)]
-        images.sort(key=lambda image: (image.repository, [version(tag) for tag in image.tags[::-1]], image.digest))
+        images.sort(key=lambda image: (image.repository, list(map(version, image.tags[::-1])), image.digest))
         layers = [layers for tree in trees.values() for layers in [
             dict(layer for variant in tree.variants for layer in variant.layers)]]
         users = collections.Counter(digest for digests in layers for digest in digests)

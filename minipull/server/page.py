@@ -31,10 +31,10 @@ PIECE = 32 << 10  # characters that are sent at once
 BAR = 1000  # units of the width of a bar
 
 _STYLE = """
-:root{color-scheme:light dark;--ink:#1b1f24;--paper:#fff;--pale:#57606a;--line:#d0d7de;--box:#f3f5f7;--own:#818b95;
---link:#0550ae}
-@media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--paper:#0d1117;--pale:#9aa4af;--line:#30363d;--box:#161b22;
---own:#6e7681;--link:#79b8ff}}
+:root{color-scheme:light dark;--ink:#1b1f24;--paper:#fff;--pale:#57606a;--line:#d0d7de;--box:#f3f5f7;
+--own:#818b95;--link:#0550ae}
+@media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--paper:#0d1117;--pale:#9aa4af;--line:#30363d;
+--box:#161b22;--own:#6e7681;--link:#79b8ff}}
 body{margin:0 auto;max-width:60rem;padding:1rem;font:1rem/1.5 system-ui,sans-serif;color:var(--ink);
 background:var(--paper);overflow-wrap:anywhere}
 h1{font-size:1.5rem;margin:0}
@@ -99,7 +99,7 @@ class Pages:
         secure = scheme == "https"
         host = named_host(request.headers.get("host", ""), secure)
         if host is None:
-            raise Refusal(400, "UNSUPPORTED", "images can't be pulled from a host of that name; ask by another one")
+            raise Refusal(400, "UNSUPPORTED", "no image can be pulled from a host of this name; use another")
         listing, query, start = self._overview.listing(), request.parameter("q"), request.parameter("from")
         first = int(start) if re.fullmatch("[0-9]{1,6}", start) else 0
         # The age of an image changes with the day.
@@ -113,7 +113,11 @@ class Pages:
 
 def accepts_html(accept: str) -> bool:
     """Whether an Accept names HTML: ``*/*`` is sent by every tool."""
-    return any(re.fullmatch(r"\s*text/html\s*(;(?!\s*q=0(\.0*)?\s*(;|$)).*)?", part, re.I) for part in accept.split(","))
+    for part in re.sub("[ \t]", "", accept.lower()).split(","):
+        kind, *parameters = part.split(";")
+        if kind == "text/html" and not any(re.fullmatch("q=0(\\.0*)?", item) for item in parameters):
+            return True
+    return False
 
 
 def named_host(host: str, secure: bool) -> Optional[str]:
@@ -164,7 +168,8 @@ class Page:
         listing, host = self._listing, html.escape(self._host)
         total, repositories = len(listing.images), len({image.repository for image in listing.images})
         facts = "%s in %s, %s in layers, each counted once." % (
-            _count(total, "image"), _count(repositories, "repository", "repositories"), human_size(listing.size))
+            _count(total, "image"), _count(repositories, "repository", "repositories"),
+            human_size(listing.size))
         if not total:
             facts = "This registry holds no image yet."
         if listing.nameless:
@@ -176,27 +181,29 @@ class Page:
         return (
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            "<title>Images at {host}</title><style>{style}</style></head>\n<body><header><h1>Images at {host}</h1>\n"
+            "<title>Images at {host}</title><style>{style}</style></head>\n"
+            "<body><header><h1>Images at {host}</h1>\n"
             '<form role="search"><label for="q">Filter by name</label><input type="search" id="q" name="q"'
-            ' value="{query}"><button>Filter</button></form>\n<p>{facts}</p>\n{first}{legend}</header>\n<main>\n'
+            ' value="{query}"><button>Filter</button></form>\n'
+            "<p>{facts}</p>\n{first}{legend}</header>\n<main>\n"
         ).format(host=host, style=_STYLE, query=html.escape(self._query), facts=facts, first=self._settings(),
                  legend=_LEGEND if listing.users else "")
 
     def _settings(self) -> str:
         """Return what a tool must be told before its first pull."""
         if self._secure:
-            return "<p>This registry is reached by TLS: a tool needs no setting if it trusts the certificate.</p>\n"
+            return "<p>Over TLS a tool needs no setting, as long as it trusts the certificate.</p>\n"
         settings = "".join("<h2>{tool}: <code>{file}</code></h2>\n<pre><code>{text}</code></pre>\n".format(
-            tool=tool, file=html.escape(file.format(host=self._host)), text=html.escape(text.format(host=self._host)))
-            for tool, file, text in _SETTINGS)
-        return "<details><summary>Before the first pull: what docker, k3s and Kubernetes need</summary>\n%s</details>\n" % (
-            settings)
+            tool=tool, file=html.escape(file.format(host=self._host)),
+            text=html.escape(text.format(host=self._host))) for tool, file, text in _SETTINGS)
+        return ("<details><summary>Before the first pull: what docker, k3s and Kubernetes need</summary>\n"
+                "%s</details>\n" % settings)
 
     def _links(self) -> str:
         """Return links to the images before and after these, if there are more."""
         starts = (self._first - MAX_SHOWN, "Images before"), (self._first + MAX_SHOWN, "More images")
         links = ['<a href="?%s">%s</a>\n' % (
-            html.escape(urllib.parse.urlencode({"q": self._query, "from": max(start, 0)}, errors="replace")), text)
+            html.escape(urllib.parse.urlencode({"q": self._query, "from": max(start, 0)})), text)
             for start, text in starts if -MAX_SHOWN < start < len(self._chosen)]
         return "<nav>%s</nav>\n" % "".join(links) if links else ""
 
@@ -211,22 +218,25 @@ class Page:
         facts += [_age(variant.created) for variant in image.variants[:1]]
         facts += [_count(image.referrers, "signature or other referrer", "signatures and other referrers")
                   if image.referrers else ""]
-        bars = "".join(
-            ("" if single else "<p>%s</p>\n" % self._layers(variant)) + self._bar(variant) for variant in image.variants)
-        flagged = [(tool, text.format(name=name, flag="" if self._secure else flag)) for tool, text, flag in _PULLS]
+        bars = "".join(("" if single else "<p>%s</p>\n" % self._layers(variant)) + self._bar(variant)
+                       for variant in image.variants)
+        flagged = [(tool, text.format(name=name, flag="" if self._secure else flag))
+                   for tool, text, flag in _PULLS]
         pulls = "".join("<dt>%s<dd><code>%s</code>" % (tool, html.escape(text)) for tool, text in flagged
                         if not image.kind or tool == "minipull")
         return (
             "<h3>{title}</h3>\n<p>{facts}</p>\n{note}<p><code>{digest}</code></p>\n{bars}"
             "<details><summary>Pull {name}</summary><dl>{pulls}</dl></details>\n").format(
-                title=title, facts=" · ".join(filter(None, facts)), digest=image.digest, pulls=pulls, bars=bars,
-                note="<p><b>%s</b></p>\n" % image.note if image.note else "", name=tags[0] if tags else "by digest")
+                title=title, facts=" · ".join(filter(None, facts)), digest=image.digest, pulls=pulls,
+                bars=bars, note="<p><b>%s</b></p>\n" % image.note if image.note else "",
+                name=tags[0] if tags else "by digest")
 
     def _layers(self, variant: Variant) -> str:
         shared = sum(digest in self._colours for digest, _ in variant.layers)
         return "%s · %s in %s%s" % (
-            html.escape(variant.platform or "unknown platform"), human_size(sum(size for _, size in variant.layers)),
-            _count(len(variant.layers), "layer"), ", %d shared" % shared if shared else "")
+            html.escape(variant.platform or "unknown platform"),
+            human_size(sum(size for _, size in variant.layers)), _count(len(variant.layers), "layer"),
+            ", %d shared" % shared if shared else "")
 
     def _bar(self, variant: Variant) -> str:
         """Return the layers as a bar to scale; the thinnest is three units wide, or less if there are many."""
@@ -243,12 +253,13 @@ class Page:
                 left, width, 'height="16" fill="%s"' % colour if colour else 'y="8" height="8" class="own"',
                 digest.short, text, ", in %d images" % self._listing.users[digest] if colour else ""))
             left += width
-        return '<svg viewBox="0 0 %d 16" preserveAspectRatio="none" role="img" aria-label="Layers: %s">%s</svg>\n' % (
-            BAR, ", ".join(texts), "".join(parts))
+        return ('<svg viewBox="0 0 %d 16" preserveAspectRatio="none" role="img" aria-label="Layers: %s">'
+                "%s</svg>\n" % (BAR, ", ".join(texts), "".join(parts)))
 
 
-_LEGEND = """<p>In the bar of an image each layer is as wide as its share of the bytes. A layer that other images
-have too is high and has its own colour, the same in every bar; one of this image alone is low and grey.</p>
+_LEGEND = """<p>In the bar of an image each layer is as wide as its share of the bytes. A layer that other
+images have too is high and has its own colour, the same in every bar; one of this image alone is low and
+grey.</p>
 """
 
 
@@ -303,7 +314,7 @@ def _age(created: str) -> str:
         day = datetime.date(*map(int, match.groups())) if match else datetime.date.min
         days = (datetime.date.today() - day).days
         if day.year > 2000:
-            age = (_count(days // 365, "year") if days >= 730 else _count(days // 30, "month") if days >= 60 else
-                   _count(days, "day")) + " old" if days > 0 else "today" if days == 0 else ""
-            return '<time datetime="{0}">{0}</time>{1}'.format(day, age and ", " + age)
+            length, unit = (365, "year") if days >= 730 else (30, "month") if days >= 60 else (1, "day")
+            age = "%s old" % _count(days // length, unit) if days else "today"
+            return '<time datetime="{0}">{0}</time>{1}'.format(day, ", " + age if days >= 0 else "")
     return ""

@@ -40,7 +40,8 @@ class Browser:
         self._number = 0
         self._session: Dict[str, str] = {}
         self.events: List[Dict[str, Any]] = []
-        [page] = [target for target in self.call("Target.getTargets")["targetInfos"] if target["type"] == "page"]
+        targets = self.call("Target.getTargets")["targetInfos"]
+        [page] = [target for target in targets if target["type"] == "page"]
         attached = self.call("Target.attachToTarget", targetId=page["targetId"], flatten=True)
         self._session = {"sessionId": attached["sessionId"]}
         for domain in ("Page", "Network", "Log"):
@@ -111,8 +112,9 @@ class Browser:
 
     def click(self, selector: str) -> None:
         """Click on an element as a mouse does."""
-        spot = self.evaluate("(e => {e.scrollIntoView({block: 'center'}); const r = e.getBoundingClientRect();"
-                             "return {x: r.x + 9, y: r.y + 9}})(document.querySelector(%s))" % json.dumps(selector))
+        spot = self.evaluate(
+            "(e => {e.scrollIntoView({block: 'center'}); const r = e.getBoundingClientRect();"
+            "return {x: r.x + 9, y: r.y + 9}})(document.querySelector(%s))" % json.dumps(selector))
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **spot)
 

@@ -23,7 +23,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
-    """A registry with 30 images: of docker and OCI, for several platforms, of shared layers, with long names."""
+    """A registry with 30 images: schema 2 and OCI, for several platforms, of shared layers, with long names."""
     folder = tmp_path_factory.mktemp("page")
     server = Serve(folder, folder / "root", "--writable")
     base, python = [Spec(90000, seed=1)], [Spec(60000, seed=2), Spec(9000, seed=3)]

@@ -56,6 +56,7 @@ def test_a_browser_gets_the_page_and_other_clients_what_they_got_before(site: Si
 @pytest.mark.parametrize("accept, is_page", [
     ("text/html", True), ("text/html,*/*;q=0.8", True), ("application/json, TEXT/HTML ; q=0.5", True),
     ("*/*", False), ("", False), ("text/*", False), ("text/html;q=0", False), ("text/html;q=0.0, */*", False),
+    ("text/html ; level=1 ; q=0", False),
     ("application/vnd.oci.image.index.v1+json, application/json", False), ("text/htmlx", False)])
 def test_only_who_names_html_gets_a_page(site: Site, accept: str, is_page: bool) -> None:
     answer = site.ask("GET", "/", headers={"Accept": accept})
@@ -111,7 +112,9 @@ def test_no_text_from_outside_is_markup(site: Site, text: str) -> None:
 
 
 @pytest.mark.parametrize("query, names", [
-    ("", ["app:1", "app:2", "web/site:1"]), ("+1++app", ["app:1"]), ("sha256:", ["app:1", "app:2", "web/site:1"]), ("APP", ["app:1", "app:2"]), ("app:2", ["app:2"]),
+    ("", ["app:1", "app:2", "web/site:1"]), ("+1++app", ["app:1"]),
+    ("sha256:", ["app:1", "app:2", "web/site:1"]),
+    ("APP", ["app:1", "app:2"]), ("app:2", ["app:2"]),
     ("site", ["web/site:1"]), ("none", []), ("%3Cb%3E", [])])
 def test_a_filter_shows_the_images_whose_name_contains_it(site: Site, query: str, names: List[str]) -> None:
     for name in ("app:1", "app:2", "web/site:1"):
@@ -122,10 +125,11 @@ def test_a_filter_shows_the_images_whose_name_contains_it(site: Site, query: str
 
 
 @pytest.mark.parametrize("host", [
-    "", "a b", "x<y", "x\"y", "x/y", "[::1", "x@y", "x:y:", "x:99999", "x_y:5000", "-x", "x" * 256, "a." * 5000, "\xe9"])
+    "", "a b", "x<y", "x\"y", "x/y", "[::1", "x@y", "x:y:", "x:99999", "x_y:5000", "-x", "x" * 256,
+    "a." * 5000, "\xe9"])
 def test_a_host_that_no_tool_can_name_gets_no_page(site: Site, host: str) -> None:
     answer = site.ask("GET", "/", headers=dict(BROWSER, Host=host))
-    assert answer.outcome == (400, "UNSUPPORTED") and not re.search('[<"]y', answer.json["errors"][0]["message"])
+    assert answer.outcome == (400, "UNSUPPORTED") and "<" not in answer.json["errors"][0]["message"]
 
 
 @pytest.mark.parametrize("host, proto, name, flags", [
@@ -139,7 +143,8 @@ def test_lines_are_for_this_host_and_for_tls_if_a_proxy_speaks_it(
     push(site, [b"layer"], "1", "app")
     text = site.ask("GET", "/", headers=dict(BROWSER, Host=host, **{"X-Forwarded-Proto": proto})).body.decode()
     assert re.findall("<code>(docker pull .*?)</code>", text) == ["docker pull %s/app:1" % name]
-    assert [word in text for word in ("--plain-http", "--tls-verify=false", "insecure-registries")] == [flags] * 3
+    for word in ("--plain-http", "--tls-verify=false", "insecure-registries"):
+        assert (word in text) == flags
 
 
 def test_a_page_is_sent_once_and_again_when_it_differs(site: Site) -> None:

@@ -85,8 +85,8 @@ class Outline(html.parser.HTMLParser):
 
 
 def contrast(*colours: str) -> float:
-    light, dark = sorted((luminance([int(text[n:n + 2], 16) / 255 for n in (1, 3, 5)]) for text in (
-        "#" + "".join(2 * digit for digit in text[1:]) if len(text) == 4 else text for text in colours)), reverse=True)
+    long = ["".join(2 * digit for digit in text[1:]) if len(text) == 4 else text[1:] for text in colours]
+    dark, light = sorted(luminance([int(text[n:n + 2], 16) / 255 for n in (0, 2, 4)]) for text in long)
     return (light + 0.05) / (dark + 0.05)
 
 
@@ -102,11 +102,12 @@ def test_text_has_a_contrast_of_4_5_and_shapes_one_of_3(scheme: int) -> None:
             assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
     shapes = [colours["own"], *(colour(number) for number in range(500))]
     assert min(contrast(shape, colours["paper"]) for shape in shapes) >= 3
-    assert not re.search("(^|[;{])(color|background):(?!inherit|var)", page._STYLE), "every colour is one of these"
+    assert not re.search("(^|[;{])(color|background):(?!inherit|var)", page._STYLE), "a colour besides"
 
 
 def test_colours_of_neighbours_differ() -> None:
-    assert contrast("#fff", "#000") == pytest.approx(21) and len({colour(number) for number in range(200)}) > 190
+    assert contrast("#fff", "#000") == pytest.approx(21)
+    assert len({colour(number) for number in range(200)}) > 190
     for number in range(100):
         assert contrast(colour(number), colour(number + 1)) > 1.2
 
@@ -119,8 +120,11 @@ def test_a_page_has_a_language_a_title_labels_and_headings_in_order(blobs: Blobs
     levels = [int(tag[1]) for tag, _ in outline.elements if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1 and all(after <= before + 1 for before, after in zip(levels, levels[1:]))
     assert levels.count(1) == 1 == len(outline.named("main"))
-    assert outline.named("html") == [{"lang": "en"}] and outline.named("label")[0]["for"] == outline.named("input")[0]["id"]
-    assert [(svg["role"], svg["aria-label"]) for svg in outline.named("svg")] == [("img", "Layers: 10B shared, 5B")] * 3
+    assert outline.named("html") == [{"lang": "en"}]
+    fields = [field["id"] for field in outline.named("input")]
+    assert [label["for"] for label in outline.named("label")] == fields == ["q"]
+    bars = [(svg["role"], svg["aria-label"]) for svg in outline.named("svg")]
+    assert bars == [("img", "Layers: 10B shared, 5B")] * 3
     assert not {"script", "img", "link", "iframe", "object"}.intersection(tag for tag, _ in outline.elements)
     for _, attributes in outline.elements:
         assert not [name for name in attributes if name.startswith("on") or name in ("style", "src", "action")]
@@ -139,7 +143,7 @@ def test_what_is_shared_differs_in_more_than_its_colour(blobs: Blobs, start: Sta
 
 @pytest.mark.parametrize("sizes", [
     [0], [0, 0, 0], [1, 2**63 - 1], [2**63 - 1] * 3, [10**9] + [1] * 126, [1] * 999, [0, 5, 0]])
-def test_a_bar_is_as_wide_as_its_box_and_each_layer_is_seen(blobs: Blobs, start: Start, sizes: List[int]) -> None:
+def test_a_bar_fills_its_box_and_each_layer_is_seen(blobs: Blobs, start: Start, sizes: List[int]) -> None:
     blobs.name(blobs.image(*sizes), "app:1")
     rects = Outline(look(start(blobs.root, writable=False))).named("rect")
     widths = [float(rect["width"] or 0) for rect in rects]
@@ -150,7 +154,7 @@ def test_a_bar_is_as_wide_as_its_box_and_each_layer_is_seen(blobs: Blobs, start:
 
 
 @pytest.mark.parametrize("created, age", [
-    ("2024-01-02T03:04:05Z", "<time datetime=\"2024-01-02\">2024-01-02</time>, [0-9]+ (month|year)s old · |years old"),
+    ("2024-01-02T03:04:05Z", "<time datetime=\"2024-01-02\">2024-01-02</time>, [0-9]+ years old</p>"),
     ("2999-01-02T03:04:05Z", "2999-01-02</time></p>"), ("1970-01-01T00:00:00Z", "1 layer</p>"),
     ("0001-01-01T00:00:00Z", "1 layer</p>"), ("2024-13-40T00:00:00Z", "1 layer</p>"), ("<b>", "1 layer</p>"),
     ("2024-01-02T<script>", "2024-01-02</time>"), ("", "1 layer</p>"), ("\u0662024-01-02T", "1 layer</p>"),
@@ -164,7 +168,7 @@ def test_a_time_is_a_day_or_nothing(blobs: Blobs, start: Start, created: str, ag
 # -- Images --------------------------------------------------------------------
 
 
-def test_tags_of_one_image_stand_together_and_the_lines_take_the_one_asked_for(blobs: Blobs, start: Start) -> None:
+def test_tags_of_one_image_stand_together_and_the_one_asked_for_is_pulled(blobs: Blobs, start: Start) -> None:
     one = blobs.image(5)
     blobs.name(one, *("app:v%d" % number for number in range(5000)), "other:x")
     site = start(blobs.root, writable=False)
@@ -207,8 +211,9 @@ def test_what_is_large_is_listed_and_not_read(
         blobs: Blobs, start: Start, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     if case == "all":
         monkeypatch.setattr(overview, "MAX_READ", 100)
-    large = blobs.put({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [], "x": "x" * 300000}, OCI_INDEX)
-    blobs.name({"manifest": large}.get(case) or blobs.image(5, x="x" * (300000 if case == "config" else 1)), "app:1")
+    text = "x" * 300000
+    large = blobs.put({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [], "x": text}, OCI_INDEX)
+    blobs.name({"manifest": large, "config": blobs.image(5, x=text)}.get(case) or blobs.image(5), "app:1")
     text = look(start(blobs.root, writable=False))
     assert text.count("<h3>1</h3>") == text.count(TOO_MUCH) == 1 and DAMAGED not in text
 
@@ -218,7 +223,7 @@ def test_a_name_that_no_client_can_ask_for_is_told(blobs: Blobs, start: Start) -
     for domain in ("a.example:5000", "b.example:5000"):
         blobs.entries.append({**blobs.image(5), "annotations": {IMAGE_NAME: domain + "/twice:1"}})
     blobs.name(blobs.image(6), "app:2")
-    assert "2 more images can&#x27;t be asked" in look(start(blobs.root, writable=False)).replace("can't", "can&#x27;t")
+    assert "2 more images can't be asked for by a name" in look(start(blobs.root, writable=False))
 
 
 # -- Many ----------------------------------------------------------------------
@@ -252,17 +257,20 @@ def test_a_thousand_images_are_one_answer_in_pieces_and_more_have_links(blobs: B
 
 # -- Hostile -------------------------------------------------------------------
 
-HOSTILE = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "</style><b>", "</title>", "&lt;", "-->",
-           "\u202egnp.exe\u2066", "\x00\x1b[2J\r\n", "{host}", "%s%n", "'\"`", "\u2028", "\U0001f980", "x" * 10000]
+HOSTILE = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "</style><b>", "</title>", "&lt;",
+           "-->", "\u202egnp.exe\u2066", "\x00\x1b[2J\r\n", "{host}", "%s%n", "'\"`", "\u2028", "\U0001f980",
+           "x" * 10000]
+BARE = "<script|<img|</style><b>|[\x00-\x09\x0b-\x1f\x7f\u2028\u202a-\u202e\u2066-\u2069]"
 
 
 @pytest.mark.parametrize("text", HOSTILE)
 @pytest.mark.parametrize("field", ["os", "architecture", "variant", "os.version", "created"])
-def test_no_text_of_an_image_is_markup_or_turns_the_line(blobs: Blobs, start: Start, field: str, text: str) -> None:
+def test_no_text_of_an_image_is_markup_or_turns_a_line(
+        blobs: Blobs, start: Start, field: str, text: str) -> None:
     blobs.name(blobs.image(5, layers=(), **{field: text}), "app:1")
     blobs.name(blobs.referrer(None, "text/" + text), "chart:1")
     plain = look(start(blobs.root, writable=False))
-    assert not re.search("<script|<img|</style><b>|[\x00-\x09\x0b-\x1f\x7f\u2028\u202a-\u202e\u2066-\u2069]", plain)
+    assert not re.search(BARE, plain)
     assert plain.count("<style>") == plain.count("</title><style>") == 1 and plain.count("<h3>") == 2
     assert len(plain) < 20000
 
@@ -278,7 +286,8 @@ def test_no_text_of_a_query_is_markup(blobs: Blobs, start: Start, text: str) -> 
 
 
 @pytest.mark.parametrize("query, status", [
-    ("?q=" + "x" * (1 << 20), 431), ("?" + "&".join("q=%d" % n for n in range(200)), 400), ("?q=%ff%fe%ed%a0%80", 200),
+    ("?q=" + "x" * (1 << 20), 431), ("?" + "&".join("q=%d" % n for n in range(200)), 400),
+    ("?q=%ff%fe%ed%a0%80", 200),
     ("?q=" + "a+" * 20000, 200), ("?q", 200), ("?q=a;b", 200), ("?q=a&q=b", 200)])
 def test_any_query_has_an_answer(site: Site, query: str, status: int) -> None:
     answer = site.ask("GET", "/" + query, headers=BROWSER)
@@ -286,8 +295,9 @@ def test_any_query_has_an_answer(site: Site, query: str, status: int) -> None:
 
 
 @pytest.mark.parametrize("members", [
-    {"config": None}, {"layers": [{"size": -1}]}, {"layers": [{"size": 2**63}]}, {"layers": "x"}, {"mediaType": "x"},
-    {"schemaVersion": 1}, {"config": {"mediaType": OCI_CONFIG, "digest": "../../etc/passwd", "size": 1}}])
+    {"config": None}, {"layers": [{"size": -1}]}, {"layers": [{"size": 2**63}]}, {"layers": "x"},
+    {"mediaType": "x"}, {"schemaVersion": 1},
+    {"config": {"mediaType": OCI_CONFIG, "digest": "../../etc/passwd", "size": 1}}])
 def test_a_manifest_that_is_none_hides_no_other(blobs: Blobs, start: Start, members: Dict[str, Any]) -> None:
     blobs.name(blobs.image(5), "app:1")
     sound = json.loads((blobs.folder / blobs.image(5)["digest"][7:]).read_text())
