@@ -158,6 +158,12 @@ def test_a_file_is_made_private_and_reopened(tmp_path: Path) -> None:
     assert read_bytes(path, 3) == b"abc"
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/version"), reason="no file that says it has no bytes")
+def test_a_file_is_read_whole_whatever_size_it_says_it_has() -> None:
+    assert os.stat("/proc/version").st_size == 0
+    assert read_bytes("/proc/version", 4096) == Path("/proc/version").read_bytes()
+
+
 def test_a_planted_link_or_fifo_is_neither_followed_nor_waited_for(tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.write_bytes(b"secret")
