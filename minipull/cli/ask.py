@@ -2,21 +2,20 @@
 """The commands that ask a registry: catalog, referrers, blob, delete; inspect and check of docker://REF."""
 import argparse
 import sys
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Dict, Iterator, List, Union
 
 from ..digest import Digest
+from ..distribution.ask import document_for, members_of
 from ..distribution.check import check_repository
 from ..distribution.read import read_blob, referring, verified
 from ..errors import ContentMismatch, InvalidReference, NotFound, Unsupported, within
-from ..image.config import ImageConfig
 from ..image.descriptor import Descriptor
-from ..image.manifest import Document, Index, Manifest, is_runnable
+from ..image.manifest import Manifest
 from ..image.platform import Platform
-from ..image.walk import choose, walk
 from ..progress import human_size
 from ..reference import Reference, version
 from ..registry.errors import RegistryError
-from ..registry.v2 import Received, Repository
+from ..registry.v2 import Repository
 from ..store.check import Problem
 from ..store.store import MAX_CONFIG, host_platform
 from .context import Context, reference
@@ -122,61 +121,23 @@ def inspected(context: Context, flags: argparse.Namespace) -> None:
     name = reference(flags.ref).docker_ref()
     platform = Platform.parse(flags.platform, host_platform()) if flags.platform else None
 
-    def look(repository: Repository) -> Any:
+    def look(repository: Repository) -> Union[bytes, Dict[str, Any]]:
         received = repository.manifest(str(name.digest or name.tag), context.cancel)
-        return _look(repository, received, platform, flags, context)
+        if not (flags.raw or flags.config_only):
+            return members_of(repository, received, platform, context.cancel)
+        wanted = platform or (host_platform() if flags.config_only else None)
+        document = document_for(repository, received, wanted, context.cancel)
+        if flags.raw:
+            return document.raw
+        if not isinstance(document, Manifest):
+            raise InvalidReference("it has no config")
+        return read_blob(repository, document.config, MAX_CONFIG, context.cancel)
 
     answer = context.ask(name, "inspect %s" % (name,), look)
     if isinstance(answer, bytes):
         context.write(answer)
     else:
         context.dump({"name": str(name), **answer})
-
-
-def _look(repository: Repository, top: Received, platform: Optional[Platform], flags: argparse.Namespace,
-          context: Context) -> Any:
-    """The members of an image, or with --raw or --config the bytes of a document."""
-    document = top.document()
-
-    def get(entry: Any) -> Document:
-        received = Received.inline(entry) or repository.manifest(str(entry.digest), context.cancel)
-        return received.document()
-
-    if isinstance(document, Index) and (platform or flags.config_only):
-        chosen = choose(platform or host_platform(), document, get)
-        if not chosen:
-            offered = ", ".join(sorted({str(entry.platform) for entry in document.images}))
-            raise NotFound("no image for %s; there is %s" % (
-                str(platform or host_platform()), offered or "none with a platform"))
-        document = chosen[0][1]
-    if flags.raw:
-        return document.raw
-    if flags.config_only:
-        if not isinstance(document, Manifest):
-            raise InvalidReference("it has no config")
-        return read_blob(repository, document.config, MAX_CONFIG, context.cancel)
-    shown = {"digest": top.digest, "media_type": document.media_type}
-    if isinstance(document, Index):
-        below = [item for _, item in walk(document, get, lambda index: index.images) if item][:-1]
-        return dict(shown, platforms=[_described(repository, item, context) for item in below])
-    return dict(shown, **_described(repository, document, context))
-
-
-def _described(repository: Repository, document: Document, context: Context) -> Dict[str, Any]:
-    """The members of one image; ``size`` is the bytes to download."""
-    members: Dict[str, Any] = {"manifest": document.digest, "media_type": document.media_type}
-    if isinstance(document, Manifest):
-        members["size"] = sum(blob.size for blob in document.blobs)
-        if is_runnable(document):
-            config = ImageConfig.parse(read_blob(repository, document.config, MAX_CONFIG, context.cancel))
-            settings = config.config
-            members.update({
-                "image_id": config.id, "platform": str(config.platform), "created": config.created,
-                "labels": settings.get("Labels") or {}, "environment": settings.get("Env") or [],
-                "entrypoint": settings.get("Entrypoint") or [], "command": settings.get("Cmd") or [],
-                "user": settings.get("User") or "", "working_directory": settings.get("WorkingDir") or ""})
-        members["layers"] = [layer.to_json() for layer in document.layers]
-    return members
 
 
 def checked(context: Context, text: str, deep: bool) -> List[Problem]:

@@ -128,13 +128,11 @@ class Context:
     def ask(self, name: Reference, subject: str, question: Callable[["Repository"], T],
             client: Optional["Client"] = None, push: bool = False) -> T:
         """Return the answer of the first endpoint that has one; ``subject`` begins the text of errors."""
-        from ..registry.client import over_endpoints
+        from ..distribution.ask import ask
 
         with contextlib.ExitStack() as stack:
             asker = client or stack.enter_context(self.client([name.domain]))
-            return over_endpoints(
-                asker, name, subject, lambda endpoint: question(asker.repository(endpoint, name, push)),
-                self.cancel, self.renderer, push=push)
+            return ask(asker, name, subject, question, self.renderer, self.cancel, push)
 
     @property
     def network(self) -> "Network":

@@ -3,6 +3,7 @@
 import argparse
 from typing import List
 
+from ..distribution.ask import tags_with
 from ..distribution.copy import Copies
 from ..distribution.job import Options
 from ..distribution.places import Place
@@ -13,7 +14,6 @@ from ..store.store import host_platform
 from .context import Context
 from .lists import expanded, image_tags, operands, stored_tags
 from .plan import Row, row, sentence, total
-from .registry import registry_tags
 
 
 def do_copy(context: Context, flags: argparse.Namespace) -> int:
@@ -40,7 +40,8 @@ def do_copy(context: Context, flags: argparse.Namespace) -> int:
 
     with context.client(domains, "src") as reader, context.client(target.domains, "dest") as writer:
         texts = expanded(items, lambda prefix, name: _chosen(
-            options, stored_tags(store, name) if prefix == "store:" else registry_tags(context, reader, name)))
+            options, stored_tags(store, name) if prefix == "store:" else tags_with(
+                reader, name, context.renderer, context.cancel)))
         sources = [_place(text) for text in texts]
         copies = Copies((reader, writer), store, options, settings.uploads(), context.renderer, context.cancel)
         try:

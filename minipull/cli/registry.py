@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands that speak to registries: pull, push, tags, manifest, digest."""
 import argparse
-import functools
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Callable, Dict, Iterable, List, Mapping, Set, Tuple
 
-from ..cancel import Cancel
 from ..digest import Digest
+from ..distribution.ask import digest_with, tags_with
 from ..distribution.plan import plan_pull, plan_push
 from ..distribution.pull import pull_options, pull_with
 from ..distribution.pull_v2 import Pulled
@@ -18,8 +17,7 @@ from ..errors import Error, InvalidReference
 from ..image import manifest
 from ..image.config import Image
 from ..reference import Reference, version
-from ..registry.client import Client, over_endpoints
-from ..registry.v2 import Repository
+from ..registry.client import Client
 from .context import Context, described, reference
 from .lists import Operand, expanded, image_tags, operands, stored_tags
 from .plan import Row, row, show_plan
@@ -51,7 +49,7 @@ def do_pull(context: Context, flags: argparse.Namespace) -> int:
 
         def pull_one(name: Reference) -> None:
             try:
-                tags = image_tags(registry_tags(context, client, name)) if flags.all_tags else []
+                tags = image_tags(tags_with(client, name, output, context.cancel)) if flags.all_tags else []
                 for tagged in map(name.with_tag, tags) if flags.all_tags else [name]:
                     if flags.dry_run:
                         rows.append(row(*plan_pull(
@@ -84,19 +82,11 @@ def _domains(items: Iterable[Operand]) -> List[str]:
     return [item.name.domain for item in items if item.name]
 
 
-def registry_tags(context: Context, client: Client, name: Reference) -> List[str]:
-    """The tags of a repository at its registry, in the registry's order."""
-    return over_endpoints(
-        client, name, "list tags of %s" % name.name,
-        lambda endpoint: client.session(endpoint, name).all_tags(context.cancel)
-        if endpoint.version == 1 else client.repository(endpoint, name).tags(context.cancel),
-        context.cancel, context.renderer, legacy=True)
-
-
 def _names(context: Context, client: Client, items: Iterable[Operand],
            chosen: Callable[[Iterable[str]], List[str]] = list) -> List[Reference]:
     """The references of a command, with the tags that a registry has for globs."""
-    texts = expanded(items, lambda prefix, name: chosen(registry_tags(context, client, name)))
+    texts = expanded(items, lambda prefix, name: chosen(tags_with(
+        client, name, context.renderer, context.cancel)))
     return [reference(text) for text in texts]
 
 
@@ -162,8 +152,8 @@ def do_tags(context: Context, flags: argparse.Namespace) -> None:
     name = reference(flags.repo)
     if name.tag or name.digest:
         raise InvalidReference("%s: want a repository, without tag or digest" % name.familiar)
-    tags = context.ask(name, "list tags of %s" % (name,), lambda repository: repository.tags(context.cancel))
-    tags.sort(key=version)
+    with context.client([name.domain]) as client:
+        tags = sorted(tags_with(client, name, context.renderer, context.cancel), key=version)
     context.answer([{"name": str(name.with_tag(tag)), "tag": tag} for tag in tags], tags)
 
 
@@ -187,16 +177,8 @@ def do_digest(context: Context, flags: argparse.Namespace) -> None:
     rows = []
     with context.client(_domains(items)) as client:
         for name in _names(context, client, items):
-            asked = name.docker_ref()
-            digest = context.ask(asked, "digest of %s" % (asked,), functools.partial(
-                _resolved, str(asked.digest or asked.tag), context.cancel), client)
+            digest = digest_with(client, name, None, context.renderer, context.cancel)
             pin = {"pin": str(name.with_default_tag().with_digest(digest))} if flags.pin else {}
-            rows.append(dict({"name": str(asked), "digest": digest}, **pin, **context.quota(name)))
+            rows.append(dict({"name": str(name.docker_ref()), "digest": digest}, **pin, **context.quota(name)))
     one = len(flags.refs) == 1 and not (items[0].line or items[0].pattern)
     context.answer(rows[0] if one else rows, [row["pin" if flags.pin else "digest"] for row in rows])
-
-
-def _resolved(target: str, cancel: Cancel, repository: Repository) -> Digest:
-    """The digest by HEAD; by GET where HEAD has none, or to verify one that was given."""
-    digest = None if ":" in target else repository.resolve(target, cancel)
-    return digest or repository.manifest(target, cancel).digest

@@ -51,7 +51,7 @@ def copy(source: str, target: str, *, store: Optional[ImageSource] = None,
     chosen = [platform if isinstance(platform, Platform) else Platform.parse(platform, host_platform())
               for platform in platforms]
     outcomes: List[Outcome] = []
-    with Client(service or RegistryService(), credentials or Keyring()) as client:
+    with Client(service, credentials) as client:
         options = Options(chosen, format, referrers, chunk_size, foreign, compress, keys)
         copies = Copies((client, client), store, options, uploads or LayerUploadManager(),
                         serialized(progress), cancel or Cancel())

@@ -34,7 +34,7 @@ def pull(name: Union[str, Reference], store: Store, *, platform: Union[str, Plat
     any, must have signed it.  Pulls with the same ``downloads`` share transfers.  Raises any
     minipull.Error, told in a line.
     """
-    with Client(service or RegistryService(), credentials or Keyring()) as client:
+    with Client(service, credentials) as client:
         return pull_with(
             client, name, store, downloads or LayerDownloadManager(),
             pull_options(platform, all_platforms, foreign, referrers, keys), progress, cancel or Cancel(),

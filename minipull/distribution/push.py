@@ -32,7 +32,7 @@ def push(name: Union[str, Reference], store: ImageSource, *, dest: Union[str, Re
     registries too old for the manifest; ``foreign`` sends the foreign layers that are
     stored, too.  Raises as pull().
     """
-    with Client(service or RegistryService(), credentials or Keyring()) as client:
+    with Client(service, credentials) as client:
         return push_with(
             client, pushed_images(name, store, dest, all_tags), store,
             uploads or LayerUploadManager(), progress, cancel or Cancel(), chunk_size, legacy_schema1,

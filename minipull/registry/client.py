@@ -8,7 +8,7 @@ import re
 import threading
 import time
 from typing import (
-    TYPE_CHECKING, Callable, ContextManager, Dict, Iterator, List, NamedTuple, Set, Tuple, TypeVar)
+    TYPE_CHECKING, Callable, ContextManager, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple, TypeVar)
 
 from ..cancel import Cancel
 from ..errors import Error, NetworkError, NoSupport, NotFound
@@ -33,10 +33,11 @@ _MAX_MIRROR_TEXT = 300  # characters
 class Client(ContextManager["Client"]):
     """Repositories that share connections, each made once for an endpoint; use it in a ``with``."""
 
-    def __init__(self, service: RegistryService, credentials: Keyring) -> None:
-        self.service = service
-        self.credentials = credentials
-        self.transport = service.transport()
+    def __init__(self, service: Optional[RegistryService] = None,
+                 credentials: Optional[Keyring] = None) -> None:
+        self.service = service or RegistryService()
+        self.credentials = credentials or Keyring()
+        self.transport = self.service.transport()
         #: By mirror: its first failure before another endpoint answered, of which the user is warned.
         self.failures: Dict[Endpoint, "_Failure"] = {}
         #: Endpoints whose outage was ridden out in vain: not again, for each of many images.

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""tags(), digest() and inspect(): questions to a registry about an image that is not pulled.
+
+Mirrors crane's ls and digest, and skopeo's inspect; moby has only the latter (distribution/metadata).
+"""
+from typing import Any, Callable, Dict, List, Optional, TypeVar, Union
+
+from ..cancel import Cancel
+from ..digest import Digest
+from ..errors import NotFound
+from ..image.config import ImageConfig
+from ..image.descriptor import Descriptor
+from ..image.manifest import Document, Index, Manifest, is_runnable
+from ..image.platform import Platform
+from ..image.walk import choose, walk
+from ..progress import Output, discard, serialized
+from ..reference import Reference
+from ..registry.auth import Keyring
+from ..registry.client import Client, over_endpoints
+from ..registry.endpoints import Endpoint, RegistryService
+from ..registry.v2 import Received, Repository
+from ..store.store import MAX_CONFIG, host_platform
+from .read import read_blob
+
+T = TypeVar("T")
+
+
+def tags(name: Union[str, Reference], *, progress: Output = discard, service: Optional[RegistryService] = None,
+         credentials: Optional[Keyring] = None, cancel: Optional[Cancel] = None) -> List[str]:
+    """The tags of a repository, in its registry's order; a tag or digest of ``name`` is passed over.
+
+    ``progress`` is told of endpoints that fail before another answers.  Raises as pull().
+    """
+    with Client(service, credentials) as client:
+        return tags_with(client, _parsed(name), serialized(progress), cancel or Cancel())
+
+
+def tags_with(client: Client, name: Reference, output: Output, cancel: Cancel) -> List[str]:
+    """List tags as tags() does, through a client that several questions share."""
+    def listed(endpoint: Endpoint) -> List[str]:
+        if endpoint.version == 1:
+            return client.session(endpoint, name).all_tags(cancel)
+        return client.repository(endpoint, name).tags(cancel)
+
+    return over_endpoints(client, name, "list tags of %s" % name.name, listed, cancel, output, legacy=True)
+
+
+def digest(name: Union[str, Reference], *, platform: Union[str, Platform, None] = None,
+           progress: Output = discard, service: Optional[RegistryService] = None,
+           credentials: Optional[Keyring] = None, cancel: Optional[Cancel] = None) -> Digest:
+    """The digest that a tag resolves to at its registry, or for a ``platform`` that of its image of an index.
+
+    Without a platform one HEAD request, which costs no pull of a quota.  Raises as pull().
+    """
+    with Client(service, credentials) as client:
+        return digest_with(client, _parsed(name), _platform(platform), serialized(progress), cancel or Cancel())
+
+
+def digest_with(client: Client, name: Reference, platform: Optional[Platform], output: Output,
+                cancel: Cancel) -> Digest:
+    """Resolve as digest() does, through a client that several questions share."""
+    asked = name.docker_ref()
+    target = str(asked.digest or asked.tag)
+
+    def resolved(repository: Repository) -> Digest:
+        """By HEAD; by GET where HEAD has none, to verify a digest that was given, or to look into an index."""
+        if platform:
+            received = repository.manifest(target, cancel)
+            return document_for(repository, received, platform, cancel).digest
+        answer = None if asked.digest else repository.resolve(target, cancel)
+        return answer or repository.manifest(target, cancel).digest
+
+    return ask(client, asked, "digest of %s" % (asked,), resolved, output, cancel)
+
+
+def inspect(name: Union[str, Reference], *, platform: Union[str, Platform, None] = None,
+            progress: Output = discard, service: Optional[RegistryService] = None,
+            credentials: Optional[Keyring] = None, cancel: Optional[Cancel] = None) -> Dict[str, Any]:
+    """The members of an image at a registry, or of each platform of an index, without any layer.
+
+    Raises as pull().
+    """
+    with Client(service, credentials) as client:
+        asked, wanted, stop = _parsed(name).docker_ref(), _platform(platform), cancel or Cancel()
+
+        def look(repository: Repository) -> Dict[str, Any]:
+            received = repository.manifest(str(asked.digest or asked.tag), stop)
+            return members_of(repository, received, wanted, stop)
+
+        answer = ask(client, asked, "inspect %s" % (asked,), look, serialized(progress), stop)
+        return {"name": str(asked), **answer}
+
+
+def members_of(repository: Repository, top: Received, platform: Optional[Platform],
+               cancel: Cancel) -> Dict[str, Any]:
+    """The members of an image, given by its manifest or index."""
+    document = document_for(repository, top, platform, cancel)
+    members: Dict[str, Any] = {"digest": top.digest, "media_type": document.media_type}
+    if isinstance(document, Index):
+        get = _getter(repository, cancel)
+        below = [item for _, item in walk(document, get, lambda index: index.images) if item][:-1]
+        return dict(members, platforms=[_described(repository, item, cancel) for item in below])
+    return dict(members, **_described(repository, document, cancel))
+
+
+def document_for(repository: Repository, top: Received, platform: Optional[Platform],
+                 cancel: Cancel) -> Document:
+    """The manifest or index itself, or of an index the best manifest for a platform; raises NotFound."""
+    document = top.document()
+    if platform is None or not isinstance(document, Index):
+        return document
+    chosen = choose(platform, document, _getter(repository, cancel))
+    if not chosen:
+        offered = ", ".join(sorted({str(entry.platform) for entry in document.images}))
+        raise NotFound("no image for %s; there is %s" % (str(platform), offered or "none with a platform"))
+    return chosen[0][1]
+
+
+def _getter(repository: Repository, cancel: Cancel) -> Callable[[Descriptor], Document]:
+    def get(entry: Descriptor) -> Document:
+        received = Received.inline(entry) or repository.manifest(str(entry.digest), cancel)
+        return received.document()
+
+    return get
+
+
+def _described(repository: Repository, document: Document, cancel: Cancel) -> Dict[str, Any]:
+    """The members of one image; ``size`` is the bytes to download."""
+    members: Dict[str, Any] = {"manifest": document.digest, "media_type": document.media_type}
+    if isinstance(document, Manifest):
+        members["size"] = sum(blob.size for blob in document.blobs)
+        if is_runnable(document):
+            config = ImageConfig.parse(read_blob(repository, document.config, MAX_CONFIG, cancel))
+            settings = config.config
+            members.update({
+                "image_id": config.id, "platform": str(config.platform), "created": config.created,
+                "labels": settings.get("Labels") or {}, "environment": settings.get("Env") or [],
+                "entrypoint": settings.get("Entrypoint") or [], "command": settings.get("Cmd") or [],
+                "user": settings.get("User") or "", "working_directory": settings.get("WorkingDir") or ""})
+        members["layers"] = [layer.to_json() for layer in document.layers]
+    return members
+
+
+def ask(client: Client, name: Reference, subject: str, question: Callable[[Repository], T], output: Output,
+        cancel: Cancel, push: bool = False) -> T:
+    """Return the answer of the first endpoint that has one; ``subject`` begins the text of errors."""
+    return over_endpoints(
+        client, name, subject, lambda endpoint: question(client.repository(endpoint, name, push)),
+        cancel, output, push=push)
+
+
+def _parsed(name: Union[str, Reference]) -> Reference:
+    return name if isinstance(name, Reference) else Reference.parse(name)
+
+
+def _platform(platform: Union[str, Platform, None]) -> Optional[Platform]:
+    return Platform.parse(platform, host_platform()) if isinstance(platform, str) else platform
