@@ -21,8 +21,9 @@ import shutil
 import stat
 import tempfile
 import time
-from typing import Any, BinaryIO, Callable, ContextManager, Iterator, Optional, Tuple, Union
+from typing import Any, BinaryIO, Callable, ContextManager, Iterable, Iterator, Optional, Tuple, Union
 
+from .digest import Buffer
 from .errors import InvalidDocument, StorageError, file_errors, shown, storage_errors
 
 if os.name == "posix":  # elsewhere readers go on and writers stop
@@ -115,6 +116,21 @@ def write_all(fd: int, data: "memoryview") -> None:
     """Write all of ``data``; a short write is how a full disk begins."""
     while data:
         data = data[os.write(fd, data):]
+
+
+def write_file(path: str, data: Iterable[Buffer]) -> None:
+    """Replace a file in one step, keeping its mode, or write into a device or pipe; raises StorageError."""
+    with file_errors("write %s" % path), contextlib.ExitStack() as stack:
+        if os.path.exists(path) and not os.path.isfile(path):
+            fd = os.open(path, os.O_WRONLY)
+            stack.callback(os.close, fd)
+        else:
+            real = os.path.realpath(path)  # a symbolic link is kept
+            fd = stack.enter_context(replacing(real, os.path.dirname(real)))
+            if os.path.exists(real):
+                os.fchmod(fd, stat.S_IMODE(os.stat(real).st_mode))
+        for piece in data:
+            write_all(fd, memoryview(piece))
 
 
 def write_atomic(path: str, data: bytes, scratch: str, durable: bool = True) -> None:

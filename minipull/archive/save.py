@@ -12,7 +12,6 @@ Mirrors moby's image/tarexport/save.go.  Spec: image-spec image-layout.md.
 import contextlib
 import os
 import re
-import stat
 from typing import Any, BinaryIO, Container, Dict, Iterator, List, Optional, Sequence, Set, Tuple, Union
 
 from ..cancel import Cancel
@@ -20,7 +19,7 @@ from ..digest import Buffer, Digest, Verifier
 from ..errors import (
     ContentMismatch, InvalidDocument, InvalidReference, NotFound, StorageError, corrupt, file_errors, shown,
     storage_errors, within)
-from ..files import replacing, write_all
+from ..files import write_file
 from ..image.descriptor import OCI_INDEX, Descriptor
 from ..image.manifest import Manifest, is_runnable
 from ..image.platform import Platform
@@ -50,6 +49,10 @@ def save(refs: Sequence[Union[str, Reference]], store: ImageSource, file: Union[
     less the parts ``without``.  With ``referrers`` come the signatures, attestations and SBOMs that
     the store has of the images.  A file at the path is replaced in one step.  Raises
     NotFound, InvalidReference, InvalidDocument, StorageError, Cancelled.
+
+    Example::
+
+        minipull.save(["registry.lan/app"], store, "app.tar")
     """
     cancel = cancel or Cancel()
     with contents(refs, store, platform, serialized(progress), cancel, bases, bundle, without,
@@ -274,21 +277,6 @@ class Contents:
         yield "manifest.json", compact(list(self._docker.values()))
         if self._repositories:
             yield "repositories", compact(self._repositories)
-
-
-def write_file(path: str, data: Iterator[Buffer]) -> None:
-    """Replace a file in one step, keeping its mode, or write into a device or pipe; raises StorageError."""
-    with file_errors("write %s" % path), contextlib.ExitStack() as stack:
-        if os.path.exists(path) and not os.path.isfile(path):
-            fd = os.open(path, os.O_WRONLY)
-            stack.callback(os.close, fd)
-        else:
-            real = os.path.realpath(path)  # a symbolic link is kept
-            fd = stack.enter_context(replacing(real, os.path.dirname(real)))
-            if os.path.exists(real):
-                os.fchmod(fd, stat.S_IMODE(os.stat(real).st_mode))
-        for piece in data:
-            write_all(fd, memoryview(piece))
 
 
 def _member(digest: Digest) -> str:

@@ -9,16 +9,18 @@ import sys
 from typing import Any, Callable, Dict, Iterable, List, Set, Tuple
 
 from ..digest import Digest
-from ..errors import ContentMismatch, InvalidDocument, InvalidReference, NotFound, StorageError
+from ..errors import InvalidDocument, InvalidReference, NotFound, StorageError
+from ..files import write_file
 from ..image.descriptor import Descriptor
 from ..image.manifest import Manifest
 from ..image.platform import Platform
 from ..parts import carrier
 from ..progress import human_size
 from ..reference import Reference
-from ..store.check import HARMLESS, REBUILT, REPAIRED, Problem, check, check_images, remedy, repair
+from ..store.check import HARMLESS, REBUILT, REPAIRED, Problem, check, check_images
 from ..store.gc import gc
 from ..store.references import UNNAMED, Association
+from ..store.repair import remedy, repair
 from ..store.store import ImageSource, host_platform
 from .context import Context, described, reference, stripped
 from .lists import ABSENT, DIFFERS, EXTRA, Operand, compared, expanded, operands, read_pins, stored_tags
@@ -124,7 +126,7 @@ def do_gc(context: Context, flags: argparse.Namespace) -> None:
     if match is None:
         raise InvalidReference("--keep must be a time such as 0, 90s, 30m, 24h or 7d")
     keep = int(match.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match.group(2)]
-    collected = gc(context.existing(context.store), keep, context.cancel)
+    collected = gc(context.existing(context.store), keep, cancel=context.cancel)
     context.answer(
         {"deleted": collected.blobs, "size": collected.size},
         ["Deleted: %s" % digest for digest in collected.blobs]
@@ -180,7 +182,7 @@ def _check_root(context: Context, names: List[str], repairing: bool) -> Checked:
         problems = check_images(context.source, [_top(context.source, name) for name in names], context.cancel)
         return root, problems, "damaged", InvalidDocument.exit_code
     store = context.existing(context.store, needed=True)
-    problems = check(store, context.cancel, [_top(store, name) for name in names])
+    problems = check(store, [_top(store, name) for name in names], cancel=context.cancel)
     moves: List[Problem] = []
     try:
         moves = repair(store, problems, context.cancel) if repairing else []
@@ -215,18 +217,13 @@ def _check_pins(context: Context, flags: argparse.Namespace) -> int:
 def _top(store: ImageSource, name: str) -> Descriptor:
     """The manifest or index of an image, which may be damaged."""
     try:
-        return store.image(name).descriptor
+        return store.top(stripped(name))
     except NotFound as exc:
         raise NotFound("%s; there is no such file either" % exc) from exc
-    except (ContentMismatch, InvalidDocument, StorageError):
-        association = store.references.find(reference(name).with_default_tag())
-        if association is None:
-            raise
-        return association.descriptor
 
 
 def do_save(context: Context, flags: argparse.Namespace) -> None:
-    from ..archive.save import contents, write_file
+    from ..archive.save import contents
 
     settings, output = context.settings, flags.output
     names, bundle = _stored_names(context.source, flags.refs), settings.truth("bundle")

@@ -7,11 +7,11 @@ import shutil
 from typing import Iterator, List, Optional
 
 from ..archive.reader import Named, opened
-from ..archive.save import Contents, write_file
+from ..archive.save import Contents
 from ..cancel import Cancel
 from ..digest import Verifier
 from ..errors import Cancelled, Error, RateLimited, StorageError, file_errors, storage_errors
-from ..files import directory_beside, remove
+from ..files import directory_beside, remove, write_file
 from ..image.descriptor import Descriptor
 from ..progress import Output, Progress
 from ..reference import Reference

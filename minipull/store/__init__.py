@@ -13,4 +13,5 @@ The modules in reading order:
     signatures     cosign's signatures among the images
     gc             remove the blobs that no name needs
     check          is every byte what its name says?
+    repair         room for the next pull where a blob is rotten
 """

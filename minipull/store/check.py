@@ -6,18 +6,16 @@ the index, manifests, configs, layer records and metadata.  No blob and no name 
 changed, but a cache that is torn or wrong is no damage: it is made anew.
 
 Every file is blamed for its own claims: a claim of one file about another is
-noted first, and compared when the bytes have been hashed, in one pass.  repair()
-then makes room for the next pull where a blob is rotten.
+noted first, and compared when the bytes have been hashed, in one pass.
 
 Mirrors `git fsck` more than anything in moby.
 """
 import collections
 import concurrent.futures
 import contextlib
-import errno
 import json
 import os
-from typing import DefaultDict, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import DefaultDict, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
 from .. import files
 from ..cancel import Cancel
@@ -28,6 +26,7 @@ from ..image.descriptor import INDEX_TYPES, MANIFEST_TYPES, OCI_INDEX, Descripto
 from ..image.manifest import Document, Manifest, is_runnable
 from ..image.strictjson import parse_json
 from ..image.walk import Seen, walk
+from ..reference import Reference
 from .content import listing
 from .layer import Diff, parse_layer
 from .metadata import V1_IDS, parse_metadata
@@ -53,12 +52,25 @@ class Problem(NamedTuple):
     kind: str
     detail: str
 
+    @property
+    def harmless(self) -> bool:
+        return self.kind in HARMLESS
 
-def check(store: Store, cancel: Optional[Cancel] = None,
-          names: Sequence[Descriptor] = ()) -> List[Problem]:
-    """Return every problem of a store, or of what ``names`` need; raises Cancelled."""
+
+def check(store: Store, names: Sequence[Union[str, Reference, Descriptor]] = (), *,
+          cancel: Optional[Cancel] = None) -> List[Problem]:
+    """Return every problem of a store, or of the images ``names``, sorted; those ``harmless`` are no damage.
+
+    Each blob is read and hashed, each layer inflated.  A torn cache is made anew.  Raises
+    NotFound for a name, Cancelled.
+
+    Example::
+
+        broken = [problem for problem in minipull.check(store) if not problem.harmless]
+    """
     if names:
-        return check_images(store, names, cancel or Cancel())
+        tops = [name if isinstance(name, Descriptor) else store.top(name) for name in names]
+        return check_images(store, tops, cancel or Cancel())
     with store.reading(cancel):
         return _StoreChecker(store, cancel or Cancel()).run()
 
@@ -69,49 +81,6 @@ def check_images(source: ImageSource, tops: Sequence[Descriptor], cancel: Cancel
         checker = _Checker(source, cancel)
         needed = {digest for digest, _ in checker.needed(tops)}
         return checker.compared(sorted(digest for digest in needed if source.content.size(digest) is not None))
-
-
-def repair(store: Store, problems: Sequence[Problem], cancel: Optional[Cancel] = None) -> List[Problem]:
-    """Move the rotten blobs among ``problems`` to ``ingest/``, where gc removes them; return the moves.
-
-    Names keep their entries, so that the next pull fetches what was moved.  Each blob is hashed
-    again under the exclusive lock: it may be another by now.  Raises StorageError, Cancelled.
-    """
-    moves = []
-    for path in [problem.path for problem in problems if problem.kind == ROTTEN]:
-        digest = Digest(":".join(path.split(os.sep)[-2:]))
-        target = os.path.join("ingest", "rotten-" + digest.replace(":", "-"))
-        with store.alone(cancel):
-            raw = Verifier(digest.algorithm)
-            try:
-                store.content.hash(digest, raw, cancel or Cancel())
-            except StorageError as exc:
-                # A link, no file, or a bad sector; any other error says nothing of the bytes.
-                if getattr(exc.__cause__, "errno", None) not in (None, errno.ELOOP, errno.EIO):
-                    continue
-            if raw.digest != digest:
-                files.make_directory(store.content.scratch)
-                with storage_errors("move %s" % path):
-                    place = os.path.join(store.root, target)
-                    with contextlib.suppress(FileNotFoundError):
-                        files.remove(place)  # of an earlier repair
-                    os.replace(store.content.path(digest), place)
-                moves.append(Problem(path, REPAIRED, "moved to %s" % target))
-    return moves
-
-
-def remedy(problems: Sequence[Problem], moves: Sequence[Problem] = ()) -> str:
-    """The state of a store with these problems, and its cure; ``moves`` are the result of repair()."""
-    kinds = {problem.kind for problem in problems} - HARMLESS
-    if "index" in kinds:
-        return "damaged; its index comes first"
-    if kinds == {DENIED}:
-        return "not all of it can be read; run as its owner"
-    if moves or kinds == {"missing"}:
-        return "incomplete; pull the images again"
-    if ROTTEN in kinds:
-        return "damaged; run minipull check --repair, then pull the images again"
-    return "damaged; rm the images, gc --keep 0, and pull them again" if kinds else "ok"
 
 
 class _Checker:

@@ -26,8 +26,17 @@ class Collected(NamedTuple):
     size: int
 
 
-def gc(store: Store, keep: float = 24 * 3600.0, cancel: Optional[Cancel] = None) -> Collected:
-    """Remove blobs and partials older than ``keep`` seconds that no name needs; raises StorageError."""
+def gc(store: Store, keep: float = 24 * 3600.0, *, cancel: Optional[Cancel] = None) -> Collected:
+    """Remove the blobs and partial downloads that no name needs and that are older than ``keep`` (seconds).
+
+    Waits until no other operation uses the store.  Raises StorageError, and then nothing has
+    been removed if a manifest can't be read; Cancelled.
+
+    Example::
+
+        store.remove("registry.lan/app:1.0")
+        freed = minipull.gc(store, keep=0).size  # bytes
+    """
     if not os.path.isdir(store.root):
         return Collected([], 0)
     horizon = time.time() - keep if keep > 0 else float("inf")

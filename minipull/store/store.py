@@ -18,7 +18,7 @@ from .. import files
 from ..cancel import Cancel
 from ..digest import Digest
 from ..errors import (
-    Error, InvalidDocument, InvalidReference, NotFound, PolicyError, StorageError, shown, within)
+    ContentMismatch, Error, InvalidDocument, InvalidReference, NotFound, PolicyError, StorageError, shown, within)
 from ..image.config import Image, ImageConfig
 from ..image.descriptor import INDEX_TYPES, MANIFEST_TYPES, Descriptor
 from ..image.manifest import MAX_MANIFEST, Document, Manifest, is_runnable, parse
@@ -75,6 +75,17 @@ class ImageSource:
         if association is None:
             raise NotFound("No such image: %s" % reference.familiar)
         return self.load(association)
+
+    def top(self, name: Union[str, Reference]) -> Descriptor:
+        """The manifest or index of an image, which may be damaged; raises as image()."""
+        try:
+            return self.image(name).descriptor
+        except (ContentMismatch, InvalidDocument, StorageError):
+            reference = name if isinstance(name, Reference) else Reference.parse(name)
+            association = self.references.find(reference.with_default_tag())
+            if association is None:
+                raise
+            return association.descriptor
 
     def images(self, warn: Callable[[str], None] = lambda text: None,
                names: Optional[Sequence[Association]] = None) -> List[Image]:
@@ -254,15 +265,16 @@ class Store(ImageSource):
                 raise StorageError("%s lacks blob %s; pull it again" % (image, blob.digest))
             self.references.set(reference.with_default_tag(), image.descriptor, image.source, pause)
 
-    def remove(self, *names: Reference, cancel: Optional[Cancel] = None) -> None:
+    def remove(self, *names: Union[str, Reference], cancel: Optional[Cancel] = None) -> None:
         """Remove names, all or none; the blobs stay until gc.  Raises NotFound."""
         listed = {item.name for item in self.references.all()}
-        lost = [name for name in names if name not in listed]
+        asked = [name if isinstance(name, Reference) else Reference.parse(name).docker_ref() for name in names]
+        lost = [name for name in asked if name not in listed]
         if not lost:
             with self.writing(cancel):
-                if self.references.delete(*names, pause=(cancel or Cancel()).pause):
+                if self.references.delete(*asked, pause=(cancel or Cancel()).pause):
                     return
-        raise NotFound("No such image: %s" % [*lost, *names][0].familiar)
+        raise NotFound("No such image: %s" % [*lost, *asked][0].familiar)
 
 
 @contextlib.contextmanager

@@ -17,13 +17,13 @@ import pytest
 from tests.kit import ROOT, images
 from tests.kit.images import Layout, Spec
 from minipull import files
-from minipull.store.check import (
-    CACHE, HARMLESS, REBUILT, REPAIRED, UNVERIFIED, Problem, check, remedy, repair)
+from minipull.store.check import CACHE, HARMLESS, REBUILT, REPAIRED, UNVERIFIED, Problem, check
 from minipull.store.gc import gc
 from minipull.digest import ChainID, DiffID, Digest
 from minipull.errors import Cancelled, StorageError
 from minipull.store.layer import Diff
 from minipull.store.metadata import V1_IDS
+from minipull.store.repair import remedy, repair
 from minipull.reference import Reference
 from minipull.store.store import Store
 from minipull.cancel import Cancel
@@ -439,7 +439,7 @@ def test_what_another_user_may_not_read_is_no_damage(name: str, mode: int) -> No
             for item in names:
                 os.chmod(os.path.join(path, item), 0o644)
         os.chmod(pulled.files[name][0] if name in pulled.files else os.path.join(pulled.store.root, name), mode)
-        script = ("import os; from minipull.store.check import *; os.setuid(65534); store = Store(%r)\n"
+        script = ("import os; from minipull.store.repair import *; from minipull.store.check import *; os.setuid(65534); store = Store(%r)\n"
                   "try: found = check(store)\n"
                   "except StorageError as exc: print(exc)\n"
                   "else: print({p.kind for p in found} - HARMLESS, remedy(found))" % pulled.store.root)
@@ -501,7 +501,7 @@ def test_checking_can_be_cancelled(store: Store, layout: Layout) -> None:
     cancel = Cancel()
     cancel.cancel()
     with pytest.raises(Cancelled):
-        check(store, cancel)
+        check(store, cancel=cancel)
 
 
 def test_a_store_that_can_not_be_listed_is_an_error(
