@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The root file system of an image without a directory: as one tar, or one file of it.
+"""export(): the root file system of an image without a directory, as one tar; or one file of it.
 
 Layers are read twice: first their headers, to learn what is left of each when
 all lie on top of each other, then the data of what is.  Nothing touches the
@@ -8,20 +8,46 @@ disk, so owners and devices are the image's, whoever asks.
 Mirrors crane's export.  Spec: image-spec layer.md.
 """
 import functools
-from typing import Dict, Iterator, List, Sequence, Tuple
+from typing import BinaryIO, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 from ..cancel import Cancel
 from ..digest import Buffer, DiffID
 from ..errors import InvalidDocument, NotFound, PolicyError
+from ..files import write_file
+from ..image.config import Image
 from ..image.descriptor import Descriptor
+from ..image.platform import Platform
 from ..image.tar import DIRECTORY, END, LINK, Entry, header, padding
-from ..progress import Output
+from ..progress import Output, discard, serialized
+from ..reference import Reference
 from ..store.store import ImageSource
-from .layers import reading, warn_of_owners
+from .layers import layers_for, reading, warn_of_owners
 from .overlay import POSITION, Folder, Overlay, Trail, path_of
 
 MAX_HOLES = 64 << 30  # bytes, which take next to none in a layer
 Layers = Sequence[Tuple[Descriptor, DiffID]]
+
+
+def export(image: Union[Image, str, Reference], store: ImageSource, file: Union[str, BinaryIO], *,
+           platform: Union[str, Platform, None] = None, progress: Output = discard,
+           cancel: Optional[Cancel] = None) -> None:
+    """Write the root file system of a stored image as one tar; ``file`` is a path or an open file.
+
+    ``platform`` (the host's) chooses from an index.  A file at the path is replaced in one step.
+    Raises as unpack().
+
+    Example::
+
+        minipull.export("registry.lan/app:1.0", store, "rootfs.tar")
+    """
+    cancel = cancel or Cancel()
+    with store.reading(cancel):
+        tree = Flattened(store, layers_for(image, store, platform), serialized(progress), cancel)
+        if isinstance(file, str):
+            write_file(file, tree.tar())
+            return
+        for piece in tree.tar():
+            file.write(piece)
 
 
 class Flattened:

@@ -3,7 +3,7 @@
 import contextlib
 import errno
 from concurrent.futures import ThreadPoolExecutor
-from typing import Generator, Iterator, List, Optional, Sequence, Tuple
+from typing import Generator, Iterator, List, Optional, Sequence, Tuple, Union
 
 from ..cancel import Cancel
 from ..digest import Buffer, ChainID, DiffID, Verifier
@@ -14,11 +14,12 @@ from ..image.manifest import Manifest
 from ..image.platform import Platform, preference
 from ..image.tar import NOBODY, Entry, Reader
 from ..progress import Meter, Output, Progress
+from ..reference import Reference
 from ..store.compression import decompressed
 from ..store.layer import Diff
 from ..store.metadata import V2Metadata
 from ..store.references import Association
-from ..store.store import ImageSource, Store
+from ..store.store import ImageSource, Store, host_platform
 
 TOO_LARGE = "the image is larger than allowed; see --max-unpacked"
 _FRAME = 64 << 10  # bytes of headers and padding that a layer has for nothing
@@ -37,6 +38,15 @@ def for_platform(image: Image, store: ImageSource, platform: Platform, exact: bo
             runnable.matches(chosen.config.platform) for runnable in preference(platform)):
         raise NotFound("%s has nothing for %s" % (image.name.familiar, str(platform)))
     return chosen
+
+
+def layers_for(image: Union[Image, str, Reference], store: ImageSource,
+               platform: Union[str, Platform, None]) -> List[Tuple[Descriptor, DiffID]]:
+    """Return the layers of a stored image for a platform, by default the host's; raises as layers_of()."""
+    stored = image if isinstance(image, Image) else store.image(image)
+    wanted = Platform.parse(platform, host_platform()) if isinstance(platform, str) else platform
+    return layers_of(
+        for_platform(stored, store, wanted or host_platform(), exact=wanted is not None), store)
 
 
 def layers_of(image: Image, store: ImageSource) -> List[Tuple[Descriptor, DiffID]]:

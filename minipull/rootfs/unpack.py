@@ -23,8 +23,8 @@ from ..image.descriptor import Descriptor
 from ..image.platform import Platform
 from ..progress import Output, Progress, discard, serialized
 from ..reference import Reference
-from ..store.store import ImageSource, host_platform
-from .layers import for_platform, layers_of, reading, warn_of_owners
+from ..store.store import ImageSource
+from .layers import layers_for, reading, warn_of_owners
 from .rootfs import RootFS, clear
 
 MAX_UNPACKED = 64 << 30  # bytes
@@ -41,16 +41,16 @@ def unpack(image: Union[Image, str, Reference], store: ImageSource, directory: s
     of it.  As root, entries keep their owners; else the caller owns them, without
     devices and setuid bits.  Raises NotFound, PolicyError, InvalidDocument,
     ContentMismatch, StorageError, Cancelled.
+
+    Example::
+
+        minipull.unpack("registry.lan/app:1.0", store, "rootfs")
     """
     cancel, output = cancel or Cancel(), serialized(progress)
     if os.name != "posix":
         raise Unsupported("unpack needs a POSIX system")
     with store.reading(cancel), cancel.local():
-        stored = image if isinstance(image, Image) else store.image(image)
-        if isinstance(platform, str):
-            platform = Platform.parse(platform, host_platform())
-        chosen = for_platform(stored, store, platform or host_platform(), exact=platform is not None)
-        layers = layers_of(chosen, store)
+        layers = layers_for(image, store, platform)
         with _building(directory, store, durable) as fd:
             root = RootFS(fd, max_unpacked, lambda text: output(Progress(message="warning: " + text)))
             try:
