@@ -14,7 +14,7 @@ from typing import Tuple
 from ..errors import InvalidReference
 from ..registry.auth import Credential, Keyring
 from ..registry.client import Client
-from ..registry.login import Logins, login, registry
+from ..registry.login import Logins, login_with, registry
 from .context import Context
 
 _MAX_PASSWORD = 1 << 16  # bytes
@@ -24,7 +24,7 @@ def do_login(context: Context, flags: argparse.Namespace) -> None:
     name, settings = registry(flags.registry), context.settings
     username, password = _user_and_password(context, flags)
     with Client(settings.service([name.domain], context.network), Keyring()) as client:
-        credential = login(client, name, Credential(username, password), context.cancel, context.alert)
+        credential = login_with(client, name, Credential(username, password), context.cancel, context.alert)
     _logins(context).keep(name.domain, credential, context.cancel)
     context.answer({"registry": name.domain, "username": username}, ["Login Succeeded"])
 

@@ -49,17 +49,17 @@ class Source(NamedTuple):
 class Credentials(Keyring):
     """The credentials of several sources, shared by threads.
 
-    ``explicit`` maps hosts to credentials that come before every source.  Helpers
+    ``explicit`` maps hosts to credentials, or (user, password), that come before every source.  Helpers
     are found on the PATH of ``helper_environ``, which is all their environment.
     Files are read and helpers run once at most, when they are first needed.
     """
 
     def __init__(self, sources: Sequence[Source] = (), *,
-                 explicit: Optional[Mapping[str, Credential]] = None,
+                 explicit: Optional[Mapping[str, Tuple[str, ...]]] = None,
                  helper_environ: Optional[Mapping[str, str]] = None, helper_timeout: float = 30,
                  warn: Callable[[str], None] = lambda _: None) -> None:
         self._sources = sources
-        self._explicit = {host.lower(): credential for host, credential in (explicit or {}).items()}
+        self._explicit = {host.lower(): Credential(*credential) for host, credential in (explicit or {}).items()}
         self._environ = helper_environ or {}
         self._timeout = helper_timeout
         self._warn = warn

@@ -22,12 +22,12 @@ from ..errors import InvalidReference, StorageError, Unauthorized, shown, storag
 from ..files import (
     Locked, lock, make_directory, open_regular, read_bytes, sweep, sync_directory, write_atomic)
 from ..image.strictjson import object_at, parse_json
-from ..progress import discard
+from ..progress import Output, Progress, discard, serialized
 from ..reference import DEFAULT_DOMAIN, Reference
 from .auth import Authorizer, Credential, answer_error
 from .client import Client, over_endpoints
 from .credentials import MAX_FILE, AuthFile, Source, host_of, names_of, run_helper
-from .endpoints import Endpoint
+from .endpoints import Endpoint, RegistryService
 from .errors import RegistryError
 from .request import Request
 from .url import Origin
@@ -44,8 +44,31 @@ def registry(text: str) -> Reference:
     raise InvalidReference("%s is no registry: want HOST[:PORT]" % shown(text.rpartition("@")[2], 300))
 
 
-def login(client: Client, name: Reference, credential: Credential, cancel: Cancel,
-          warn: Callable[[str], None] = lambda text: None) -> Credential:
+def login(host: str, username: str, password: str, *, authfile: str = "",
+          helper_environ: Optional[Mapping[str, str]] = None, progress: Output = discard,
+          service: Optional[RegistryService] = None, cancel: Optional[Cancel] = None) -> Credential:
+    """Have the registry at ``host`` accept a user, and return what to keep: the password, or a token for it.
+
+    With ``authfile``, a path such as ``~/.docker/config.json`` written out, it is stored there
+    as docker stores it, or by the helper that the file names, which gets ``helper_environ``.
+    Raises Unauthorized and as pull(), StorageError.
+
+    Example::
+
+        credential = minipull.login("registry.lan", "ann", "secret", authfile="auth.json")
+        credentials = minipull.Credentials(explicit={"registry.lan": credential})
+    """
+    name, stop, output = registry(host), cancel or Cancel(), serialized(progress)
+    with Client(service) as client:
+        credential = login_with(client, name, Credential(username, password), stop,
+                                lambda text: output(Progress(message="warning: " + text)))
+    if authfile:
+        Logins(authfile, helper_environ or {}).keep(name.domain, credential, stop)
+    return credential
+
+
+def login_with(client: Client, name: Reference, credential: Credential, cancel: Cancel,
+               warn: Callable[[str], None] = lambda text: None) -> Credential:
     """Log in to the registry of ``name``; returns the credential to store: the password or a token."""
     try:
         username, password = (text.encode("utf-8", "surrogateescape").decode() for text in credential[:2])

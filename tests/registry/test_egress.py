@@ -13,7 +13,7 @@ from minipull.reference import Reference
 from minipull.registry.auth import Credential, Keyring
 from minipull.registry.client import Client
 from minipull.registry.endpoints import Endpoint, Host, RegistryService
-from minipull.registry.login import login
+from minipull.registry.login import login_with
 from minipull.registry.network import Network
 from minipull.registry.proxy import Proxies
 from minipull.registry.request import Body
@@ -206,7 +206,7 @@ def test_an_upload_goes_to_an_allowed_host_alone(
 def test_a_login_asks_an_allowed_token_server_alone(server: ScriptedServer) -> None:
     with ScriptedServer() as tokens:
         server.on("GET", "", challenge('Bearer realm="%s/token"' % tokens.url))
-        outcome = outcome_of(server, lambda client, name: login(client, name, Credential("a", "b"), Cancel()))
+        outcome = outcome_of(server, lambda client, name: login_with(client, name, Credential("a", "b"), Cancel()))
         assert refusal(tokens.host, "the token server of " + server.host) in outcome
         assert tokens.connections == 0
 
