@@ -9,6 +9,7 @@ commands must not load the network stack.
 The modules in reading order:
 
     settings    flags, environment and files become objects
+    environ     environment(): settings for a program that embeds the package
     pace        bytes a second, time left
     render      progress on a terminal, in a log, as JSON
     commands    the flags of every command
