@@ -22,7 +22,20 @@ its own modules in its docstring:
     server        a registry over a store
     cli           the command line
 
-The names below are the public API; the rest may be imported by module.
+The public names; the rest may be imported by module:
+
+  registries   pull push copy tags digest inspect login environment
+  the store    Store check gc save load unpack export serve
+  settings     RegistryService Host Proxies Network Credentials Credential
+               LayerDownloadManager LayerUploadManager Cancel Progress
+  results      Image Descriptor Digest Platform Reference Pushed Copied Problem Collected
+  errors       Error and below; ``error.exit_code`` is that of the command line
+
+Functions take what they need as arguments, and print nothing; but for environment()
+they read no variable and no settings file.  ``progress`` is called with a Progress for
+each event, ``cancel.cancel()`` ends the work from any thread.  Sizes are in bytes, times
+in seconds.  A name is text as docker takes it, or a Reference.  In examples ``store`` is
+``minipull.Store("/var/lib/minipull")``.
 """
 import sys
 import types
@@ -35,10 +48,14 @@ if TYPE_CHECKING:
     from .archive.load import load as load
     from .archive.save import save as save
     from .cancel import Cancel as Cancel
+    from .cli.environ import environment as environment
     from .digest import Digest as Digest
+    from .distribution.ask import digest as digest, inspect as inspect, tags as tags
     from .distribution.copy import copy as copy
     from .distribution.pull import pull as pull
     from .distribution.push import push as push
+    from .distribution.push_v2 import Pushed as Pushed
+    from .distribution.tally import Copied as Copied
     from .errors import (
         Cancelled as Cancelled, ContentMismatch as ContentMismatch, Error as Error,
         InvalidDocument as InvalidDocument, InvalidReference as InvalidReference,
@@ -50,12 +67,21 @@ if TYPE_CHECKING:
     from .image.platform import Platform as Platform
     from .progress import Progress as Progress
     from .reference import Reference as Reference
+    from .registry.auth import Credential as Credential
     from .registry.credentials import Credentials as Credentials
-    from .registry.endpoints import RegistryService as RegistryService
+    from .registry.endpoints import Host as Host, RegistryService as RegistryService
     from .registry.errors import RegistryError as RegistryError
+    from .registry.login import login as login
+    from .registry.network import Network as Network
+    from .registry.proxy import Proxies as Proxies
+    from .rootfs.flatten import export as export
     from .rootfs.unpack import unpack as unpack
     from .server.registry import serve as serve
+    from .store.check import Problem as Problem, check as check
+    from .store.gc import Collected as Collected, gc as gc
     from .store.store import Store as Store
+    from .xfer.download import LayerDownloadManager as LayerDownloadManager
+    from .xfer.upload import LayerUploadManager as LayerUploadManager
 
 __version__ = "0.1.0"
 
@@ -64,10 +90,14 @@ _NAMES = {
     "archive.load": "load",
     "archive.save": "save",
     "cancel": "Cancel",
+    "cli.environ": "environment",
     "digest": "Digest",
+    "distribution.ask": "digest inspect tags",
     "distribution.copy": "copy",
     "distribution.pull": "pull",
     "distribution.push": "push",
+    "distribution.push_v2": "Pushed",
+    "distribution.tally": "Copied",
     "errors": "Cancelled ContentMismatch Error InvalidDocument InvalidReference NetworkError NotFound"
               " PolicyError RateLimited StorageError Unauthorized Unsupported",
     "image.config": "Image",
@@ -75,12 +105,21 @@ _NAMES = {
     "image.platform": "Platform",
     "progress": "Progress",
     "reference": "Reference",
+    "registry.auth": "Credential",
     "registry.credentials": "Credentials",
-    "registry.endpoints": "RegistryService",
+    "registry.endpoints": "Host RegistryService",
     "registry.errors": "RegistryError",
+    "registry.login": "login",
+    "registry.network": "Network",
+    "registry.proxy": "Proxies",
+    "rootfs.flatten": "export",
     "rootfs.unpack": "unpack",
     "server.registry": "serve",
-    "store.store": "Store"}
+    "store.check": "Problem check",
+    "store.gc": "Collected gc",
+    "store.store": "Store",
+    "xfer.download": "LayerDownloadManager",
+    "xfer.upload": "LayerUploadManager"}
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 __all__ = sorted(_HOME) + ["__version__"]
 
@@ -97,6 +136,11 @@ class _Package(types.ModuleType):
             raise AttributeError("%s.%s: %s" % (self.__name__, name, exc)) from exc
         setattr(self, name, value)
         return value
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # An import would put the module digest in the place of the function.
+        if name not in _HOME or not isinstance(value, types.ModuleType):
+            super().__setattr__(name, value)
 
     def __dir__(self) -> List[str]:
         return sorted(set(vars(self)) | set(__all__))

@@ -32,6 +32,11 @@ def load(file: Union[str, BinaryIO], store: Store, *, keys: Sequence[Key] = (), 
     without a name is called ``localhost/loaded@DIGEST``.  Raises
     NotFound for a delta without its base, InvalidDocument, ContentMismatch, PolicyError,
     StorageError, Cancelled.
+
+    Example::
+
+        for image in minipull.load("app.tar", minipull.Store("other")):
+            print(image.name, image.id)
     """
     cancel, output = cancel or Cancel(), serialized(progress)
     with _loading(file), store.writing(cancel):

@@ -30,6 +30,11 @@ def tags(name: Union[str, Reference], *, progress: Output = discard, service: Op
     """The tags of a repository, in its registry's order; a tag or digest of ``name`` is passed over.
 
     ``progress`` is told of endpoints that fail before another answers.  Raises as pull().
+
+    Example::
+
+        for tag in minipull.tags("registry.lan/app"):
+            print(tag)
     """
     with Client(service, credentials) as client:
         return tags_with(client, _parsed(name), serialized(progress), cancel or Cancel())
@@ -50,7 +55,11 @@ def digest(name: Union[str, Reference], *, platform: Union[str, Platform, None] 
            credentials: Optional[Keyring] = None, cancel: Optional[Cancel] = None) -> Digest:
     """The digest that a tag resolves to at its registry, or for a ``platform`` that of its image of an index.
 
-    Without a platform one HEAD request, which costs no pull of a quota.  Raises as pull().
+    Without a platform it takes a HEAD request, which costs no pull of a quota.  Raises as pull().
+
+    Example::
+
+        pin = "registry.lan/app@" + minipull.digest("registry.lan/app:1.0")
     """
     with Client(service, credentials) as client:
         return digest_with(client, _parsed(name), _platform(platform), serialized(progress), cancel or Cancel())
@@ -76,9 +85,16 @@ def digest_with(client: Client, name: Reference, platform: Optional[Platform], o
 def inspect(name: Union[str, Reference], *, platform: Union[str, Platform, None] = None,
             progress: Output = discard, service: Optional[RegistryService] = None,
             credentials: Optional[Keyring] = None, cancel: Optional[Cancel] = None) -> Dict[str, Any]:
-    """The members of an image at a registry, or of each platform of an index, without any layer.
+    """The members of an image at a registry, without a pull: those that ``inspect`` prints as JSON.
 
-    Raises as pull().
+    ``name``, ``digest`` and ``media_type``; of an image also ``platform``, ``created``, ``labels``,
+    ``layers``, ``size`` (bytes to download) and more; of an index ``platforms``, a list of such
+    images, unless one ``platform`` is asked for.  Raises as pull().
+
+    Example::
+
+        members = minipull.inspect("registry.lan/app:1.0", platform="linux/arm64")
+        print(members["size"], members["labels"])
     """
     with Client(service, credentials) as client:
         asked, wanted, stop = _parsed(name).docker_ref(), _platform(platform), cancel or Cancel()

@@ -47,6 +47,11 @@ def copy(source: str, target: str, *, store: Optional[ImageSource] = None,
     ``keys``, one must have signed each image.  An archive without REF is copied whole, and its
     last image returned.
     Raises any minipull.Error; its text is one line that names the operation and its subject.
+
+    Example::
+
+        copied = minipull.copy("docker://registry.lan/app:1.0", "oci:layouts:app")
+        print(copied.descriptor.digest, copied.source)
     """
     chosen = [platform if isinstance(platform, Platform) else Platform.parse(platform, host_platform())
               for platform in platforms]

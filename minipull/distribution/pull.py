@@ -30,9 +30,15 @@ def pull(name: Union[str, Reference], store: Store, *, platform: Union[str, Plat
          cancel: Optional[Cancel] = None) -> Image:
     """Pull an image into ``store``, by default for the host's platform, and return it.
 
-    ``referrers``: its signatures, attestations and SBOMs as well.  One of ``keys``, if there are
-    any, must have signed it.  Pulls with the same ``downloads`` share transfers.  Raises any
-    minipull.Error, told in a line.
+    ``foreign``: layers that only their URLs have, too; ``referrers``: its signatures,
+    attestations and SBOMs as well.  One of ``keys``, if there are any, must have signed it.
+    Pulls with the same ``downloads`` share transfers.  A pull that was cut off is continued
+    where it stopped.  Raises any minipull.Error, told in a line.
+
+    Example::
+
+        image = minipull.pull("registry.lan/app:1.0", store, platform="linux/arm64")
+        print(image, image.id, image.descriptor.digest)
     """
     with Client(service, credentials) as client:
         return pull_with(

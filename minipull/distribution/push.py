@@ -31,6 +31,11 @@ def push(name: Union[str, Reference], store: ImageSource, *, dest: Union[str, Re
     the most that one request sends, 0 for all of a blob; ``legacy_schema1`` is for
     registries too old for the manifest; ``foreign`` sends the foreign layers that are
     stored, too.  Raises as pull().
+
+    Example::
+
+        [pushed] = minipull.push("registry.lan/app:1.0", store, dest="registry.lan/mirror/app:1.0")
+        print(pushed.name, pushed.descriptor.digest, [layer.result for layer in pushed.layers])
     """
     with Client(service, credentials) as client:
         return push_with(

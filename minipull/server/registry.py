@@ -257,6 +257,13 @@ def serve(store: ImageSource, host: str = "127.0.0.1", port: int = 5000, writabl
     ``ready`` is called with the URL, ``log`` with the status and a line for each
     answer.  Raises NetworkError if it can't listen, StorageError if a store to
     write to can't be made, InvalidReference for a malformed ``domain``.
+
+    Example::
+
+        stop = minipull.Cancel()
+        server = threading.Thread(target=minipull.serve, args=(store,), kwargs={"port": 0, "cancel": stop})
+        server.start()
+        stop.cancel()
     """
     if writable:
         make_directory(store.writable.root)
