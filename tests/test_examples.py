@@ -31,7 +31,7 @@ class Lan(ScriptedServer):
     """
 
     def __init__(self, certificates: Certificates, folder: Path) -> None:
-        super().__init__(tls=certificates.context())
+        super().__init__(tls=certificates.context("lan"))
         self.login = ""
         self.layout, self.index, self.made = images.multi_platform(folder / "layout", "1.0")
         self.serve(self.layout.root, "app")
