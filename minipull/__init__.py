@@ -1,8 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """minipull: pull and push container images with nothing but Python's standard library.
 
-The wings in reading order; each imports only from those above it, and lists
-its own modules in its docstring:
+The public names:
+
+  registries   pull push copy tags digest inspect login environment
+  the store    Store check gc save load unpack export serve
+  settings     RegistryService Host Proxies Network Credentials Credential Key parse_key
+               LayerDownloadManager LayerUploadManager Cancel Progress
+  results      Image Descriptor Digest Platform Reference Pushed Copied Problem Collected
+  errors       Error and below; ``error.exit_code`` is that of the command line
+
+Functions take what they need as arguments, and print nothing; but for environment()
+they read no variable and no settings file.  ``progress`` is called with a Progress for
+each event, ``cancel.cancel()`` ends the work from any thread.  Sizes are in bytes, times
+in seconds.  A name is text as docker takes it, or a Reference.  In examples ``store`` is
+``minipull.Store("/var/lib/minipull")``.
+
+The rest may be imported by module.  The wings in reading order; each imports only
+from those above it, and lists its own modules in its docstring:
 
     errors        the exception tree, and exit codes
     parts         parts that a build may leave out
@@ -21,21 +36,6 @@ its own modules in its docstring:
     distribution  pull, push, copy
     server        a registry over a store
     cli           the command line
-
-The public names; the rest may be imported by module:
-
-  registries   pull push copy tags digest inspect login environment
-  the store    Store check gc save load unpack export serve
-  settings     RegistryService Host Proxies Network Credentials Credential
-               LayerDownloadManager LayerUploadManager Cancel Progress
-  results      Image Descriptor Digest Platform Reference Pushed Copied Problem Collected
-  errors       Error and below; ``error.exit_code`` is that of the command line
-
-Functions take what they need as arguments, and print nothing; but for environment()
-they read no variable and no settings file.  ``progress`` is called with a Progress for
-each event, ``cancel.cancel()`` ends the work from any thread.  Sizes are in bytes, times
-in seconds.  A name is text as docker takes it, or a Reference.  In examples ``store`` is
-``minipull.Store("/var/lib/minipull")``.
 """
 import sys
 import types
@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from .image.config import Image as Image
     from .image.descriptor import Descriptor as Descriptor
     from .image.platform import Platform as Platform
+    from .image.signature import Key as Key, parse_key as parse_key
     from .progress import Progress as Progress
     from .reference import Reference as Reference
     from .registry.auth import Credential as Credential
@@ -103,6 +104,7 @@ _NAMES = {
     "image.config": "Image",
     "image.descriptor": "Descriptor",
     "image.platform": "Platform",
+    "image.signature": "Key parse_key",
     "progress": "Progress",
     "reference": "Reference",
     "registry.auth": "Credential",

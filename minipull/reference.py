@@ -11,10 +11,10 @@ patterns are used with ``fullmatch`` and take linear time.
 Mirrors distribution/reference.
 """
 import re
-from typing import List, NamedTuple, Optional, Tuple
+from typing import List, NamedTuple, Optional, Tuple, Union
 
 from .digest import ALGORITHMS, Digest
-from .errors import InvalidDocument, InvalidReference, shown
+from .errors import InvalidDocument, InvalidReference, shown, within
 
 #   label       ::= alnum [ ( alnum | "-" )* alnum ]
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
@@ -68,6 +68,14 @@ class Reference(NamedTuple):
         if port.isdigit() and (len(port) > 5 or int(port) > 65535):
             raise InvalidReference("invalid port in %s" % domain[:100])
         return reference
+
+    @classmethod
+    def of(cls, name: Union[str, "Reference"]) -> "Reference":
+        """A reference as it is, or text parsed; raises InvalidReference, which quotes the text."""
+        if isinstance(name, Reference):
+            return name
+        with within(shown(name, 300) or "''", InvalidReference):
+            return cls.parse(name)
 
     @property
     def name(self) -> str:

@@ -17,6 +17,7 @@ import minipull
 from tests.kit import ROOT, images
 from tests.kit.certificates import Certificates
 from tests.kit.copies import who
+from tests.kit.signatures import key_file
 from tests.kit.servers import Connection, ScriptedServer, Uploads, challenge, content, error
 
 README = (ROOT / "README.md").read_text("utf-8").partition("\n## As a library\n")[2].partition("\n## ")[0]
@@ -56,6 +57,7 @@ def lan(certificates: Certificates, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     home.mkdir()
     monkeypatch.chdir(home)
     shutil.copy(str(certificates.ca), "ca.crt")
+    key_file(home)
     real = socket.getaddrinfo
     with Lan(certificates, tmp_path) as server:
         def look_up(host: str, port: Any, *rest: Any, **options: Any) -> Any:
@@ -89,8 +91,8 @@ def ran(code: str, names: Dict[str, Any]) -> Dict[str, Any]:
 
 def test_each_public_function_is_here() -> None:
     assert FUNCTIONS == [
-        "check", "copy", "digest", "environment", "export", "gc", "inspect", "load", "login", "pull", "push",
-        "save", "serve", "tags", "unpack"]
+        "check", "copy", "digest", "environment", "export", "gc", "inspect", "load", "login", "parse_key", "pull",
+        "push", "save", "serve", "tags", "unpack"]
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -129,3 +129,23 @@ def test_pyz_refuses_parts_that_it_does_not_know(arguments: List[str]) -> None:
     done = pyz(*arguments)
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
     assert "archive, legacy, rootfs, server" in done.err
+
+
+@builds
+def test_a_public_name_that_is_left_out_is_no_attribute(parts: Tuple[str, ...], tmp_path: Path) -> None:
+    """In one file, as scripts/pyz builds it."""
+    file = tmp_path / "minipull.pyz"
+    run([sys.executable, ROOT / "scripts/pyz", "--without", ",".join(parts), file])
+    lost = run([sys.executable, "-I", "-c", """if True:
+        import sys
+        sys.path.insert(0, %r)
+        import minipull
+        for name in minipull.__all__:
+            try:
+                getattr(minipull, name)
+            except AttributeError as exc:
+                print(exc)
+        """ % str(file)]).out.splitlines()
+    names = {"archive": ["load", "save"], "rootfs": ["export", "unpack"], "server": ["serve"]}
+    assert lost == sorted("minipull.%s: %s/ is not in this build of minipull" % (name, part)
+                          for part in parts for name in names.get(part, ()))

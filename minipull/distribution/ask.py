@@ -37,7 +37,7 @@ def tags(name: Union[str, Reference], *, progress: Output = discard, service: Op
             print(tag)
     """
     with Client(service, credentials) as client:
-        return tags_with(client, _parsed(name), serialized(progress), cancel or Cancel())
+        return tags_with(client, Reference.of(name), serialized(progress), cancel or Cancel())
 
 
 def tags_with(client: Client, name: Reference, output: Output, cancel: Cancel) -> List[str]:
@@ -62,7 +62,8 @@ def digest(name: Union[str, Reference], *, platform: Union[str, Platform, None] 
         pin = "registry.lan/app@" + minipull.digest("registry.lan/app:1.0")
     """
     with Client(service, credentials) as client:
-        return digest_with(client, _parsed(name), _platform(platform), serialized(progress), cancel or Cancel())
+        return digest_with(
+            client, Reference.of(name), _platform(platform), serialized(progress), cancel or Cancel())
 
 
 def digest_with(client: Client, name: Reference, platform: Optional[Platform], output: Output,
@@ -97,7 +98,7 @@ def inspect(name: Union[str, Reference], *, platform: Union[str, Platform, None]
         print(members["size"], members["labels"])
     """
     with Client(service, credentials) as client:
-        asked, wanted, stop = _parsed(name).docker_ref(), _platform(platform), cancel or Cancel()
+        asked, wanted, stop = Reference.of(name).docker_ref(), _platform(platform), cancel or Cancel()
 
         def look(repository: Repository) -> Dict[str, Any]:
             received = repository.manifest(str(asked.digest or asked.tag), stop)
@@ -163,10 +164,6 @@ def ask(client: Client, name: Reference, subject: str, question: Callable[[Repos
     return over_endpoints(
         client, name, subject, lambda endpoint: question(client.repository(endpoint, name, push)),
         cancel, output, push=push)
-
-
-def _parsed(name: Union[str, Reference]) -> Reference:
-    return name if isinstance(name, Reference) else Reference.parse(name)
 
 
 def _platform(platform: Union[str, Platform, None]) -> Optional[Platform]:

@@ -61,8 +61,7 @@ def pull_with(client: Client, name: Union[str, Reference], store: Store,
               downloads: LayerDownloadManager, options: PullOptions, progress: Output,
               cancel: Cancel) -> Pulled:
     """Pull as pull() does, through a client that several pulls share."""
-    reference = name if isinstance(name, Reference) else Reference.parse(name)
-    reference = reference.docker_ref()
+    reference = Reference.of(name).docker_ref()
     if reference.familiar_name == "scratch":
         raise InvalidReference("'scratch' is a reserved name")
     output = serialized(progress)

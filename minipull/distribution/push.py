@@ -47,8 +47,8 @@ def push(name: Union[str, Reference], store: ImageSource, *, dest: Union[str, Re
 def pushed_images(name: Union[str, Reference], store: ImageSource, dest: Union[str, Reference, None] = None,
                   all_tags: bool = False) -> List[Tuple[Image, Reference]]:
     """List the stored images to push, each with its name at the registry; raises InvalidReference, NotFound."""
-    given = name if isinstance(name, Reference) else Reference.parse(name)
-    target = Reference.parse(dest) if isinstance(dest, str) else dest or given
+    given = Reference.of(name)
+    target = given if dest is None else Reference.of(dest)
     if target.digest is not None:
         raise InvalidReference("cannot push a digest reference")
     if all_tags and (given.tag or given.digest or target.tag):

@@ -60,7 +60,13 @@ class Signature(NamedTuple):
 
 
 def parse_key(data: bytes, source: str) -> Key:
-    """Parse a file with one public key in PEM; raises InvalidReference."""
+    """Parse a file with one public key in PEM, that messages call ``source``; raises InvalidReference.
+
+    Example::
+
+        with open("cosign.pub", "rb") as file:
+            keys = [minipull.parse_key(file.read(), "cosign.pub")]  # as pull() and copy() take them
+    """
     text = data.decode("ascii", "replace")
     labels = re.findall("-----BEGIN ([^-\n]*)-----", text)
     body = re.search("-----BEGIN PUBLIC KEY-----([A-Za-z0-9+/=\\s]*)-----END PUBLIC KEY-----", text)

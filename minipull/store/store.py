@@ -18,7 +18,7 @@ from .. import files
 from ..cancel import Cancel
 from ..digest import Digest
 from ..errors import (
-    ContentMismatch, Error, InvalidDocument, InvalidReference, NotFound, PolicyError, StorageError, shown, within)
+    ContentMismatch, Error, InvalidDocument, InvalidReference, NotFound, PolicyError, StorageError)
 from ..image.config import Image, ImageConfig
 from ..image.descriptor import INDEX_TYPES, MANIFEST_TYPES, Descriptor
 from ..image.manifest import MAX_MANIFEST, Document, Manifest, is_runnable, parse
@@ -69,8 +69,7 @@ class ImageSource:
                 return self.load(Association(*images.popitem()[1][:3]))
             if len(prefix) == 64:
                 raise NotFound("No such image: %s" % name)
-        with within(shown(str(name), 300) or "''", InvalidReference):
-            reference = (name if isinstance(name, Reference) else Reference.parse(name)).with_default_tag()
+        reference = Reference.of(name).with_default_tag()
         association = self.references.find(reference)
         if association is None:
             raise NotFound("No such image: %s" % reference.familiar)
@@ -81,8 +80,7 @@ class ImageSource:
         try:
             return self.image(name).descriptor
         except (ContentMismatch, InvalidDocument, StorageError):
-            reference = name if isinstance(name, Reference) else Reference.parse(name)
-            association = self.references.find(reference.with_default_tag())
+            association = self.references.find(Reference.of(name).with_default_tag())
             if association is None:
                 raise
             return association.descriptor
@@ -256,7 +254,7 @@ class Store(ImageSource):
 
     def tag(self, name: Union[str, Reference], image: Image, cancel: Optional[Cancel] = None) -> None:
         """Give an image another name; raises StorageError, InvalidReference."""
-        reference = name if isinstance(name, Reference) else Reference.parse(name)
+        reference = Reference.of(name)
         if reference.digest is not None:
             raise InvalidReference("refusing to create a tag with a digest reference")
         pause = (cancel or Cancel()).pause
@@ -268,7 +266,7 @@ class Store(ImageSource):
     def remove(self, *names: Union[str, Reference], cancel: Optional[Cancel] = None) -> None:
         """Remove names, all or none; the blobs stay until gc.  Raises NotFound."""
         listed = {item.name for item in self.references.all()}
-        asked = [name if isinstance(name, Reference) else Reference.parse(name).docker_ref() for name in names]
+        asked = [name if isinstance(name, Reference) else Reference.of(name).docker_ref() for name in names]
         lost = [name for name in asked if name not in listed]
         if not lost:
             with self.writing(cancel):
