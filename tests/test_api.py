@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The library as the README shows it, and what a program that embeds it may rely on."""
+import json
 import sys
 import threading
 from pathlib import Path
@@ -10,12 +11,14 @@ import pytest
 from tests.kit import images
 import minipull
 from tests.kit import ROOT
+from tests.kit.commands import basic
+from minipull.registry.url import Origin
 from tests.kit.processes import clean_env, run, wait_until
 from minipull.store.check import check
 from minipull.xfer.download import LayerDownloadManager
 from minipull.xfer.upload import LayerUploadManager
 from minipull.progress import Progress
-from tests.kit.servers import ScriptedServer, Uploads, content, drip, error, head, hold, send
+from tests.kit.servers import ScriptedServer, Uploads, content, drip, error, head, hold, reply, send
 
 
 def in_python(tmp_path: Path, code: str) -> str:
@@ -260,3 +263,108 @@ def test_errors_carry_their_exit_code() -> None:
              if isinstance(getattr(minipull, name), type) and issubclass(getattr(minipull, name), minipull.Error)
              and name != "RegistryError"}
     assert codes == {1, 2, 3, 4, 5, 6, 7, 8, 9, 130}
+
+
+# -- what the command line finds ------------------------------------------------------
+
+
+def test_the_environment_is_that_of_the_command_line(tmp_path: Path) -> None:
+    settings, docker = tmp_path / "settings.json", tmp_path / "docker"
+    settings.write_text(json.dumps({
+        "hosts": {"a.lan": {"mirrors": ["https://m.lan"]}}, "insecure-registries": ["b.lan"], "surprise": 1}))
+    docker.mkdir()
+    (docker / "config.json").write_text(json.dumps({"auths": {"a.lan": {"username": "ann", "password": "p"}}}))
+    environ = {"MINIPULL_CONFIG": str(settings), "DOCKER_CONFIG": str(docker), "MINIPULL_CREDS": "bob:q",
+               "HTTPS_PROXY": "http://proxy.lan:1", "DOCKER_DEFAULT_PLATFORM": "linux/arm64", "HOME": "/nonexistent"}
+    found = minipull.environment(environ, registries=["c.lan"])
+    name = minipull.Reference.parse("a.lan/r")
+    assert [endpoint.host for endpoint in found.service.pull_endpoints(name)] == ["m.lan", "a.lan"]
+    assert found.service.exemption("b.lan")
+    assert str(found.service.proxies.find(Origin.of("https://a.lan"))) == "proxy proxy.lan:1"
+    assert [found.credentials.get(host)[:2] for host in ("a.lan", "c.lan", "d.lan")] == [
+        ("ann", "p"), ("bob", "q"), ("", "")]
+    assert (found.platform, found.keys) == ("linux/arm64", ())
+    with pytest.raises(minipull.InvalidReference, match="one registry"):
+        minipull.environment(environ, registries=["c.lan", "d.lan"])
+
+
+def test_the_environment_is_read_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("MINIPULL_PLATFORM", "linux/s390x")
+    assert minipull.environment().platform == "linux/s390x"
+    monkeypatch.setenv("MINIPULL_CA_FILE", "a.crt")
+    assert minipull.environment().service.ca_file == "a.crt"
+
+
+# -- questions, logins and the store --------------------------------------------------
+
+
+def test_digest_is_the_function_whatever_was_imported_before(tmp_path: Path) -> None:
+    out = in_python(tmp_path, """if True:
+        import minipull.digest, minipull.store.store
+        from minipull import digest
+        from minipull.digest import Digest
+        print(digest is minipull.digest, digest.__module__, Digest is minipull.Digest)""")
+    assert out == "True minipull.distribution.ask True\n"
+
+
+def test_a_login_is_what_credentials_take(server: ScriptedServer, tmp_path: Path) -> None:
+    server.on("GET", "/v2/$", basic("ann", "secret"))
+    events: List[Progress] = []
+    credential = minipull.login(
+        server.host, "ann", "secret", authfile=str(tmp_path / "auth.json"), progress=events.append)
+    assert credential == ("ann", "secret", "", "") and events == []
+    for explicit in (credential, ("ann", "secret")):
+        assert minipull.Credentials(explicit={server.host: explicit}).get(server.host) == credential
+    assert server.host in (tmp_path / "auth.json").read_text()
+    with pytest.raises(minipull.Error) as caught:
+        minipull.login(server.host, "ann", "wrong", authfile=str(tmp_path / "none.json"))
+    assert caught.value.exit_code == 4 and not (tmp_path / "none.json").exists()
+    server.on("GET", "/v2/$", reply(200, {}))
+    minipull.login(server.host, "ann", "secret", progress=events.append)
+    assert [event.message for event in events] == [
+        "warning: %s asked for no credentials, so these are not verified" % server.host]
+
+
+@pytest.mark.parametrize("call", [
+    lambda store: minipull.pull("no name", store), lambda store: minipull.push("no name", store),
+    lambda store: minipull.tags("no name"), lambda store: minipull.digest("no name"),
+    lambda store: minipull.inspect("no name"), lambda store: store.image("no name"),
+    lambda store: store.remove("no name"), lambda store: minipull.check(store, ["no name"]),
+    lambda store: minipull.export("no name", store, "x.tar"), lambda store: minipull.unpack("no name", store, "x")])
+def test_a_malformed_name_is_quoted(call: Any, store: minipull.Store) -> None:
+    with pytest.raises(minipull.InvalidReference, match="^no name: invalid reference format"):
+        call(store)
+
+
+def test_a_tree_is_exported_to_a_path_or_a_file(
+        server: ScriptedServer, store: minipull.Store, tmp_path: Path) -> None:
+    layout, _, _ = images.multi_platform(tmp_path / "layout")
+    server.serve(layout.root, "r")
+    image = minipull.pull(server.host + "/r:latest", store, all_platforms=True)
+    events: List[Progress] = []
+    minipull.export(image, store, str(tmp_path / "a.tar"), platform="linux/arm64", progress=events.append)
+    with open(str(tmp_path / "b.tar"), "wb") as file:
+        minipull.export(server.host + "/r:latest", store, file, platform="linux/arm64")
+    minipull.export(image, store, str(tmp_path / "c.tar"), platform="linux/amd64")
+    a, b, c = [(tmp_path / name).read_bytes() for name in ("a.tar", "b.tar", "c.tar")]
+    assert a == b != c and len(a) > 512 and any(event.action == "Extracting" for event in events)
+    with pytest.raises(minipull.NotFound, match="has nothing for linux/mips"):
+        minipull.export(image, store, str(tmp_path / "d.tar"), platform="linux/mips")
+    assert not (tmp_path / "d.tar").exists()
+
+
+def test_a_store_names_what_is_checked_and_removed(
+        server: ScriptedServer, store: minipull.Store, tmp_path: Path) -> None:
+    layout, image = images.single(tmp_path / "layout")
+    server.serve(layout.root, "r")
+    name = server.host + "/r"
+    pulled = minipull.pull(name, store)
+    assert minipull.check(store, [name, pulled.id]) == []
+    Path(store.content.path(minipull.Digest(image.layers[0].descriptor["digest"]))).write_bytes(b"rotten")
+    problems = minipull.check(store, [name])
+    assert problems and not any(problem.harmless for problem in problems)
+    with pytest.raises(minipull.NotFound):
+        minipull.check(store, [server.host + "/s"])
+    store.remove(name)
+    assert store.images() == [] and minipull.gc(store, keep=0).blobs

@@ -52,7 +52,7 @@ class Lan(ScriptedServer):
 
 @pytest.fixture
 def lan(certificates: Certificates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lan]:
-    """The registry, under its name for this process, which trusts nobody's CA and works in a folder of its own."""
+    """The registry, under its name for this process, which does not trust its CA; in a new folder."""
     home = tmp_path / "work"
     home.mkdir()
     monkeypatch.chdir(home)
