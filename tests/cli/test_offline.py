@@ -132,7 +132,7 @@ store = minipull.Store("store")
 loaded = minipull.load(sys.argv[1], store)
 minipull.save([str(loaded[0].name)], store, "again.tar")
 minipull.unpack(loaded[0].name, store, "rootfs")
-print(json.dumps([str(loaded[0].name), check(store, minipull.Cancel()), sorted(sys.modules)]))
+print(json.dumps([str(loaded[0].name), check(store, cancel=minipull.Cancel()), sorted(sys.modules)]))
 """
     done = run([sys.executable, "-c", code, image / "archive.tar"], unmeasured(home), cwd=home)
     name, problems, modules = json.loads(done.out)
