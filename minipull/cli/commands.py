@@ -152,6 +152,7 @@ def store_commands(add: _Add, progress: ArgumentParser, remote: Sequence[Argumen
     add("tag", "name a stored image", "tag alpine:3.20 localhost:5000/alpine:3.20", "src", "dst")
     rm = add("rm", "forget names of stored images", "rm alpine:3.20")
     rm.add_argument("refs", metavar="REF", nargs="+", help=_LISTS)
+    rm.add_argument("--all-names", action="store_true", help="every name of the image")
     gc = add("gc", "delete what no name needs", "gc --keep 0")
     gc.add_argument("--keep", metavar="TIME", default="24h", help="spare what is younger (24h)")
     check = add("check", "hash the store, some images or an archive again, down to DiffIDs", "check",

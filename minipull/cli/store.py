@@ -19,7 +19,7 @@ from ..reference import Reference
 from ..store.check import HARMLESS, REBUILT, REPAIRED, Problem, check, check_images, remedy, repair
 from ..store.gc import gc
 from ..store.references import UNNAMED, Association
-from ..store.store import ImageSource, host_platform
+from ..store.store import IMAGE_ID, ImageSource, Store, host_platform
 from .context import Context, described, reference, stripped
 from .lists import ABSENT, DIFFERS, EXTRA, Operand, compared, expanded, operands, read_pins, stored_tags
 from .plan import Row, row, show_plan
@@ -107,16 +107,28 @@ def do_rm(context: Context, flags: argparse.Namespace) -> None:
     store = context.store
     removed: Dict[Reference, None] = {}
     for text in _stored_names(store, flags.refs):
-        is_id = re.fullmatch(r"sha256:[0-9a-f]{6,64}|[0-9a-f]{12,64}", text)
-        name = store.image(text).name if is_id else reference(text)
+        removed.update(dict.fromkeys(_names(store, text, flags.all_names)))
+    store.remove(*removed, cancel=context.cancel)
+    context.answer([{"name": str(name)} for name in removed],
+                   ["Untagged: %s" % name.familiar for name in removed])
+
+
+def _names(store: Store, text: str, every: bool) -> List[Reference]:
+    """The names to forget for a reference or image ID: the one that is meant, or ``every`` name of its image."""
+    if IMAGE_ID.fullmatch(text):
+        items = store.named(text)
+        if len(items) > 1 and not every:
+            raise InvalidReference("%s has %d names: %s; give those to forget, or --all-names" % (
+                text, len(items), ", ".join(item.name.familiar for item in items)))
+        names = [item.name for item in items]
+    else:
+        name = reference(text)
         names = [name.docker_ref()]
         if name.tag and name.digest:  # a pull has given it both names
             names = [item.name for item in map(store.references.get, (name._replace(digest=None), *names))
                      if item and name.digest in (item.source, item.descriptor.digest)] or names
-        removed.update(dict.fromkeys(names))
-    store.remove(*removed, cancel=context.cancel)
-    context.answer([{"name": str(name)} for name in removed],
-                   ["Untagged: %s" % name.familiar for name in removed])
+    tops = {item.descriptor.digest for item in map(store.references.get, names) if item}
+    return names + [item.name for item in store.references.all() if every and item.descriptor.digest in tops]
 
 
 def do_gc(context: Context, flags: argparse.Namespace) -> None:

@@ -42,21 +42,24 @@ def push(name: Union[str, Reference], store: ImageSource, *, dest: Union[str, Re
 def pushed_images(name: Union[str, Reference], store: ImageSource, dest: Union[str, Reference, None] = None,
                   all_tags: bool = False) -> List[Tuple[Image, Reference]]:
     """List the stored images to push, each with its name at the registry; raises InvalidReference, NotFound."""
+    target = Reference.parse(dest) if isinstance(dest, str) else dest
+    if target and not target.digest and not all_tags:
+        image = store.image(name)  # by its ID, too
+        return [(image, target.with_tag(target.tag or image.name.tag or DEFAULT_TAG))]
     given = name if isinstance(name, Reference) else Reference.parse(name)
-    target = Reference.parse(dest) if isinstance(dest, str) else dest or given
+    target = target or given
     if target.digest is not None:
         raise InvalidReference("cannot push a digest reference")
     if all_tags and (given.tag or given.digest or target.tag):
         raise InvalidReference("tag can't be used with --all-tags/-a")
     tags = [entry for entry in store.references.all() if entry.name.name == given.name and entry.name.tag]
-    if not tags and (all_tags or dest is None):
+    if not tags:
         raise NotFound("An image does not exist locally with the tag: %s" % given.familiar_name)
     if all_tags:
         return [(store.load(entry), target.with_tag(entry.name.tag)) for entry in tags]
-    if dest is None and store.references.get(given.with_default_tag()) is None:
+    if store.references.get(given.with_default_tag()) is None:
         raise NotFound("tag does not exist: %s" % given.with_default_tag().familiar)
-    image = store.image(given if dest is None else name)
-    return [(image, target.with_tag(target.tag or image.name.tag or DEFAULT_TAG))]
+    return [(store.image(given), target.with_default_tag())]
 
 
 def push_with(client: Client, images: Sequence[Tuple[Image, Reference]], store: ImageSource,
