@@ -186,6 +186,11 @@ def named_image(store: ImageSource, text: str) -> str:
     return text
 
 
+def stored_names(store: ImageSource, items: Iterable[Operand]) -> List[str]:
+    """The references and image IDs, with a glob replaced by the tags that a store has."""
+    return expanded(items, lambda prefix, name: stored_tags(store, name))
+
+
 def image_tags(tags: Iterable[str]) -> List[str]:
     """Leave out the tags that cosign and registries without the referrers API give to referrers."""
     return [tag for tag in tags if tag_subject(tag) is None]

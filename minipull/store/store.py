@@ -55,6 +55,10 @@ class ImageSource:
         """The store to write to; raises StorageError for an archive."""
         raise StorageError("%s is an archive, and read-only; choose another --root" % self.root)
 
+    def exists(self) -> bool:
+        """Whether there is a store, if only an empty one, rather than no directory or an empty one."""
+        return True
+
     @contextlib.contextmanager
     def reading(self, cancel: Optional[Cancel] = None) -> Iterator[None]:
         """Keep every blob in its place for the block; an archive needs no lock for that."""
@@ -189,6 +193,12 @@ class Store(ImageSource):
     @property
     def writable(self) -> "Store":
         return self
+
+    def exists(self) -> bool:
+        if os.path.isdir(self.root) and not os.access(self.root, os.X_OK):
+            return True  # as far as this user can tell
+        names = "index.json", "index.json.bak", "oci-layout", "blobs"
+        return any(os.path.lexists(os.path.join(self.root, name)) for name in names)
 
     @contextlib.contextmanager
     def reading(self, cancel: Optional[Cancel] = None) -> Iterator[None]:

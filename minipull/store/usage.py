@@ -10,8 +10,21 @@ from typing import Dict, NamedTuple, Optional, Sequence, Set
 from ..digest import Digest
 from ..errors import Error
 from ..image.descriptor import Descriptor
+from ..progress import human_size
 from .references import SOURCE_DIGEST
 from .store import ImageSource
+
+
+class Counts(NamedTuple):
+    """How many images and blobs there are, and the ``size`` of these in bytes."""
+    images: int = 0
+    blobs: int = 0
+    size: int = 0
+
+    def __str__(self) -> str:
+        plural = ["" if number == 1 else "s" for number in self]
+        return "%d image%s, %d blob%s, %s" % (
+            self.images, plural[0], self.blobs, plural[1], human_size(self.size))
 
 
 class Usage(NamedTuple):
@@ -26,8 +39,8 @@ class Usage(NamedTuple):
     shared: Set[Digest]
 
     @property
-    def size(self) -> int:
-        return sum(self.blobs.values())
+    def counts(self) -> Counts:
+        return Counts(len(self.sizes), len(self.blobs), sum(self.blobs.values()))
 
 
 def usage(source: ImageSource, tops: Optional[Sequence[Descriptor]] = None) -> Usage:
