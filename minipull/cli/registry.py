@@ -9,6 +9,7 @@ from typing import Callable, Dict, Iterable, List, Mapping, Set, Tuple
 
 from ..cancel import Cancel
 from ..digest import Digest
+from ..distribution.naming import tell_of_move
 from ..distribution.plan import plan_pull, plan_push
 from ..distribution.pull import pull_options, pull_with
 from ..distribution.pull_v2 import Pulled
@@ -20,6 +21,7 @@ from ..image.config import Image
 from ..reference import Reference, version
 from ..registry.client import Client, over_endpoints
 from ..registry.v2 import Repository
+from ..store.references import Association
 from ..store.store import IMAGE_ID
 from .context import Context, described, reference
 from .lists import Operand, expanded, image_tags, operands, stored_tags
@@ -61,7 +63,9 @@ def do_pull(context: Context, flags: argparse.Namespace) -> int:
                     pulled = pull_with(client, tagged, store, downloads, options, output, context.cancel)
                     if name.tag and name.digest:  # a pin: by its digest, and then the tag moves to it
                         image = pulled.image._replace(name=name._replace(digest=None))
+                        former = store.references.get(image.name)
                         store.tag(image.name, image, context.cancel)
+                        tell_of_move(store, former, Association(*image[:3]), output)
                         pulled = pulled._replace(image=image)
                     results[name].append(pulled)
             except BaseException as exc:
