@@ -11,6 +11,7 @@ import pytest
 
 from minipull.parts import PARTS
 from tests.kit import ROOT, images
+from tests.kit.commands import is_sound
 from tests.kit.processes import Finished, Minipull, Serve, clean_env, interpreters, run
 from tests.kit.servers import ScriptedServer, reply
 
@@ -62,7 +63,7 @@ def test_push_pull_check_and_copy_work_with_what_is_left(
     call("first", "copy", "oci:%s:latest" % layout.root, "store:" + name)
     assert "1: digest: " + image.digest in call("first", "push", name)
     assert "Digest: " + image.digest in call("second", "pull", name)
-    assert call("second", "check").endswith(": ok\n")
+    assert ": ok\nok: " in call("second", "check")
     for source, target in (
             ("store:" + name, "oci:%s:new" % (tmp_path / "copied")),
             ("docker://" + name, "oci:%s:new" % (tmp_path / "copied")),
@@ -74,7 +75,7 @@ def test_push_pull_check_and_copy_work_with_what_is_left(
     if "archive" not in parts:
         archive = str(tmp_path / "image.tar")
         call("second", "save", "-o", archive, name)
-        assert call("second", "check", archive) == archive + ": ok\n"
+        assert is_sound(call("second", "check", archive), archive)
         assert call("third", "load", "-i", archive) == "Loaded image: %s\n" % name
 
 

@@ -21,7 +21,9 @@ The modules in reading order:
     ask         catalog referrers blob delete
     registry    pull push tags manifest digest
     copy        copy
-    store       images inspect tag rm gc check save load
+    images      images history df
+    store       inspect tag rm gc save load
+    check       check
     rootfs      unpack export cat
     login       login logout
     verify      verify

@@ -2,7 +2,7 @@
 """The commands that ask a registry: catalog, referrers, blob, delete; inspect and check of docker://REF."""
 import argparse
 import sys
-from typing import Any, Dict, Iterator, List, Union
+from typing import Any, Dict, Iterator, List, Tuple, Union
 
 from ..digest import Digest
 from ..distribution.ask import document_for, members_of
@@ -18,6 +18,7 @@ from ..registry.errors import RegistryError
 from ..registry.v2 import Repository
 from ..store.check import Problem
 from ..store.store import MAX_CONFIG, host_platform
+from ..store.usage import Counts
 from .context import Context, reference
 
 _CAN_NOT_DELETE = (400, 404, 405, 415, 501)  # answers of registries that delete no tag alone
@@ -140,9 +141,12 @@ def inspected(context: Context, flags: argparse.Namespace) -> None:
         context.dump({"name": str(name), **answer})
 
 
-def checked(context: Context, text: str, deep: bool) -> List[Problem]:
-    """Check an image at a registry."""
+def checked(context: Context, text: str, deep: bool) -> Tuple[Digest, List[Problem], Counts]:
+    """Check an image at a registry: its digest, what is wrong, and what it has."""
     name = reference(text).docker_ref()
-    return context.ask(name, "check %s" % (name,), lambda repository: check_repository(
-        repository, repository.manifest(str(name.digest or name.tag), context.cancel), deep, context.renderer,
-        context.cancel))
+
+    def check(repository: Repository) -> Tuple[Digest, List[Problem], Counts]:
+        top = repository.manifest(str(name.digest or name.tag), context.cancel)
+        return (top.digest, *check_repository(repository, top, deep, context.renderer, context.cancel))
+
+    return context.ask(name, "check %s" % (name,), check)

@@ -141,19 +141,21 @@ def rootfs_commands(add: _Add, remote: Sequence[ArgumentParser]) -> None:
     unpack.add_argument("--sync", action="store_true", help="wait until a power cut can't take any of it")
 
 
-def store_commands(add: _Add, progress: ArgumentParser, remote: Sequence[ArgumentParser]) -> None:
-    images = add("images", "list the stored images", "images --format json")
+def images_commands(add: _Add) -> None:
+    images = add("images", "list the stored images", "images 'alpine:3.*'")
+    images.add_argument("name", metavar="NAME", nargs="?", help="only these: a repository, a name or a glob")
     images.add_argument("-a", "--all", action="store_true", help="signatures and other referrers too")
-    inspect = add("inspect", "show a stored image, or one at a registry", "inspect docker://alpine:3.20", "ref",
-                  parents=remote)
-    inspect.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help="only this of an index")
-    inspect.add_argument("--raw", action="store_true", help="the manifest as it is")
-    inspect.add_argument("--config", dest="config_only", action="store_true", help="the config as it is")
-    add("tag", "name a stored image", "tag alpine:3.20 localhost:5000/alpine:3.20", "src", "dst")
-    rm = add("rm", "forget names of stored images", "rm alpine:3.20")
-    rm.add_argument("refs", metavar="REF", nargs="+", help=_LISTS)
-    gc = add("gc", "delete what no name needs", "gc --keep 0")
-    gc.add_argument("--keep", metavar="TIME", default="24h", help="spare what is younger (24h)")
+    images.add_argument("-q", "--quiet", action="store_true", default=None, help="only the IDs, each once")
+    images.add_argument("--digests", action="store_true", help="what the registry has under the name, too")
+    images.add_argument("--no-trunc", action="store_true", help="whole IDs")
+    history = add("history", "show the steps that made a stored image, the last one first", "history alpine:3.20",
+                  "ref")
+    history.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help="this of an index")
+    history.add_argument("--no-trunc", action="store_true", help="whole commands")
+    add("df", "show what the store takes, and what gc would free", "df")
+
+
+def check_command(add: _Add, remote: Sequence[ArgumentParser]) -> None:
     check = add("check", "hash the store, some images or an archive again, down to DiffIDs", "check",
                 parents=remote)
     check.add_argument("refs", metavar="REF|FILE", nargs="*",
@@ -162,6 +164,21 @@ def store_commands(add: _Add, progress: ArgumentParser, remote: Sequence[Argumen
     check.add_argument("--deep", action="store_true", help="read the blobs of docker://REF as well")
     check.add_argument("--repair", action="store_true", help="move rotten blobs away, so that pull fetches"
                        " them again; exit 7 if there were any")
+
+
+def store_commands(add: _Add, progress: ArgumentParser, remote: Sequence[ArgumentParser]) -> None:
+    inspect = add("inspect", "show a stored image, or one at a registry", "inspect docker://alpine:3.20", "ref",
+                  parents=remote)
+    inspect.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help="only this of an index")
+    inspect.add_argument("--raw", action="store_true", help="the manifest as it is")
+    inspect.add_argument("--config", dest="config_only", action="store_true", help="the config as it is")
+    add("tag", "name a stored image", "tag alpine:3.20 localhost:5000/alpine:3.20", "src", "dst")
+    rm = add("rm", "forget names of stored images", "rm alpine:3.20")
+    rm.add_argument("refs", metavar="REF", nargs="+", help=_LISTS)
+    rm.add_argument("--all-names", action="store_true", help="every name of the image")
+    gc = add("gc", "delete what no name needs", "gc --keep 0")
+    gc.add_argument("--keep", metavar="TIME", default="24h", help="spare what is younger (24h)")
+    gc.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
     save = add("save", "write images to one archive, for load and for other tools",
                "save -o bundle.tar alpine:3.20 busybox:1.36", parents=[progress])
     save.add_argument("refs", metavar="REF", nargs="+",

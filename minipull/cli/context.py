@@ -110,9 +110,9 @@ class Context:
 
         Raises NotFound if one is ``needed``: of nothing, nobody wants to hear that it is whole.
         """
+        if needed and not source.exists():
+            raise NotFound("there is no store at %s" % source.root)
         if self.settings.text("root") and not os.path.exists(source.root):
-            if needed:
-                raise NotFound("there is no store at %s" % source.root)
             self.warn("there is no store at %s" % source.root)
         return source
 
@@ -273,10 +273,10 @@ def reference(text: str) -> Reference:
         return Reference.parse(stripped(text))
 
 
-def described(store: ImageSource, image: Image) -> Dict[str, Any]:
-    """The members of an image in JSON output."""
+def described(store: ImageSource, image: Image, size: Optional[int] = None) -> Dict[str, Any]:
+    """The members of an image in JSON output; its ``size`` if that is known."""
     config = image.config
     return {
         "name": str(image.name), "digest": image.source, "image_id": image.id,
         "platform": str(config.platform) if config else "",
-        "size": store.size(image.descriptor), "created": config.created if config else ""}
+        "size": store.size(image.descriptor) if size is None else size, "created": config.created if config else ""}

@@ -12,7 +12,7 @@ from ..errors import Error, InvalidReference, shown, within
 from ..image.platform import Platform
 from ..store.store import host_platform
 from .context import Context
-from .lists import expanded, image_tags, operands, stored_tags
+from .lists import expanded, image_tags, named_image, operands, stored_tags
 from .plan import Row, row, sentence, total
 
 
@@ -42,7 +42,7 @@ def do_copy(context: Context, flags: argparse.Namespace) -> int:
         texts = expanded(items, lambda prefix, name: _chosen(
             options, stored_tags(store, name) if prefix == "store:" else tags_with(
                 reader, name, context.renderer, context.cancel)))
-        sources = [_place(text) for text in texts]
+        sources = [_place(named_image(store, text)) for text in texts]
         copies = Copies((reader, writer), store, options, settings.uploads(), context.renderer, context.cancel)
         try:
             copies.run(sources, target, told, texts != flags.srcs)

@@ -5,6 +5,7 @@ Wherever REF... is taken, ``@FILE`` stands for the lines of a file, and ``@-`` f
 those of stdin.  A tag may be a glob (``repo:v1.*``): no reference has one of ``*?[``
 in its tag.  A line NAME:TAG@DIGEST is a pin.
 """
+import contextlib
 import fnmatch
 import re
 import sys
@@ -17,7 +18,7 @@ from ..image.descriptor import Descriptor
 from ..reference import Reference
 from ..store.check import Problem
 from ..store.references import named, tag_subject
-from ..store.store import ImageSource
+from ..store.store import IMAGE_ID, ImageSource
 from .context import reference, stripped
 
 MAX_LIST = 1 << 20  # bytes
@@ -175,6 +176,19 @@ def compared(source: ImageSource, pins: Iterable[Reference]) -> Tuple[List[Probl
         if named(entry) not in pinned:
             problems.append(Problem(named(entry) or str(entry.get("digest")), EXTRA, "not among the pins"))
     return problems, tops
+
+
+def named_image(store: ImageSource, text: str) -> str:
+    """A place as typed, or for ``store:ID`` that with the first name of the image, if there is one."""
+    kind, _, rest = text.partition(":")
+    with contextlib.suppress(NotFound):
+        return "store:%s" % (store.named(rest)[0].name,) if kind == "store" and IMAGE_ID.fullmatch(rest) else text
+    return text
+
+
+def stored_names(store: ImageSource, items: Iterable[Operand]) -> List[str]:
+    """The references and image IDs, with a glob replaced by the tags that a store has."""
+    return expanded(items, lambda prefix, name: stored_tags(store, name))
 
 
 def image_tags(tags: Iterable[str]) -> List[str]:

@@ -10,8 +10,9 @@ from typing import Any, List, Mapping, NoReturn, Optional, Sequence, Tuple
 
 from . import habits
 from .commands import (
-    add_network, add_progress, ask_commands, copy_command, doctor_command, login_commands, registry_commands,
-    rootfs_commands, serve_command, shell_commands, store_commands, verify_command)
+    add_network, add_progress, ask_commands, check_command, copy_command, doctor_command, images_commands,
+    login_commands, registry_commands, rootfs_commands, serve_command, shell_commands, store_commands,
+    verify_command)
 
 
 #: The commands as the help of all lists them.
@@ -158,14 +159,16 @@ def built(wanted: str = "") -> Parser:
     add_network(network.add_argument_group("network"))
     commands = {module: functools.partial(_add_command, subparsers, wanted, module)
                 for module in (
-                    "registry", "copy", "ask", "login", "rootfs", "store", "verify", "doctor", "serve",
-                    "completion")}
+                    "registry", "copy", "ask", "login", "rootfs", "images", "store", "check", "verify", "doctor",
+                    "serve", "completion")}
     registry_commands(commands["registry"], [credentials, network])
     copy_command(commands["copy"], [credentials, network])
     ask_commands(commands["ask"], [credentials, network])
     login_commands(commands["login"], network)
     rootfs_commands(commands["rootfs"], [credentials, network])
+    images_commands(commands["images"])
     store_commands(commands["store"], progress, [credentials, network])
+    check_command(commands["check"], [credentials, network])
     verify_command(commands["verify"], [credentials, network])
     doctor_command(commands["doctor"], [credentials, network])
     serve_command(commands["serve"])

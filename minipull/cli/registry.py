@@ -8,6 +8,7 @@ from typing import Callable, Dict, Iterable, List, Mapping, Set, Tuple
 
 from ..digest import Digest
 from ..distribution.ask import digest_with, tags_with
+from ..distribution.naming import tell_of_move
 from ..distribution.plan import plan_pull, plan_push
 from ..distribution.pull import pull_options, pull_with
 from ..distribution.pull_v2 import Pulled
@@ -18,6 +19,8 @@ from ..image import manifest
 from ..image.config import Image
 from ..reference import Reference, version
 from ..registry.client import Client
+from ..store.references import Association
+from ..store.store import IMAGE_ID
 from .context import Context, described, reference
 from .lists import Operand, expanded, image_tags, operands, stored_tags
 from .plan import Row, row, show_plan
@@ -58,7 +61,9 @@ def do_pull(context: Context, flags: argparse.Namespace) -> int:
                     pulled = pull_with(client, tagged, store, downloads, options, output, context.cancel)
                     if name.tag and name.digest:  # a pin: by its digest, and then the tag moves to it
                         image = pulled.image._replace(name=name._replace(digest=None))
+                        former = store.references.get(image.name)
                         store.tag(image.name, image, context.cancel)
+                        tell_of_move(store, former, Association(*image[:3]), output)
                         pulled = pulled._replace(image=image)
                     results[name].append(pulled)
             except BaseException as exc:
@@ -110,15 +115,17 @@ def _show_pulled(context: Context, flags: argparse.Namespace, results: Mapping[R
 def do_push(context: Context, flags: argparse.Namespace) -> int:
     """Push images, repository by repository; the code is that of the first that failed."""
     settings, store = context.settings, context.source
-    texts = expanded(operands([flags.ref]), lambda prefix, name: stored_tags(store, name))
+    items = operands([flags.ref], ids=bool(flags.dest))
+    texts = expanded(items, lambda prefix, name: stored_tags(store, name))
     if settings.truth("legacy_schema1"):
         context.require("distribution.schema1")
     dest = reference(flags.dest) if flags.dest else None
-    if dest and len(texts) > 1 and (dest.tag or len({reference(text).name for text in texts}) > 1):
+    if dest and len(texts) > 1 and (dest.tag or len({item.name and item.name.name for item in items}) > 1):
         raise InvalidReference("DEST is for one image, or without a tag for those of one repository")
     groups: Dict[str, List[Tuple[Image, Reference]]] = {}
     for text in texts:
-        _show_default_tag(context, flags, reference(text))
+        if not IMAGE_ID.fullmatch(text):
+            _show_default_tag(context, flags, reference(text))
         for image, target in pushed_images(text, store, dest, flags.all_tags):
             groups.setdefault(target.name, []).append((image, target))
     results: List[Pushed] = []

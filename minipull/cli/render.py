@@ -27,7 +27,7 @@ NO_THREADS = "can't start a thread: this user has as many as may be (ulimit -u)"
 def aligned(table: Sequence[Sequence[str]]) -> List[str]:
     """The lines of a table whose columns, but for the last, are as wide as their widest cell."""
     widths = [max(map(len, column)) for column in zip(*table)][:-1] + [0]
-    return ["   ".join(cell.ljust(width) for cell, width in zip(line, widths)) for line in table]
+    return ["   ".join(map(str.ljust, line, widths)).rstrip() for line in table]
 
 
 def bar(current: int, total: int, width: int = 200) -> str:

@@ -2,7 +2,9 @@
 """The commands that look into an image: unpack, export, cat.
 
 An image that is not stored is pulled first, without inflating its layers: the
-command inflates each once and records the DiffIDs that it finds.
+command inflates each once and records the DiffIDs that it finds.  A name that is
+stored for another platform stays so, and what is pulled then gets no name: it is
+used again until gc takes it.
 """
 import argparse
 import contextlib
@@ -10,14 +12,16 @@ import sys
 from typing import Iterator, List, Optional, Tuple
 
 from ..digest import DiffID
-from ..errors import InvalidReference, NotFound, StorageError
+from ..errors import Error, InvalidReference, NotFound, StorageError
 from ..image.config import Image
 from ..image.descriptor import Descriptor
+from ..image.manifest import MAX_MANIFEST, parse
 from ..image.platform import Platform, preference
 from ..rootfs.flatten import Flattened
 from ..rootfs.layers import for_platform, layers_of, remember
 from ..rootfs.unpack import MAX_UNPACKED, unpack
-from ..store.store import ImageSource, Store, host_platform
+from ..store.references import Association
+from ..store.store import IMAGE_ID, ImageSource, Store, host_platform
 from .context import Context, reference, stripped
 
 
@@ -28,31 +32,51 @@ def _image(context: Context, text: str) -> Iterator[
     source, settings = context.source, context.settings
     store: Optional[Store] = None  # if it is pulled
     platform = Platform.parse(settings.platform, host_platform()) if settings.platform else host_platform()
-    foreign = settings.truth("foreign")
-    try:
-        image = source.image(stripped(text))
-        if image.config and settings.platform and not any(
-                fitting.matches(image.config.platform) for fitting in preference(platform)):
-            raise NotFound("it is stored for another platform")
-    except NotFound as exc:
+    foreign, text = settings.truth("foreign"), stripped(text)
+    with contextlib.ExitStack() as stack:
+        image: Optional[Image] = None
         try:
-            source = store = context.store
-        except StorageError as read_only:
-            raise read_only.within(str(exc)) from exc
-        from ..distribution.pull import pull_options, pull_with
+            image = source.image(text)
+            if settings.platform and not _runs(image, platform):
+                image = _beside(source, image, platform, foreign)
+        except NotFound as exc:
+            if image and IMAGE_ID.fullmatch(text) and image.name.familiar_name != text:
+                raise exc.within(text) from exc  # no registry knows it
+            try:
+                source = store = context.store
+            except StorageError as read_only:
+                raise read_only.within(str(exc)) from exc
+            from ..distribution.pull import pull_options, pull_with
 
-        name = reference(text)
-        options = pull_options(settings.platform, False, foreign, keys=settings.verify_keys())
-        options = options._replace(defer_diff_ids=True)
-        with context.client([name.domain]) as client:
-            image = pull_with(client, name, store, settings.downloads(), options, context.renderer,
-                              context.cancel).image
-    with source.reading(context.cancel):
+            name = reference(text)
+            options = pull_options(settings.platform, False, foreign, keys=settings.verify_keys())
+            options = options._replace(defer_diff_ids=True, keep_name=True)
+            stack.enter_context(store.writing(context.cancel))  # it may get no name that gc would see
+            with context.client([name.domain]) as client:
+                image = pull_with(client, name, store, settings.downloads(), options, context.renderer,
+                                  context.cancel).image
+        stack.enter_context(source.reading(context.cancel))
         image = for_platform(image, source, platform)
         layers = layers_of(image, source)
         yield source, image, layers
         if store is not None:
             remember(image, store, layers)
+
+
+def _runs(image: Image, platform: Platform) -> bool:
+    return image.config is None or any(
+        fitting.matches(image.config.platform) for fitting in preference(platform))
+
+
+def _beside(source: ImageSource, image: Image, platform: Platform, foreign: bool) -> Image:
+    """Choose from the index that an image came from, if all is stored, the one for a platform; raises NotFound."""
+    with contextlib.suppress(Error):
+        index = parse(source.content.read(image.source, MAX_MANIFEST))
+        top = source.on(platform, index.descriptor)
+        other = top and source.load(Association(image.name, top, image.source))
+        if top and other and _runs(other, platform) and not any(source.missing(top, foreign)):
+            return other
+    raise NotFound("it is stored for another platform")
 
 
 def do_unpack(context: Context, flags: argparse.Namespace) -> None:

@@ -1,50 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands on the store: images, inspect, tag, rm, gc, check, save, load."""
+"""The commands on the store: inspect, tag, rm, gc, save, load."""
 import argparse
 import itertools
 import json
 import os
 import re
 import sys
-from typing import Any, Callable, Dict, Iterable, List, Set, Tuple
+from typing import Callable, Dict, Iterable, List, Set, Tuple
 
 from ..digest import Digest
-from ..errors import InvalidDocument, InvalidReference, NotFound, StorageError
+from ..errors import InvalidReference, NotFound
 from ..files import write_file
-from ..image.descriptor import Descriptor
 from ..image.manifest import Manifest
 from ..image.platform import Platform
 from ..parts import carrier
 from ..progress import human_size
 from ..reference import Reference
-from ..store.check import HARMLESS, REBUILT, REPAIRED, Problem, check, check_images
-from ..store.gc import gc
+from ..store.gc import collectable, gc
 from ..store.references import UNNAMED, Association
-from ..store.repair import remedy, repair
-from ..store.store import ImageSource, host_platform
+from ..store.store import IMAGE_ID, Store, host_platform
 from .context import Context, described, reference, stripped
-from .lists import ABSENT, DIFFERS, EXTRA, Operand, compared, expanded, operands, read_pins, stored_tags
+from .lists import operands, stored_names
 from .plan import Row, row, show_plan
-from .render import aligned
-
-#: A store or archive, its problems, the word for these, and the exit code if they are damage.
-Checked = Tuple[str, List[Problem], str, int]
-
-
-def do_images(context: Context, flags: argparse.Namespace) -> None:
-    store = context.existing(context.source)
-    with store.reading(context.cancel):
-        images = store.images(context.alert)
-        rows = [described(store, image) for image in images]
-        hidden = [not (flags.all or image.config) and store.subject(image.name, image.descriptor)
-                  for image in images]
-    table = [("NAME", "IMAGE ID", "PLATFORM", "CREATED", "SIZE")]
-    for row in (row for row, subject in zip(rows, hidden) if not subject):
-        short = row["image_id"].partition(":")[2][:12]
-        size = human_size(row["size"])
-        table.append((row["name"], short, row["platform"] or "-", row["created"][:10] or "-", size))
-    context.answer(rows, aligned(table))
-
 
 def do_inspect(context: Context, flags: argparse.Namespace) -> None:
     if flags.ref.startswith("docker://"):
@@ -96,29 +73,32 @@ def do_tag(context: Context, flags: argparse.Namespace) -> None:
             context.dump([described(store, image._replace(name=name))])
 
 
-def _stored_names(store: ImageSource, texts: Iterable[str]) -> List[str]:
-    """References and image IDs as typed, with lists and globs expanded."""
-    return _expanded(store, operands(texts, ids=True))
-
-
-def _expanded(store: ImageSource, items: Iterable[Operand]) -> List[str]:
-    return expanded(items, lambda prefix, name: stored_tags(store, name))
-
-
 def do_rm(context: Context, flags: argparse.Namespace) -> None:
     store = context.store
     removed: Dict[Reference, None] = {}
-    for text in _stored_names(store, flags.refs):
-        is_id = re.fullmatch(r"sha256:[0-9a-f]{6,64}|[0-9a-f]{12,64}", text)
-        name = store.image(text).name if is_id else reference(text)
+    for text in stored_names(store, operands(flags.refs, ids=True)):
+        removed.update(dict.fromkeys(_names(store, text, flags.all_names)))
+    store.remove(*removed, cancel=context.cancel)
+    context.answer([{"name": str(name)} for name in removed],
+                   ["Untagged: %s" % name.familiar for name in removed])
+
+
+def _names(store: Store, text: str, every: bool) -> List[Reference]:
+    """The names to forget for a reference or image ID: the one that is meant, or ``every`` name of its image."""
+    if IMAGE_ID.fullmatch(text):
+        items = store.named(text)
+        if len(items) > 1 and not every:
+            raise InvalidReference("%s has %d names: %s; give those to forget, or --all-names" % (
+                text, len(items), ", ".join(item.name.familiar for item in items)))
+        names = [item.name for item in items]
+    else:
+        name = reference(text)
         names = [name.docker_ref()]
         if name.tag and name.digest:  # a pull has given it both names
             names = [item.name for item in map(store.references.get, (name._replace(digest=None), *names))
                      if item and name.digest in (item.source, item.descriptor.digest)] or names
-        removed.update(dict.fromkeys(names))
-    store.remove(*removed, cancel=context.cancel)
-    context.answer([{"name": str(name)} for name in removed],
-                   ["Untagged: %s" % name.familiar for name in removed])
+    tops = {item.descriptor.digest for item in map(store.references.get, names) if item}
+    return names + [item.name for item in store.references.all() if every and item.descriptor.digest in tops]
 
 
 def do_gc(context: Context, flags: argparse.Namespace) -> None:
@@ -126,107 +106,23 @@ def do_gc(context: Context, flags: argparse.Namespace) -> None:
     if match is None:
         raise InvalidReference("--keep must be a time such as 0, 90s, 30m, 24h or 7d")
     keep = int(match.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match.group(2)]
-    collected = gc(context.existing(context.store), keep, cancel=context.cancel)
+    store = context.existing(context.store)
+    if flags.dry_run:
+        [collected] = collectable(store, keep, cancel=context.cancel)
+    else:
+        collected = gc(store, keep, cancel=context.cancel)
+    words = ("Would delete", "reclaimable") if flags.dry_run else ("Deleted", "reclaimed")
     context.answer(
-        {"deleted": collected.blobs, "size": collected.size},
-        ["Deleted: %s" % digest for digest in collected.blobs]
-        + ["Total reclaimed space: %s" % human_size(collected.size)])
-
-
-def do_check(context: Context, flags: argparse.Namespace) -> int:
-    if flags.pins:
-        return _check_pins(context, flags)
-    code = 0
-    archives = [name for name in flags.refs if os.path.isfile(name) or name[:1] in ("/", ".")]  # no reference
-    remote: List[str] = []
-    items = operands([name for name in flags.refs if name not in archives], ids=True, remote=remote)
-    results = [_check_archive(context, path) for path in archives]
-    results += [_check_remote(context, name, flags.deep) for name in remote]
-    if items or not results:
-        results.append(_check_root(context, _expanded(context.source, items) if items else [], flags.repair))
-    lines = []
-    for subject, problems, damage, failed in results:
-        ok = all(problem.kind in HARMLESS for problem in problems)
-        code = code if ok else failed
-        lines += ["%s: %s: %s" % problem for problem in problems]
-        lines.append("%s: %s" % (subject, "ok" if ok else damage))
-    answer: Dict[str, Any] = {"ok": not code, "problems": []}
-    for _, problems, _, _ in results:
-        for problem in problems:
-            key = problem.kind if problem.kind in (REBUILT, REPAIRED) else "problems"
-            answer.setdefault(key, []).append(problem._asdict())
-    context.answer(answer, lines)
-    return code
-
-
-def _check_archive(context: Context, path: str, in_place: bool = False) -> Checked:
-    from ..archive.check import check_archive
-
-    zstd = context.settings.store().layers.zstd
-    problems = check_archive(path, context.cancel, zstd, context.warn, in_place)
-    return path, problems, "damaged", InvalidDocument.exit_code
-
-
-def _check_remote(context: Context, name: str, deep: bool) -> Checked:
-    from .ask import checked
-
-    return name, checked(context, name, deep), "damaged", InvalidDocument.exit_code
-
-
-def _check_root(context: Context, names: List[str], repairing: bool) -> Checked:
-    """Check the store, or the archive in its place, or images in it."""
-    root = context.settings.store().root
-    if os.path.isfile(root) and not repairing:
-        if not names:
-            return _check_archive(context, root, in_place=True)
-        problems = check_images(context.source, [_top(context.source, name) for name in names], context.cancel)
-        return root, problems, "damaged", InvalidDocument.exit_code
-    store = context.existing(context.store, needed=True)
-    problems = check(store, [_top(store, name) for name in names], cancel=context.cancel)
-    moves: List[Problem] = []
-    try:
-        moves = repair(store, problems, context.cancel) if repairing else []
-    except StorageError as exc:
-        problems.append(Problem(".", "repair", str(exc)))
-    return store.root, problems + moves, remedy(problems, moves), StorageError.exit_code
-
-
-def _check_pins(context: Context, flags: argparse.Namespace) -> int:
-    """Check that the store, or an archive, has what is pinned, whole, and nothing else.
-
-    The code is 3 if all that is wrong are pinned names that are not there, 6 if names differ
-    or there are more, and that of check for damage.
-    """
-    pins, cancel = read_pins(flags.pins), context.cancel
-    if len(flags.refs) > 1 or flags.repair:
-        raise InvalidReference("--pins is for the store or one archive, without --repair")
-    source = context.archive(flags.refs[0]) if flags.refs else context.existing(
-        context.source, needed=True)
-    with source.reading(cancel):
-        problems, tops = compared(source, pins)
-        problems += check_images(source, tops, cancel)
-    kinds = {problem.kind for problem in problems} - HARMLESS
-    of_names = kinds <= {ABSENT, DIFFERS, EXTRA}
-    damage = InvalidDocument.exit_code if flags.refs or of_names else StorageError.exit_code
-    lines = ["%s: %s: %s" % problem for problem in problems]
-    lines.append("%s: %s" % (source.root, "not what is pinned" if kinds else "ok"))
-    context.answer({"ok": not kinds, "problems": [problem._asdict() for problem in problems]}, lines)
-    return 0 if not kinds else NotFound.exit_code if kinds == {ABSENT} else damage
-
-
-def _top(store: ImageSource, name: str) -> Descriptor:
-    """The manifest or index of an image, which may be damaged."""
-    try:
-        return store.top(stripped(name))
-    except NotFound as exc:
-        raise NotFound("%s; there is no such file either" % exc) from exc
+        {"deleted": collected.blobs, "size": collected.size, "dry_run": flags.dry_run},
+        ["%s: %s" % (words[0], digest) for digest in collected.blobs]
+        + ["Total %s space: %s" % (words[1], human_size(collected.size))])
 
 
 def do_save(context: Context, flags: argparse.Namespace) -> None:
     from ..archive.save import contents
 
     settings, output = context.settings, flags.output
-    names, bundle = _stored_names(context.source, flags.refs), settings.truth("bundle")
+    names, bundle = stored_names(context.source, operands(flags.refs, ids=True)), settings.truth("bundle")
     if flags.without and not bundle:
         raise InvalidReference("--without is for --bundle")
     if not output and not flags.dry_run and sys.stdout is not None and sys.stdout.isatty():

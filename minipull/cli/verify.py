@@ -10,6 +10,7 @@ from ..distribution.places import Place
 from ..errors import InvalidReference, NotFound, shown, within
 from ..image.signature import first_good
 from .context import Context
+from .lists import named_image
 
 
 def do_verify(context: Context, flags: argparse.Namespace) -> None:
@@ -20,8 +21,8 @@ def do_verify(context: Context, flags: argparse.Namespace) -> None:
     subject = "verify %s" % shown(text, 300)
     with contextlib.ExitStack() as stack:
         stack.enter_context(within(subject))
-        place = Place.parse("store:" + text if plain else text)
-        store = context.source if place.kind == "store" else context.settings.store()
+        store = context.source if plain or text.startswith("store:") else context.settings.store()
+        place = Place.parse(named_image(store, "store:" + text if plain else text))
         client = stack.enter_context(context.client(place.domains))
         try:
             end = open_source(place, client, store, subject, stack, context.renderer, cancel)

@@ -4,7 +4,7 @@
 Every manifest is fetched and parsed, and every blob asked for by its size; a deep
 check reads and hashes the blobs, and keeps nothing.
 """
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Tuple
 
 from ..cancel import Cancel
 from ..digest import Digest
@@ -18,15 +18,17 @@ from ..registry.errors import RegistryError
 from ..registry.v2 import Received, Repository
 from ..store.check import Problem
 from ..store.store import MAX_CONFIG
+from ..store.usage import Counts
 from .blobs import persist
 from .read import found, read_blob, verified
 
 
 def check_repository(repository: Repository, top: Received, deep: bool, output: Output,
-                     cancel: Cancel) -> List[Problem]:
-    """Return what is wrong with an image, given by its manifest; raises an Error for an unclear answer."""
+                     cancel: Cancel) -> Tuple[List[Problem], Counts]:
+    """Return what is wrong with an image, given by its manifest, and what it has; raises an Error."""
     problems: List[Problem] = []
     blobs: Dict[Digest, Descriptor] = {}
+    sizes: Dict[Digest, int] = {}
 
     def get(entry: Descriptor) -> Optional[Document]:
         try:
@@ -40,6 +42,7 @@ def check_repository(repository: Repository, top: Received, deep: bool, output: 
             raise
 
     for item, document in walk(top.document(), lambda entry: get(entry) if entry.is_document else None):
+        sizes[item.digest] = item.size
         if document is not None:
             blobs.update((blob.digest, blob) for blob in document.blobs)
         elif not item.is_document:
@@ -49,7 +52,8 @@ def check_repository(repository: Repository, top: Received, deep: bool, output: 
     for blob in blobs.values():
         if not blob.data:
             problems += _blob_problems(repository, blob, deep, output, cancel)
-    return problems
+        sizes[blob.digest] = blob.size
+    return problems, Counts(1, len(sizes), sum(sizes.values()))
 
 
 def _config_problems(repository: Repository, image: Manifest, cancel: Cancel) -> List[Problem]:

@@ -70,7 +70,8 @@ def pull_with(client: Client, name: Union[str, Reference], store: Store,
         with store.writing(cancel):
             if endpoint.version == 1:
                 session = client.session(endpoint, reference)
-                v1_puller = part("distribution.pull_v1").V1Puller(session, store, downloads, output, cancel)
+                v1_puller = part("distribution.pull_v1").V1Puller(
+                    session, store, downloads, output, cancel, options.keep_name)
                 return Pulled(*v1_puller.pull(reference))
             repository = client.repository(endpoint, reference)
             return V2Puller(repository, store, downloads, options, output, cancel).pull(reference)

@@ -37,6 +37,7 @@ from ..store.store import Store
 from ..xfer.download import DownloadDescriptor, LayerDownloadManager
 from ..xfer.transfer import Transfer
 from .blobs import RemoteBlob, persist
+from .naming import name_pulled
 
 MAX_FAILURES = 5  # of one layer whose body breaks off
 RESUME_DELAYS = (0.5, 1.0, 1.5, 2.0)  # seconds, before a body is opened again that broke off at its first byte
@@ -46,7 +47,8 @@ class V1Puller:
     """A pull from one repository at one endpoint into one store."""
 
     def __init__(self, session: Session, store: Store, downloads: LayerDownloadManager, output: Output,
-                 cancel: Cancel) -> None:
+                 cancel: Cancel, keep_name: bool = False) -> None:
+        self._keep_name = keep_name
         self._session = session
         self._store = store
         self._downloads = downloads
@@ -101,7 +103,7 @@ class V1Puller:
         association = Association(reference, document.descriptor, document.digest)
         store.content.put(document.config.digest, config.raw)
         store.content.put(document.digest, document.raw)
-        store.references.set(reference, document.descriptor, document.digest, self._cancel.pause)
+        name_pulled(store, association, self._keep_name, self._output, self._cancel)
         return association, missing or former != association
 
 

@@ -23,7 +23,8 @@ Where this leaves the engine:
 - an entry of an unknown kind is a manifest if the registry has it as one, else a blob;
 - the name is written again if nothing has changed: a run that was killed may have
   left it without the sync;
-- a name of an index that gets one of its platforms is a warning.
+- a name of an index that gets one of its platforms is a warning, and one that gets
+  another platform is told.
 """
 import contextlib
 import functools
@@ -36,7 +37,7 @@ from ..digest import DiffID, Digest
 from ..errors import (
     ContentMismatch, Error, NetworkError, NotFound, PolicyError, StorageError, Unsupported, within)
 from ..image.config import Image, ImageConfig
-from ..image.descriptor import INDEX_TYPES, Descriptor
+from ..image.descriptor import Descriptor
 from ..image.manifest import MAX_MANIFEST, Document, Index, Manifest, is_runnable, is_schema1
 from ..image.platform import Platform, preference
 from ..image.signature import Key, first_good
@@ -54,6 +55,7 @@ from ..xfer.download import DownloadDescriptor, LayerDownloadManager
 from ..xfer.transfer import Transfer
 from .blobs import Opener, fetch_blob, moved_as_manifest, persist
 from .ends import LayoutEnd, RegistryEnd
+from .naming import name_pulled
 from .places import Place
 from .referrers import Referrers
 from .verify import RemoteSignatures
@@ -70,6 +72,7 @@ class PullOptions(NamedTuple):
     ``defer_diff_ids``: don't decompress layers to learn their DiffIDs; unpack and
     export read every layer right after and record them.
     ``keys``: if there are any, one must have signed the manifest or an index above it.
+    ``keep_name``: a name that the store has stays with its image.
     """
     platform: Platform
     exact: bool = False
@@ -78,6 +81,7 @@ class PullOptions(NamedTuple):
     defer_diff_ids: bool = False
     referrers: bool = False
     keys: Sequence[Key] = ()
+    keep_name: bool = False
 
 
 class Pulled(NamedTuple):
@@ -128,10 +132,7 @@ class V2Puller(NamedTuple):
                                   bool(self.options.keys))
             referrers.copy(sorted({top.digest, *below}))
         # Also of one that is up to date: who put it there may have been killed before it was durable.
-        self.store.references.set(reference, chosen.descriptor, top.digest, self.cancel.pause)
-        if updated and former and former.descriptor.media_type in INDEX_TYPES and chosen.digest != top.digest:
-            self.output(Progress(message="warning: %s now has one platform of its index, and a push would"
-                                 " move its tag to that; keep all with --all-platforms" % reference.familiar))
+        name_pulled(self.store, association, self.options.keep_name, self.output, self.cancel)
         image = Image(*association, config) if config else self.store.load(association)
         if image.config is not None:
             self.check_platform(image.config)

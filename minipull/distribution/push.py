@@ -47,21 +47,24 @@ def push(name: Union[str, Reference], store: ImageSource, *, dest: Union[str, Re
 def pushed_images(name: Union[str, Reference], store: ImageSource, dest: Union[str, Reference, None] = None,
                   all_tags: bool = False) -> List[Tuple[Image, Reference]]:
     """List the stored images to push, each with its name at the registry; raises InvalidReference, NotFound."""
+    target = None if dest is None else Reference.of(dest)
+    if target and not target.digest and not all_tags:
+        image = store.image(name)  # by its ID, too
+        return [(image, target.with_tag(target.tag or image.name.tag or DEFAULT_TAG))]
     given = Reference.of(name)
-    target = given if dest is None else Reference.of(dest)
+    target = target or given
     if target.digest is not None:
         raise InvalidReference("cannot push a digest reference")
     if all_tags and (given.tag or given.digest or target.tag):
         raise InvalidReference("tag can't be used with --all-tags/-a")
     tags = [entry for entry in store.references.all() if entry.name.name == given.name and entry.name.tag]
-    if not tags and (all_tags or dest is None):
+    if not tags:
         raise NotFound("An image does not exist locally with the tag: %s" % given.familiar_name)
     if all_tags:
         return [(store.load(entry), target.with_tag(entry.name.tag)) for entry in tags]
-    if dest is None and store.references.get(given.with_default_tag()) is None:
+    if store.references.get(given.with_default_tag()) is None:
         raise NotFound("tag does not exist: %s" % given.with_default_tag().familiar)
-    image = store.image(given if dest is None else name)
-    return [(image, target.with_tag(target.tag or image.name.tag or DEFAULT_TAG))]
+    return [(store.image(given), target.with_default_tag())]
 
 
 def push_with(client: Client, images: Sequence[Tuple[Image, Reference]], store: ImageSource,

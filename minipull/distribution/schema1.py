@@ -25,6 +25,7 @@ from ..registry.v2 import Received
 from ..store.references import Association
 from ..store.store import MAX_CONFIG
 from .blobs import persist, send_blob
+from .naming import name_pulled
 from .pull_v2 import Pulled, V2LayerDescriptor, V2Puller
 from .push_v2 import V2Pusher
 
@@ -51,7 +52,7 @@ def pull(puller: V2Puller, reference: Reference, received: Received, pulling: Pr
             (old.digest, old.raw), (document.config.digest, config.raw), (document.digest, document.raw)):
         puller.store.content.put(digest, data)
     if updated:
-        puller.store.references.set(reference, document.descriptor, old.digest, puller.cancel.pause)
+        name_pulled(puller.store, image, puller.options.keep_name, puller.output, puller.cancel)
     return Pulled(puller.store.load(image), updated)
 
 

@@ -11,6 +11,7 @@ The modules in reading order:
     sessions       uploads with which another process may go on
     store          all of these under one root
     signatures     cosign's signatures among the images
+    usage          the bytes of each image, shared or not
     gc             remove the blobs that no name needs
     check          is every byte what its name says?
     repair         room for the next pull where a blob is rotten

@@ -7,13 +7,15 @@ the manifest of any name can't be read, nothing is removed.
 
 Mirrors what docker/distribution's garbage collector learned the hard way.
 """
+import contextlib
 import os
 import time
-from typing import List, NamedTuple, Optional, Set
+from typing import Dict, List, NamedTuple, Optional, Set
 
+from .. import files
 from ..cancel import Cancel
 from ..digest import ChainID, Digest
-from ..errors import PolicyError, StorageError, storage_errors
+from ..errors import InvalidDocument, PolicyError, StorageError, storage_errors
 from ..image.descriptor import Descriptor
 from .content import listing
 from .references import SOURCE_DIGEST
@@ -21,7 +23,7 @@ from .store import Store, damaged
 
 
 class Collected(NamedTuple):
-    """The blobs that gc removed; ``size`` in bytes."""
+    """The blobs that gc removed; ``size`` is their bytes and those of the partials that it removed."""
     blobs: List[Digest]
     size: int
 
@@ -39,12 +41,11 @@ def gc(store: Store, keep: float = 24 * 3600.0, *, cancel: Optional[Cancel] = No
     """
     if not os.path.isdir(store.root):
         return Collected([], 0)
-    horizon = time.time() - keep if keep > 0 else float("inf")
+    horizon = _horizon(keep)
     with store.alone(cancel):
-        needed, content = _needed(store), store.content
-        doomed = [
-            digest for digest in content.digests()
-            if digest not in needed and _mtime(content.path(digest)) < horizon]
+        before, content = sum(_ingest(store).values()), store.content
+        content.make_durable()  # else a power cut may bring back a name, and not its blobs
+        doomed = _doomed(store, _needed(store), horizon)
         # Records first: after a crash in between, no record names a missing blob.
         _forget(store, set(doomed))
         size = sum(content.size(digest) or 0 for digest in doomed)
@@ -53,7 +54,27 @@ def gc(store: Store, keep: float = 24 * 3600.0, *, cancel: Optional[Cancel] = No
         content.make_durable(horizon)
         if store.sessions:
             store.sessions.sweep(horizon)
+        size += before - sum(_ingest(store).values())
     return Collected(doomed, size)
+
+
+def collectable(store: Store, *keeps: float, cancel: Optional[Cancel] = None) -> List[Collected]:
+    """Return what gc would remove now, for each of ``keeps`` (seconds); raises as gc()."""
+    with store.reading(cancel):
+        needed, plans = _needed(store), []
+        for horizon in map(_horizon, keeps):
+            doomed = _doomed(store, needed, horizon)
+            size = sum(store.content.size(digest) or 0 for digest in doomed)
+            partials = sum(size for path, size in _ingest(store).items() if _is_stale(store, path, horizon))
+            plans.append(Collected(doomed, size + partials))
+    return plans
+
+
+def partials(store: Store) -> Dict[str, int]:
+    """Return the paths of what has not become a blob, and how many bytes each takes with its note."""
+    sizes = _ingest(store)
+    return {path: size + sizes.get(path + ".json", 0) for path, size in sizes.items()
+            if not path.endswith(".json")}
 
 
 def delete(store: Store, digest: Digest, cancel: Optional[Cancel] = None) -> bool:
@@ -61,6 +82,7 @@ def delete(store: Store, digest: Digest, cancel: Optional[Cancel] = None) -> boo
     with store.alone(cancel):
         if store.content.size(digest) is None:
             return False
+        store.content.make_durable()  # else a power cut may bring back a name, and not its blobs
         if digest in _needed(store):
             raise PolicyError("blob %s is needed by an image of the store" % digest)
         _forget(store, {digest})
@@ -69,7 +91,6 @@ def delete(store: Store, digest: Digest, cancel: Optional[Cancel] = None) -> boo
 
 
 def _needed(store: Store) -> Set[Digest]:
-    store.content.make_durable()  # else a power cut may bring back a name, and not its blobs
     needed: Set[Digest] = set()
     for entry in store.references.descriptors():
         with damaged():
@@ -104,6 +125,42 @@ def _forget(store: Store, doomed: Set[Digest]) -> None:
             _delete(path)
     for diff_id, path in listing(service.path(service.BY_DIFF_ID, "")):
         service.retain(diff_id, lambda entry: not gone(entry.digest))
+
+
+def _horizon(keep: float) -> float:
+    return time.time() - keep if keep > 0 else float("inf")
+
+
+def _doomed(store: Store, needed: Set[Digest], horizon: float) -> List[Digest]:
+    return [digest for digest in store.content.digests()
+            if digest not in needed and _mtime(store.content.path(digest)) < horizon]
+
+
+def _ingest(store: Store) -> Dict[str, int]:
+    """List the files of ``ingest/`` with their sizes in bytes; a directory has those of its files."""
+    sizes = {}
+    with storage_errors("list %s" % store.content.scratch), contextlib.suppress(FileNotFoundError):
+        for entry in os.scandir(store.content.scratch):
+            within = [os.path.join(folder, name) for folder, _, names in os.walk(entry.path) for name in names]
+            sizes[entry.path] = sum(os.lstat(path).st_size for path in within or [entry.path])
+    return sizes
+
+
+def _is_stale(store: Store, path: str, horizon: float) -> bool:
+    """Whether make_durable() removes a file of ``ingest/``, or the note beside it."""
+    partial = path[:-len(".json")] if path.endswith(".json") else path
+    if not os.path.lexists(partial):
+        return True
+    name, stale = os.path.basename(partial), _mtime(partial) < horizon
+    if name.startswith("."):
+        stale = name.startswith(".minipull-")  # of a run that was killed
+    with contextlib.suppress(InvalidDocument):
+        stale = stale or store.content.size(Digest.parse(name.replace("-", ":", 1))) is not None
+    if name.startswith("rotten-"):
+        return stale
+    with contextlib.suppress(StorageError), files.locked(partial, True, timeout=0, flags=os.O_RDWR):
+        return stale
+    return False
 
 
 def _mtime(path: str) -> float:

@@ -12,7 +12,7 @@ import contextlib
 import os
 import re
 import stat
-from typing import Callable, ContextManager, Iterator, List, Optional, Sequence, Set, Tuple, Union
+from typing import Callable, ContextManager, Dict, Iterator, List, Optional, Sequence, Set, Tuple, Union
 
 from .. import files
 from ..cancel import Cancel
@@ -33,6 +33,8 @@ from .sessions import SessionNotes
 
 MAX_CONFIG = 8 << 20  # bytes
 MAX_CONFIGS = 2 << 20  # and of all in a list of images
+MAX_CANDIDATES = 8  # that the error for an ambiguous ID lists
+IMAGE_ID = re.compile("(?:sha256:)?([0-9a-f]{4,64})")
 
 _MACHINES = {"armv5tel": "arm/v5", "armv6l": "arm/v6", "armv7l": "arm/v7", "armv8l": "arm/v7",
              "i586": "386", "i686": "386", "loongarch64": "loong64"}
@@ -53,37 +55,45 @@ class ImageSource:
         """The store to write to; raises StorageError for an archive."""
         raise StorageError("%s is an archive, and read-only; choose another --root" % self.root)
 
+    def exists(self) -> bool:
+        """Whether there is a store, if only an empty one, rather than no directory or an empty one."""
+        return True
+
     @contextlib.contextmanager
     def reading(self, cancel: Optional[Cancel] = None) -> Iterator[None]:
         """Keep every blob in its place for the block; an archive needs no lock for that."""
         yield
 
     def image(self, name: Union[str, Reference]) -> Image:
-        """Find an image by name, image ID or a prefix of that; raises NotFound, InvalidReference."""
-        if isinstance(name, str) and re.fullmatch(r"(sha256:)?[0-9a-f]{6,64}", name):
-            prefix = name.partition(":")[2] or name
-            images = {image.id: image for image in self.images() if image.id.encoded.startswith(prefix)}
-            if len(images) > 1:
-                raise NotFound("image ID prefix %s is ambiguous" % prefix)
-            if images:
-                return self.load(Association(*images.popitem()[1][:3]))
-            if len(prefix) == 64:
-                raise NotFound("No such image: %s" % name)
-        reference = Reference.of(name).with_default_tag()
-        association = self.references.find(reference)
-        if association is None:
-            raise NotFound("No such image: %s" % reference.familiar)
-        return self.load(association)
+        """Find an image by name or, where no name is that, by ID; raises NotFound, InvalidReference."""
+        return self.load(self.named(name)[0])
+
+    def named(self, name: Union[str, Reference]) -> List[Association]:
+        """Find a name or, for four hex digits or more of an ID, all names of its image; raises as image()."""
+        match = IMAGE_ID.fullmatch(name) if isinstance(name, str) else None
+        digits, familiar = match.group(1) if match else "", str(name)
+        if len(digits) < 64:  # which may be a name, and then wins
+            reference = Reference.of(name).with_default_tag()
+            association, familiar = self.references.find(reference), reference.familiar
+            if association is not None:
+                return [association]
+        ids: Dict[Digest, List[Association]] = {}
+        for image in self.images() if digits else []:
+            if image.id.encoded.startswith(digits):
+                ids.setdefault(image.id, []).append(Association(*image[:3]))
+        if len(ids) > 1:
+            texts = ["%s (%s)" % (digest.encoded[:max(12, len(digits) + 4)], names[0].name.familiar)
+                     for digest, names in sorted(ids.items())]
+            more = ["and %d more" % (len(texts) - MAX_CANDIDATES)] if len(texts) > MAX_CANDIDATES else []
+            raise InvalidReference("image ID prefix %s is ambiguous: %s" % (
+                digits, ", ".join(texts[:MAX_CANDIDATES] + more)))
+        if not ids:
+            raise NotFound("No such image: %s" % familiar)
+        return ids.popitem()[1]
 
     def top(self, name: Union[str, Reference]) -> Descriptor:
         """The manifest or index of an image, which may be damaged; raises as image()."""
-        try:
-            return self.image(name).descriptor
-        except (ContentMismatch, InvalidDocument, StorageError):
-            association = self.references.find(Reference.of(name).with_default_tag())
-            if association is None:
-                raise
-            return association.descriptor
+        return self.named(name)[0].descriptor
 
     def images(self, warn: Callable[[str], None] = lambda text: None,
                names: Optional[Sequence[Association]] = None) -> List[Image]:
@@ -186,6 +196,12 @@ class Store(ImageSource):
     @property
     def writable(self) -> "Store":
         return self
+
+    def exists(self) -> bool:
+        if os.path.isdir(self.root) and not os.access(self.root, os.X_OK):
+            return True  # as far as this user can tell
+        names = "index.json", "index.json.bak", "oci-layout", "blobs"
+        return any(os.path.lexists(os.path.join(self.root, name)) for name in names)
 
     @contextlib.contextmanager
     def reading(self, cancel: Optional[Cancel] = None) -> Iterator[None]:

@@ -18,7 +18,7 @@ from minipull.store.store import Store
 from tests.archive.conftest import three_in
 from tests.kit import images
 from tests.kit.archives import OTHER, Messages, Three, document, members_of, names, pack
-from tests.kit.commands import Call
+from tests.kit.commands import Call, is_sound
 from tests.kit.images import Layout, Spec, to_json
 from tests.kit.processes import Minipull, run
 from tests.kit.stores import keep, keep_index
@@ -202,9 +202,9 @@ def test_a_base_that_is_none_is_one_line(
 def test_check_says_how_much_a_delta_leaves_out(weeks: Weeks, call: Call) -> None:
     for done in (call("check", weeks.delta), call("--root", weeks.delta, "check")):
         size = sum(document(weeks.delta, DELTA)["blobs"].values())
-        assert (done.code, done.out) == (0, (
-            "{0}/.: unverified: a delta: 180 blobs, {1} bytes, are left out; week0.tar had them\n{0}: ok\n".format(
-                weeks.delta, size)))
+        first, _, rest = done.out.partition("\n")
+        assert done.code == 0 and is_sound(rest, weeks.delta) and first == (
+            "%s/.: unverified: a delta: 180 blobs, %d bytes, are left out; week0.tar had them" % (weeks.delta, size))
     assert json.loads(call("check", "--format", "json", weeks.delta).out)["ok"] is True
 
 
@@ -224,6 +224,8 @@ def test_commands_that_read_a_delta_say_what_it_leaves_out(
 def test_images_of_a_delta_are_listed_in_their_full_size(weeks: Weeks, call: Call) -> None:
     rows = json.loads(call("--root", weeks.delta, "images", "--format", "json").out)
     near = json.loads(call("--root", weeks.near.root, "images", "--format", "json").out)
+    for row in rows + near:
+        del row["unique"]  # the store has more images
     assert rows == [row for row in near if row["name"] in weeks.refs[1]]
 
 

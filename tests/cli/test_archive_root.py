@@ -12,7 +12,7 @@ import pytest
 
 import minipull
 from tests.kit.archives import docker_members, pack
-from tests.kit.commands import Call
+from tests.kit.commands import Call, is_sound
 from tests.kit.images import Layout, Spec
 from tests.kit.processes import Serve, interpreters
 from tests.kit.servers import ScriptedServer, Uploads
@@ -124,7 +124,7 @@ ROOTS: Dict[str, Tuple[Make, Tuple[int, int, int], str]] = {
     "an archive": (file(lambda data: data), (0, 0, 7), ""),
     "an archive before a zip": (file(lambda data: data + b"PK\3\4" + os.urandom(5000)), (0, 0, 7), ""),
     "a link to an archive": (linked, (0, 0, 7), ""),
-    "a directory with the name of an archive": (lambda path, data: path.mkdir(), (0, 0, 0), ""),
+    "a directory with the name of an archive": (lambda path, data: path.mkdir(), (0, 3, 0), ""),
     "a FIFO": (lambda path, data: os.mkfifo(str(path)), (7, 7, 7), "is neither a directory nor a file"),
     "a device": (lambda path, data: path.symlink_to("/dev/null"), (7, 7, 7), "is neither a directory nor a file"),
     "an empty file": (file(lambda data: b""), (6, 6, 6), "there is no image in it"),
@@ -146,6 +146,9 @@ def test_a_root_is_a_directory_or_an_archive_or_refused_in_one_line(
     for line, code in zip(("images", "check", "gc"), codes):
         done = call("--root", path, line)
         assert done.code == code, done.err
+        if code == 3:
+            assert (done.out, done.line) == ("", "minipull: there is no store at %s\n" % path)
+            continue
         assert text in (done.out.splitlines()[0] if line == "check" and code == 6 else done.err)
         assert code == 0 or str(path) in done.err + done.out
         assert code in (0, 6) and line == "check" or done.err.count("\n") == (code > 0)
@@ -177,9 +180,10 @@ def test_an_archive_that_others_may_change_is_told_or_refused(call: Call, archiv
 
 
 def test_check_tells_of_an_archive_and_of_images_in_it(call: Call, archive: Path, kept: Kept) -> None:
-    assert call("--root", archive, "check").out == "%s: ok\n" % archive
-    assert call("--root", archive, "check", "demo/one:1", MANY).out == "%s: ok\n" % archive
+    assert is_sound(call("--root", archive, "check").out, archive)
     store = minipull.Store(str(kept.store))
+    names = ["demo/one:1@%s" % store.image(ONE).source, "%s@%s" % (MANY, store.image(MANY).source)]
+    assert is_sound(call("--root", archive, "check", "demo/one:1", MANY).out, *names)
     layer = store.document(store.image(ONE).descriptor).blobs
     data, raw = archive.read_bytes(), store.content.read(list(layer)[-1].digest, 1 << 20)
     archive.write_bytes(data.replace(raw, b"X" + raw[1:]))

@@ -152,7 +152,19 @@ HABITS = [
     ("oras pull H/note:1", "pull H/note:1", 1, "minipull: .*; minipull copy takes it as it is .*"),
     ("oras repo tags H/app", "repo tags H/app", 2, NO % ("repo tags", "tags")),
     ("oras resolve H/app:1", "resolve H/app:1", 2, NO % ("resolve", "digest")),
-    ("oras manifest fetch H/app:1", "manifest fetch H/app:1", 2, NO % ("manifest fetch", "manifest"))]
+    ("oras manifest fetch H/app:1", "manifest fetch H/app:1", 2, NO % ("manifest fetch", "manifest")),
+    # the store's questions
+    ("docker images -q", "images -q", 0, "[0-9a-f]{12}"),
+    ("docker images --digests", "images --digests", 0, ".* R .*"),
+    ("docker images --no-trunc", "images --no-trunc", 0, ".* I .*"),
+    ("docker images app", "images app", 0, ".*app:1 .*"),
+    ("docker images --filter reference=app", "images --filter reference=app", 2,
+     OPTION % ("--filter", r"did you mean images NAME, or a glob\?", "images")),
+    ("docker history app:1", "history app:1", 0, ".*"),
+    ("docker system df", "system df", 2, NO % ("system df", "df")),
+    ("docker system df", "df", 0, ".*[Bb]lobs.*"),
+    ("docker image prune", "gc --dry-run", 0, ".*"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from typing import Any, Iterator, List
 import pytest
 
 import minipull
-from minipull.cli import main as cli, store as commands
+from minipull.cli import images as commands, main as cli
 from tests.kit import images
 from tests.kit.commands import Call, digest
 from tests.kit.images import Layout, Spec

@@ -8,6 +8,11 @@ from typing import Callable, Dict, List, Tuple
 
 import pytest
 
+from minipull.digest import Digest
+from minipull.image.descriptor import Descriptor
+from minipull.reference import Reference
+from minipull.store.references import Association
+from minipull.store.store import Store
 from tests.kit import images
 from tests.kit.archives import pack
 from tests.kit.images import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
@@ -118,3 +123,28 @@ def test_a_flood_of_values_is_refused_within_64_megabytes(
     assert peak < 64, text
     assert code == (7 if place == "store" else 9), text
     assert "its JSON would take" in text.splitlines()[-1] and len(text) < 1000
+
+
+def test_images_and_df_of_2000_images_take_less_than_64_megabytes(tmp_path: Path, server: ScriptedServer) -> None:
+    world, entries = World(tmp_path, server), []
+    store = Store(str(tmp_path / "store"))
+
+    def put(data: bytes) -> Digest:
+        path = Path(store.content.path(Digest.of(data)))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        return Digest.of(data)
+
+    for number in range(2000):
+        layers = [put(b"%d" % part) for part in (number % 20, number // 2 + 100, number + 10000)]
+        config = json.dumps({"os": "linux", "architecture": "amd64", "rootfs": {
+            "type": "layers", "diff_ids": layers}, "config": {"Env": ["A=%d" % number] * 20}}).encode()
+        raw = json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": {
+            "mediaType": OCI_CONFIG, "digest": put(config), "size": len(config)}, "layers": [
+            {"mediaType": images.OCI_LAYER, "digest": layer, "size": 1} for layer in layers]}).encode()
+        name = Reference.parse("registry.example.com/app%d:%d" % (number % 50, number))
+        entries.append(Association(name, Descriptor(OCI_MANIFEST, put(raw), len(raw)), Digest.of(raw)).to_json())
+    store.references.put(entries)
+    for command in ("images", "df"):
+        code, peak, text = world.measured(command)
+        assert (code, text) == (0, "") and peak < 64, command

@@ -16,7 +16,7 @@ from tests.kit.processes import Finished, Minipull, minipull_env, run
 NETWORK = {"ssl", "_ssl", "http.client", "urllib.request", "socket", "_socket"}
 NAME = "localhost/x:1"
 OFFLINE = [
-    ["images"], ["inspect", NAME], ["tag", NAME, "localhost/y:1"], ["rm", NAME], ["gc", "--keep", "0"],
+    ["images"], ["history", NAME], ["df"], ["inspect", NAME], ["tag", NAME, "localhost/y:1"], ["rm", NAME], ["gc", "--keep", "0"],
     ["check"], ["check", "ARCHIVE"], ["save", "-o", "saved.tar", NAME], ["load", "-i", "ARCHIVE"],
     ["unpack", NAME, "rootfs"], ["export", NAME], ["cat", NAME, "/etc/motd"]]
 offline = pytest.mark.parametrize("words", OFFLINE, ids=[" ".join(words[:2]) for words in OFFLINE])

@@ -57,7 +57,7 @@ def test_an_image_that_is_not_stored_is_pulled_on_the_way(
     assert (again.code, again.err.count("Extracting")) == (0, 0)
     assert "Image is up to date" in again.out
     assert [request.method for request in server.requests[asked:]] == ["HEAD"]
-    assert json.loads(run_minipull("--root", root, "check", "--format", "json").out) == {"ok": True, "problems": []}
+    assert json.loads(run_minipull("--root", root, "check", "--format", "json").out)["problems"] == []
 
 
 def test_a_stored_image_is_unpacked_without_a_request(

@@ -58,8 +58,8 @@ def test_a_stdout_that_takes_only_text_or_nothing_is_no_traceback(home: Path, st
 
 def test_bytes_for_a_stdout_that_takes_only_text_are_exit_7(home: Path) -> None:
     done = start(home, "import io; sys.stdout = io.StringIO(); sys.stdout.isatty = lambda: False\n"
-                 "from minipull.cli import context, store\n"
-                 "store.do_images = lambda context, flags: context.write(b'x')", ["images"])
+                 "from minipull.cli import context, images\n"
+                 "images.do_images = lambda context, flags: context.write(b'x')", ["images"])
     assert (done.code, done.err) == (7, "minipull: write to stdout: it takes text alone\n")
 
 

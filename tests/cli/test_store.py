@@ -7,7 +7,7 @@ from typing import Sequence
 import pytest
 
 from tests.kit import images
-from tests.kit.commands import Call, digest
+from tests.kit.commands import Call, digest, is_sound
 from tests.kit.copies import artifact, bare
 from tests.kit.images import Layout
 from tests.kit.servers import ScriptedServer
@@ -17,13 +17,13 @@ KEYS = {"name", "digest", "image_id", "platform", "size", "created"}
 
 
 def test_images_are_listed(call: Call, ref: str, layout: Layout) -> None:
-    assert call("images").out.split() == ["NAME", "IMAGE", "ID", "PLATFORM", "CREATED", "SIZE"]
+    assert call("images").out.split() == ["NAME", "IMAGE", "ID", "PLATFORM", "CREATED", "SIZE", "UNIQUE"]
     assert call("images", "--format", "json").json == []
     call("pull", ref)
     heading, row = call("images").out.splitlines()
     assert row.split()[0] == ref + ":latest" and "linux/amd64   2024-01-02" in row
     assert heading.index("PLATFORM") == row.index("linux/amd64")
-    assert set(call("images", "--format", "json").json[0]) == KEYS
+    assert set(call("images", "--format", "json").json[0]) == KEYS | {"unique"}
 
 
 def test_commands_that_show_the_store_tell_that_there_is_none(call: Call, root: Path, stored: str) -> None:
@@ -82,8 +82,11 @@ def test_rm_forgets_names_and_gc_deletes_their_blobs(call: Call, ref: str, root:
 def test_damage_is_reported_with_exit_7(call: Call, ref: str, root: Path, layout: Layout) -> None:
     assert call("check").code == 3  # there is no store yet
     call("pull", ref)
-    assert call("check", ref).out == "%s: ok\n" % root
-    assert call("check", "--format", "json").json == {"ok": True, "problems": []}
+    assert is_sound(call("check", ref).out, "%s:latest@%s" % (ref, digest(layout)))
+    blobs = list((root / "blobs" / "sha256").iterdir())
+    assert call("check", "--format", "json").json == {
+        "ok": True, "problems": [], "images": 1, "blobs": len(blobs),
+        "size": sum(path.stat().st_size for path in blobs)}
     layer = json.loads(layout.read(digest(layout)))["layers"][0]["digest"]
     path = root / "blobs" / "sha256" / layer[7:]
     path.write_bytes(path.read_bytes()[:-1] + b"?")
@@ -119,14 +122,14 @@ def test_what_is_rotten_is_moved_away_and_pulled_again(
     assert call("pull", "--platform", "linux/amd64", ref).code == 0
     fetched = {request.path.rpartition("/")[2] for request in server.seen("GET")}
     assert fetched == {rotten} and (path.parent.parent.parent / "ingest" / ("rotten-sha256-" + rotten[7:])).exists()
-    assert call("check", "--format", "json").json == {"ok": True, "problems": []}
+    assert call("check", "--format", "json").json["problems"] == []
 
 
 def test_what_repair_and_check_have_mended_is_listed(call: Call, stored: str, root: Path) -> None:
     record = next((root / "layers" / "sha256").iterdir())
     record.write_bytes(b"")
     done = call("check")
-    assert done.code == 0 and done.out.endswith("%s: ok\n" % root) and "%s: rebuilt: " % record.name in done.out
+    assert done.code == 0 and "\n%s: ok\nok: 1 image, " % root in done.out and "%s: rebuilt: " % record.name in done.out
     record.write_bytes(b"")
     found = call("check", "--format", "json").json
     assert found["ok"] is True and found["problems"] == [] and [set(item) for item in found["rebuilt"]] == [
@@ -227,3 +230,62 @@ def test_images_shows_signatures_on_request(call: Call, ref: str, layout: Layout
 def test_a_mistyped_archive_is_told_as_a_file_that_is_not_there(call: Call, stored: str, name: str, code: int, line: str) -> None:
     done = call("check", name)
     assert (done.code, done.out) == (code, "") and done.line.endswith(line)
+
+
+# -- check says what it checked --------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["absent", "empty", "of other files", "emptied"])
+@pytest.mark.parametrize("default", [True, False])
+def test_check_of_nothing_is_not_ok(call: Call, stored: str, root: Path, home: Path, kind: str, default: bool) -> None:
+    place = home / ".local" / "share" / "minipull" if default else home / "elsewhere"
+    where, env = ([], {"MINIPULL_ROOT": ""}) if default else (["--root", place], {})
+    if kind == "emptied":
+        place.parent.mkdir(parents=True, exist_ok=True)
+        root.rename(place)
+        assert call(*where, "rm", stored, env=env).code == call(*where, "gc", "--keep", "0", env=env).code == 0
+    elif kind != "absent":
+        place.mkdir(parents=True)
+        (place / "notes").write_text("") if kind == "of other files" else None
+    pins = home / "pins"
+    pins.write_text("x:1@sha256:%s\n" % ("0" * 64))
+    for words in (["check"], ["check", "--repair"], ["check", "--format", "json"], ["check", "--pins", "pins"]):
+        done = call(*where, *words, env=env)
+        if kind == "emptied":
+            assert done.code == (3 if "--pins" in words else 0)
+            assert "--pins" in words or "json" in words or is_sound(done.out, place)
+        else:
+            assert (done.code, done.out, done.line) == (3, "", "minipull: there is no store at %s\n" % place), words
+    assert place.exists() == (kind != "absent")
+
+
+def test_check_of_names_has_a_line_for_each_image_and_the_sum(call: Call, ref: str, root: Path, layout: Layout) -> None:
+    call("pull", ref, ref + ":other")
+    names = ["%s@%s" % (ref + tag, digest(layout, tag[1:])) for tag in (":latest", ":other")]
+    done = call("check", ref, ref + ":other")
+    assert done.code == 0 and is_sound(done.out, *names) and "ok: 2 images, 6 blobs, " in done.out  # one is shared
+    shown = call("check", "--format", "json", ref + ":*").json
+    assert [(row["name"], row["digest"], row["ok"]) for row in shown["checked"]] == [
+        (ref + ":latest", digest(layout), True), (ref + ":other", digest(layout, "other"), True)]
+    assert (shown["images"], shown["blobs"]) == (2, 6)
+    layer = json.loads(layout.read(digest(layout)))["layers"][1]["digest"]  # of the one alone
+    (root / "blobs" / "sha256" / layer[7:]).write_bytes(b"")
+    done = call("check", ref, ref + ":other")
+    lines = done.out.splitlines()
+    assert done.code == 7 and lines[-3:-1] == [names[0] + ": damaged", names[1] + ": ok"]
+    assert lines[-1].startswith("%s: damaged; run minipull check --repair" % root)
+    shown = call("check", "--format", "json", ref, ref + ":other").json
+    assert [row["ok"] for row in shown["checked"]] == [False, True] and shown["ok"] is False
+
+
+def test_the_sum_is_of_all_stores_archives_and_images_that_were_checked(
+        call: Call, stored: str, root: Path, tmp_path: Path) -> None:
+    assert call("save", "-q", "-o", tmp_path / "a.tar", stored).code == 0
+    store = call("check", "--format", "json").json
+    archive = call("check", tmp_path / "a.tar", "--format", "json").json
+    remote = call("check", "docker://" + stored, "--format", "json").json
+    assert {key: store[key] for key in ("images", "blobs", "size")} == {
+        key: archive[key] for key in ("images", "blobs", "size")} == {
+        key: remote[key] for key in ("images", "blobs", "size")}
+    done = call("check", tmp_path / "a.tar", "docker://" + stored, stored)
+    assert done.code == 0 and done.out.splitlines()[-1].startswith("ok: 3 images, %d blobs, " % (3 * store["blobs"]))

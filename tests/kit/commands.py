@@ -2,6 +2,7 @@
 """Commands run in this process, and logins at a registry."""
 import base64
 import json
+import re
 from pathlib import Path
 from typing import Any, Callable, Dict
 
@@ -26,6 +27,12 @@ class Result:
 
 
 Call = Callable[..., Result]
+
+
+def is_sound(out: str, *subjects: object) -> bool:
+    """Whether check says of these subjects, and nothing else, that they are whole, and then what they have."""
+    lines = "".join("%s: ok\n" % re.escape(str(subject)) for subject in subjects)
+    return re.fullmatch(lines + r"ok: \d+ images?, \d+ blobs?, [\d.]+[kMG]?B\n", out) is not None
 
 
 def digest(layout: Layout, name: str = "latest") -> str:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.kit import images
 from minipull.digest import Digest
+from tests.kit.commands import is_sound
 from tests.kit.processes import DockerRegistry, Minipull, interpreters, minipull_env, run
 from tests.kit.certificates import Certificates
 from tests.kit.proxies import FaultProxy
@@ -52,13 +53,13 @@ def test_pulls_checks_and_lists(
         [row] = json.loads(call("images", "--format", "json"))
         assert (row["name"], row["digest"], row["platform"]) == (name, index.digest, "linux/arm/v7")
         assert json.loads(call("inspect", name))["source"] == index.digest
-        assert json.loads(call("check", "--format", "json")) == {"ok": True, "problems": []}
+        assert json.loads(call("check", "--format", "json"))["problems"] == []
         copy = "%s/interpreters/%s" % (proxy.host, Digest.of(python.encode()).short)
         child = json.loads(index.raw)["manifests"][images.PLATFORMS.index("linux/arm/v7")]["digest"]
         assert "1: digest: " + child in call("push", *remote, name, copy)
         archive = str(tmp_path / "archive.tar")
         call("save", "-o", archive, name)
-        assert call("check", archive) == archive + ": ok\n"
+        assert is_sound(call("check", archive), archive)
         call("rm", name)
         call("gc", "--keep", "0")
         assert list((root / "blobs" / "sha256").iterdir()) == []

@@ -200,7 +200,7 @@ def test_a_twin_is_whole_when_the_other_is_gone(
     assert stored(root) == of_manifest(twins[kept])
     assert list((root / "ingest").iterdir()) == []
     checked = run_minipull("--root", root, "check", "--format", "json")
-    assert json.loads(checked.out) == {"ok": True, "problems": []}
+    assert json.loads(checked.out)["problems"] == []
     again = run_minipull("--root", root, "pull", kept)
     assert again.code == 0 and "Image is up to date" in again.out
     back = run_minipull("--root", root, "pull", names[doomed])

@@ -79,7 +79,7 @@ def start(home: Path, *args: object) -> "subprocess.Popen[bytes]":
 def assert_sound(run_minipull: Minipull, root: Path) -> None:
     """What is stored is what its names say, and no final name is a lie."""
     checked = run_minipull("--root", root, "check", "--format", "json")
-    assert json.loads(checked.out) == {"ok": True, "problems": []}, checked
+    assert json.loads(checked.out)["problems"] == [], checked
 
 
 def assert_whole(run_minipull: Minipull, root: Path, published: Published) -> None:

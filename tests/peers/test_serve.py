@@ -19,6 +19,7 @@ from typing import Callable, Iterator, List, NamedTuple, Tuple, Union
 import pytest
 
 from tests.kit import images
+from tests.kit.commands import is_sound
 from tests.kit.processes import (
     Docker, Finished, Minipull, Serve, Tool, clean_env, end, minipull_env, missing, peer, run, short_folder,
     wait_until)
@@ -241,7 +242,7 @@ def test_minipull_asks_its_mirror_with_the_registrys_name(
         assert {request.query["ns"] for request in proxy.seen()} == {"docker.io"}
         assert "Digest: %s\n" % site.quay.digest in ask("pull", "quay.io/library/alpine:3.20")
         ask("pull", "--all-platforms", "busybox:1.36")
-        assert ask("check").endswith(": ok\n")
+        assert ": ok\nok: " in ask("check")
 
 
 def test_a_client_asks_a_mirror_once_for_each_thing(containerd: Containerd, site: Site) -> None:
@@ -306,7 +307,7 @@ class Origin(NamedTuple):
         assert done.code == 0 and "Digest: %s\n" % digest in done.out, done
         for each in (root, self.server.root):
             done = self.run_minipull("--root", each, "check")
-            assert (done.code, done.out) == (0, "%s: ok\n" % each)
+            assert done.code == 0 and is_sound(done.out, each)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 """The store: images by name, what they need, and which of it is there."""
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -59,8 +60,11 @@ def test_an_ambiguous_id_prefix_is_refused(store: Store, layout: Layout) -> None
         pytest.fail("no two configs begin alike")
     keep(store, layout, one, "one:1")
     keep(store, layout, other, "other:1")
-    with pytest.raises(NotFound, match="ambiguous"):
-        store.image(one.config["digest"][7:13])
+    prefix = one.config["digest"][7:13]
+    ids = sorted(((made.config["digest"][7:19], name) for made, name in ((one, "one:1"), (other, "other:1"))))
+    text = "image ID prefix %s is ambiguous: %s (%s), %s (%s)$" % (prefix, *ids[0], *ids[1])
+    with pytest.raises(InvalidReference, match=re.sub("[()]", r"\\\g<0>", text)):
+        store.image(prefix)
 
 
 def test_one_damaged_image_hides_no_other(store: Store, layout: Layout) -> None:
