@@ -81,7 +81,8 @@ def test_other_errors_pass_the_disk_unchanged() -> None:
 
 ERRORS: List[Error] = [kind("text") for kind in EXIT_CODES] + [
     ContentMismatch("text", retry=True), Locked("text"), decode_answer(503, "", "", b""),
-    RegistryError(403, [ErrorDetail("DENIED", "no")]), RegistryError(429, text="slow").within("pull x")]
+    RegistryError(403, [ErrorDetail("DENIED", "no")]), RegistryError(429, text="slow").within("pull x"),
+    RegistryError(404, [ErrorDetail("MANIFEST_UNKNOWN", "")])]
 
 
 def state(error: BaseException) -> object:

@@ -115,7 +115,7 @@ class RegistryEnd:
                 if offset and exc.status == 416:
                     raise ContentMismatch("%s: %s" % (self, exc)) from exc
                 # No RegistryError: that would be taken for the answer of the target.
-                error = Error("%s: %s" % (self, exc))
+                error = (NotFound if isinstance(exc, NotFound) else Error)("%s: %s" % (self, exc))
                 error.exit_code, error.retry = exc.exit_code, exc.retry
                 raise error from exc
 

@@ -279,8 +279,8 @@ class V2PushDescriptor(UploadDescriptor):
             except (Cancelled, StorageError):
                 raise
             except Error as exc:
-                refused = isinstance(exc, (PolicyError, Unauthorized)) or (
-                    isinstance(exc, RegistryError) and exc.code == "UNAUTHORIZED")
+                refused = exc.code == "UNAUTHORIZED" if isinstance(exc, RegistryError) else (
+                    isinstance(exc, (PolicyError, Unauthorized)))
             # Without credentials, "not found" can't be told from "not allowed".
             blind = refused and not pusher.has_auth_info
             if not blind and (not entry.hmac or check_hmac(pusher.key, entry)):

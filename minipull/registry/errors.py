@@ -9,7 +9,7 @@ import json
 import re
 import socket
 import ssl
-from typing import ContextManager, List, NamedTuple, Optional, Sequence
+from typing import ContextManager, Dict, List, NamedTuple, Optional, Sequence, Type
 
 from ..errors import (
     Cancelled, Error, InvalidDocument, InvalidReference, NetworkError, NoSupport, NotFound, PolicyError,
@@ -38,7 +38,8 @@ CODES = {
     "BLOB_UPLOAD_UNKNOWN": "blob upload unknown to registry",
     "BLOB_UPLOAD_INVALID": "blob upload invalid",
     "PAGINATION_NUMBER_INVALID": "invalid number of results requested",
-    "RANGE_INVALID": "invalid content range"}
+    "RANGE_INVALID": "invalid content range",
+    "NOT_FOUND": "not found"}  # Harbor's
 
 
 class ErrorDetail(NamedTuple):
@@ -51,11 +52,6 @@ class ErrorDetail(NamedTuple):
         return "%s: %s" % (words, self.message) if self.message not in ("", words) else words
 
 
-#: Codes that stand for a class of ours, and get its exit code.
-_CLASSES = {
-    "UNAUTHORIZED": Unauthorized, "DENIED": Unauthorized, "TOOMANYREQUESTS": RateLimited,
-    "MANIFEST_UNKNOWN": NotFound, "NAME_UNKNOWN": NotFound, "BLOB_UNKNOWN": NotFound}
-
 MAX_TEXT = 1000  # characters of an answer in an error
 #: Codes that another attempt would not change (moby: retryOnError).
 _DO_NOT_RETRY = frozenset(
@@ -67,7 +63,16 @@ _BEARER_ERRORS = {"invalid_token": "UNAUTHORIZED", "insufficient_scope": "DENIED
 
 
 class RegistryError(Error):
-    """An answer that refuses a request; ``status`` is the HTTP status."""
+    """An answer that refuses a request; ``status`` is the HTTP status.
+
+    One whose code says so is also a NotFound, an Unauthorized or a RateLimited.
+    """
+    exit_code = NetworkError.exit_code
+
+    def __new__(cls, status: int, details: Sequence[ErrorDetail] = (), text: str = "") -> "RegistryError":
+        # Of an error that is copied or unpickled, the class is known.
+        code = details[0].code if details else _BY_STATUS.get(status, "")
+        return super().__new__(_CLASSES.get(code, cls) if cls is RegistryError else cls, status)
 
     def __init__(self, status: int, details: Sequence[ErrorDetail] = (), text: str = "") -> None:
         super().__init__(one_line(text or "; ".join(map(str, details)))[:MAX_TEXT])
@@ -75,9 +80,25 @@ class RegistryError(Error):
         self.details = details
         #: The first code, or nothing if the body named none.
         self.code = details[0].code if details else ""
-        self.exit_code = _CLASSES.get(self.code or _BY_STATUS.get(status, ""), NetworkError).exit_code
         # An unreadable answer below 500 comes from a proxy or a portal, not from a registry.
         self.retry = self.code not in _DO_NOT_RETRY if details else status >= 500
+
+
+class _Missing(NotFound, RegistryError):
+    """An answer that there is no such manifest, blob or repository."""
+
+
+class _Refused(Unauthorized, RegistryError):
+    """An answer that a credential, or a permission, is lacking."""
+
+
+class _Limited(RateLimited, RegistryError):
+    """An answer that a client has asked too often."""
+
+
+_CLASSES: Dict[str, Type[RegistryError]] = {
+    "UNAUTHORIZED": _Refused, "DENIED": _Refused, "TOOMANYREQUESTS": _Limited, "NOT_FOUND": _Missing,
+    "MANIFEST_UNKNOWN": _Missing, "NAME_UNKNOWN": _Missing, "BLOB_UNKNOWN": _Missing}
 
 
 def decode_answer(status: int, reason: str, content_type: str, body: bytes,
@@ -117,15 +138,16 @@ def decode_answer(status: int, reason: str, content_type: str, body: bytes,
 class Dispensable(ContextManager["Dispensable"]):
     """A block whose requests only save work: their failure is passed over (moby: push_v2.go logs it).
 
-    Raises Cancelled, StorageError, and Unauthorized, since another try may lock an account.
+    Raises Cancelled, StorageError, and a token server's Unauthorized, since another try may lock an account.
     """
 
     def __exit__(self, kind: object, error: Optional[BaseException], trace: object) -> bool:
-        return isinstance(error, Error) and not isinstance(error, (Cancelled, StorageError, Unauthorized))
+        return isinstance(error, RegistryError) or isinstance(error, Error) and not isinstance(
+            error, (Cancelled, StorageError, Unauthorized))
 
 
 #: Codes of a v2 answer after which v1 may still have the image (moby: shouldV2Fallback).
-_V1_MAY_KNOW = frozenset(("UNAUTHORIZED", "MANIFEST_UNKNOWN", "NAME_UNKNOWN", "UNKNOWN"))
+_V1_MAY_KNOW = frozenset(("UNAUTHORIZED", "MANIFEST_UNKNOWN", "NAME_UNKNOWN", "NOT_FOUND", "UNKNOWN"))
 
 
 def continue_on_error(error: Error, mirror: bool, v1_follows: bool = False) -> bool:
@@ -139,8 +161,8 @@ def continue_on_error(error: Error, mirror: bool, v1_follows: bool = False) -> b
         return isinstance(error, NoSupport)
     if isinstance(error, RegistryError) and not error.details:
         return True
-    if v1_follows and (isinstance(error, (InvalidDocument, Unauthorized))
-                       or isinstance(error, RegistryError) and error.code in _V1_MAY_KNOW):
+    if v1_follows and (error.code in _V1_MAY_KNOW if isinstance(error, RegistryError)
+                       else isinstance(error, (InvalidDocument, Unauthorized))):
         return True
     return mirror or isinstance(error, NetworkError)
 

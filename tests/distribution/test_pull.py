@@ -71,7 +71,7 @@ def test_an_error_of_the_registry_itself_is_final(server: ScriptedServer, store:
     server.on("GET", "/manifests/", error(404, "MANIFEST_UNKNOWN"))
     with pytest.raises(RegistryError) as caught:
         minipull.pull(server.host + "/r:nope", store)
-    assert caught.value.exit_code == 3
+    assert isinstance(caught.value, minipull.NotFound) and caught.value.exit_code == 3
     assert str(caught.value) == "pull %s/r:nope: manifest unknown: manifest_unknown (%s)" % (
         server.host, server.host)
 

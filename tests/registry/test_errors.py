@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Each answer of a registry is one error, with its text, its exit code, and a rule for the next endpoint."""
+import contextlib
 import json
+import pickle
 from typing import Any, Dict, List, Mapping
 
 import pytest
 
 from minipull.errors import (
-    Cancelled, ContentMismatch, Error, InvalidDocument, InvalidReference, NetworkError, NoSupport, PolicyError,
-    RateLimited, StorageError, Unauthorized, Unsupported)
-from minipull.registry.errors import CODES, ErrorDetail, RegistryError, continue_on_error, decode_answer
+    Cancelled, ContentMismatch, Error, InvalidDocument, InvalidReference, NetworkError, NoSupport, NotFound,
+    PolicyError, RateLimited, StorageError, Unauthorized, Unsupported)
+from minipull.registry.errors import (
+    CODES, Dispensable, ErrorDetail, RegistryError, continue_on_error, decode_answer)
 from tests.kit import DATA
 
 TABLES = json.loads((DATA / "tables.json").read_text())
@@ -68,6 +71,16 @@ def test_v1_is_asked_after_an_unconfirmed_v2_said_no(error: Error, v1_follows: b
     assert not continue_on_error(error, False)
 
 
+@pytest.mark.parametrize("error, passed_over", [
+    (answer("DENIED", 403), True), (answer("BLOB_UNKNOWN", 404), True), (NetworkError(""), True),
+    (Unauthorized(""), False), (StorageError(""), False), (Cancelled(), False)], ids=repr)
+def test_a_refused_saving_is_passed_over_but_not_a_refused_password(error: Error, passed_over: bool) -> None:
+    with contextlib.suppress(*([] if passed_over else [type(error)])):
+        with Dispensable():
+            raise error
+        assert passed_over
+
+
 def test_after_a_protocol_that_can_not_do_it_the_next_endpoint_is_asked() -> None:
     assert continue_on_error(NoSupport(""), False)
 
@@ -115,6 +128,8 @@ DECODED = [
      "manifest invalid: no; denied", "MANIFEST_INVALID", 5, True),
     (404, {"errors": [{"code": "ALIEN", "message": "other world"}]},
      "unknown: other world", "UNKNOWN", 5, True),
+    (404, {"errors": [{"code": "NOT_FOUND", "message": "artifact a/b:1"}]},
+     "not found: artifact a/b:1", "NOT_FOUND", 3, True),
     # Harbor, Artifactory and others: what has no code of ours is named by its status.
     (403, {"errors": [{"code": "FORBIDDEN", "message": "no pull"}]}, "denied: no pull", "DENIED", 4, False),
     (401, {"errors": [{"status": 401, "message": "bad token"}]},
@@ -153,6 +168,11 @@ def test_every_answer_becomes_one_error_with_text_and_policy(
     parsing = "error parsing HTTP %d response body: no error details found in HTTP response body: %s"
     assert str(error) == (text or parsing % (status, json.dumps(json.dumps(body))))
     assert (error.code, error.exit_code, error.retry) == (code, exit_code, retry)
+    kinds = {3: NotFound, 4: Unauthorized, 8: RateLimited}
+    for other in (error, error.within("pull x"), error.reworded("no"), pickle.loads(pickle.dumps(error))):
+        assert isinstance(other, RegistryError) and other.status == status and other.exit_code == exit_code
+        assert [number for number, kind in kinds.items() if isinstance(other, kind)] == [
+            number for number in kinds if number == exit_code]
 
 
 @pytest.mark.parametrize("bearer_error,text,code", [
