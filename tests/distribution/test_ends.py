@@ -251,13 +251,13 @@ def test_a_source_may_not_break_off_for_ever(
 
 def test_an_error_says_which_end_it_comes_from(source: RegistryEnd, server: ScriptedServer) -> None:
     server.on("GET", "/blobs/", error(404, "BLOB_UNKNOWN"))
-    with pytest.raises(NotFound, match="^%s/r: blob unknown" % server.host) as caught:
+    with pytest.raises(NotFound, match="^%s/r: blob unknown" % server.host) as missing:
         received(source, BLOB)
-    assert (caught.value.retry, caught.value.exit_code) == (False, NotFound.exit_code)
+    assert (missing.value.retry, missing.value.exit_code) == (False, NotFound.exit_code)
     server.on("GET", "/blobs/", error(500))
-    with pytest.raises(Error, match="^%s/r: received unexpected HTTP status: 500" % server.host) as caught:
+    with pytest.raises(Error, match="^%s/r: received unexpected HTTP status: 500" % server.host) as failed:
         received(source, BLOB)
-    assert (caught.value.retry, caught.value.exit_code) == (True, NetworkError.exit_code)
+    assert (failed.value.retry, failed.value.exit_code) == (True, NetworkError.exit_code)
 
 
 # -- a registry is asked -------------------------------------------------------

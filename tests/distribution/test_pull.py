@@ -338,7 +338,7 @@ def test_a_mirror_that_proves_to_speak_v2_leaves_no_way_to_v1(
     V1Server(server).add(blobs(1), "1")
     foreign.on("GET", "^/v2/$", reply(200, "", V2))
     service = minipull.RegistryService(hosts={server.host: Host((foreign.url,))}, legacy=[server.host])
-    with pytest.raises(RegistryError, match="mirror %s: unknown: not_found" % foreign.url):
+    with pytest.raises(RegistryError, match="mirror %s: not found: not_found" % foreign.url):
         minipull.pull(server.host + "/ns/r:1", store, service=service)
     assert server.seen("GET", "^/v1/") == []
 
