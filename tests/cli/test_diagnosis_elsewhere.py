@@ -60,7 +60,7 @@ def has_none(world: World) -> Report:
     (behind_a_proxy, "blob", 4, "USER:PASSWORD@ in front of the proxy's host in HTTPS_PROXY"),
     (unreachable, "blob", 5, "make registry.invalid reachable as well: firewall, HTTPS_PROXY"),
     (denies, "blob", 4, "ask whoever runs 127.0.0.1:"),
-    (has_none, "blob", 5, "ask whoever runs 127.0.0.1:")])
+    (has_none, "blob", 3, "ask whoever runs 127.0.0.1:")])
 def test_the_remedy_is_for_the_host_that_is_the_trouble(
         world: World, build: Callable[[World], Report], step: str, code: int, remedy: str) -> None:
     report = build(world)
