@@ -48,7 +48,8 @@ _REMEDIES = (
     (".*", ".*client certificate", "put NAME.cert and NAME.key into %(folder)s"),
     ("tls", "(?i).*(match|not valid for)", "use a name of the certificate (%(names)s), or renew it for this"),
     ("tls", "9", "put the certificate of that CA into %(folder)s/ca.crt, or name the file with --ca-file"),
-    ("tls", "", "check that this port speaks TLS; if it is plain http, add %(host)s to insecure-registries"),
+    ("tls", "", "if it is a registry without TLS, give --plain-http or put %(host)s in insecure-registries"),
+    ("/v2/", "5 .*speaks TLS", "leave out --plain-http"),
     ("/v2/", "", "check that a registry speaks %(scheme)s on this port; --timeout gives it longer"),
     ("credentials|token", "[2467]",
      "%(program)s login %(host)s, or correct --creds or the file of credentials"),
@@ -193,10 +194,9 @@ class Diagnosis:
         self._tell("proxy", "http://%s:%d, from %s" % (proxy.host, proxy.port, variable) if proxy else
                    "none: " + (service.proxies.exemption(origin) or variable + " is not set"))
         self._at = "credentials"
-        credential = self._credentials.get(endpoint.host, "" if endpoint.mirror else name.path)
+        path = "" if endpoint.mirror else name.path
+        credential, text = self._credentials.get(endpoint.host, path), self._credentials.described(endpoint.host, path)
         files = [source.name for source in settings.sources() if source.text or os.path.exists(source.name)]
-        text = "%s, from %s" % ("user " + credential.username if credential.username else "a token",
-                                self._credentials.origins.get(endpoint.host.lower(), "--creds"))
         text = "none in " + (", ".join(files) or "any file") if credential.anonymous else text
         self._tell("credentials", ", ".join(
             [text] + ["asked docker-credential-" + helper for helper, _ in self._credentials.asked]))

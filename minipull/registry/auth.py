@@ -76,6 +76,10 @@ class Keyring:
         """The credential for a repository (``path``) at a registry (``host[:port]``)."""
         return Credential()
 
+    def described(self, host: str, path: str = "") -> str:
+        """The user and the source of a credential, or "no credentials ..."; empty where there is no user."""
+        return ""
+
 
 class Challenge(NamedTuple):
     scheme: str
@@ -233,12 +237,14 @@ class Authorizer:
     def _check_realm(self, server: Origin, secrets: bool) -> None:
         """Refuse a token server that must not get our ``secrets`` or be asked at all (CVE-2026-33540)."""
         if self._origin.scheme == "https" and server.scheme != "https":
-            raise PolicyError("%s names a token server without TLS, refused" % (self._origin,))
+            raise PolicyError("%s names a token server without TLS, %s, refused; the registry's realm must"
+                              " be an https URL" % (self._origin, server))
         verified = all(map(self._transport.verifies, (self._origin, server)))
         if secrets and server.host != self._origin.host and not verified:
             raise PolicyError(
-                "%s names a token server on another host, %s, which gets no credentials"
-                " without verified TLS" % (self._origin, server))
+                "%s names a token server on another host, %s, which gets no credentials without verified TLS;"
+                " let both speak https and be trusted (--ca-file or certs.d, not insecure), or ask without"
+                " credentials" % (self._origin, server))
 
     def _accept(self, answer: bytes, server: Origin) -> Tuple[str, float]:
         """The token in a token server's answer, and when it expires; keeps a refresh token."""

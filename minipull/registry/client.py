@@ -11,13 +11,13 @@ from typing import (
     TYPE_CHECKING, Callable, ContextManager, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple, TypeVar)
 
 from ..cancel import Cancel
-from ..errors import Error, NetworkError, NoSupport, NotFound
+from ..errors import Error, NetworkError, NoSupport, NotFound, Unauthorized
 from ..parts import part
 from ..progress import Output, Progress
 from ..reference import Reference
 from .auth import Keyring
 from .endpoints import Endpoint, RegistryService
-from .errors import MAX_TEXT, Outage, continue_on_error
+from .errors import MAX_TEXT, Outage, WrongScheme, continue_on_error
 from .url import Origin
 from .v2 import Repository
 
@@ -152,7 +152,10 @@ def over_endpoints(client: Client, reference: Reference, subject: str, work: Cal
             v2_confirmed = v2_confirmed or repository.confirmed
             next_may = continue_on_error(exc, endpoint.mirror, bool(v1_endpoints) and not v2_confirmed)
             failure = _Failure(endpoint, exc, endpoint.mirror and next_may)
-            failures[endpoint.url if endpoint.mirror else str(endpoint)] = failure
+            # That http was wrong says nothing where https was tried.
+            wrong = isinstance(exc, WrongScheme) and (exc.speaks, exc.peer) == ("https", str(endpoint))
+            if not wrong or str(endpoint) not in failures:
+                failures[endpoint.url if endpoint.mirror else str(endpoint)] = failure
             if not next_may:
                 break
     if not failures:
@@ -161,4 +164,26 @@ def over_endpoints(client: Client, reference: Reference, subject: str, work: Cal
     decisive = [failure for failure in failures.values() if failure.weight == most]
     mirrors = [failure for failure in failures.values() if failure.mirror and failure not in decisive]
     error = decisive[-1].error
-    raise error.reworded("%s: %s" % (subject, "; ".join(map(str, decisive + mirrors))[:MAX_TEXT])) from error
+    text = "; ".join(map(str, decisive + mirrors))[:MAX_TEXT]
+    raise error.reworded("%s: %s%s" % (subject, text, _advice(client, reference, decisive[-1]))) from error
+
+
+def _advice(client: Client, reference: Reference, failure: _Failure) -> str:
+    """A clause that tells what a user can do about a failure; empty if its own text does, or nothing can be."""
+    endpoint, error = failure.endpoint, failure.error
+    host, origin = endpoint.host, str(Origin.of(endpoint.url))
+    if isinstance(error, Unauthorized) and not re.match("proxy |.*minipull login", str(error)):
+        described = client.credentials.described(host, "" if endpoint.mirror else reference.path)
+        other = "" if described.startswith("no ") else "another "
+        return described and "; it may not exist, or require %sminipull login %s (%s)" % (other, host, described)
+    if not isinstance(error, WrongScheme):
+        return ""
+    if error.peer.startswith("proxy "):
+        return "; name a proxy that takes plain http"
+    if error.peer != origin:
+        return "; ask whoever runs %s, which leads there by %s" % (
+            host, "http" if error.speaks == "https" else "https")
+    if endpoint.mirror:
+        return "; write %s://%s for that mirror" % (error.speaks, origin)
+    return "; leave out --plain-http" if error.speaks == "https" else (
+        "; if it is a registry without TLS, give --plain-http or put %s in insecure-registries" % host)

@@ -63,7 +63,7 @@ class Connection(io.RawIOBase):
         self._timeout = timeout
         self._context = context
         self._keep = keep
-        self._proxy = proxy
+        self.proxy = proxy
         self._network = network or Network()
         self._relay = proxy if origin.scheme == "http" else None
         self._peer: Union[Origin, Proxy] = origin  # the one that errors name
@@ -88,7 +88,7 @@ class Connection(io.RawIOBase):
             with self.errors():
                 if self._socket is None:
                     self._connect(context)
-                if request.only_public and not self.public and self._proxy is None:
+                if request.only_public and not self.public and self.proxy is None:
                     raise PolicyError("redirect to %s, a private address, refused" % (self.origin,))
                 self._send_head(request)
                 self._all_sent = request.body is None
@@ -233,11 +233,11 @@ class Connection(io.RawIOBase):
             tls, certificate = "", None
             if isinstance(raw, ssl.SSLSocket):
                 tls, certificate = raw.version() or "", parse_certificate(raw.getpeercert(True) or b"")
-            self._network.connected(Connected(self.origin, raw.getpeername()[0], self._proxy, tls, certificate))
+            self._network.connected(Connected(self.origin, raw.getpeername()[0], self.proxy, tls, certificate))
 
     def _reach(self) -> socket.socket:
         """Open a TCP connection to the origin or its proxy, and through that a tunnel for https."""
-        peer = self._peer = self._proxy or self.origin
+        peer = self._peer = self.proxy or self.origin
         # socket.create_connection would hide the socket that blocks from _shutdown.
         addresses = socket.getaddrinfo(peer.host.strip("[]"), peer.port, 0, socket.SOCK_STREAM)
         self.stage = "connect"
@@ -255,15 +255,15 @@ class Connection(io.RawIOBase):
                     raise
         self._cancel.check()
         raw.settimeout(limit)
-        self.public = self._proxy is None and is_public(raw.getpeername()[0])
+        self.public = self.proxy is None and is_public(raw.getpeername()[0])
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if self._proxy is not None and self._relay is None:
+        if self.proxy is not None and self._relay is None:
             self.stage = "proxy"
             target = "%s:%d" % (self.origin.host, self.origin.port)
-            self._start("CONNECT", target, dict(self._proxy.headers(), Host=target))
+            self._start("CONNECT", target, dict(self.proxy.headers(), Host=target))
             with self._head() as answer:
                 if answer.status >= 300:
-                    raise self._proxy.refusal(answer.status, answer.reason)
+                    raise self.proxy.refusal(answer.status, answer.reason)
         self._peer = self.origin
         return raw
 

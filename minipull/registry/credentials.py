@@ -49,13 +49,14 @@ class Source(NamedTuple):
 class Credentials(Keyring):
     """The credentials of several sources, shared by threads.
 
-    ``explicit`` maps hosts to credentials, or (user, password), that come before every source.  Helpers
-    are found on the PATH of ``helper_environ``, which is all their environment.
+    ``explicit`` maps hosts to credentials, or (user, password), that come before every source, and that
+    messages call ``explicit_name``.  Helpers are found on the PATH of ``helper_environ``, which is all their
+    environment.
     Files are read and helpers run once at most, when they are first needed.
     """
 
     def __init__(self, sources: Sequence[Source] = (), *,
-                 explicit: Optional[Mapping[str, Tuple[str, ...]]] = None,
+                 explicit: Optional[Mapping[str, Tuple[str, ...]]] = None, explicit_name: str = "--creds",
                  helper_environ: Optional[Mapping[str, str]] = None, helper_timeout: float = 30,
                  warn: Callable[[str], None] = lambda _: None) -> None:
         self._sources = sources
@@ -66,16 +67,27 @@ class Credentials(Keyring):
         self._lock = threading.Lock()
         self._files: Dict[Source, AuthFile] = {}
         self._problems: Set[str] = set()  # that the user has been warned of
-        #: By host: the name of the source that had an entry.
-        self.origins: Dict[str, str] = {}
+        self._explicit_name = explicit_name
+        #: By host and path that were asked for: the user, and the source that had an entry.
+        self._descriptions: Dict[Tuple[str, str], str] = {}
         #: By helper and name: what helpers have answered.
         self.asked: Dict[Tuple[str, str], Optional[Credential]] = {}
 
     def get(self, host: str, path: str = "") -> Credential:
         """As Keyring.get; raises StorageError or InvalidDocument for a required source that can't be read."""
-        host = host.lower()
+        credential, origin = self._find(host.lower(), path)
+        user = "user " + credential.username if credential.username else "a token"
+        self._descriptions[host, path] = "no credentials were found" if credential.anonymous else (
+            "%s, from %s" % (user, origin))
+        return credential
+
+    def described(self, host: str, path: str = "") -> str:
+        return self._descriptions.get((host, path), "no credentials were asked for")
+
+    def _find(self, host: str, path: str) -> Tuple[Credential, str]:
+        """A credential, and the name of its source, or of the helper that has given it."""
         if host in self._explicit:
-            return self._explicit[host]
+            return self._explicit[host], self._explicit_name
         with self._lock:
             for source in self._sources:
                 try:
@@ -88,9 +100,10 @@ class Credentials(Keyring):
                         self._problems.add(problem)
                         self._warn(problem)
                 if credential is not None:
-                    self.origins[host] = source.name
-                    return credential
-        return Credential()
+                    helpers = ["docker-credential-" + name for (name, _), given in self.asked.items()
+                               if given is credential]
+                    return credential, " of ".join(helpers[:1] + [source.name])
+        return Credential(), ""
 
     def _first(self, source: Source, host: str, path: str) -> Optional[Credential]:
         if source not in self._files:

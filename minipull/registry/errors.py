@@ -171,6 +171,20 @@ class Outage(NetworkError):
     """A peer that refused, reset or closed the connection; it may be back in seconds."""
 
 
+class WrongScheme(TLSError):
+    """A ``peer`` that ``speaks`` https where plain http was asked, or http where TLS was."""
+
+    def __init__(self, peer: str, speaks: str, reason: str = "") -> None:
+        super().__init__("%s speaks TLS, and was asked without" % peer if speaks == "https" else
+                         "%s does not speak TLS (%s)" % (peer, reason))
+        self.peer = peer
+        self.speaks = speaks
+
+
+#: The words of OpenSSL, by version, for a record that is none of TLS.
+_NO_TLS = re.compile("wrong version number|unknown protocol|packet length too long|record layer failure|http")
+
+
 def foreign_error(exc: Exception, peer: str, host: str, secure: bool) -> Error:
     """The error of ours for any exception of socket, ssl and http.client while we speak to a peer."""
     text = shown(str(getattr(exc, "strerror", None) or exc) or type(exc).__name__, 200)
@@ -185,6 +199,8 @@ def foreign_error(exc: Exception, peer: str, host: str, secure: bool) -> Error:
                 "%s wants a client certificate that it trusts (%s); put NAME.cert and NAME.key in"
                 " certs.d/%s or in a --cert-dir" % (peer, reason, peer))
         if not secure:
+            if _NO_TLS.match(reason):
+                return WrongScheme(peer, "http", reason)
             if "eof" in reason:  # by its class only where Python and OpenSSL are of one age
                 return Outage("%s closed the connection during the TLS handshake" % peer)
             hint = "; it may want a client certificate" if "alert handshake" in reason else ""
@@ -193,6 +209,8 @@ def foreign_error(exc: Exception, peer: str, host: str, secure: bool) -> Error:
         return NetworkError("lookup %s: %s" % (host, text))
     if isinstance(exc, http.client.RemoteDisconnected):
         return Outage("%s closed the connection without an answer" % peer)
+    if isinstance(exc, http.client.BadStatusLine) and str(exc).startswith("\x15\x03"):  # an alert of TLS
+        return Outage("%s answered with an alert of TLS" % peer)
     if isinstance(exc, OSError) and exc.errno in (errno.EIO, errno.ESTALE):  # no socket's, but a file's
         return StorageError("read what is sent to %s: %s" % (peer, text))
     if isinstance(exc, OSError):

@@ -13,6 +13,7 @@ can't be cancelled.  The rules for all requests:
 
 Mirrors moby's registry/ (NewTransport) and Go's net/http.
 """
+import contextlib
 import email.utils
 import random
 import re
@@ -25,10 +26,12 @@ from typing import Callable, Dict, List, Mapping, Optional, Set, Tuple
 from .. import __version__
 from ..errors import NetworkError, PolicyError, RateLimited, shown
 from .connection import CONNECT_TIMEOUT, Connection
+from .errors import Outage, WrongScheme
 from .network import Network
 from .proxy import Proxy
 from .request import Request
 from .response import Response
+from .tls import client_context
 from .url import Origin, joined
 
 USER_AGENT = "minipull/%s (python %d.%d; %s)" % ((__version__,) + sys.version_info[:2] + (sys.platform,))
@@ -36,6 +39,7 @@ RETRY_DELAYS = (0.2, 0.4, 0.8)  # seconds, jittered
 RATE_LIMIT_DELAYS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds, where the registry names none
 MAX_RETRY_AFTER = 60.0  # seconds
 MAX_REDIRECTS = 10
+_PROBE_TIMEOUT = 5.0  # seconds
 RETRIED = frozenset((408, 425, 429, 500, 502, 503, 504))
 
 #   warning ::= "299 - " quoted-string  (distribution-spec, "Warnings")
@@ -73,6 +77,7 @@ class Transport:
         self._idle: Dict[Origin, List[Connection]] = {}
         self._contexts: Dict[Origin, ssl.SSLContext] = {}
         self._closed = False
+        self._speak_tls: Dict[Origin, bool] = {}  # peers asked by plain http; proxies too
 
     def close(self) -> None:
         with self._lock:
@@ -158,8 +163,17 @@ class Transport:
                 self.watch(conn, request, None)
                 response = conn.exchange(request)
                 self.watch(conn, request, response)
+                if response.status == 400 and origin.scheme == "http":
+                    try:
+                        self._check_scheme(conn, request)
+                    except BaseException:
+                        response.close()
+                        raise
+                self._speak_tls.setdefault(origin, False)
                 return response
-            except NetworkError:
+            except NetworkError as exc:
+                if isinstance(exc, Outage) or conn.stage == "proxy" and not exc.retry:
+                    self._check_scheme(conn, request)
                 # The server may have closed an idle connection before it got the request, or
                 # a gateway forgotten it, and then all that were idle.
                 if not conn.used or conn.received or not request.repeat:
@@ -170,6 +184,26 @@ class Transport:
                     self.public.add(origin)
                 if conn.secure:
                     self.spoke_tls.add((origin.host, origin.port))
+
+    def _check_scheme(self, conn: Connection, request: Request) -> None:
+        """Raise WrongScheme if plain http was asked of an origin, or of its proxy, that speaks TLS.
+
+        Such servers answer 400, or close the connection.  Each is tried once, by a request without secrets.
+        """
+        proxy = conn.proxy
+        peers = [Origin("http", proxy.host, proxy.port)] if proxy else []
+        peers += [conn.origin] if conn.origin.scheme == "http" and not conn.stage else []
+        for peer in peers:
+            if peer not in self._speak_tls:
+                secure = peer._replace(scheme="https")
+                proxy_of = self._proxy(secure) if peer is conn.origin else None
+                probe = Connection(secure, min(self.timeout, _PROBE_TIMEOUT),
+                                   lambda: client_context(verify=False), Connection.drop, proxy_of, self.network)
+                with contextlib.suppress(NetworkError):
+                    probe.exchange(Request("GET", "https://%s" % (secure,), request.cancel)).close()
+                self._speak_tls[peer] = probe.secure
+            if self._speak_tls[peer]:
+                raise WrongScheme(str(conn.origin if peer is conn.origin else proxy), "https")
 
     def _checkout(self, origin: Origin) -> Connection:
         while True:

@@ -181,7 +181,7 @@ def test_a_mirror_that_can_not_be_reached_or_speaks_no_tls_is_told(
         server: ScriptedServer, foreign: ScriptedServer, no_waiting: None) -> None:
     server.on("GET", "", content(b"{}", "a/b"))
     for mirror, text in [("http://127.0.0.1:%d" % free_port(), "connection refused"),
-                         ("https://" + foreign.host, "TLS failed (wrong version number)")]:
+                         ("https://" + foreign.host, "does not speak TLS (wrong version number)")]:
         asked = Asked(mirror)
         assert asked(server.host) == ""
         assert asked.events == ["warning: mirror %s: %s; %s answered" % (mirror, text, server.host)]
