@@ -60,6 +60,10 @@ class Context:
     def settings(self) -> Settings:
         if self._settings is None:
             self._settings = Settings(os.environ, vars(self._flags), self.warn, self.alert)
+            if self._settings.document:
+                from .effective import unknown_keys
+                for text in unknown_keys(self._settings.document, shown(self._settings.path, 300)):
+                    self.alert(text)
         return self._settings
 
     @property

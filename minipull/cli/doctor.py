@@ -34,6 +34,7 @@ from ..store.references import REF_NAME
 from ..store.store import Store
 from .context import Context
 from .diagnosis import Diagnosis, authorities
+from .effective import given
 from .parser import program
 from .settings import find_zstd
 
@@ -55,10 +56,12 @@ def do_doctor(context: Context, flags: argparse.Namespace) -> int:
     except (Error, OSError) as exc:
         context.cancel.check()
         error, code = str(exc) or type(exc).__name__, getattr(exc, "exit_code", 1)
-    host = _host(context)
+    host, settings = _host(context), given(context.settings, vars(flags))
     context.answer(
-        {"ok": not error, "error": error, "host": host, "steps": test.steps},
-        ["self-test: %s" % (error or "ok"), ""] + ["%-12s %s" % line for line in host.items()])
+        {"ok": not error, "error": error, "host": host, "settings": settings, "steps": test.steps},
+        ["self-test: %s" % (error or "ok"), ""] + ["%-12s %s" % line for line in host.items()]
+        + ["%-12s %s%s, from %s" % ("set", row["name"], row["value"] and " = " + row["value"], row["source"])
+           for row in settings])
     return code
 
 
@@ -153,7 +156,9 @@ def _host(context: Context) -> Dict[str, str]:
         "Python": "%s, %s" % (sys.version.split()[0], sys.executable),
         "OpenSSL": ssl.OPENSSL_VERSION, "SHA-256": _sha256(), "zlib": _zlib(), "zstd": _zstd(context),
         "CAs": authorities()}
-    for name, look in (("proxies", _proxies), ("credentials", _credentials), ("store", _store)):
+    for name, look in (("proxies", _proxies), ("settings", lambda context: context.settings.path or "no file"),
+                       ("mirrors", _mirrors), ("insecure", _insecure), ("certs.d", _certificates),
+                       ("credentials", _credentials), ("store", _store)):
         try:
             host[name] = look(context)
         except Error as exc:
@@ -201,6 +206,23 @@ def _proxies(context: Context) -> str:
     used = ", ".join("%s by %s" % (scheme, url) for scheme, url in urls if url)
     listed = " and what NO_PROXY lists: " + proxies.no_proxy if proxies.no_proxy else ""
     return "%s; but for loopback%s" % (used, listed) if used else "none"
+
+
+def _mirrors(context: Context) -> str:
+    hosts = context.settings.service().hosts
+    return "; ".join("%s: %s%s" % (name, ", ".join(host.mirrors), "" if host.fallback else ", and no other")
+                     for name, host in hosts.items() if host.mirrors) or "none"
+
+
+def _insecure(context: Context) -> str:
+    """The hosts that may be asked without verified TLS; --tls-verify and --plain-http are among the settings."""
+    return ", ".join(["loopback", *map(str, context.settings.document.get("insecure-registries") or ())])
+
+
+def _certificates(context: Context) -> str:
+    """The directories of certificates for hosts."""
+    return ", ".join(os.path.join(root, name) for root in context.settings.certs if os.path.isdir(root)
+                     for name in sorted(os.listdir(root))) or "none"
 
 
 def _credentials(context: Context) -> str:

@@ -61,6 +61,11 @@ class Settings:
         self.path = ""  # of the settings file
         self._file = self._read(self._flags.get("config"))
 
+    @property
+    def document(self) -> Mapping[str, Any]:
+        """The settings file, as it was read."""
+        return self._file
+
     def _folder(self, variable: str, *below: str) -> str:
         """An absolute directory, by a variable or ``below`` the home directory; empty if there is neither."""
         folder = self.environ.get(variable, "")
@@ -83,12 +88,15 @@ class Settings:
             raise self._wrong(name, key, "true or false")
         return _TRUTH[text.lower()]
 
+    def origin(self, name: str) -> str:
+        """The flag or the variable that gives a value; empty if neither does."""
+        variable = "MINIPULL_" + name.upper()
+        given = variable if self.environ.get(variable) else ""
+        return given if self._flags.get(name) is None else "--" + name.replace("_", "-")
+
     def _wrong(self, name: str, key: str, wanted: str) -> InvalidReference:
         """The error for a value that does not fit, by the flag, variable or key that has it."""
-        variable, source = "MINIPULL_" + name.upper(), "--" + name.replace("_", "-")
-        if self._flags.get(name) is None:
-            source = variable if self.environ.get(variable) else "settings: " + key
-        return InvalidReference("%s must be %s" % (source, wanted))
+        return InvalidReference("%s must be %s" % (self.origin(name) or "settings: " + key, wanted))
 
     def number(self, name: str, default: int, key: str = "") -> int:
         text = self.text(name, str(default), key)
@@ -187,11 +195,16 @@ class Settings:
             hosts=self._hosts(), plain_http=self.truth("plain_http"),
             tls_verify=self.truth("tls_verify", True), ca_file=self.text("ca_file"),
             timeout=self.timeout, headers=self._headers(), proxies=self.proxies(),
-            certs=[os.path.join(folder, name, "certs.d")
-                   for folder in (self._config, "/etc") if folder for name in ("containers", "docker")],
+            certs=self.certs,
             cert_dirs=dict.fromkeys(domains, self.text("cert_dir")), warn=self._warn,
             legacy=self._names("legacy-registries", lambda name: check_host(name, "legacy registry")),
             legacy_v1=self.truth("legacy_v1"), network=network or self.network())
+
+    @property
+    def certs(self) -> List[str]:
+        """The directories of certs.d, in the order in which a host is looked up in them."""
+        return [os.path.join(folder, name, "certs.d")
+                for folder in (self._config, "/etc") if folder for name in ("containers", "docker")]
 
     def _hosts(self) -> Dict[str, "Host"]:
         """The settings of registries; what can't be read is an error for its registry alone."""
@@ -252,6 +265,7 @@ class Settings:
             username, _, password = creds.partition(":")
             explicit = dict.fromkeys(domains, Credential(username, password, registry_token=token))
         return Credentials(self.sources(), explicit=explicit,
+                           explicit_name=self.origin("registry_token" if token else "creds"),
                            helper_environ=self.helper_environ, warn=self._alert)
 
     @property

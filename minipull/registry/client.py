@@ -85,6 +85,13 @@ class _Failure(NamedTuple):
             return 1  # no answer, or that of a mirror, which does not bind the registry
         return 2  # the answer of the registry itself, or trouble of our own
 
+    def note(self, failures: Dict[str, "_Failure"]) -> None:
+        """Put it among the ``failures`` by host, unless it only says that http was wrong where https was tried."""
+        error, host = self.error, str(self.endpoint)
+        wrong = isinstance(error, WrongScheme) and (error.speaks, error.peer) == ("https", host)
+        if not wrong or host not in failures:
+            failures[self.endpoint.url if self.mirror else host] = self
+
     def __str__(self) -> str:
         text, host = str(self.error), str(self.endpoint)
         if self.mirror:
@@ -152,10 +159,7 @@ def over_endpoints(client: Client, reference: Reference, subject: str, work: Cal
             v2_confirmed = v2_confirmed or repository.confirmed
             next_may = continue_on_error(exc, endpoint.mirror, bool(v1_endpoints) and not v2_confirmed)
             failure = _Failure(endpoint, exc, endpoint.mirror and next_may)
-            # That http was wrong says nothing where https was tried.
-            wrong = isinstance(exc, WrongScheme) and (exc.speaks, exc.peer) == ("https", str(endpoint))
-            if not wrong or str(endpoint) not in failures:
-                failures[endpoint.url if endpoint.mirror else str(endpoint)] = failure
+            failure.note(failures)
             if not next_may:
                 break
     if not failures:

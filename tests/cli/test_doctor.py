@@ -17,7 +17,8 @@ from tests.kit.processes import (
     Finished, Minipull, clean_env, interpreters, missing, peer, run, wait_until)
 
 PASSWORD = "hunter2"
-HOST = ["Python", "OpenSSL", "SHA-256", "zlib", "zstd", "CAs", "proxies", "credentials", "store"]
+HOST = ["Python", "OpenSSL", "SHA-256", "zlib", "zstd", "CAs", "proxies", "settings", "mirrors", "insecure", "certs.d",
+        "credentials", "store"]
 
 
 def typed(done: Finished) -> List[str]:
