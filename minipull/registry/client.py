@@ -90,7 +90,7 @@ class _Failure(NamedTuple):
         error, host = self.error, str(self.endpoint)
         wrong = isinstance(error, WrongScheme) and (error.speaks, error.peer) == ("https", host)
         if not wrong or host not in failures:
-            failures[self.endpoint.url if self.mirror else host] = self
+            failures[self.endpoint.url if self.endpoint.mirror else host] = self
 
     def __str__(self) -> str:
         text, host = str(self.error), str(self.endpoint)
