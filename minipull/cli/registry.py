@@ -145,13 +145,14 @@ def do_push(context: Context, flags: argparse.Namespace) -> int:
             except Error as exc:
                 codes.append(context.failed(exc))
     rows = [{
-        "name": str(name), "tag": name.tag, "digest": top.digest, "size": top.size,
+        "name": str(name), "tag": name.tag, "digest": "" if by_v1 else top.digest, "size": top.size,
         "layers": [{"diff_id": layer.diff_id, "digest": layer.blob.digest,
                     "size": layer.blob.size, "result": layer.result} for layer in layers],
-    } for name, top, layers in results]
+    } for name, top, layers, by_v1 in results]
     context.answer(rows, [
-        "%s@%s" % (name.name, top.digest) if context.quiet else
-        "%s: digest: %s size: %d" % (name.tag, top.digest, top.size) for name, top, _ in results])
+        str(item["name"]) if not item["digest"] else
+        "%s@%s" % (str(item["name"]).rpartition(":")[0], item["digest"]) if context.quiet else
+        "%(tag)s: digest: %(digest)s size: %(size)d" % item for item in rows])
     return codes[0] if codes else 0
 
 

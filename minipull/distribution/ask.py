@@ -7,7 +7,7 @@ from typing import Any, Callable, Dict, List, Optional, TypeVar, Union
 
 from ..cancel import Cancel
 from ..digest import Digest
-from ..errors import NotFound
+from ..errors import NoSupport, NotFound
 from ..image.config import ImageConfig
 from ..image.descriptor import Descriptor
 from ..image.manifest import Document, Index, Manifest, is_runnable
@@ -161,9 +161,12 @@ def _described(repository: Repository, document: Document, cancel: Cancel) -> Di
 def ask(client: Client, name: Reference, subject: str, question: Callable[[Repository], T], output: Output,
         cancel: Cancel, push: bool = False) -> T:
     """Return the answer of the first endpoint that has one; ``subject`` begins the text of errors."""
-    return over_endpoints(
-        client, name, subject, lambda endpoint: question(client.repository(endpoint, name, push)),
-        cancel, output, push=push)
+    def asked(endpoint: Endpoint) -> T:
+        if endpoint.version == 1:
+            raise NoSupport("the v1 protocol has no digests and no manifests; tags, pull, push and copy speak it")
+        return question(client.repository(endpoint, name, push))
+
+    return over_endpoints(client, name, subject, asked, cancel, output, push=push, legacy=True)
 
 
 def _platform(platform: Union[str, Platform, None]) -> Optional[Platform]:

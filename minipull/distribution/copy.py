@@ -9,9 +9,11 @@ request only; a copy that was interrupted is continued within its blobs.
 """
 import contextlib
 import os
+import tempfile
 from typing import Callable, Dict, List, Optional, Sequence, Tuple, TypeVar, Union
 
 from ..cancel import Cancel
+from ..digest import Digest
 from ..errors import Error, InvalidReference, NotFound, within
 from ..image.platform import Platform
 from ..image.signature import Key
@@ -21,7 +23,8 @@ from ..registry.auth import Keyring
 from ..registry.client import Client, over_endpoints
 from ..registry.endpoints import Endpoint, RegistryService
 from ..store.signatures import StoredSignatures
-from ..store.store import ImageSource, host_platform
+from ..store.store import ImageSource, Store, host_platform
+from ..xfer.download import LayerDownloadManager
 from ..xfer.upload import LayerUploadManager
 from .compress import GzipJob
 from .convert import FORMATS
@@ -174,7 +177,7 @@ class Copies:
         """Open a source on disk, once for all its images."""
         key = "%s:%s" % (place.kind, place.folder)
         if key not in self._opened:
-            end = self._source(place, "")
+            end = self._source(place, "", self._stack)
             assert isinstance(end, LayoutEnd)
             self._opened[key] = end
         return self._opened[key] if place.folder else LayoutEnd(place, self._store)
@@ -208,7 +211,7 @@ class Copies:
                     if digest is not None:
                         return item._replace(result="there", digest=digest)
                 remote = item.source.domains
-                source = self._source(item.source, subject) if remote else self._layout(item.source)
+                source = self._source(item.source, subject, stack) if remote else self._layout(item.source)
                 kind = GzipJob if options.compress else CopyJob
                 job = kind(source, item.source.tag, options, self._uploads, self._output, self._cancel,
                            self._tally)
@@ -218,8 +221,9 @@ class Copies:
             return item._replace(result="failed", error=exc, sizes=self._tally.sizes())
         return item._replace(digest=copied.descriptor.digest, copied=copied, sizes=self._tally.sizes())
 
-    def _source(self, source: Place, subject: str) -> End:
-        return open_source(source, self._reader, self._store, subject, self._stack, self._output, self._cancel)
+    def _source(self, source: Place, subject: str, stack: contextlib.ExitStack) -> End:
+        return open_source(source, self._reader, self._store, subject, stack, self._output, self._cancel,
+                           not (self._options.keys or self._options.dry_run))
 
     def _at(self, place: Place, layout: Optional[LayoutEnd], subject: str,
             work: Callable[[End, str], T]) -> T:
@@ -236,8 +240,11 @@ class Copies:
 
 
 def open_source(source: Place, client: Client, store: Optional[ImageSource], subject: str,
-                stack: contextlib.ExitStack, output: Output, cancel: Cancel) -> End:
-    """Open the source; of the endpoints of a registry, the first that has the image."""
+                stack: contextlib.ExitStack, output: Output, cancel: Cancel, legacy: bool = False) -> End:
+    """Open the source; of the endpoints of a registry, the first that has the image.
+
+    With ``legacy``, one by the v1 protocol may be read where the user allows it: into a store on the way.
+    """
     if source.kind in ARCHIVES:
         zstd = store.layers.zstd if store else None
         archive: LayoutEnd = stack.enter_context(
@@ -249,8 +256,16 @@ def open_source(source: Place, client: Client, store: Optional[ImageSource], sub
         return layout
 
     def answering(endpoint: Endpoint) -> End:
+        if endpoint.version == 1:
+            passing = Store(stack.enter_context(tempfile.TemporaryDirectory(prefix="minipull-")))
+            with passing.writing(cancel):
+                part("distribution.pull_v1").V1Puller(
+                    client.session(endpoint, source.name), passing, LayerDownloadManager(), output, cancel,
+                ).pull(source.name.with_digest(source.tag) if isinstance(source.tag, Digest) else
+                       source.name.with_tag(source.tag))
+            return LayoutEnd(source._replace(kind="store"), passing)
         end = RegistryEnd(client.repository(endpoint, source.name))
         end.get(source.tag, cancel)
         return end
 
-    return over_endpoints(client, source.name, subject, answering, cancel, output)
+    return over_endpoints(client, source.name, subject, answering, cancel, output, legacy=legacy)

@@ -80,7 +80,7 @@ def push_with(client: Client, images: Sequence[Tuple[Image, Reference]], store: 
             if endpoint.version == 1:
                 v1_pusher = part("distribution.push_v1").V1Pusher(
                     client.session(endpoint, target), store, uploads, output, cancel)
-                return [Pushed(name, image.descriptor, [PushedLayer(*layer) for layer in layers])
+                return [Pushed(name, image.descriptor, [PushedLayer(*layer) for layer in layers], by_v1=True)
                         for (image, name), layers in zip(images, v1_pusher.push(images))]
             pusher = V2Pusher(client.repository(endpoint, target, push=True), store, uploads, target, output,
                               cancel, chunk_size, legacy_schema1, foreign)

@@ -74,6 +74,7 @@ class Pushed(NamedTuple):
     name: Reference
     descriptor: Descriptor
     layers: List[PushedLayer]
+    by_v1: bool = False  # a protocol in which a registry has no manifests
 
 
 class V2Pusher:
