@@ -436,6 +436,7 @@ def test_the_catalogue_names_what_can_be_asked_for(site: Site) -> None:
     assert [name for page in pages(site, "/v2/_catalog?n=1", "repositories") for name in page] == names
     for name in names:
         assert site.ask("GET", "/v2/%s/manifests/1" % name).body == raw
+        assert site.ask("GET", "/v2/%s/tags/list" % name).json == {"name": name, "tags": ["1"]}
     assert list(pages(site, "/v2/_catalog?ns=docker.io&n=1", "repositories")) == [["library/alpine"]]
     assert list(pages(site, "/v2/_catalog?ns=x.example:5", "repositories")) == [["app", "only"]]
     assert list(pages(site, "/v2/library/alpine/tags/list?ns=docker.io&n=1", "tags")) == [["1"]]
