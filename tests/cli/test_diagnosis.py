@@ -216,7 +216,7 @@ def anonymous(world: World) -> Report:
 
 def registry_token(world: World) -> Report:
     report = world.doctor(world.tokens().host + "/r", "--registry-token", "token-17")
-    assert (report.text("credentials").partition("\n")[0], report.text("token")) == ("a token, from --creds", "")
+    assert (report.text("credentials").partition("\n")[0], report.text("token")) == ("a token, from --registry-token", "")
     return report
 
 
