@@ -9,8 +9,8 @@ commands must not load the network stack.
 The modules in reading order:
 
     settings    flags, environment and files become objects
-    environ     environment(): settings for a program that embeds the package
     effective   the settings in effect, where each comes from; unknown keys
+    environ     environment(): settings for a program that embeds the package
     pace        bytes a second, time left
     render      progress on a terminal, in a log, as JSON
     commands    the flags of every command

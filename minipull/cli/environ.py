@@ -8,6 +8,7 @@ from ..progress import Output, Progress, discard, serialized
 from ..registry.credentials import Credentials
 from ..registry.endpoints import RegistryService
 from ..registry.login import registry
+from .effective import unknown_keys
 from .settings import Settings, find_zstd
 
 
@@ -39,6 +40,8 @@ def environment(environ: Mapping[str, str] = os.environ, *, config: Optional[str
     """
     output = serialized(progress)
     settings = Settings(environ, {"config": config}, lambda text: output(Progress(message="warning: " + text)))
+    for text in unknown_keys(settings.document, settings.path):
+        output(Progress(message="warning: " + text))
     domains = [registry(text).domain for text in registries]
     return Environment(settings.service(domains), settings.credentials(domains), settings.platform,
                        settings.verify_keys(), find_zstd(environ.get("PATH", os.defpath)))

@@ -56,7 +56,7 @@ class Credentials(Keyring):
     """
 
     def __init__(self, sources: Sequence[Source] = (), *,
-                 explicit: Optional[Mapping[str, Tuple[str, ...]]] = None, explicit_name: str = "--creds",
+                 explicit: Optional[Mapping[str, Tuple[str, ...]]] = None, explicit_name: str = "the caller",
                  helper_environ: Optional[Mapping[str, str]] = None, helper_timeout: float = 30,
                  warn: Callable[[str], None] = lambda _: None) -> None:
         self._sources = sources

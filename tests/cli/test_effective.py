@@ -2,10 +2,11 @@
 """A setting that has no effect is told, and doctor tells what is in effect and why."""
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, List
 
 import pytest
 
+import minipull
 from minipull.cli.effective import unknown_keys
 from tests.kit.commands import Call
 
@@ -35,6 +36,15 @@ def test_a_warning_of_a_key_is_given_once_and_the_command_goes_on(call: Call, re
         text = "warning: %s: unknown key registry-mirror; did you mean registry-mirrors?\n" % settings
         assert done.code == 0 and done.err.count("registry-mirror;") == 1 and text in done.err
     assert call("--config", settings, "images").err == text
+
+
+def test_a_program_that_embeds_the_package_is_warned_too(tmp_path: Path) -> None:
+    settings = tmp_path / "settings"
+    events: List[minipull.Progress] = []
+    settings.write_text(json.dumps({"verify-keys": ["k"], "log-driver": "x"}))
+    minipull.environment({"HOME": str(tmp_path)}, config=str(settings), progress=events.append)
+    assert [event.message for event in events] == [
+        "warning: %s: unknown key verify-keys; did you mean verify-key?" % settings]
 
 
 def test_doctor_shows_what_is_in_effect_and_where_it_comes_from(call: Call, home: Path) -> None:
