@@ -78,7 +78,7 @@ def do_pull(context: Context, flags: argparse.Namespace) -> int:
         context.dump([dict(described(store, image), updated=updated, **context.quota(image.name))
                       for pulled in results.values() for image, updated in pulled])
     else:
-        _show_pulled(context, flags, results, errors)
+        _show_pulled(context, results, errors, flags.all_tags or len(results) > 1)
     codes = [context.failed(errors[name]) for name in results if name in errors]
     return codes[0] if codes else 0
 
@@ -100,16 +100,19 @@ def _show_default_tag(context: Context, flags: argparse.Namespace, name: Referen
         context.show("Using default tag: latest")
 
 
-def _show_pulled(context: Context, flags: argparse.Namespace, results: Mapping[Reference, List[Pulled]],
-                 errors: Mapping[Reference, BaseException]) -> None:
+def _show_pulled(context: Context, results: Mapping[Reference, List[Pulled]],
+                 errors: Mapping[Reference, BaseException], many: bool) -> None:
+    """Print one image as docker does, and each of many as one line with its name and digest."""
     for name, pulled in results.items():
-        for image, _ in pulled:
-            context.show(str(image) if context.quiet else "Digest: %s" % image.source)
-        if not context.quiet and name not in errors:
-            news = any(updated for _, updated in pulled)
-            status = "Downloaded newer image for" if news else "Image is up to date for"
-            whole = name if flags.all_tags else name.with_default_tag()
-            context.show("Status: %s %s\n%s" % (status, whole.familiar, whole))
+        for image, updated in pulled:
+            status = "Status: %s for" % ("Downloaded newer image" if updated else "Image is up to date")
+            whole = name.with_default_tag()
+            if context.quiet:
+                context.show(str(image))
+            elif many:
+                context.show("%s %s" % (status, image.name.with_digest(image.source)))
+            elif name not in errors:
+                context.show("Digest: %s\n%s %s\n%s" % (image.source, status, whole.familiar, whole))
 
 
 def do_push(context: Context, flags: argparse.Namespace) -> int:
@@ -130,6 +133,7 @@ def do_push(context: Context, flags: argparse.Namespace) -> int:
             groups.setdefault(target.name, []).append((image, target))
     results: List[Pushed] = []
     codes = []
+    many = sum(map(len, groups.values())) > 1
     with context.client([images[0][1].domain for images in groups.values()]) as client:
         uploads, options = settings.uploads(), (settings.size("chunk_size"), settings.truth("foreign"))
         if flags.dry_run:
@@ -139,9 +143,8 @@ def do_push(context: Context, flags: argparse.Namespace) -> int:
             return 0
         for images in groups.values():
             try:
-                results += push_with(
-                    client, images, store, uploads, context.renderer, context.cancel,
-                    options[0], settings.truth("legacy_schema1"), options[1])
+                push_with(client, images, store, results.append, uploads, context.renderer, context.cancel,
+                          options[0], settings.truth("legacy_schema1"), options[1])
             except Error as exc:
                 codes.append(context.failed(exc))
     rows = [{
@@ -151,7 +154,8 @@ def do_push(context: Context, flags: argparse.Namespace) -> int:
     } for name, top, layers in results]
     context.answer(rows, [
         "%s@%s" % (name.name, top.digest) if context.quiet else
-        "%s: digest: %s size: %d" % (name.tag, top.digest, top.size) for name, top, _ in results])
+        "%s: digest: %s size: %d" % (name if many else name.tag, top.digest, top.size)
+        for name, top, _ in results])
     return codes[0] if codes else 0
 
 

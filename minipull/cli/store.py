@@ -69,8 +69,8 @@ def do_tag(context: Context, flags: argparse.Namespace) -> None:
             raise NotFound("%s; copy docker://SRC docker://DST names one at its registry" % exc) from exc
         name = reference(flags.dst).with_default_tag()
         store.tag(name, image, context.cancel)
-        if context.json:
-            context.dump([described(store, image._replace(name=name))])
+        context.answer([described(store, image._replace(name=name))],
+                       ["Tagged: %s" % (name.with_digest(image.source),)])
 
 
 def do_rm(context: Context, flags: argparse.Namespace) -> None:
