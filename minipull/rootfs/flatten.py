@@ -72,13 +72,21 @@ class Flattened:
             raise PolicyError("the image has sparse files with holes of more than %d bytes" % MAX_HOLES)
 
     def tar(self) -> Iterator[Buffer]:
-        """The tar, in pieces: files, links, and then directories, which get their times last."""
+        """The tar, in pieces: directories, links and devices, then files, layer by layer, and hard links to them.
+
+        Nothing is there twice, which docker and podman refuse to import.  So GNU tar needs
+        --delay-directory-restore: it gives a directory times and mode at the first entry elsewhere.
+        """
         files: Dict[int, List[Trail]] = {}
         others: Dict[int, Trail] = {}  # the first name of each thing without data
         for trail, thing in self._overlay.walk():
             if isinstance(thing, int):
                 files.setdefault(thing, []).append(trail)
-            elif isinstance(thing, Entry):
+            elif isinstance(thing, Folder):
+                if trail or thing.entry:
+                    entry = thing.entry or Entry(b"", DIRECTORY, mode=0o755)
+                    yield _header(entry._replace(name=(path_of(trail) or b".") + b"/"))
+            else:
                 first = others.setdefault(id(thing), trail)
                 if first is trail:
                     yield _header(thing._replace(name=path_of(trail)))
@@ -95,10 +103,6 @@ class Flattened:
         for first, *more in files.values():
             for trail in more:
                 yield _header(Entry(path_of(trail), LINK, linkname=path_of(first)))
-        for trail, thing in self._overlay.walk():
-            if isinstance(thing, Folder) and (trail or thing.entry):
-                entry = thing.entry or Entry(b"", DIRECTORY, mode=0o755)
-                yield _header(entry._replace(name=(path_of(trail) or b".") + b"/"))
         yield END
 
     def file(self, path: str) -> Iterator[Buffer]:
