@@ -20,10 +20,12 @@ from ..digest import Buffer
 from ..errors import (
     ContentMismatch, Error, InvalidDocument, InvalidReference, NotFound, PolicyError, StorageError, escape,
     shown, within)
+from ..files import write_file
 from ..image.config import Image
 from ..parts import left_out, part
 from ..progress import Progress
 from ..reference import DEFAULT_DOMAIN, Reference
+from ..store.compression import packing
 from ..store.store import ImageSource, Store
 from .render import NO_THREADS, Renderer, choose, lacking, say
 from .settings import Settings
@@ -222,6 +224,19 @@ class Context:
 
     def dump(self, value: Any) -> None:
         self.write(json.dumps(value, indent=2) + "\n")
+
+    def tar_writer(self, path: Optional[str], kind: str) -> Callable[[Iterator[Buffer]], None]:
+        """Return the writer of a tar to a file, which it replaces in one step, or to stdout for none and for -.
+
+        Raises InvalidReference for a terminal, and for a name that promises a compression.
+        """
+        if path and path != "-":
+            file, pack = path, packing(path)
+            return lambda pieces: write_file(file, pack(pieces))
+        if sys.stdout is not None and sys.stdout.isatty():
+            raise InvalidReference(
+                "refusing to write %s to a terminal; redirect stdout or give -o FILE" % kind)
+        return self.write
 
     def write(self, data: Union[str, bytes, Iterator[Buffer]]) -> None:
         """Write to stdout and flush: progress on stderr must not overtake results."""

@@ -20,6 +20,7 @@ from ..image.platform import Platform
 from ..image.tar import DIRECTORY, END, LINK, Entry, header, padding
 from ..progress import Output, discard, serialized
 from ..reference import Reference
+from ..store.compression import packing
 from ..store.store import ImageSource
 from .layers import layers_for, reading, warn_of_owners
 from .overlay import POSITION, Folder, Overlay, Trail, path_of
@@ -33,18 +34,19 @@ def export(image: Union[Image, str, Reference], store: ImageSource, file: Union[
            cancel: Optional[Cancel] = None) -> None:
     """Write the root file system of a stored image as one tar; ``file`` is a path or an open file.
 
-    ``platform`` (the host's) chooses from an index.  A file at the path is replaced in one step.
-    Raises as unpack().
+    ``platform`` (the host's) chooses from an index.  A file at the path is replaced in one step, and
+    compressed if its name ends in .gz or .tgz.  Raises InvalidReference, and as unpack().
 
     Example::
 
         minipull.export("registry.lan/app:1.0", store, "rootfs.tar")
     """
     cancel = cancel or Cancel()
+    pack = packing(file if isinstance(file, str) else "")
     with store.reading(cancel):
         tree = Flattened(store, layers_for(image, store, platform), serialized(progress), cancel)
         if isinstance(file, str):
-            write_file(file, tree.tar())
+            write_file(file, pack(tree.tar()))
             return
         for piece in tree.tar():
             file.write(piece)
