@@ -18,7 +18,7 @@ from typing import (
 from ..cancel import Cancel
 from ..digest import Buffer
 from ..errors import (
-    ContentMismatch, Error, InvalidDocument, InvalidReference, NotFound, PolicyError, StorageError, escape,
+    ContentMismatch, Error, InvalidDocument, InvalidReference, NotFound, NotStored, PolicyError, StorageError, escape,
     shown, within)
 from ..files import write_file
 from ..image.config import Image
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from ..registry.v2 import Repository
 
 BROKEN_PIPE = 128 + 13
+_REMOTE = ("check", "inspect")  # commands that take an image of the store or docker://REF
+_STORED = ("history", "push", "save", "tag")  # and those that take one of the store alone
 S = TypeVar("S", bound=ImageSource)
 T = TypeVar("T")
 #: Trouble of the host that any line may meet: the exception, words of its text, and what the user sees.
@@ -201,6 +203,10 @@ class Context:
         for kind, text, told in _HOST_TROUBLE:
             if isinstance(error, kind) and text in str(error) and not getattr(error, "filename", None):
                 error = told
+        if isinstance(error, NotStored) and error.name and command in _REMOTE:
+            error = error.reworded("%s; docker://%s asks the registry" % (error, error.name))
+        elif isinstance(error, NotStored) and error.name and command in _STORED:
+            error = error.reworded("%s; pull it first" % error)
         if isinstance(error, Error):
             if self.cancel.cancelled:
                 self.finish(interrupted=True)

@@ -31,10 +31,7 @@ def do_inspect(context: Context, flags: argparse.Namespace) -> None:
         return
     store = context.source
     with store.reading(context.cancel):
-        try:
-            image = store.image(flags.ref)
-        except NotFound as exc:
-            raise NotFound("%s; docker://%s asks the registry" % (exc, flags.ref)) from exc
+        image = store.image(flags.ref)
         if flags.platform:
             descriptor = store.on(Platform.parse(flags.platform, host_platform()), image.descriptor)
             if descriptor is None:

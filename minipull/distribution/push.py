@@ -6,7 +6,7 @@ Mirrors moby's distribution/push.go.
 from typing import Callable, List, Optional, Sequence, Tuple, Union
 
 from ..cancel import Cancel
-from ..errors import InvalidReference, NotFound
+from ..errors import InvalidReference, NotStored
 from ..image.config import Image
 from ..parts import part
 from ..progress import Output, Progress, discard, serialized
@@ -61,11 +61,13 @@ def pushed_images(name: Union[str, Reference], store: ImageSource, dest: Union[s
         raise InvalidReference("tag can't be used with --all-tags/-a")
     tags = [entry for entry in store.references.all() if entry.name.name == given.name and entry.name.tag]
     if not tags:
-        raise NotFound("An image does not exist locally with the tag: %s" % given.familiar_name)
+        raise NotStored(
+            "An image does not exist locally with the tag: %s" % given.familiar_name, given.familiar_name)
     if all_tags:
         return [(store.load(entry), target.with_tag(entry.name.tag)) for entry in tags]
-    if store.references.get(given.with_default_tag()) is None:
-        raise NotFound("tag does not exist: %s" % given.with_default_tag().familiar)
+    tagged = given.with_default_tag()
+    if store.references.get(tagged) is None:
+        raise NotStored("tag does not exist: %s" % tagged.familiar, tagged.familiar)
     return [(store.image(given), target.with_default_tag())]
 
 

@@ -87,9 +87,16 @@ def test_documents_are_written_as_they_are(call: Call, site: Site) -> None:
     assert json.loads(call("inspect", "--config", stored).out)["config"] == CONFIG["config"]
 
 
-def test_a_name_that_is_not_stored_is_answered_with_the_prefix_that_asks_the_registry(call: Call) -> None:
-    result = call("inspect", "nginx")
-    assert result.code == 3 and result.line.endswith("; docker://nginx asks the registry\n")
+@pytest.mark.parametrize("args, rest", [
+    (["inspect", "nginx"], "; docker://nginx:latest asks the registry\n"),
+    (["check", "nginx"], "; docker://nginx:latest asks the registry\n"),
+    (["save", "nginx", "-o", "x"], "; pull it first\n"), (["tag", "nginx", "a"], "; pull it first\n"),
+    (["push", "nginx:1"], "; pull it first\n"), (["push", "nginx:1", "a"], "; pull it first\n"),
+    (["rm", "nginx"], "image: nginx:latest\n")])
+def test_a_name_that_is_not_stored_is_answered_with_what_helps(
+        call: Call, stored: str, args: List[str], rest: str) -> None:
+    result = call(*args)
+    assert result.code == 3 and result.line.endswith(rest)
 
 
 @pytest.mark.parametrize("asked, paths", [

@@ -226,7 +226,7 @@ def test_images_shows_signatures_on_request(call: Call, ref: str, layout: Layout
 @pytest.mark.parametrize("name, code, line", [
     ("/srv/wek.tar", 7, "/srv/wek.tar: No such file or directory\n"),
     ("./wek.tar", 7, "./wek.tar: No such file or directory\n"),
-    ("wek.tar", 3, "No such image: wek.tar:latest; there is no such file either\n")])
+    ("wek.tar", 3, "No such image: wek.tar:latest; there is no such file either; docker://wek.tar:latest asks the registry\n")])
 def test_a_mistyped_archive_is_told_as_a_file_that_is_not_there(call: Call, stored: str, name: str, code: int, line: str) -> None:
     done = call("check", name)
     assert (done.code, done.out) == (code, "") and done.line.endswith(line)
