@@ -218,9 +218,13 @@ def test_a_registry_that_deletes_no_tag_alone_deletes_nothing_unless_it_is_asked
     server.on("DELETE", "/v2/r/manifests/sha256:", reply(202))
     result = call("delete", "docker://%s/r:1" % server.host)
     assert result.code == 1
-    assert "with --digest the manifest %s would go, and with it 1, 9, 10, unclear" % digest_of(raw) in result.line
+    assert "takes the manifest %s, and with it 1, 9, 10, unclear\n" % digest_of(raw) in result.line
     assert [request.path for request in server.requests if request.method == "DELETE"] == ["/v2/r/manifests/1"]
     assert call("delete", "--digest", "docker://%s/r:1" % server.host).code == 0
+    server.on("DELETE", "/v2/r/manifests/sha256:", error(405, "UNSUPPORTED"))
+    for args in (["--digest", "docker://%s/r:1" % server.host], ["docker://%s/r@%s" % (server.host, digest_of(raw))]):
+        result = call("delete", *args)
+        assert result.code == 1 and "%s deletes no manifests (unsupported)\n" % server.host in result.line
 
 
 def test_only_names_at_a_registry_are_deleted(call: Call) -> None:
@@ -230,15 +234,19 @@ def test_only_names_at_a_registry_are_deleted(call: Call) -> None:
 
 @pytest.mark.parametrize("typed, kept", [
     ("y\n", False), ("yes\n", False), ("n\n", True), ("\n", True), ("\x04", True)])
+@pytest.mark.parametrize("rest, tags", [
+    ([":1"], ""), ([":1", "--digest"], " with all the tags of its manifest"),
+    (["@DIGEST"], " with all the tags of its manifest")])
 def test_a_terminal_is_asked_before_a_delete(
-        call: Call, site: Site, monkeypatch: pytest.MonkeyPatch, typed: str, kept: bool) -> None:
-    push(site)
+        call: Call, site: Site, monkeypatch: pytest.MonkeyPatch, typed: str, kept: bool, rest: List[str],
+        tags: str) -> None:
+    name, *flags = [text.replace("DIGEST", digest_of(push(site))) for text in rest]
     master, slave = pty.openpty()
     with open(slave, "r") as terminal:
         monkeypatch.setattr(sys, "stdin", terminal)
         os.write(master, typed.encode())
-        result = call("delete", "docker://%s/app:1" % site.host)
+        result = call("delete", *flags, "docker://%s/app%s" % (site.host, name))
     os.close(master)
     assert result.code == (2 if kept else 0)
-    assert "Delete %s/app:1 at the registry? [y/N] " % site.host in result.err
+    assert "Delete %s/app%s%s at the registry? [y/N] " % (site.host, name, tags) in result.err
     assert bool(site.names()) == kept
