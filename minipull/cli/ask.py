@@ -95,8 +95,8 @@ def do_delete(context: Context, flags: argparse.Namespace) -> None:
                 raise Unsupported("%s deletes no manifests (%s)" % (repository.endpoint, exc)) from exc
             tags = ", ".join(_tags_of(repository, digest, context))
             raise Unsupported(
-                "%s deletes no tag alone (%s); --digest, if it deletes at all, takes the manifest %s, and with it"
-                " %s" % (repository.endpoint, exc, digest, tags)) from exc
+                "%s deletes no tag alone (%s); --digest, if it deletes at all, takes the manifest %s, and"
+                " with it %s" % (repository.endpoint, exc, digest, tags)) from exc
 
     deleted = context.ask(name, subject, delete, push=True)
     context.answer({"name": str(name), "deleted": deleted}, ["Deleted: %s%s" % (

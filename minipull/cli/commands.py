@@ -53,11 +53,14 @@ def registry_commands(add: _Add, remote: Sequence[ArgumentParser]) -> None:
     push.add_argument("--legacy-schema1", action="store_true", default=None,
                       help="as schema 1 where the manifest is refused")
     _add_sending(push, "layer")
-    add("tags", "list the tags of a repository", "tags alpine", "repo", parents=remote)
-    add("manifest", "print a manifest as it is", "manifest alpine:3.20", "ref", parents=remote)
+    tags = add("tags", "list the tags of a repository", "tags alpine", "repo", parents=remote)
+    tags.add_argument("--created", action="store_true", help="and when each image was made; reads every config")
+    manifest = add("manifest", "print a manifest as it is", "manifest alpine:3.20", "ref", parents=remote)
+    manifest.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help="that of an index for it")
     digest = add("digest", "print what a tag points to", "digest --pin @images.txt", parents=remote)
     digest.add_argument("refs", metavar="REF", nargs="+", help=_LISTS)
     digest.add_argument("-a", "--all-tags", action="store_true", help="every tag of the repository")
+    digest.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help="of the manifest for it in an index")
     digest.add_argument("--pin", action="store_true", help="as NAME:TAG@DIGEST, the lines of a list")
 
 

@@ -18,8 +18,8 @@ from typing import (
 from ..cancel import Cancel
 from ..digest import Buffer
 from ..errors import (
-    ContentMismatch, Error, InvalidDocument, InvalidReference, NotFound, NotStored, PolicyError, StorageError, escape,
-    shown, within)
+    ContentMismatch, Error, InvalidDocument, InvalidReference, NotFound, NotStored, PolicyError, StorageError,
+    escape, shown, within)
 from ..files import write_file
 from ..image.config import Image
 from ..parts import left_out, part

@@ -74,7 +74,7 @@ class Flattened:
             raise PolicyError("the image has sparse files with holes of more than %d bytes" % MAX_HOLES)
 
     def tar(self) -> Iterator[Buffer]:
-        """The tar, in pieces: directories, links and devices, then files, layer by layer, and hard links to them.
+        """The tar, in pieces: directories, links and devices, then files by layer, and hard links to them.
 
         Nothing is there twice, which docker and podman refuse to import.  So GNU tar needs
         --delay-directory-restore: it gives a directory times and mode at the first entry elsewhere.

@@ -40,7 +40,8 @@ def packing(path: str, plain: bool = False) -> Callable[[Iterator[Buffer]], Iter
         return iter
     if plain or not suffix.group().endswith("gz"):
         raise InvalidReference("%s: %s" % (path, "a bundle must be a plain tar" if plain else (
-            "a tar is written plain or as .tar.gz, not as %s; write it to stdout and compress that" % suffix.group())))
+            "a tar is written plain or as .tar.gz, not as %s; write it to stdout and compress that" %
+            suffix.group())))
     return gzipped
 
 
