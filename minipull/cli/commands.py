@@ -132,11 +132,10 @@ def login_commands(add: _Add, network: ArgumentParser) -> None:
 def rootfs_commands(add: _Add, remote: Sequence[ArgumentParser]) -> None:
     unpack = add("unpack", "make an image's root file system in a new or empty directory",
                  "unpack alpine:3.20 rootfs", "ref", "dir", parents=remote)
-    export = add(
-        "export", "write an image's root file system as one tar; directories come first, so GNU tar needs"
-        " --delay-directory-restore for their times, and to fill read-only ones without being root",
-        "export -o alpine.tar alpine:3.20", "ref", parents=remote)
-    export.add_argument("file", metavar="FILE", nargs="?", help="as -o FILE")
+    export = add("export", "write an image's root file system as one tar",
+                 "export alpine:3.20 | tar x --delay-directory-restore", "ref", parents=remote)
+    export.add_argument("file", metavar="FILE", nargs="?", help="as -o FILE; directories come first, so GNU tar needs"
+                        " --delay-directory-restore for their times, and to fill read-only ones")
     export.add_argument("-o", "--output", metavar="FILE", help=_OUTPUT)
     cat = add("cat", "write one file of an image", "cat alpine:3.20 /etc/os-release", "ref", "path",
               parents=remote)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 BROKEN_PIPE = 128 + 13
 _REMOTE = ("check", "inspect")  # commands that take an image of the store or docker://REF
-_STORED = ("history", "push", "save", "tag")  # and those that take one of the store alone
+_STORED = ("history", "push", "save")  # and those that take one of the store alone
 S = TypeVar("S", bound=ImageSource)
 T = TypeVar("T")
 #: Trouble of the host that any line may meet: the exception, words of its text, and what the user sees.

@@ -114,7 +114,8 @@ def test_documents_are_written_as_they_are(call: Call, site: Site) -> None:
 @pytest.mark.parametrize("args, rest", [
     (["inspect", "nginx"], "; docker://nginx:latest asks the registry\n"),
     (["check", "nginx"], "; docker://nginx:latest asks the registry\n"),
-    (["save", "nginx", "-o", "x"], "; pull it first\n"), (["tag", "nginx", "a"], "; pull it first\n"),
+    (["save", "nginx", "-o", "x"], "; pull it first\n"),
+    (["tag", "nginx", "a"], "; copy docker://SRC docker://DST names one at its registry\n"),
     (["push", "nginx:1"], "; pull it first\n"), (["push", "nginx:1", "a"], "; pull it first\n"),
     (["rm", "nginx"], "image: nginx:latest\n")])
 def test_a_name_that_is_not_stored_is_answered_with_what_helps(
