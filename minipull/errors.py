@@ -57,6 +57,14 @@ class NotFound(Error):
     exit_code = 3
 
 
+class NotStored(NotFound):
+    """No image of the ``name`` in the store."""
+
+    def __init__(self, text: str, name: str = "") -> None:
+        super().__init__(text)
+        self.name = name
+
+
 class Unauthorized(Error):
     """Authentication failed, or permission is missing."""
     exit_code = 4

@@ -12,12 +12,12 @@ import pytest
 from minipull import errors
 from minipull.errors import (
     Cancelled, ContentMismatch, Error, InvalidDocument, InvalidReference, NetworkError, NoSupport, NotFound, NotInBuild,
-    PolicyError, RateLimited, StorageError, TLSError, Unauthorized, Unsupported, storage_errors)
+    NotStored, PolicyError, RateLimited, StorageError, TLSError, Unauthorized, Unsupported, storage_errors)
 from minipull.files import Locked
 from minipull.registry.errors import ErrorDetail, RegistryError, decode_answer
 
 EXIT_CODES: Dict[Type[Error], int] = {
-    Error: 1, Unsupported: 1, NoSupport: 1, NotInBuild: 2, InvalidReference: 2, NotFound: 3, Unauthorized: 4, NetworkError: 5,
+    Error: 1, Unsupported: 1, NoSupport: 1, NotInBuild: 2, InvalidReference: 2, NotFound: 3, NotStored: 3, Unauthorized: 4, NetworkError: 5,
     TLSError: 5, InvalidDocument: 6, ContentMismatch: 6, StorageError: 7, RateLimited: 8,
     PolicyError: 9, Cancelled: 130,
 }
@@ -37,7 +37,8 @@ def test_every_class_has_its_exit_code_here() -> None:
 
 
 @pytest.mark.parametrize("error", [
-    Cancelled(), ContentMismatch("bad", retry=True), RegistryError(403, [ErrorDetail("DENIED", "no")]), NetworkError("down")])
+    Cancelled(), ContentMismatch("bad", retry=True), RegistryError(403, [ErrorDetail("DENIED", "no")]), NetworkError("down"),
+    NotStored("No such image: x", "x")])
 def test_within_changes_the_text_and_nothing_else(error: Error) -> None:
     text = str(error)
     other = error.within("pull busybox")

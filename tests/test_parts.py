@@ -68,7 +68,7 @@ def test_push_pull_check_and_copy_work_with_what_is_left(
             ("store:" + name, "oci:%s:new" % (tmp_path / "copied")),
             ("docker://" + name, "oci:%s:new" % (tmp_path / "copied")),
             ("store:" + name, "docker://%s/new:2" % registry.host)):
-        assert "Digest: " + image.digest in call("second", "copy", source, target)
+        assert "@%s\n" % image.digest in call("second", "copy", source, target)
     assert call("second", "digest", registry.host + "/new:2").strip() == image.digest
     if "rootfs" not in parts:
         call("second", "unpack", name, str(tmp_path / "rootfs"))

@@ -28,7 +28,7 @@ from ..image.tar import DIRECTORY, END, FILE, Entry, header, padding
 from ..parts import part
 from ..progress import Meter, Output, Progress, discard, serialized
 from ..reference import Reference
-from ..store.compression import BUFFER, is_compressed, pieces
+from ..store.compression import BUFFER, is_compressed, packing, pieces
 from ..store.references import IMAGE_NAME, LAYOUT, REF_NAME, SOURCE_DIGEST, UNNAMED, Association
 from ..store.store import ImageSource, Store, host_platform
 from .reader import DELTA, Named, opened
@@ -47,18 +47,19 @@ def save(refs: Sequence[Union[str, Reference]], store: ImageSource, file: Union[
     image for ``platform``.  Blobs are left out that one of ``bases`` has, each the
     path of a store, layout, archive or list of digests.  A ``bundle`` has this package at its end,
     less the parts ``without``.  With ``referrers`` come the signatures, attestations and SBOMs that
-    the store has of the images.  A file at the path is replaced in one step.  Raises
-    NotFound, InvalidReference, InvalidDocument, StorageError, Cancelled.
+    the store has of the images.  A file at the path is replaced in one step, and compressed if its
+    name ends in .gz or .tgz.  Raises NotFound, InvalidReference, InvalidDocument, StorageError, Cancelled.
 
     Example::
 
         minipull.save(["registry.lan/app"], store, "app.tar")
     """
     cancel = cancel or Cancel()
+    pack = packing(file if isinstance(file, str) else "", bundle)
     with contents(refs, store, platform, serialized(progress), cancel, bases, bundle, without,
                   referrers) as archive:
         if isinstance(file, str):
-            write_file(file, archive.pieces(cancel))
+            write_file(file, pack(archive.pieces(cancel)))
             return
         for piece in archive.pieces(cancel):
             file.write(piece)

@@ -78,33 +78,35 @@ def do_delete(context: Context, flags: argparse.Namespace) -> None:
     if not flags.ref.startswith("docker://"):
         raise InvalidReference("want docker://REF, to delete at a registry; rm forgets names of the store")
     name = reference(flags.ref).docker_ref()
-    subject = "delete %s" % (name,)
-    _confirm(context, flags, name)
+    subject, whole = "delete %s" % (name,), bool(flags.digest or name.digest)
+    if not flags.yes:
+        _confirm(name, whole)
 
     def delete(repository: Repository) -> str:
         digest = name.digest or repository.manifest(name.tag, context.cancel).digest
-        if flags.digest or name.digest:
-            repository.delete(str(digest), context.cancel)
-            return str(digest)
+        target = str(digest) if whole else name.tag
         try:
-            repository.delete(name.tag, context.cancel)
-            return name.tag
+            repository.delete(target, context.cancel)
+            return target
         except RegistryError as exc:
-            if exc.status not in _CAN_NOT_DELETE:
+            if exc.status not in _CAN_NOT_DELETE or whole and exc.status == 404:
                 raise
+            if whole:
+                raise Unsupported("%s deletes no manifests (%s)" % (repository.endpoint, exc)) from exc
             tags = ", ".join(_tags_of(repository, digest, context))
             raise Unsupported(
-                "%s deletes no tag alone (%s); with --digest the manifest %s would go, and with it %s" % (
-                    repository.endpoint, exc, digest, tags)) from exc
+                "%s deletes no tag alone (%s); --digest, if it deletes at all, takes the manifest %s, and"
+                " with it %s" % (repository.endpoint, exc, digest, tags)) from exc
 
     deleted = context.ask(name, subject, delete, push=True)
     context.answer({"name": str(name), "deleted": deleted}, ["Deleted: %s%s" % (
         name.name, ("@" if ":" in deleted else ":") + deleted)])
 
 
-def _confirm(context: Context, flags: argparse.Namespace, name: Reference) -> None:
-    if not flags.yes and sys.stdin is not None and sys.stdin.isatty():
-        tags = " with all the tags of its manifest" if flags.digest else ""
+def _confirm(name: Reference, whole: bool) -> None:
+    """Ask on a terminal; raises InvalidReference for any answer but yes."""
+    if sys.stdin is not None and sys.stdin.isatty():
+        tags = " with all the tags of its manifest" if whole else ""
         sys.stderr.write("Delete %s%s at the registry? [y/N] " % (name.familiar, tags))
         sys.stderr.flush()
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):

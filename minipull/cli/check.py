@@ -140,7 +140,7 @@ def _stored(source: ImageSource, names: Sequence[str]) -> List[Association]:
     try:
         return [source.named(name)[0] for name in names]
     except NotFound as exc:
-        raise NotFound("%s; there is no such file either" % exc) from exc
+        raise exc.reworded("%s; there is no such file either" % exc) from exc
 
 
 def _named(source: ImageSource, images: Sequence[Association], checked: Checked) -> Checked:

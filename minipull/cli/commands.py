@@ -6,6 +6,7 @@ from typing import Any, Callable, Sequence
 
 _Add = Callable[..., Any]
 _DRY_RUN = "only say what would move, and what is there"
+_OUTPUT = "instead of stdout; compressed if it ends in .tar.gz or .tgz"
 _LISTS = "@FILE stands for its lines (@- for stdin), and a tag may be a glob"
 
 
@@ -52,11 +53,14 @@ def registry_commands(add: _Add, remote: Sequence[ArgumentParser]) -> None:
     push.add_argument("--legacy-schema1", action="store_true", default=None,
                       help="as schema 1 where the manifest is refused")
     _add_sending(push, "layer")
-    add("tags", "list the tags of a repository", "tags alpine", "repo", parents=remote)
-    add("manifest", "print a manifest as it is", "manifest alpine:3.20", "ref", parents=remote)
+    tags = add("tags", "list the tags of a repository", "tags alpine", "repo", parents=remote)
+    tags.add_argument("--created", action="store_true", help="and when each image was made; reads every config")
+    manifest = add("manifest", "print a manifest as it is", "manifest alpine:3.20", "ref", parents=remote)
+    manifest.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help="that of an index for it")
     digest = add("digest", "print what a tag points to", "digest --pin @images.txt", parents=remote)
     digest.add_argument("refs", metavar="REF", nargs="+", help=_LISTS)
     digest.add_argument("-a", "--all-tags", action="store_true", help="every tag of the repository")
+    digest.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help="of the manifest for it in an index")
     digest.add_argument("--pin", action="store_true", help="as NAME:TAG@DIGEST, the lines of a list")
 
 
@@ -128,8 +132,11 @@ def login_commands(add: _Add, network: ArgumentParser) -> None:
 def rootfs_commands(add: _Add, remote: Sequence[ArgumentParser]) -> None:
     unpack = add("unpack", "make an image's root file system in a new or empty directory",
                  "unpack alpine:3.20 rootfs", "ref", "dir", parents=remote)
-    export = add("export", "write an image's root file system as one tar", "export alpine:3.20 >alpine.tar",
-                 "ref", parents=remote)
+    export = add("export", "write an image's root file system as one tar",
+                 "export alpine:3.20 | tar x --delay-directory-restore", "ref", parents=remote)
+    export.add_argument("file", metavar="FILE", nargs="?", help="as -o FILE; directories come first, so GNU tar needs"
+                        " --delay-directory-restore for their times, and to fill read-only ones")
+    export.add_argument("-o", "--output", metavar="FILE", help=_OUTPUT)
     cat = add("cat", "write one file of an image", "cat alpine:3.20 /etc/os-release", "ref", "path",
               parents=remote)
     for parser in (unpack, export, cat):
@@ -183,7 +190,7 @@ def store_commands(add: _Add, progress: ArgumentParser, remote: Sequence[Argumen
                "save -o bundle.tar alpine:3.20 busybox:1.36", parents=[progress])
     save.add_argument("refs", metavar="REF", nargs="+",
                       help=_LISTS + "; a name without a tag means all its tags")
-    save.add_argument("-o", "--output", metavar="FILE", help="instead of stdout")
+    save.add_argument("-o", "--output", metavar="FILE", help=_OUTPUT)
     save.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help="only this of an index")
     save.add_argument("--base", metavar="FILE|DIR", action="append", default=[], help="leave out the blobs that"
                       " this archive, store, layout or list of digests has; may be repeated")
@@ -193,6 +200,7 @@ def store_commands(add: _Add, progress: ArgumentParser, remote: Sequence[Argumen
     save.add_argument("--dry-run", action="store_true", help="only say what would be written")
     save.add_argument("--referrers", action="store_true", default=None, help="signatures and SBOMs too")
     load = add("load", "store the images of an archive", "load -i bundle.tar", parents=[progress])
+    load.add_argument("file", metavar="FILE", nargs="?", help="as -i FILE; - is stdin")
     load.add_argument("-i", "--input", metavar="FILE", help="instead of stdin, or of the bundle that this is")
     load.add_argument("--dry-run", action="store_true", help="only say what would be stored")
     _add_verifying(load)

@@ -18,12 +18,14 @@ from typing import (
 from ..cancel import Cancel
 from ..digest import Buffer
 from ..errors import (
-    ContentMismatch, Error, InvalidDocument, InvalidReference, NotFound, PolicyError, StorageError, escape,
-    shown, within)
+    ContentMismatch, Error, InvalidDocument, InvalidReference, NotFound, NotStored, PolicyError, StorageError,
+    escape, shown, within)
+from ..files import write_file
 from ..image.config import Image
 from ..parts import left_out, part
 from ..progress import Progress
 from ..reference import DEFAULT_DOMAIN, Reference
+from ..store.compression import packing
 from ..store.store import ImageSource, Store
 from .render import NO_THREADS, Renderer, choose, lacking, say
 from .settings import Settings
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from ..registry.v2 import Repository
 
 BROKEN_PIPE = 128 + 13
+_REMOTE = ("check", "inspect")  # commands that take an image of the store or docker://REF
+_STORED = ("history", "push", "save")  # and those that take one of the store alone
 S = TypeVar("S", bound=ImageSource)
 T = TypeVar("T")
 #: Trouble of the host that any line may meet: the exception, words of its text, and what the user sees.
@@ -203,6 +207,10 @@ class Context:
         for kind, text, told in _HOST_TROUBLE:
             if isinstance(error, kind) and text in str(error) and not getattr(error, "filename", None):
                 error = told
+        if isinstance(error, NotStored) and error.name and command in _REMOTE:
+            error = error.reworded("%s; docker://%s asks the registry" % (error, error.name))
+        elif isinstance(error, NotStored) and error.name and command in _STORED:
+            error = error.reworded("%s; pull it first" % error)
         if isinstance(error, Error):
             if self.cancel.cancelled:
                 self.finish(interrupted=True)
@@ -226,6 +234,19 @@ class Context:
 
     def dump(self, value: Any) -> None:
         self.write(json.dumps(value, indent=2) + "\n")
+
+    def tar_writer(self, path: Optional[str], kind: str) -> Callable[[Iterator[Buffer]], None]:
+        """Return the writer of a tar to a file, which it replaces in one step, or to stdout for none and for -.
+
+        Raises InvalidReference for a terminal, and for a name that promises a compression.
+        """
+        if path and path != "-":
+            file, pack = path, packing(path)
+            return lambda pieces: write_file(file, pack(pieces))
+        if sys.stdout is not None and sys.stdout.isatty():
+            raise InvalidReference(
+                "refusing to write %s to a terminal; redirect stdout or give -o FILE" % kind)
+        return self.write
 
     def write(self, data: Union[str, bytes, Iterator[Buffer]]) -> None:
         """Write to stdout and flush: progress on stderr must not overtake results."""

@@ -99,9 +99,9 @@ def _line(row: Row, many: bool, quiet: bool) -> str:
     name = "%s@%s" % (row["name"].partition("@")[0], row["digest"])
     if row["result"] == "would copy":
         return "%s: %s" % (name, sentence(row))
-    if not many:
-        return str(row["digest"]) if quiet else "Digest: %s" % row["digest"]
-    return name + (" is there already" if row["result"] == "there" and not quiet else "")
+    if quiet and not many:
+        return str(row["digest"])
+    return name + (" is there already" if row["result"] == "there" and many and not quiet else "")
 
 
 def _summary(rows: List[Row], planned: int) -> str:

@@ -83,10 +83,8 @@ def operand(of: str, operands: Sequence[str]) -> str:
     """The line for an archive among the operands of a command that takes images alone; else empty."""
     first, last = operands[0], operands[-1]
     if len(operands) != 2 or not re.search(r"[^/]\.(tar|tgz|tar\.gz)$", first if of == "push" else last):
-        if of != "export" or last != "-":
-            return ""
-    texts = {"export": "%s is no image; did you mean export %s >FILE?" % (last, first),
-             "pull": "%s is no image; did you mean pull, and then save -o %s %s?" % (last, last, first),
+        return ""
+    texts = {"pull": "%s is no image; did you mean pull, and then save -o %s %s?" % (last, last, first),
              "push": "%s is no image; did you mean copy docker-archive:%s docker://%s?" % (first, first, last)}
     return texts.get(of, "")
 

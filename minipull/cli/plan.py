@@ -30,15 +30,18 @@ def total(rows: Iterable[Row]) -> Row:
     return {key: sum(row[key] for row in rows) for key in keys}
 
 
-def show_plan(context: Context, rows: Sequence[Row], archive: Optional[int] = None) -> None:
+def show_plan(context: Context, rows: Sequence[Row], archive: Optional[int] = None,
+              packed: bool = False) -> None:
     """Print plans, and their total as the last line, or as JSON: ``images`` and ``total``.
 
-    ``archive`` is the size in bytes of the archive that would be written: ``archive_bytes``.
+    ``archive`` is the size in bytes of the archive that would be written, before it is compressed
+    if it is ``packed``: ``archive_bytes``.
     """
     sizes = {} if archive is None else {"archive_bytes": archive}
     context.answer({"images": rows, "total": total(rows), **sizes}, [
         *("%s@%s: %s" % (row["name"].partition("@")[0], row["digest"], sentence(row)) for row in rows),
-        *("the archive would have %d bytes" % size for size in sizes.values()), sentence(total(rows))])
+        *("the archive would have %d bytes%s" % (size, " before it is compressed" if packed else "")
+          for size in sizes.values()), sentence(total(rows))])
 
 
 def sentence(row: Row, begin: str = "would move", done: bool = False) -> str:

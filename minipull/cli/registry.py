@@ -4,28 +4,31 @@ import argparse
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from typing import Callable, Dict, Iterable, List, Mapping, Set, Tuple
+from typing import Callable, Dict, Iterable, List, Mapping, Optional, Set, Tuple
 
 from ..digest import Digest
-from ..distribution.ask import digest_with, tags_with
+from ..distribution.ask import created_at, digest_with, document_for, tags_with
 from ..distribution.naming import tell_of_move
 from ..distribution.plan import plan_pull, plan_push
 from ..distribution.pull import pull_options, pull_with
 from ..distribution.pull_v2 import Pulled
 from ..distribution.push import push_with, pushed_images
 from ..distribution.push_v2 import Pushed
-from ..errors import Error, InvalidReference
-from ..image import manifest
+from ..errors import Cancelled, Error, InvalidReference, RateLimited
 from ..image.config import Image
+from ..image.platform import Platform
 from ..reference import Reference, version
 from ..registry.client import Client
+from ..registry.v2 import Received, Repository
 from ..store.references import Association
-from ..store.store import IMAGE_ID
+from ..store.store import IMAGE_ID, host_platform
 from .context import Context, described, reference
 from .lists import Operand, expanded, image_tags, operands, stored_tags
 from .plan import Row, row, show_plan
+from .render import aligned
 
 MAX_PULLS = 16  # images at once; their layers wait for --jobs
+MAX_QUESTIONS = 8  # at once
 
 
 def do_pull(context: Context, flags: argparse.Namespace) -> int:
@@ -78,7 +81,7 @@ def do_pull(context: Context, flags: argparse.Namespace) -> int:
         context.dump([dict(described(store, image), updated=updated, **context.quota(image.name))
                       for pulled in results.values() for image, updated in pulled])
     else:
-        _show_pulled(context, flags, results, errors)
+        _show_pulled(context, results, errors, flags.all_tags or len(results) > 1)
     codes = [context.failed(errors[name]) for name in results if name in errors]
     return codes[0] if codes else 0
 
@@ -100,16 +103,19 @@ def _show_default_tag(context: Context, flags: argparse.Namespace, name: Referen
         context.show("Using default tag: latest")
 
 
-def _show_pulled(context: Context, flags: argparse.Namespace, results: Mapping[Reference, List[Pulled]],
-                 errors: Mapping[Reference, BaseException]) -> None:
+def _show_pulled(context: Context, results: Mapping[Reference, List[Pulled]],
+                 errors: Mapping[Reference, BaseException], many: bool) -> None:
+    """Print one image as docker does, and each of many as one line with its name and digest."""
     for name, pulled in results.items():
-        for image, _ in pulled:
-            context.show(str(image) if context.quiet else "Digest: %s" % image.source)
-        if not context.quiet and name not in errors:
-            news = any(updated for _, updated in pulled)
-            status = "Downloaded newer image for" if news else "Image is up to date for"
-            whole = name if flags.all_tags else name.with_default_tag()
-            context.show("Status: %s %s\n%s" % (status, whole.familiar, whole))
+        for image, updated in pulled:
+            status = "Status: %s for" % ("Downloaded newer image" if updated else "Image is up to date")
+            whole = name.with_default_tag()
+            if context.quiet:
+                context.show(str(image))
+            elif many:
+                context.show("%s %s" % (status, image.name.with_digest(image.source)))
+            elif name not in errors:
+                context.show("Digest: %s\n%s %s\n%s" % (image.source, status, whole.familiar, whole))
 
 
 def do_push(context: Context, flags: argparse.Namespace) -> int:
@@ -130,6 +136,7 @@ def do_push(context: Context, flags: argparse.Namespace) -> int:
             groups.setdefault(target.name, []).append((image, target))
     results: List[Pushed] = []
     codes = []
+    many = sum(map(len, groups.values())) > 1
     with context.client([images[0][1].domain for images in groups.values()]) as client:
         uploads, options = settings.uploads(), (settings.size("chunk_size"), settings.truth("foreign"))
         if flags.dry_run:
@@ -139,9 +146,8 @@ def do_push(context: Context, flags: argparse.Namespace) -> int:
             return 0
         for images in groups.values():
             try:
-                results += push_with(
-                    client, images, store, uploads, context.renderer, context.cancel,
-                    options[0], settings.truth("legacy_schema1"), options[1])
+                push_with(client, images, store, results.append, uploads, context.renderer, context.cancel,
+                          options[0], settings.truth("legacy_schema1"), options[1])
             except Error as exc:
                 codes.append(context.failed(exc))
     rows = [{
@@ -150,9 +156,9 @@ def do_push(context: Context, flags: argparse.Namespace) -> int:
                     "size": layer.blob.size, "result": layer.result} for layer in layers],
     } for name, top, layers, by_v1 in results]
     context.answer(rows, [
-        str(item["name"]) if not item["digest"] else
-        "%s@%s" % (str(item["name"]).rpartition(":")[0], item["digest"]) if context.quiet else
-        "%(tag)s: digest: %(digest)s size: %(size)d" % item for item in rows])
+        str(name) if by_v1 else "%s@%s" % (name.name, top.digest) if context.quiet else
+        "%s: digest: %s size: %d" % (name if many else name.tag, top.digest, top.size)
+        for name, top, _, by_v1 in results])
     return codes[0] if codes else 0
 
 
@@ -162,15 +168,41 @@ def do_tags(context: Context, flags: argparse.Namespace) -> None:
         raise InvalidReference("%s: want a repository, without tag or digest" % name.familiar)
     with context.client([name.domain]) as client:
         tags = sorted(tags_with(client, name, context.renderer, context.cancel), key=version)
-    context.answer([{"name": str(name.with_tag(tag)), "tag": tag} for tag in tags], tags)
+        rows = [{"name": str(name.with_tag(tag)), "tag": tag} for tag in tags]
+        if flags.created:
+            with ThreadPoolExecutor(MAX_QUESTIONS) as pool:
+                for row, created in zip(rows, pool.map(
+                        lambda tag: _created(context, client, name.with_tag(tag)), tags)):
+                    row["created"] = created
+    dated = [(row["tag"], row.get("created") or "-") for row in rows]
+    context.answer(rows, aligned(dated) if flags.created else tags)
+
+
+def _created(context: Context, client: Client, name: Reference) -> str:
+    """The date of an image, of an index of that for this host or else the first; empty if it can't be read."""
+    try:
+        return context.ask(name, "created of %s" % (name,), lambda repository: created_at(
+            repository, repository.manifest(name.tag, context.cancel), context.cancel), client)
+    except (RateLimited, Cancelled):
+        raise  # as it would be for the others
+    except Error as exc:
+        context.alert(str(exc))
+        return ""
 
 
 def do_manifest(context: Context, flags: argparse.Namespace) -> None:
-    name = reference(flags.ref).docker_ref()
-    received = context.ask(name, "manifest %s" % (name,), lambda repository: repository.manifest(
-        str(name.digest or name.tag), context.cancel))
+    name, platform = reference(flags.ref).docker_ref(), _platform(flags)
+
+    def asked(repository: Repository) -> Received:
+        received = repository.manifest(str(name.digest or name.tag), context.cancel)
+        if platform is None:
+            return received
+        document = document_for(repository, received, platform, context.cancel)
+        return Received(document.raw, document.media_type, document.digest)
+
+    received = context.ask(name, "manifest %s" % (name,), asked)
     if context.json:
-        document = manifest.parse(received.raw, received.content_type)
+        document = received.document()
         context.dump(dict({
             "name": str(name), "digest": received.digest, "media_type": document.media_type,
             "size": len(received.raw), "manifest": json.loads(received.raw.decode())}, **context.quota(name)))
@@ -180,12 +212,17 @@ def do_manifest(context: Context, flags: argparse.Namespace) -> None:
         context.write(received.raw)
 
 
+def _platform(flags: argparse.Namespace) -> Optional[Platform]:
+    """The platform of the flag alone: without it a question is about what the registry has under the name."""
+    return Platform.parse(flags.platform, host_platform()) if flags.platform else None
+
+
 def do_digest(context: Context, flags: argparse.Namespace) -> None:
-    items = operands(flags.refs, all_tags=flags.all_tags)
+    items, platform = operands(flags.refs, all_tags=flags.all_tags), _platform(flags)
     rows = []
     with context.client(_domains(items)) as client:
         for name in _names(context, client, items):
-            digest = digest_with(client, name, None, context.renderer, context.cancel)
+            digest = digest_with(client, name, platform, context.renderer, context.cancel)
             pin = {"pin": str(name.with_default_tag().with_digest(digest))} if flags.pin else {}
             rows.append(dict({"name": str(name.docker_ref()), "digest": digest}, **pin, **context.quota(name)))
     one = len(flags.refs) == 1 and not (items[0].line or items[0].pattern)

@@ -8,7 +8,6 @@ used again until gc takes it.
 """
 import argparse
 import contextlib
-import sys
 from typing import Iterator, List, Optional, Tuple
 
 from ..digest import DiffID
@@ -89,10 +88,11 @@ def do_unpack(context: Context, flags: argparse.Namespace) -> None:
 
 
 def do_export(context: Context, flags: argparse.Namespace) -> None:
-    if sys.stdout is not None and sys.stdout.isatty():
-        raise InvalidReference("refusing to write a tar to a terminal; redirect stdout")
+    if flags.file and flags.output:
+        raise InvalidReference("FILE and -o FILE are the same; give one of them")
+    write = context.tar_writer(flags.file or flags.output, "a tar")
     with _image(context, flags.ref) as (source, _, layers):
-        context.write(Flattened(source, layers, context.renderer, context.cancel).tar())
+        write(Flattened(source, layers, context.renderer, context.cancel).tar())
 
 
 def do_cat(context: Context, flags: argparse.Namespace) -> None:

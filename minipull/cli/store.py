@@ -10,12 +10,12 @@ from typing import Callable, Dict, Iterable, List, Set, Tuple
 
 from ..digest import Digest
 from ..errors import InvalidReference, NotFound
-from ..files import write_file
 from ..image.manifest import Manifest
 from ..image.platform import Platform
 from ..parts import carrier
 from ..progress import human_size
 from ..reference import Reference
+from ..store.compression import gzipped, packing
 from ..store.gc import collectable, gc
 from ..store.references import UNNAMED, Association
 from ..store.store import IMAGE_ID, Store, host_platform
@@ -31,10 +31,7 @@ def do_inspect(context: Context, flags: argparse.Namespace) -> None:
         return
     store = context.source
     with store.reading(context.cancel):
-        try:
-            image = store.image(flags.ref)
-        except NotFound as exc:
-            raise NotFound("%s; docker://%s asks the registry" % (exc, flags.ref)) from exc
+        image = store.image(flags.ref)
         if flags.platform:
             descriptor = store.on(Platform.parse(flags.platform, host_platform()), image.descriptor)
             if descriptor is None:
@@ -69,8 +66,8 @@ def do_tag(context: Context, flags: argparse.Namespace) -> None:
             raise NotFound("%s; copy docker://SRC docker://DST names one at its registry" % exc) from exc
         name = reference(flags.dst).with_default_tag()
         store.tag(name, image, context.cancel)
-        if context.json:
-            context.dump([described(store, image._replace(name=name))])
+        context.answer([described(store, image._replace(name=name))],
+                       ["Tagged: %s" % (name.with_digest(image.source),)])
 
 
 def do_rm(context: Context, flags: argparse.Namespace) -> None:
@@ -125,8 +122,8 @@ def do_save(context: Context, flags: argparse.Namespace) -> None:
     names, bundle = stored_names(context.source, operands(flags.refs, ids=True)), settings.truth("bundle")
     if flags.without and not bundle:
         raise InvalidReference("--without is for --bundle")
-    if not output and not flags.dry_run and sys.stdout is not None and sys.stdout.isatty():
-        raise InvalidReference("refusing to write an archive to a terminal; redirect stdout or give -o FILE")
+    packed = packing(output or "", bundle) is gzipped
+    write = context.write if flags.dry_run else context.tar_writer(output, "an archive")
     for base in flags.base if output and os.path.exists(output) else ():
         if os.path.exists(base) and os.path.samefile(base, output):
             raise InvalidReference("%s is a base, and can't be the output as well" % base)
@@ -135,11 +132,9 @@ def do_save(context: Context, flags: argparse.Namespace) -> None:
                   flags.base, bundle, without, settings.truth("referrers")) as archive:
         if flags.dry_run:
             rows = _rows(archive.needed(), lambda digest, size: digest in archive.left_out)
-            show_plan(context, rows, archive.size)
-        elif output:
-            write_file(output, archive.pieces(context.cancel))
+            show_plan(context, rows, archive.size, packed)
         else:
-            context.write(archive.pieces(context.cancel))
+            write(archive.pieces(context.cancel))
 
 
 def _rows(images: Iterable[Tuple[str, Digest, Dict[Digest, int]]],
@@ -157,7 +152,10 @@ def _rows(images: Iterable[Tuple[str, Digest, Dict[Digest, int]]],
 def do_load(context: Context, flags: argparse.Namespace) -> None:
     from ..archive.load import load, needed
 
-    file, store = flags.input or carrier(), context.store
+    if flags.file and flags.input:
+        raise InvalidReference("FILE and -i FILE are the same; give one of them")
+    named, store = flags.file or flags.input or carrier(), context.store
+    file = "" if named == "-" else named
     if not file and (sys.stdin is None or sys.stdin.isatty()):
         raise InvalidReference("requested load from stdin, but stdin is empty; give -i FILE")
     if flags.dry_run:

@@ -15,6 +15,7 @@ from ..files import directory_beside, remove, write_file
 from ..image.descriptor import Descriptor
 from ..progress import Output, Progress
 from ..reference import Reference
+from ..store.compression import packing
 from ..store.references import named
 from ..store.store import Store, host_platform
 from ..xfer.transfer import TransferManager
@@ -47,7 +48,7 @@ def archive_end(place: Place, transfers: TransferManager, output: Output, cancel
     A dry run has none.  One of ``costly`` bytes, as from a registry, stays for the next run
     after an interrupt or an error that may pass, as it does after kill -9.
     """
-    path = os.path.realpath(place.folder)
+    path, pack = os.path.realpath(place.folder), packing(place.folder)
     if os.path.isdir(path):
         raise StorageError("write %s: Is a directory" % place.folder)
     if dry_run:
@@ -68,7 +69,7 @@ def archive_end(place: Place, transfers: TransferManager, output: Output, cancel
                 label = named(entry)
                 images.append((Reference.parse(label).with_default_tag() if label else None,
                                Descriptor.from_json(entry, "index.json")))
-            write_file(place.folder, Contents(end.store, images, host_platform(), output).pieces(cancel))
+            write_file(place.folder, pack(Contents(end.store, images, host_platform(), output).pieces(cancel)))
         except Error as exc:
             again = isinstance(exc, (Cancelled, RateLimited)) or exc.retry
             kept += [folder] if costly and again and os.listdir(folder) else []

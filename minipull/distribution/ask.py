@@ -133,6 +133,17 @@ def document_for(repository: Repository, top: Received, platform: Optional[Platf
     return chosen[0][1]
 
 
+def created_at(repository: Repository, top: Received, cancel: Cancel) -> str:
+    """The date of an image, or of that in an index for this host, or else of its first; it may be empty."""
+    document, get = top.document(), _getter(repository, cancel)
+    if isinstance(document, Index) and document.images:
+        chosen = choose(host_platform(), document, get)
+        document = chosen[0][1] if chosen else get(document.images[0])
+    if not isinstance(document, Manifest) or not is_runnable(document):
+        return ""
+    return ImageConfig.parse(read_blob(repository, document.config, MAX_CONFIG, cancel)).created
+
+
 def _getter(repository: Repository, cancel: Cancel) -> Callable[[Descriptor], Document]:
     def get(entry: Descriptor) -> Document:
         received = Received.inline(entry) or repository.manifest(str(entry.digest), cancel)

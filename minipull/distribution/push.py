@@ -3,10 +3,10 @@
 
 Mirrors moby's distribution/push.go.
 """
-from typing import List, Optional, Sequence, Tuple, Union
+from typing import Callable, List, Optional, Sequence, Tuple, Union
 
 from ..cancel import Cancel
-from ..errors import InvalidReference, NotFound
+from ..errors import InvalidReference, NotStored
 from ..image.config import Image
 from ..parts import part
 from ..progress import Output, Progress, discard, serialized
@@ -37,11 +37,13 @@ def push(name: Union[str, Reference], store: ImageSource, *, dest: Union[str, Re
         [pushed] = minipull.push("registry.lan/app:1.0", store, dest="registry.lan/mirror/app:1.0")
         print(pushed.name, pushed.descriptor.digest, [layer.result for layer in pushed.layers])
     """
+    results: List[Pushed] = []
     with Client(service, credentials) as client:
-        return push_with(
-            client, pushed_images(name, store, dest, all_tags), store,
+        push_with(
+            client, pushed_images(name, store, dest, all_tags), store, results.append,
             uploads or LayerUploadManager(), progress, cancel or Cancel(), chunk_size, legacy_schema1,
             foreign)
+    return results
 
 
 def pushed_images(name: Union[str, Reference], store: ImageSource, dest: Union[str, Reference, None] = None,
@@ -59,32 +61,42 @@ def pushed_images(name: Union[str, Reference], store: ImageSource, dest: Union[s
         raise InvalidReference("tag can't be used with --all-tags/-a")
     tags = [entry for entry in store.references.all() if entry.name.name == given.name and entry.name.tag]
     if not tags:
-        raise NotFound("An image does not exist locally with the tag: %s" % given.familiar_name)
+        raise NotStored(
+            "An image does not exist locally with the tag: %s" % given.familiar_name, given.familiar_name)
     if all_tags:
         return [(store.load(entry), target.with_tag(entry.name.tag)) for entry in tags]
-    if store.references.get(given.with_default_tag()) is None:
-        raise NotFound("tag does not exist: %s" % given.with_default_tag().familiar)
+    tagged = given.with_default_tag()
+    if store.references.get(tagged) is None:
+        raise NotStored("tag does not exist: %s" % tagged.familiar, tagged.familiar)
     return [(store.image(given), target.with_default_tag())]
 
 
 def push_with(client: Client, images: Sequence[Tuple[Image, Reference]], store: ImageSource,
-              uploads: LayerUploadManager, progress: Output, cancel: Cancel,
-              chunk_size: int = 0, legacy_schema1: bool = False, foreign: bool = False) -> List[Pushed]:
-    """Push images, which all go to one repository, through a client."""
+              told: Callable[[Pushed], object], uploads: LayerUploadManager, progress: Output, cancel: Cancel,
+              chunk_size: int = 0, legacy_schema1: bool = False, foreign: bool = False) -> None:
+    """Push images, which all go to one repository, through a client.
+
+    ``told`` is called with each once it is there: a later one may fail.
+    """
     target = images[0][1]._replace(tag="")
+    pending = list(images)
     output = serialized(progress)
     output(Progress(message="The push refers to repository [%s]" % target.name))
 
-    def to_endpoint(endpoint: Endpoint) -> List[Pushed]:
+    def to_endpoint(endpoint: Endpoint) -> None:
         with store.reading(cancel):
             if endpoint.version == 1:
                 v1_pusher = part("distribution.push_v1").V1Pusher(
                     client.session(endpoint, target), store, uploads, output, cancel)
-                return [Pushed(name, image.descriptor, [PushedLayer(*layer) for layer in layers], by_v1=True)
-                        for (image, name), layers in zip(images, v1_pusher.push(images))]
+                for (image, name), layers in zip(images, v1_pusher.push(images)):
+                    told(Pushed(name, image.descriptor, [PushedLayer(*layer) for layer in layers], by_v1=True))
+                return
             pusher = V2Pusher(client.repository(endpoint, target, push=True), store, uploads, target, output,
                               cancel, chunk_size, legacy_schema1, foreign)
-            return [pusher.push(image, name.tag) for image, name in images]
+            while pending:
+                image, name = pending[0]
+                told(pusher.push(image, name.tag))
+                del pending[0]
 
-    return over_endpoints(
+    over_endpoints(
         client, target, "push %s" % target.name, to_endpoint, cancel, output, push=True, legacy=True)

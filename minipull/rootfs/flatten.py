@@ -20,6 +20,7 @@ from ..image.platform import Platform
 from ..image.tar import DIRECTORY, END, LINK, Entry, header, padding
 from ..progress import Output, discard, serialized
 from ..reference import Reference
+from ..store.compression import packing
 from ..store.store import ImageSource
 from .layers import layers_for, reading, warn_of_owners
 from .overlay import POSITION, Folder, Overlay, Trail, path_of
@@ -33,18 +34,19 @@ def export(image: Union[Image, str, Reference], store: ImageSource, file: Union[
            cancel: Optional[Cancel] = None) -> None:
     """Write the root file system of a stored image as one tar; ``file`` is a path or an open file.
 
-    ``platform`` (the host's) chooses from an index.  A file at the path is replaced in one step.
-    Raises as unpack().
+    ``platform`` (the host's) chooses from an index.  A file at the path is replaced in one step, and
+    compressed if its name ends in .gz or .tgz.  Raises InvalidReference, and as unpack().
 
     Example::
 
         minipull.export("registry.lan/app:1.0", store, "rootfs.tar")
     """
     cancel = cancel or Cancel()
+    pack = packing(file if isinstance(file, str) else "")
     with store.reading(cancel):
         tree = Flattened(store, layers_for(image, store, platform), serialized(progress), cancel)
         if isinstance(file, str):
-            write_file(file, tree.tar())
+            write_file(file, pack(tree.tar()))
             return
         for piece in tree.tar():
             file.write(piece)
@@ -72,13 +74,21 @@ class Flattened:
             raise PolicyError("the image has sparse files with holes of more than %d bytes" % MAX_HOLES)
 
     def tar(self) -> Iterator[Buffer]:
-        """The tar, in pieces: files, links, and then directories, which get their times last."""
+        """The tar, in pieces: directories, links and devices, then files by layer, and hard links to them.
+
+        Nothing is there twice, which docker and podman refuse to import.  So GNU tar needs
+        --delay-directory-restore: it gives a directory times and mode at the first entry elsewhere.
+        """
         files: Dict[int, List[Trail]] = {}
         others: Dict[int, Trail] = {}  # the first name of each thing without data
         for trail, thing in self._overlay.walk():
             if isinstance(thing, int):
                 files.setdefault(thing, []).append(trail)
-            elif isinstance(thing, Entry):
+            elif isinstance(thing, Folder):
+                if trail or thing.entry:
+                    entry = thing.entry or Entry(b"", DIRECTORY, mode=0o755)
+                    yield _header(entry._replace(name=(path_of(trail) or b".") + b"/"))
+            else:
                 first = others.setdefault(id(thing), trail)
                 if first is trail:
                     yield _header(thing._replace(name=path_of(trail)))
@@ -95,10 +105,6 @@ class Flattened:
         for first, *more in files.values():
             for trail in more:
                 yield _header(Entry(path_of(trail), LINK, linkname=path_of(first)))
-        for trail, thing in self._overlay.walk():
-            if isinstance(thing, Folder) and (trail or thing.entry):
-                entry = thing.entry or Entry(b"", DIRECTORY, mode=0o755)
-                yield _header(entry._replace(name=(path_of(trail) or b".") + b"/"))
         yield END
 
     def file(self, path: str) -> Iterator[Buffer]:

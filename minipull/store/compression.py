@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decompression of gzip and zstd, bounded.
+"""Decompression of gzip and zstd, bounded; and gzip.
 
 The first bytes of a layer say how it is compressed.  Its tar stream comes in
 pieces of at most 1 MiB, however much a bomb holds; a stream that just ends is an
@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, Callable, Iterator, Mapping, Optional, Union, 
 
 from ..cancel import Cancel
 from ..digest import Buffer, Verifier
-from ..errors import Cancelled, InvalidDocument, PolicyError, Unsupported, storage_errors
+from ..errors import Cancelled, InvalidDocument, InvalidReference, PolicyError, Unsupported, storage_errors
 
 BUFFER = 1 << 20  # bytes; the largest piece
 MAX_GROWTH = 1032  # times, which is the most that gzip can do; zstd does a lot better on zeros
@@ -28,6 +28,29 @@ _INPUT = 128 << 10  # bytes; at the usual ratio they inflate to one piece
 #: Decodes pieces; its second argument names the source in errors.
 Decoder = Callable[[Iterator[memoryview], str], Iterator[bytes]]
 _ZSTD = re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")  # or a skippable frame
+
+
+def packing(path: str, plain: bool = False) -> Callable[[Iterator[Buffer]], Iterator[Buffer]]:
+    """The compression that the name of a tar asks for: gzipped() or none.
+
+    Raises InvalidReference for one that is not written, and for any if the tar must be ``plain``.
+    """
+    suffix = re.search(r"\.(t?gz|t?xz|bz2|tbz2?|t?zst|lz4)$", path.lower())
+    if suffix is None:
+        return iter
+    if plain or not suffix.group().endswith("gz"):
+        raise InvalidReference("%s: %s" % (path, "a bundle must be a plain tar" if plain else (
+            "a tar is written plain or as .tar.gz, not as %s; write it to stdout and compress that" %
+            suffix.group())))
+    return gzipped
+
+
+def gzipped(stream: Iterator[Buffer]) -> Iterator[Buffer]:
+    """Yield a stream as gzip, with neither name nor time: the same bytes become the same, if zlib is."""
+    packer = zlib.compressobj(6, wbits=31)
+    for piece in stream:
+        yield packer.compress(piece)
+    yield packer.flush()
 
 
 def is_compressed(magic: bytes) -> bool:

@@ -18,7 +18,7 @@ from .. import files
 from ..cancel import Cancel
 from ..digest import Digest
 from ..errors import (
-    ContentMismatch, Error, InvalidDocument, InvalidReference, NotFound, PolicyError, StorageError)
+    ContentMismatch, Error, InvalidDocument, InvalidReference, NotFound, NotStored, PolicyError, StorageError)
 from ..image.config import Image, ImageConfig
 from ..image.descriptor import INDEX_TYPES, MANIFEST_TYPES, Descriptor
 from ..image.manifest import MAX_MANIFEST, Document, Manifest, is_runnable, parse
@@ -88,7 +88,7 @@ class ImageSource:
             raise InvalidReference("image ID prefix %s is ambiguous: %s" % (
                 digits, ", ".join(texts[:MAX_CANDIDATES] + more)))
         if not ids:
-            raise NotFound("No such image: %s" % familiar)
+            raise NotStored("No such image: %s" % familiar, "" if len(digits) == 64 else familiar)
         return ids.popitem()[1]
 
     def top(self, name: Union[str, Reference]) -> Descriptor:

@@ -57,13 +57,38 @@ def test_an_image_without_a_name_is_loaded_by_id(
 @pytest.mark.parametrize("args, code, text", [
     (["load", "-i", "/nowhere"], 7, "load /nowhere: open /nowhere: No such file or directory"),
     (["load"], 6, "load: there is no image in it: no index.json, manifest.json or repositories"),
-    (["save", "nope"], 3, "No such image: nope:latest"), (["save", "-o", "x", "UPPER"], 2, None),
+    (["load", "-i", "x", "y"], 2, "FILE and -i FILE are the same; give one of them"),
+    (["save", "-o", "x.tar.xz", "two"], 2, "x.tar.xz: a tar is written plain or as .tar.gz, not as .xz; write it to"
+     " stdout and compress that"), (["save", "-o", "x.tzst", "--dry-run", "two"], 2, None),
+    (["save", "--bundle", "-o", "x.tar.gz", "two"], 2, "x.tar.gz: a bundle must be a plain tar"),
+    (["copy", "store:two", "oci-archive:x.tar.bz2"], 2, None),
+    (["save", "nope"], 3, "No such image: nope:latest; pull it first"), (["save", "-o", "x", "UPPER"], 2, None),
     (["save"], 2, None), (["save", "--platform", "x/y/z/w", "two"], 2, None)])
 def test_errors_of_save_and_load_are_one_line(
-        three: Three, run_minipull: Minipull, args: List[str], code: int, text: Optional[str]) -> None:
+        three: Three, run_minipull: Minipull, home: Path, args: List[str], code: int, text: Optional[str]) -> None:
     done = run_minipull("--root", three[0].root, *args)
     assert (done.code, done.out) == (code, "") and done.err.count("\n") == 1, done
     assert text is None or done.err == "minipull: %s\n" % text
+    assert not list(home.glob("x*"))
+
+
+def test_an_archive_whose_name_says_so_is_compressed_into_the_same_bytes(
+        saved: Path, three: Three, tmp_path: Path, run_minipull: Minipull) -> None:
+    names = ["demo/one", "two", "r.example.com/many"]
+    root = ["--root", three[0].root]
+    for name in ("a.tar.gz", "B.TGZ"):
+        assert run_minipull(*root, "save", "-o", tmp_path / name, *names).code == 0
+    data = (tmp_path / "a.tar.gz").read_bytes()
+    assert gzip.decompress(data) == saved.read_bytes() and data[:10] == b"\x1f\x8b\x08" + bytes(6) + data[9:10]
+    assert (tmp_path / "B.TGZ").read_bytes() == data
+    loaded = run_minipull("--root", tmp_path / "fresh", "load", tmp_path / "a.tar.gz").out
+    assert run_minipull("--root", tmp_path / "other", "load", "-", stdin=data).out == loaded != ""
+    assert run_minipull(*root, "save", "-o", "-", *names).raw == saved.read_bytes()
+    # A plan tells the size that is known, that of the tar.
+    planned = run_minipull(*root, "save", "--dry-run", "-o", tmp_path / "c.tgz", *names).out
+    assert "\nthe archive would have %d bytes before it is compressed\n" % len(saved.read_bytes()) in planned
+    assert run_minipull(*root, "copy", "-q", "store:two:2", "oci-archive:%s" % (tmp_path / "d.tgz")).code == 0
+    assert b"oci-layout" in gzip.decompress((tmp_path / "d.tgz").read_bytes())
 
 
 @pytest.mark.parametrize("args, text", [

@@ -12,7 +12,8 @@ import pytest
 from minipull.server import http as httpd
 from tests.kit.commands import Call, is_sound
 from tests.kit.images import (
-    OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, digest_of, multi_platform, push_layout_http, to_json)
+    CREATED, OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, Layout, Spec, digest_of, multi_platform, parse_platform,
+    push_layout_http, to_json)
 from tests.kit.servers import Connection, ScriptedServer, challenge, error, reply
 from tests.kit.site import Site
 
@@ -64,6 +65,29 @@ def test_every_platform_of_an_index_is_inspected_or_one(call: Call, site: Site, 
     assert result.code == 3 and "no image for linux/mips; there is linux/" in result.line
 
 
+def test_a_digest_and_a_manifest_are_those_of_a_platform_only_if_it_is_asked_for(
+        call: Call, site: Site, tmp_path: Path) -> None:
+    layout, top, made = multi_platform(tmp_path / "layout")
+    push_layout_http(layout, "latest", site.host + "/up:1")
+    name = site.host + "/up:1"
+    env = {"DOCKER_DEFAULT_PLATFORM": "linux/arm64", "MINIPULL_PLATFORM": "linux/arm64"}
+    assert call("digest", name, env=env).out == top.digest + "\n"
+    assert digest_of(call("manifest", name, env=env).out.encode()) == top.digest
+    arm = made["linux/arm64/v8"].digest
+    assert call("digest", "--platform", "linux/arm64", name).out == arm + "\n"
+    assert call("digest", "--platform", "linux/arm64", "--pin", name).out == "%s@%s\n" % (name, arm)
+    assert digest_of(call("manifest", "--platform", "linux/arm64", name).out.encode()) == arm
+    shown = call("manifest", "--platform", "linux/arm64", name, "--format", "json").json
+    assert (shown["digest"], shown["manifest"]["config"]["digest"]) == (arm, made["linux/arm64/v8"].config["digest"])
+    for command in ("digest", "manifest"):
+        done = call(command, "--platform", "linux/mips", name)
+        assert done.code == 3 and "no image for linux/mips; there is linux/" in done.line
+        assert call(command, "--platform", "///", name).code == 2
+    # What is pinned is what a pull of the pin stores.
+    assert call("pull", "-q", "%s@%s" % (name, arm)).code == 0
+    assert call("inspect", name).json["platform"] == "linux/arm64/v8"
+
+
 def test_an_index_that_lies_about_an_image_is_not_inspected(call: Call, server: ScriptedServer) -> None:
     image = to_json({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "layers": [], "config": {
         "mediaType": OCI_CONFIG, "digest": digest_of(b"{}"), "size": 2}})
@@ -87,9 +111,17 @@ def test_documents_are_written_as_they_are(call: Call, site: Site) -> None:
     assert json.loads(call("inspect", "--config", stored).out)["config"] == CONFIG["config"]
 
 
-def test_a_name_that_is_not_stored_is_answered_with_the_prefix_that_asks_the_registry(call: Call) -> None:
-    result = call("inspect", "nginx")
-    assert result.code == 3 and result.line.endswith("; docker://nginx asks the registry\n")
+@pytest.mark.parametrize("args, rest", [
+    (["inspect", "nginx"], "; docker://nginx:latest asks the registry\n"),
+    (["check", "nginx"], "; docker://nginx:latest asks the registry\n"),
+    (["save", "nginx", "-o", "x"], "; pull it first\n"),
+    (["tag", "nginx", "a"], "; copy docker://SRC docker://DST names one at its registry\n"),
+    (["push", "nginx:1"], "; pull it first\n"), (["push", "nginx:1", "a"], "; pull it first\n"),
+    (["rm", "nginx"], "image: nginx:latest\n")])
+def test_a_name_that_is_not_stored_is_answered_with_what_helps(
+        call: Call, stored: str, args: List[str], rest: str) -> None:
+    result = call(*args)
+    assert result.code == 3 and result.line.endswith(rest)
 
 
 @pytest.mark.parametrize("asked, paths", [
@@ -131,6 +163,30 @@ def test_tags_are_listed_as_versions(call: Call, site: Site) -> None:
     for tag in ("1.10", "1.9", "latest"):
         site.put(raw, tag)
     assert call("tags", site.host + "/app").out.split() == ["1", "1.9", "1.10", "latest"]
+
+
+def test_tags_have_the_dates_of_their_images_or_none(call: Call, site: Site, tmp_path: Path) -> None:
+    for tag in ("10", "9"):
+        push(site, tag)
+    push_layout_http(multi_platform(tmp_path / "layout")[0], "latest", site.host + "/app:index")
+    site.put(to_json({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "layers": [],
+                      "config": site.blob(b"{}", OCI_CONFIG)}), "odd")
+    done = call("tags", "--created", site.host + "/app")
+    assert done.out == "9       {0}\n10      {0}\nindex   {1}\nodd     -\n".format(CONFIG["created"], CREATED)
+    assert done.code == 0 and done.err.startswith("warning: created of %s/app:odd: " % site.host)
+    rows = call("tags", "--created", "--format", "json", site.host + "/app").json
+    assert [(row["tag"], row["created"]) for row in rows] == [
+        ("9", CONFIG["created"]), ("10", CONFIG["created"]), ("index", CREATED), ("odd", "")]
+
+
+@pytest.mark.parametrize("platform", ["plan9/mips", "linux/riscv64"])
+def test_an_index_for_other_hosts_has_the_date_of_its_first_image(
+        call: Call, site: Site, tmp_path: Path, platform: str) -> None:
+    layout = Layout(tmp_path / "layout")
+    image = layout.image([Spec(size=100)], platform=platform)
+    layout.index([dict(image.descriptor, platform=parse_platform(platform))], "latest")
+    push_layout_http(layout, "latest", site.host + "/other:1")
+    assert call("tags", "--created", site.host + "/other").out == "1   %s\n" % CREATED
 
 
 def test_referrers_are_listed_by_the_api_or_the_fallback_tag(
@@ -211,9 +267,13 @@ def test_a_registry_that_deletes_no_tag_alone_deletes_nothing_unless_it_is_asked
     server.on("DELETE", "/v2/r/manifests/sha256:", reply(202))
     result = call("delete", "docker://%s/r:1" % server.host)
     assert result.code == 1
-    assert "with --digest the manifest %s would go, and with it 1, 9, 10, unclear" % digest_of(raw) in result.line
+    assert "takes the manifest %s, and with it 1, 9, 10, unclear\n" % digest_of(raw) in result.line
     assert [request.path for request in server.requests if request.method == "DELETE"] == ["/v2/r/manifests/1"]
     assert call("delete", "--digest", "docker://%s/r:1" % server.host).code == 0
+    server.on("DELETE", "/v2/r/manifests/sha256:", error(405, "UNSUPPORTED"))
+    for args in (["--digest", "docker://%s/r:1" % server.host], ["docker://%s/r@%s" % (server.host, digest_of(raw))]):
+        result = call("delete", *args)
+        assert result.code == 1 and "%s deletes no manifests (unsupported)\n" % server.host in result.line
 
 
 def test_only_names_at_a_registry_are_deleted(call: Call) -> None:
@@ -223,15 +283,19 @@ def test_only_names_at_a_registry_are_deleted(call: Call) -> None:
 
 @pytest.mark.parametrize("typed, kept", [
     ("y\n", False), ("yes\n", False), ("n\n", True), ("\n", True), ("\x04", True)])
+@pytest.mark.parametrize("rest, tags", [
+    ([":1"], ""), ([":1", "--digest"], " with all the tags of its manifest"),
+    (["@DIGEST"], " with all the tags of its manifest")])
 def test_a_terminal_is_asked_before_a_delete(
-        call: Call, site: Site, monkeypatch: pytest.MonkeyPatch, typed: str, kept: bool) -> None:
-    push(site)
+        call: Call, site: Site, monkeypatch: pytest.MonkeyPatch, typed: str, kept: bool, rest: List[str],
+        tags: str) -> None:
+    name, *flags = [text.replace("DIGEST", digest_of(push(site))) for text in rest]
     master, slave = pty.openpty()
     with open(slave, "r") as terminal:
         monkeypatch.setattr(sys, "stdin", terminal)
         os.write(master, typed.encode())
-        result = call("delete", "docker://%s/app:1" % site.host)
+        result = call("delete", *flags, "docker://%s/app%s" % (site.host, name))
     os.close(master)
     assert result.code == (2 if kept else 0)
-    assert "Delete %s/app:1 at the registry? [y/N] " % site.host in result.err
+    assert "Delete %s/app%s%s at the registry? [y/N] " % (site.host, name, tags) in result.err
     assert bool(site.names()) == kept

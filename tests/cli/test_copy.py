@@ -134,11 +134,10 @@ def test_each_image_is_told_with_its_name_and_digest(
     pins.write_text(quiet.out.replace(":1@", ":pinned@"))
     done = call("copy", "-q", "@%s" % pins, "store:")
     assert done.out.splitlines() == [line.replace(":1@", ":pinned@") for line in lines]
-    # One image is told as ever.
-    done = call("copy", places[0], "store:x")
-    assert done.out == "Digest: %s\nStatus: Copied %s to store:x\n" % (layout.resolve("one:1")["digest"], places[0])
-    done = call("copy", "-n", places[1], "store:x")
-    assert done.out == "Digest: %s\nStatus: store:x is there already\n" % layout.resolve("one:1")["digest"]
+    # One image is told by how it was asked for as well.
+    line = "docker.io/library/x:latest@%s\n" % layout.resolve("one:1")["digest"]
+    assert call("copy", places[0], "store:x").out == line + "Status: Copied %s to store:x\n" % places[0]
+    assert call("copy", "-n", places[1], "store:x").out == line + "Status: store:x is there already\n"
     assert call("copy", "-n", "-q", places[1], "store:x").out == layout.resolve("one:1")["digest"] + "\n"
 
 

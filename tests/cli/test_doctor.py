@@ -131,7 +131,7 @@ def test_credential_files_are_named_and_not_shown(run_minipull: Minipull, home: 
     ("cli/serve.py", "    serve(context.store", '    raise InvalidReference("no")\n    serve(context.store',
      "serve", 2),
     ("server/blobs.py", "upload.commit(digest)", "raise Refusal(403, 'DENIED', 'no')", "push", 4),
-    ("cli/registry.py", '"Digest: %s" % image.source)', "\"\")", "pull", 6),
+    ("cli/registry.py", '"Digest: ', '"', "pull", 6),
     ("cli/check.py", "    archives = [", '    raise StorageError("no")\n    archives = [', "check", 7),
     ("cli/check.py", "    archives = [", "    os.kill(os.getpid(), 9)\n    archives = [", "check", 1),
 ], ids=["serve", "push", "digest", "check", "killed"])

@@ -60,11 +60,12 @@ def test_pull_progress_json_is_the_engines_objects(call: Call, ref: str) -> None
 def test_pull_all_tags_takes_every_tag(
         call: Call, ref: str, layout: Layout, server: ScriptedServer) -> None:
     done = call("pull", "-a", ref)
-    assert done.out == "Digest: %s\nDigest: %s\nStatus: Downloaded newer image for %s\n%s\n" % (
-        digest(layout), digest(layout, "other"), ref, ref)
+    lines = "".join("Status: %%s for %s:%s@%s\n" % (ref, tag, digest(layout, tag)) for tag in ("latest", "other"))
+    assert done.out == lines % (("Downloaded newer image",) * 2)
     assert {item["name"] for item in call("images", "--format", "json").json} == {
         ref + ":latest", ref + ":other"}
-    assert "Image is up to date" in call("pull", "-a", ref).out
+    for names in (["-a", ref], [ref + ":latest", ref + ":other"], [ref + ":*"]):
+        assert call("pull", *names).out == lines % (("Image is up to date",) * 2)
     sha = digest(layout).replace(":", "-")
     for tag in (sha + ".sig", sha):
         layout.name(layout.resolve("latest"), tag)
@@ -82,7 +83,8 @@ def test_a_pull_of_several_fails_for_those_that_fail(
     server.on("GET", "/manifests/odd", reply(200, b"{}", {"Content-Type": images.OCI_MANIFEST}))
     done = call("pull", "--progress", "none", ref + ":nope", ref, ref + ":odd", ref)
     assert done.code == 3
-    assert done.out.count("Status: Downloaded newer image for %s:latest" % ref) == 1
+    assert done.out == "Using default tag: latest\nStatus: Downloaded newer image for %s:latest@%s\n" % (
+        ref, digest(layout))
     first, second = done.err.splitlines()
     assert first.startswith("minipull: pull %s:nope: manifest unknown" % ref)
     assert second.startswith("minipull: pull %s:odd: manifest: " % ref)
@@ -178,9 +180,10 @@ def test_push_progress_json_is_the_engines_objects(call: Call, ref: str, target:
 
 def test_push_all_tags_and_to_another_name(
         call: Call, ref: str, layout: Layout, server: ScriptedServer, target: Uploads) -> None:
-    done = call("push", "-a", ref)
-    assert done.out == "".join("%s: digest: %s size: %d\n" % (
-        tag, digest(layout, tag), len(layout.read(digest(layout, tag)))) for tag in ("latest", "other"))
+    lines = "".join("%s:%s: digest: %s size: %d\n" % (
+        ref, tag, digest(layout, tag), len(layout.read(digest(layout, tag)))) for tag in ("latest", "other"))
+    for several in (["-a", ref], [ref + ":*"]):
+        assert call("push", *several).out == lines
     for args, names in (((ref + ":other", "docker://%s/s" % server.host), {"other"}),
                         ((ref, server.host + "/s:1"), {"1"}), (("-a", ref, server.host + "/s"), {"latest", "other"})):
         other = Uploads(server, "s")

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """unpack, export and cat as a user types them, of images that are stored and that are not."""
+import gzip
 import io
 import json
 import signal
@@ -110,6 +111,9 @@ def test_unpack_takes_the_platform_asked_for_out_of_an_index(
     (["unpack", "NAME", "FAST/x", "--max-unpacked", "much"], 2, "--max-unpacked must be a size"),
     (["cat", "NAME", "/no"], 3, "/no: no such file in the image"),
     (["export", "NAME:9"], 2, "invalid reference format"),
+    (["export", "NAME", "FAST/x", "-o", "FAST/x"], 2, "FILE and -o FILE are the same; give one of them"),
+    (["export", "NAME", "-o", "FAST/x.txz"], 2, "a tar is written plain or as .tar.gz, not as .txz"),
+    (["export", "NAME", "FAST/no/x"], 7, "/no/x: No such file or directory"),
     (["cat", "127.0.0.1:1/x:1", "/f"], 5, "connection refused")])
 def test_a_failed_unpack_export_or_cat_is_one_line_and_leaves_no_file(
     call: Call, name: str, fast: Path, tmp_path: Path, args: "list[str]", code: int, text: str
@@ -120,6 +124,23 @@ def test_a_failed_unpack_export_or_cat_is_one_line_and_leaves_no_file(
     assert (done.code, done.out) == (code, ""), done
     assert text in done.err and done.err.count("\n") == 1 and done.err.startswith("minipull: ")
     assert [path.name for path in fast.iterdir()] == ["full"]
+
+
+def test_a_root_file_system_is_written_to_a_file_as_to_stdout(
+        run_minipull: Minipull, name: str, tmp_path: Path) -> None:
+    root = ["--root", tmp_path / "root"]
+    files = [tmp_path / "a.tar", tmp_path / "b.tar", tmp_path / "c.tgz"]
+    assert run_minipull(*root, "export", name, files[0]).out == ""
+    assert run_minipull(*root, "export", "-o", files[1], name).out == ""
+    assert run_minipull(*root, "export", "-o", files[2], name).out == ""
+    plain = run_minipull(*root, "export", name, "-").raw
+    assert [files[0].read_bytes(), files[1].read_bytes(), gzip.decompress(files[2].read_bytes())] == [plain] * 3
+    # A failure leaves what was there.
+    [blob, *_] = sorted((tmp_path / "root" / "blobs" / "sha256").iterdir(), key=lambda path: -path.stat().st_size)
+    blob.chmod(0o600)
+    blob.write_bytes(blob.read_bytes()[:-9] + bytes(9))
+    assert run_minipull(*root, "export", name, files[0]).code == 7 and files[0].read_bytes() == plain
+    assert not list(tmp_path.glob(".minipull-*"))
 
 
 #: A command whose first layer takes until it is cancelled, and whose clean-up is slow.

@@ -50,11 +50,11 @@ def test_an_image_is_inspected(call: Call, ref: str, layout: Layout) -> None:
     assert done.code == 3 and "No such image" in done.line
 
 
-def test_tag_gives_an_image_another_name(call: Call, ref: str, root: Path) -> None:
+def test_tag_gives_an_image_another_name(call: Call, ref: str, root: Path, layout: Layout) -> None:
     assert call("tag", ref, "other").code == 3
     assert not root.exists()
     call("pull", ref)
-    assert call("tag", ref, "other").out == ""
+    assert call("tag", ref, "other").out == "Tagged: docker.io/library/other:latest@%s\n" % digest(layout)
     tagged = call("tag", "--format", "json", ref, "docker://other:2").json
     assert tagged[0]["name"] == "docker.io/library/other:2"
     assert call("tag", ref, "other@sha256:" + "0" * 64).code == 2
@@ -226,7 +226,7 @@ def test_images_shows_signatures_on_request(call: Call, ref: str, layout: Layout
 @pytest.mark.parametrize("name, code, line", [
     ("/srv/wek.tar", 7, "/srv/wek.tar: No such file or directory\n"),
     ("./wek.tar", 7, "./wek.tar: No such file or directory\n"),
-    ("wek.tar", 3, "No such image: wek.tar:latest; there is no such file either\n")])
+    ("wek.tar", 3, "No such image: wek.tar:latest; there is no such file either; docker://wek.tar:latest asks the registry\n")])
 def test_a_mistyped_archive_is_told_as_a_file_that_is_not_there(call: Call, stored: str, name: str, code: int, line: str) -> None:
     done = call("check", name)
     assert (done.code, done.out) == (code, "") and done.line.endswith(line)

@@ -50,16 +50,16 @@ def test_copy_prints_the_new_digest(call: Call, target: Target, tmp_path: Path) 
     source = "oci:%s" % layout.root
     done = call(source, target.place)
     assert (done.code, done.out) == (
-        0, "Digest: %s\nStatus: Copied %s to %s\n" % (index.digest, source, target.place))
+        0, "%s@%s\nStatus: Copied %s to %s\n" % (target.place[9:], index.digest, source, target.place))
     assert ": Pushed\n" in done.err
     assert call("-q", source, "store:a") == (0, index.digest + "\n", "")
     done = call("--platform", "linux/amd64", "--platform", "linux/arm64", "store:a", "oci:new:b")
     digest = images.digest_of(blobs_of(Path("new"))[entries(Path("new"))[0]["digest"]])
-    assert done.out.startswith("Digest: %s\n" % digest)
+    assert done.out.startswith("b@%s\n" % digest)
     assert "the index is rewritten, with 3 of its 5 manifests\n" in done.err
     done = call("--format", "docker", "store:a", "oci:new:c")
     assert done.code == 0 and "left out: 1 that are no images\n" in done.err
-    assert done.out.startswith("Digest: %s\n" % entries(Path("new"))[1]["digest"])
+    assert done.out.startswith("c@%s\n" % entries(Path("new"))[1]["digest"])
 
 
 @pytest.mark.parametrize("args, code, line", [

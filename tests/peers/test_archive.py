@@ -82,6 +82,26 @@ def test_docker_loads_it(bundle: Bundle, dockerd: Docker) -> None:
         dockerd("rmi", name)
 
 
+def test_an_export_is_imported_as_an_image_of_one_layer(
+        bundle: Bundle, dockerd: Docker, podman: Tool, tmp_path: Path, run_minipull: Minipull) -> None:
+    """Both refuse a tar that names a path twice."""
+    name, path = "r.example.com/two:2", tmp_path / "rootfs.tgz"
+    assert run_minipull("--root", bundle.root, "export", "-o", path, name).code == 0
+    digest = dockerd("import", path, "imported:1").out.strip()
+    [seen] = json.loads(dockerd("image", "inspect", "imported:1").out)
+    assert seen["Id"] == digest and len(seen["RootFS"]["Layers"]) == 1
+    dockerd("rmi", "imported:1")
+    assert podman("import", path, "imported:1").code == 0
+
+
+def test_docker_and_podman_load_it_compressed(
+        bundle: Bundle, dockerd: Docker, podman: Tool, tmp_path: Path, run_minipull: Minipull) -> None:
+    name, path = "r.example.com/two:2", tmp_path / "saved.tar.gz"
+    assert run_minipull("--root", bundle.root, "save", "-o", path, name).code == 0
+    assert name in dockerd("load", "-i", path).out and name in podman("load", "-i", path).out
+    dockerd("rmi", name)
+
+
 def test_podman_loads_it(bundle: Bundle, podman: Tool) -> None:
     podman("load", "-i", bundle.path)
     for name, image in bundle.here.items():

@@ -127,7 +127,7 @@ def test_nothing_changes_on_the_way_and_nothing_is_written(
     source, target = ("docker://%s/%s" % (server.host, published.path) for server in (registry, other))
     done = run_minipull("copy", source, target)
     assert (done.code, done.out) == (
-        0, "Digest: %s\nStatus: Copied %s to %s\n" % (published.digest, source, target)), done
+        0, "%s@%s\nStatus: Copied %s to %s\n" % (target[9:], published.digest, source, target)), done
     assert {path.name for path in home.iterdir()} == before
     assert_whole(other, "copy/" + make.__name__, published.layout, published.digest)
     assert manifest_at(other, *published.path.split(":")) == published.raw
@@ -346,7 +346,7 @@ def test_a_smaller_index_is_one_that_skopeo_reads(
     done = run_minipull("copy", "--platform", "linux/amd64", "--platform", "linux/arm64", source, target)
     assert done.code == 0 and "the index is rewritten, with 3 of its 5 manifests\n" in done.err
     raw = skopeo("inspect", "--raw", "--tls-verify=false", target).raw
-    assert "Digest: %s\n" % images.digest_of(raw) in done.out
+    assert "@%s\n" % images.digest_of(raw) in done.out
     assert [child["platform"]["architecture"] for child in json.loads(raw)["manifests"]] == [
         "amd64", "arm64", "unknown"]
     skopeo("copy", "--all", "--preserve-digests", "--src-tls-verify=false", target, "oci:%s:x" % (tmp_path / "read"))
@@ -369,7 +369,7 @@ def test_docker_and_skopeo_take_what_was_converted(
     assert done.code == 0, done
     assert ("left out: 1 that are no images\n" in done.err) == (make is index)
     raw = manifest_at(other, repository, "1")
-    assert done.out.startswith("Digest: %s\n" % images.digest_of(raw))
+    assert done.out.startswith("%s@%s\n" % (target[9:], images.digest_of(raw)))
     assert json.loads(raw)["mediaType"] == (DOCKER_LIST if make is index else DOCKER_MANIFEST)
     assert json.loads(skopeo("inspect", "--tls-verify=false", target).out)["Layers"]
     name = target[len("docker://"):]
@@ -395,7 +395,7 @@ def test_a_schema_2_image_of_the_store_becomes_one_for_oci_tools(
     done = run_minipull("copy", "--format", "oci", "store:" + name, "oci:%s:it" % (tmp_path / "new"))
     assert done.code == 0
     digest = json.loads(skopeo("inspect", "oci:%s:it" % (tmp_path / "new")).out)["Digest"]
-    assert done.out.startswith("Digest: %s\n" % digest) and digest != published.digest
+    assert done.out.startswith("it@%s\n" % digest) and digest != published.digest
     image_id = podman("pull", "--quiet", "oci:%s:it" % (tmp_path / "new")).out.strip()
     assert "sha256:" + image_id == json.loads(published.raw)["config"]["digest"]
 

@@ -248,3 +248,32 @@ def test_a_push_that_was_killed_goes_on_or_says_that_the_registry_forgot(
     [sent] = re.findall("([0-9]+) bytes out", done.err)
     assert forgot == (kind == "docker-registry") and (int(sent) > size) == forgot
     assert digest_at(peer, name.partition("/")[2][:-2]) == layout.resolve("1")["digest"]
+
+
+# -- deleted again -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_docker_registry_deletes_a_manifest_with_its_tags_or_nothing(
+        enabled: bool, tmp_path: Path, run_minipull: Minipull) -> None:
+    layout, made = images.single(tmp_path / "layout", "1")
+    server = DockerRegistry(tmp_path / "server", extra_env={"REGISTRY_STORAGE_DELETE_ENABLED": str(enabled).lower()})
+    try:
+        for tag in ("2", "10", "1"):
+            images.push_layout_http(layout, "1", "%s/app:%s" % (server.host, tag))
+        place = "docker://%s/app:1" % server.host
+        done = run_minipull("delete", place)
+        assert done.code == 1 and done.err == (
+            "minipull: delete {0}/app:1: {0} deletes no tag alone ({1}); --digest, if it deletes at all, takes the"
+            " manifest {2}, and with it 1, 2, 10\n".format(
+                server.host, "digest invalid" if enabled else "unsupported", made.digest))
+        assert run_minipull("tags", server.host + "/app").out == "1\n2\n10\n"
+        done = run_minipull("delete", "--digest", place)
+        if enabled:
+            assert (done.code, done.out) == (0, "Deleted: %s/app@%s\n" % (server.host, made.digest))
+            assert run_minipull("delete", "%s@%s" % (place, made.digest)).code == 3
+        else:
+            assert done.code == 1 and "deletes no manifests (unsupported)\n" in done.err
+        assert run_minipull("tags", server.host + "/app").out == ("" if enabled else "1\n2\n10\n")
+    finally:
+        server.stop()

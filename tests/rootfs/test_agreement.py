@@ -12,7 +12,7 @@ from minipull.cancel import Cancel
 from minipull.digest import DiffID
 from minipull.errors import Error
 from minipull.image.descriptor import OCI_LAYER, Descriptor
-from minipull.image.tar import MAX_NAME
+from minipull.image.tar import LINK, MAX_NAME, Reader
 from minipull.progress import discard
 from minipull.rootfs.flatten import Flattened
 from minipull.rootfs.rootfs import RootFS
@@ -67,9 +67,22 @@ class Site(NamedTuple):
             data = b"".join(Flattened(self.store, self.layers(stack), discard, Cancel()).tar())
         except Error as exc:
             return exc.exit_code
+        ordered(data)
         subprocess.run([peer("tar"), "-x", "-p", "--same-owner", "--numeric-owner", "--xattrs",
-                        "--xattrs-include=*", "-C", str(target)], input=data, check=True)
+                        "--xattrs-include=*", "--delay-directory-restore", "-C", str(target)], input=data, check=True)
         return things(target)
+
+
+def ordered(data: bytes) -> None:
+    """No name is there twice, none comes before its directory, if that is there, no link before its target."""
+    entries = [(entry.name.rstrip(b"/"), entry) for entry in Reader(iter([data]))]
+    names, written = {name for name, _ in entries}, {b""}
+    assert len(names) == len(entries)
+    for name, entry in entries:
+        above = name.rpartition(b"/")[0] or b"."
+        assert above in written or above not in names or name == b".", name
+        assert entry.kind != LINK or entry.linkname in written, name
+        written.add(name)
 
 
 def layer(rng: random.Random) -> bytes:

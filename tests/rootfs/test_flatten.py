@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """An image as one tar is what unpack() makes of it, and one file of it is that file."""
 import io
+import os
 import subprocess
 import tarfile
 import time
@@ -60,7 +61,7 @@ def test_the_tar_is_what_unpack_makes(name: str, fast: Path) -> None:
     flat = Flattened(store, layers_of(store.image(NAME), store), discard, Cancel())
     (fast / "x.tar").write_bytes(tar_of(flat))
     (fast / "extracted").mkdir()
-    subprocess.run([peer("tar"), "--numeric-owner", "--xattrs", "--xattrs-include=*", "-xpf", str(fast / "x.tar"), "-C", str(fast / "extracted")],
+    subprocess.run([peer("tar"), "--numeric-owner", "--xattrs", "--xattrs-include=*", "--delay-directory-restore", "-xpf", str(fast / "x.tar"), "-C", str(fast / "extracted")],
                    check=True)
     assert extracted(fast / "extracted", start) == extracted(fast / "unpacked", start)
     assert tar_of(flat) == (fast / "x.tar").read_bytes()
@@ -83,6 +84,21 @@ def test_owners_devices_and_the_root_are_the_images_whoever_asks(fast: Path) -> 
     assert (entries[b"./"].mode, entries[b"./"].uid) == (0o711, 7)
     assert entries[b"f"][3:6] == (0o4755, 5, 6)
     assert (entries[b"null"].kind, entries[b"null"].major, entries[b"null"].minor) == (b"3", 1, 3)
+
+
+def test_directories_that_admit_no_writer_are_filled_by_one_who_is_not_root(fast: Path) -> None:
+    needs_root()
+    flat = flattened(fast, folder(b"ro", 0o555, mtime=7) + file(b"ro/f") + folder(b"ro/sub", 0o555, mtime=8),
+                     file(b"ro/sub/g") + folder(b"blind", 0o600, mtime=9) + folder(b"blind/sub", 0o700, mtime=10))
+    target = fast / "extracted"
+    target.mkdir()
+    fast.chmod(0o755)
+    os.chown(str(target), 65534, 65534)
+    subprocess.run([peer("tar"), "-xp", "--delay-directory-restore", "-C", str(target)], input=tar_of(flat), check=True,
+                   preexec_fn=lambda: os.setuid(65534))
+    assert {path: (thing.mode, thing.mtime // 10 ** 9) for path, thing in things(target).items()
+            if thing.kind == "directory" and path != b"."} == {
+        b"ro": (0o555, 7), b"ro/sub": (0o555, 8), b"blind": (0o600, 9), b"blind/sub": (0o700, 10)}
 
 
 @pytest.mark.parametrize("path, data", [
