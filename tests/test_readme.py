@@ -82,3 +82,7 @@ def test_a_flag_in_the_text_is_one() -> None:
     flags = {flag for text in [command_line([]).format_help(), *helps] for flag in re.findall("--[a-z0-9-]+", text)}
     shown = re.sub(r"(?ms)^```.*?^```$", "", TEXT)
     assert set(re.findall("(?<=`)--[a-z0-9-]+", shown)) - flags <= {"--fuzz", "--install-peers", "--src-"}
+
+
+def test_the_readme_stays_short() -> None:
+    assert len(TEXT.splitlines()) < 600

@@ -236,6 +236,10 @@ def _old(stage: Stage) -> None:
     V1Server(stage.server("older.lan"), endpoints="older.lan:5000").add(blobs(2), "1", os="linux", architecture="amd64")
 
 
+def _logout(stage: Stage) -> None:
+    stage.shell.run("python3 -m minipull logout registry.lan:5000")
+
+
 #: What a reader has, or has done, before the first command that begins so.
 BEFORE: List[Tuple[str, Callable[[Stage], None]]] = [
     ("python3 -m minipull pull localhost:5000/demo/app:1", _first),
@@ -250,6 +254,7 @@ BEFORE: List[Tuple[str, Callable[[Stage], None]]] = [
     ("python3 -m minipull serve --listen 0.0.0.0:5000", _serve),
     ("python3 -m minipull digest registry.lan", _private),
     ("python3 -m minipull push --plain-http", _old),
+    ("python3 -m minipull doctor registry.lan", _logout),
 ]
 
 
