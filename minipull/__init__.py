@@ -39,12 +39,11 @@ from those above it, and lists its own modules in its docstring:
 """
 import sys
 import types
-from typing import TYPE_CHECKING, List
 
-from .errors import NotInBuild
-from .parts import part
-
+TYPE_CHECKING = False  # typing's own would be imported for --version, too
 if TYPE_CHECKING:
+    from typing import List
+
     from .archive.load import load as load
     from .archive.save import save as save
     from .cancel import Cancel as Cancel
@@ -132,6 +131,9 @@ class _Package(types.ModuleType):
     def __getattr__(self, name: str) -> object:
         if name not in _HOME:
             raise AttributeError("module %r has no attribute %r" % (self.__name__, name))
+        from .errors import NotInBuild
+        from .parts import part
+
         try:
             value = getattr(part(_HOME[name]), name)
         except NotInBuild as exc:
@@ -144,7 +146,7 @@ class _Package(types.ModuleType):
         if name not in _HOME or not isinstance(value, types.ModuleType):
             super().__setattr__(name, value)
 
-    def __dir__(self) -> List[str]:
+    def __dir__(self) -> "List[str]":
         return sorted(set(vars(self)) | set(__all__))
 
 

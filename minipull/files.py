@@ -14,17 +14,22 @@ Mirrors moby's pkg/ioutils (AtomicFileWriter).
 """
 import contextlib
 import errno
-import glob
 import io
 import os
-import shutil
 import stat
-import tempfile
 import time
-from typing import Any, BinaryIO, Callable, ContextManager, Iterable, Iterator, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, BinaryIO, Callable, ContextManager, Iterable, Iterator, Optional, Tuple, Union
 
 from .digest import Buffer
 from .errors import InvalidDocument, StorageError, file_errors, shown, storage_errors
+from .parts import Late
+
+if TYPE_CHECKING:
+    import glob
+    import shutil
+    import tempfile
+else:
+    glob, shutil, tempfile = map(Late, ("glob", "shutil", "tempfile"))
 
 if os.name == "posix":  # elsewhere readers go on and writers stop
     import fcntl
@@ -145,7 +150,7 @@ def replacing(path: str, scratch: str, durable: bool = True) -> Iterator[int]:
 
     After a power cut the old or the new content is there, if ``durable``; after a crash always.
     """
-    with _temporary(path, scratch, tempfile.mkstemp, shutil.rmtree) as (held, temporary):
+    with _temporary(path, scratch, tempfile.mkstemp, remove) as (held, temporary):
         fd = os.dup(held)
         try:
             yield fd
@@ -169,7 +174,7 @@ def directory_beside(path: str, remove: Callable[[str], object],
     return _temporary(path, os.path.dirname(path), _opened_directory, remove, take_over)
 
 
-def sweep(scratch: str, path: str = "", remove: Callable[[str], object] = shutil.rmtree) -> None:
+def sweep(scratch: str, path: str = "", remove: Callable[[str], object] = remove) -> None:
     """Remove the unfinished files of killed runs from ``scratch``, for ``path`` or any: ours, not locked."""
     _swept(scratch, path, remove, False)
 

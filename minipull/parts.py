@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts of the package that a build may leave out: see ``scripts/pyz --without``.
+"""Parts of the package that a build may leave out, and modules that a command may do without.
 
-Everything else works without them, because they are imported by name when they
-are needed.
+Everything else works without a part (see ``scripts/pyz --without``), because it is imported by
+name when it is needed.  So are modules of the standard library that few commands use, since
+importing them takes longer than many a command.
 """
 import contextlib
 import importlib
@@ -25,6 +26,16 @@ def part(name: str) -> Any:
         return importlib.import_module("." + name, __package__)
     except ModuleNotFoundError as exc:
         raise left_out(exc) or exc
+
+
+class Late:
+    """A module of the standard library that is imported when it is first used."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module(self._name), name)
 
 
 def left_out(error: ImportError) -> Optional[NotInBuild]:

@@ -10,7 +10,6 @@ import importlib
 import json
 import os
 import sys
-import traceback
 from typing import (
     TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Type, TypeVar,
     Union)
@@ -198,6 +197,8 @@ class Context:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return BROKEN_PIPE
         if self._flags.verbose:
+            import traceback
+
             lines = "".join(traceback.format_exception(type(error), error, error.__traceback__)).split("\n")
             print("\n".join(map(escape, lines)), end="", file=sys.stderr)
         command = self._flags.command

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 """The settings in effect and where each comes from, and keys of the settings file that nobody reads."""
-import difflib
 import json
 import re
 from typing import Any, Dict, Iterator, List, Mapping
@@ -45,6 +44,8 @@ def unknown_keys(document: Mapping[str, Any], name: str) -> Iterator[str]:
     for place, members, known in places:
         for key in members:
             if key not in known:
+                import difflib
+
                 nearest = difflib.get_close_matches(key, known, 1)
                 hint = "did you mean %s?" % nearest[0] if nearest else "it has no effect"
                 yield "%s: unknown key %s%s; %s" % (name, shown(key, 100), place, hint)

@@ -3,7 +3,6 @@
 
 None of them is accepted; the line that refuses one names what is meant.
 """
-import difflib
 import re
 from typing import Dict, Iterable, Sequence, Tuple
 
@@ -65,6 +64,8 @@ def command(words: Sequence[str], commands: Iterable[str]) -> Tuple[str, str]:
         return pair, _question(meant)
     if verb in commands:
         return "", ""
+    import difflib
+
     near = "".join(difflib.get_close_matches(verb, [*commands, *_COMMANDS], 1))
     return verb, _question(noun or _COMMANDS.get(near, near))
 
@@ -74,6 +75,8 @@ def option(text: str, of: str, known: Iterable[str]) -> str:
     if text.startswith("{{"):
         return _JSON
     name = text.partition("=")[0]
+    import difflib
+
     short = name if name.startswith("--") else name[:2]
     near = difflib.get_close_matches(name, known, 1)
     return _OPTIONS.get("%s %s" % (of, short)) or _OPTIONS.get(short) or _question("".join(near))

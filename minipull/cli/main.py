@@ -6,12 +6,12 @@ thread of its own; the main thread waits, cancels it, and exits two seconds late
 at most, or once it has cleaned up on this host.  The rest of the package is
 imported once there is a command to run; ``--version`` needs none of it.
 """
-import contextlib
 import os
-import signal
 import sys
-import threading
-from typing import Any, Dict, List, NoReturn, Sequence
+
+TYPE_CHECKING = False  # typing's own would be imported for --version, too
+if TYPE_CHECKING:
+    from typing import Any, Dict, List, NoReturn, Sequence
 
 from .. import __version__
 
@@ -19,7 +19,7 @@ GRACE = 2.0  # seconds for a cancelled command to end by itself
 BROKEN_PIPE = 128 + 13
 
 
-def run() -> NoReturn:
+def run() -> "NoReturn":
     """Run the command line of this process; exits with the code of main()."""
     code = main(sys.argv[1:])
     for stream in (sys.stdout, sys.stderr):
@@ -32,7 +32,7 @@ def run() -> NoReturn:
     os._exit(code)
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: "Sequence[str]") -> int:
     """Run one command; returns the exit code."""
     try:
         if list(arguments) == ["--version"]:
@@ -53,6 +53,10 @@ def main(arguments: Sequence[str]) -> int:
         return int(exc.code or 0)
     except OSError as exc:  # of --help or --version
         return unwritten(exc)
+    import contextlib
+    import signal
+    import threading
+
     from ..cancel import Cancel
 
     cancel = Cancel()
@@ -71,8 +75,8 @@ def main(arguments: Sequence[str]) -> int:
         finally:
             done.set()
 
-    signals: List[int] = []
-    handlers: Dict[int, Any] = {}
+    signals: "List[int]" = []
+    handlers: "Dict[int, Any]" = {}
 
     def on_signal(number: int, frame: object) -> None:
         if signals:

@@ -11,7 +11,6 @@ import functools
 import json
 import os
 import re
-import shutil
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from ..errors import Error, InvalidDocument, InvalidReference, StorageError, shown
@@ -20,8 +19,6 @@ from ..image.strictjson import as_object, list_at, object_at, parse_json, string
 from ..parts import carrier
 from ..reference import DEFAULT_DOMAIN
 from ..store.store import Store
-from ..xfer.download import MAX_ATTEMPTS, LayerDownloadManager
-from ..xfer.upload import CONCURRENT_UPLOADS, LayerUploadManager
 
 if TYPE_CHECKING:
     from ..image.signature import Key
@@ -29,6 +26,8 @@ if TYPE_CHECKING:
     from ..registry.endpoints import Host, RegistryService
     from ..registry.network import Connected, Network
     from ..registry.proxy import Proxies
+    from ..xfer.download import LayerDownloadManager
+    from ..xfer.upload import LayerUploadManager
 
 MAX_FILE = 1 << 20  # bytes of a settings file
 JOBS = 6  # downloads at once on the command line; the engine's default is 3
@@ -140,12 +139,15 @@ class Settings:
     def store(self) -> Store:
         return Store(self.root, self.timeout, find_zstd(self.environ.get("PATH", os.defpath)))
 
-    def downloads(self) -> LayerDownloadManager:
+    def downloads(self) -> "LayerDownloadManager":
+        from ..xfer.download import MAX_ATTEMPTS, LayerDownloadManager
         return LayerDownloadManager(
             self.number("jobs", JOBS, "max-concurrent-downloads"),
             self.number("attempts", MAX_ATTEMPTS, "max-download-attempts"))
 
-    def uploads(self) -> LayerUploadManager:
+    def uploads(self) -> "LayerUploadManager":
+        from ..xfer.download import MAX_ATTEMPTS
+        from ..xfer.upload import CONCURRENT_UPLOADS, LayerUploadManager
         return LayerUploadManager(
             self.number("jobs", CONCURRENT_UPLOADS, "max-concurrent-uploads"),
             self.number("attempts", MAX_ATTEMPTS))  # the engine has no key for these
@@ -340,5 +342,6 @@ def _home(environ: Mapping[str, str]) -> str:
 
 def find_zstd(path: str = os.defpath) -> Optional[str]:
     """The path of the zstd program in the absolute directories of ``path``, or None."""
-    absolute = filter(os.path.isabs, path.split(os.pathsep))
-    return shutil.which("zstd", path=os.pathsep.join(absolute))
+    # Not by shutil.which: each command asks, and most need nothing else of that module.
+    places = (os.path.join(folder, "zstd") for folder in path.split(os.pathsep) if os.path.isabs(folder))
+    return next((place for place in places if os.access(place, os.X_OK) and not os.path.isdir(place)), None)
