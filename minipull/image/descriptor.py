@@ -3,7 +3,7 @@
 
 Spec: image-spec, descriptor.md and media-types.md; moby's "Image Manifest Version 2, Schema 2".
 """
-import base64
+import binascii
 import contextlib
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
@@ -106,5 +106,5 @@ def _inline(text: object, digest: Digest, size: int) -> bytes:
     data = b""
     if isinstance(text, str) and size <= MAX_DATA and len(text) <= (size + 2) // 3 * 4:
         with contextlib.suppress(ValueError):
-            data = base64.b64decode(text)
+            data = binascii.a2b_base64(text)
     return data if len(data) == size and Digest.of(data, digest.algorithm) == digest else b""
