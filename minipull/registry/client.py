@@ -78,7 +78,7 @@ class _Failure(NamedTuple):
 
     @property
     def weight(self) -> int:
-        """How much the error says about a repository."""
+        """The weight of the error as a word about a repository."""
         if isinstance(self.error, NoSupport):
             return 0  # the endpoint does not speak the protocol that we need
         if self.mirror or isinstance(self.error, NetworkError):

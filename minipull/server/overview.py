@@ -116,7 +116,7 @@ class Overview:
 
 
 class _Tree:
-    """What is stored of an image or index, as far as ``bounds`` allow."""
+    """The stored documents of an image or index, as far as ``bounds`` allow."""
 
     def __init__(self, source: ImageSource, top: Descriptor, bounds: Bounds) -> None:
         self.sizes = {top.digest: top.size}

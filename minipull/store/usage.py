@@ -16,7 +16,7 @@ from .store import ImageSource
 
 
 class Counts(NamedTuple):
-    """How many images and blobs there are, and the ``size`` of these in bytes."""
+    """The numbers of images and of blobs, and the ``size`` of these in bytes."""
     images: int = 0
     blobs: int = 0
     size: int = 0
