@@ -47,7 +47,7 @@ class Flow:
             return []
         speed = (self.moved - before) / (now - begin)
         left = [duration((self.total - self.current) / speed)] if self.total > self.current else []
-        return [human_size(speed) + "/s", *left]
+        return [_per_second(speed), *left]
 
 
 class Pace:
@@ -118,7 +118,7 @@ class Pace:
         if not moved or moved < 1000000 and seconds < 1:
             return ""
         time_taken = "%.2g s" % seconds if seconds < 10 else "%.0f s" % seconds
-        text = "%s in %s, %s/s" % (human_size(moved), time_taken, human_size(moved / max(seconds, 0.01)))
+        text = "%s in %s, %s" % (human_size(moved), time_taken, _per_second(moved / max(seconds, 0.01)))
         if self._present:
             text += "; %d layer%s there" % (self._present, " was" if self._present == 1 else "s were")
         return text
@@ -132,6 +132,11 @@ class Pace:
         kept = Flow(0, total=whole.total)
         kept.current = whole.current - lost
         return "interrupted; the same command goes on at %s" % kept.amount().replace("/", " of ")
+
+
+def _per_second(speed: float) -> str:
+    """Return a speed in three digits, the fourth of which would only flicker."""
+    return human_size(float("%.3g" % speed)) + "/s"
 
 
 def duration(seconds: float) -> str:

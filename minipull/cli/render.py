@@ -15,7 +15,7 @@ import re
 import sys
 import threading
 import time
-from typing import IO, Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import IO, Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from ..errors import InvalidReference, escape, one_line
 from ..progress import Progress, human_size
@@ -58,7 +58,7 @@ class Renderer:
     def leave(self) -> None:
         """Leave what has been drawn: another writer goes on below it."""
         with self._lock:
-            self._write(self._above(""))
+            self._write(self._above())
 
     def finish(self, interrupted: bool = False) -> None:
         """Draw the last line: the sum of what has moved, or what is kept of it."""
@@ -82,8 +82,8 @@ class Renderer:
     def _end(self, interrupted: bool) -> str:
         return ""
 
-    def _above(self, text: str) -> str:
-        return text
+    def _above(self, *lines: str) -> str:
+        return ""
 
     def _last_line(self, interrupted: bool) -> str:
         return self._pace.interrupted() if interrupted else self._pace.summary()
@@ -167,7 +167,7 @@ class Terminal(Renderer):
 
     def _draw(self, event: Progress) -> str:
         if event.message:
-            return self._above("\r%s\x1b[K\n" % _label(event, event.message))
+            return self._above(_label(event, event.message))
         now, line, flow = self._clock(), self._lines.get(event.id), self._pace.note(event)
         if not event.action or (
                 line is not None and line.action == event.action
@@ -199,16 +199,17 @@ class Terminal(Renderer):
         up, self._sum, self._sum_drawn = "\x1b[1A" if self._sum else "", True, now
         return "%s\r%s\x1b[K\n" % (up, self._fit("", "in all", whole, columns))
 
-    def _above(self, text: str) -> str:
-        """Return a text that goes where the sum is, below which all begins anew."""
+    def _above(self, *lines: str) -> str:
+        """Return lines of text, folded, that go where the sum is, below which all begins anew."""
         up = "\x1b[1A\r\x1b[K" if self._sum else ""
         self._lines.clear()
         self._sum = False
-        return up + text
+        width = self._size()[0] - 1
+        return up + "".join("\r%s\x1b[K\n" % part for line in lines for part in _folded(line, width))
 
     def _end(self, interrupted: bool) -> str:
         text = self._last_line(interrupted)
-        return self._above("\r%s\x1b[K\n" % text) if text else ""
+        return self._above(text) if text else ""
 
     def _fit(self, id: str, action: str, flow: Optional[Flow], columns: int) -> str:
         """Return a line that fits: the bar shrinks first, then the words go; the numbers are never cut."""
@@ -251,6 +252,18 @@ def choose(mode: str, stream: Optional[IO[str]], environ: Mapping[str, str]) -> 
 
 def _label(event: Progress, text: str) -> str:
     return escape("%s: %s" % (event.id, text) if event.id else text)
+
+
+def _folded(text: str, width: int) -> Iterator[str]:
+    """Yield a text in lines that fit, broken between words; a longer word stays whole, to be copied."""
+    line = ""
+    for word in text.split(" "):
+        if line and len(line) + 1 + len(word) > width:
+            yield line
+            line = word
+        else:
+            line += (" " if line else "") + word
+    yield line
 
 
 def _terminal_size(stream: IO[str], width: int = 0) -> Tuple[int, int]:

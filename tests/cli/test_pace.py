@@ -7,7 +7,8 @@ import pytest
 
 from minipull.cli.render import JSON, Plain, Terminal
 from minipull.progress import Meter, Progress
-from tests.cli.test_render import Clock, Screen, plain, terminal
+from tests.cli.test_render import plain, terminal
+from tests.kit.screens import Clock, Screen
 
 
 @pytest.mark.parametrize("columns", range(40, 201, 10))
@@ -56,7 +57,7 @@ def test_the_last_line_is_the_sum_of_what_has_moved(mode: str) -> None:
         renderer(Progress(id=id, action="Extracting", current=5, total=9))
         renderer(Progress(id=id, action="Pull complete"))
     renderer.finish()
-    assert screen.shown()[-1] == "213MB in 17 s, 12.53MB/s; 1 layer was there"
+    assert screen.shown()[-1] == "213MB in 17 s, 12.5MB/s; 1 layer was there"
 
 
 def test_a_blob_without_a_meter_counts_as_moved_unless_it_was_there() -> None:
