@@ -56,7 +56,10 @@ def serialized(output: Output) -> Output:
 
 
 class Meter:
-    """Counts bytes of one action and reports every 512 KiB or 1 %, the smaller; ``start`` are there before."""
+    """Counts bytes of one action and reports every 512 KiB or 1 %, the smaller; ``start`` are there before.
+
+    Threads may advance it together.
+    """
 
     def __init__(self, output: Output, id: str, action: str, total: int, start: int = 0,
                  kept: bool = False) -> None:
@@ -64,10 +67,12 @@ class Meter:
         self._event = Progress(id=id, action=action, total=total, start=start, kept=kept)
         self._step = min(512 << 10, total // 100) if total > 0 else 512 << 10
         self._reported = 0
+        self._lock = threading.Lock()
         self.current = start
 
     def advance(self, count: int) -> None:
-        self.move(self.current + count)
+        with self._lock:
+            self.move(self.current + count)
 
     def move(self, position: int) -> None:
         """Set the position in bytes, which may go back when a transfer starts again."""

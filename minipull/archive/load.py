@@ -109,24 +109,33 @@ def _take(archive: Archive, tops: Sequence[Descriptor], store: Store, output: Ou
 
     _complete(archive, blobs, store)
 
+    ordered = sorted(blobs.values(), key=lambda blob: -blob.size)
+    for blob in ordered:
+        if blob.digest in claims and store.content.has(blob.digest, blob.size):
+            output(Progress(id=blob.digest.short, action="Already exists"))
+        elif blob.digest in claims and archive.content.size(blob.digest) is not None:
+            output(Progress(id=blob.digest.short, action="Waiting", expected=blob.size))
+
     def take(blob: Descriptor) -> None:
+        told = output if blob.digest in claims else discard
         if not store.content.has(blob.digest, blob.size):
             if archive.content.size(blob.digest) is None:
                 return  # a foreign layer
-            meter = Meter(output if blob.digest in claims else discard, blob.digest.short, "Loading layer",
-                          blob.size)
+            meter = Meter(told, blob.digest.short, "Loading layer", blob.size)
             store.content.copy(archive.content, blob.digest, blob.size, cancel, meter.advance)
             meter.finish()
         for claim in claims.get(blob.digest, set()) - {store.metadata.get_diff_id(blob.digest)}:
             try:
-                diff_id = store.layers.diff(blob.digest, cancel).diff_id
+                meter = Meter(told, blob.digest.short, "Checking", blob.size)
+                diff_id = store.layers.diff(blob.digest, cancel, move=meter.move).diff_id
             except Unsupported as exc:
                 output(Progress(id=blob.digest.short, message="Not verified: %s" % exc))
                 return
             if diff_id != claim:
                 raise ContentMismatch("layer %s is %s, not %s as its config says" % (
                     blob.digest, diff_id, claim))
+        told(Progress(id=blob.digest.short, action="Load complete"))
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for _ in pool.map(take, sorted(blobs.values(), key=lambda blob: -blob.size)):
+        for _ in pool.map(take, ordered):
             pass

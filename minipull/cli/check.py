@@ -76,7 +76,7 @@ def _check_archive(context: Context, path: str, in_place: bool = False) -> Check
     from ..archive.check import check_archive
 
     zstd, counts = context.settings.store().layers.zstd, [Counts()]
-    problems = check_archive(path, context.cancel, zstd, context.warn, in_place, counts.append)
+    problems = check_archive(path, context.cancel, zstd, context.renderer, in_place, counts.append)
     return Checked(path, problems, counts[-1])
 
 
@@ -94,11 +94,13 @@ def _check_root(context: Context, names: List[str], repairing: bool) -> Checked:
         if not names:
             return _check_archive(context, root, in_place=True)
         images = _stored(context.source, names)
-        problems = check_images(context.source, [image.descriptor for image in images], context.cancel)
+        problems = check_images(
+            context.source, [image.descriptor for image in images], context.cancel, context.renderer)
         return _named(context.source, images, Checked(root, problems))
     store = context.existing(context.store, needed=not names)
     images = _stored(store, names)
-    problems = check(store, [image.descriptor for image in images], cancel=context.cancel)
+    problems = check(
+        store, [image.descriptor for image in images], progress=context.renderer, cancel=context.cancel)
     moves: List[Problem] = []
     try:
         moves = repair(store, problems, context.cancel) if repairing else []
@@ -126,7 +128,7 @@ def _check_pins(context: Context, flags: argparse.Namespace) -> Checked:
         context.source, needed=True)
     with source.reading(cancel):
         problems, tops = compared(source, pins)
-        problems += check_images(source, tops, cancel)
+        problems += check_images(source, tops, cancel, context.renderer)
         counts = usage(source, tops).counts
     kinds = {problem.kind for problem in problems} - HARMLESS
     of_names = kinds <= {ABSENT, DIFFERS, EXTRA}

@@ -183,7 +183,7 @@ def store_commands(add: _Add, progress: ArgumentParser, remote: Sequence[Argumen
     rm = add("rm", "forget names of stored images", "rm alpine:3.20")
     rm.add_argument("refs", metavar="REF", nargs="+", help=_LISTS)
     rm.add_argument("--all-names", action="store_true", help="every name of the image")
-    gc = add("gc", "delete what no name needs", "gc --keep 0")
+    gc = add("gc", "delete what no name needs", "gc --keep 0", parents=[progress])
     gc.add_argument("--keep", metavar="TIME", default="24h", help="spare what is younger (24h)")
     gc.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
     save = add("save", "write images to one archive, for load and for other tools",

@@ -107,7 +107,7 @@ def do_gc(context: Context, flags: argparse.Namespace) -> None:
     if flags.dry_run:
         [collected] = collectable(store, keep, cancel=context.cancel)
     else:
-        collected = gc(store, keep, cancel=context.cancel)
+        collected = gc(store, keep, progress=context.renderer, cancel=context.cancel)
     words = ("Would delete", "reclaimable") if flags.dry_run else ("Deleted", "reclaimed")
     context.answer(
         {"deleted": collected.blobs, "size": collected.size, "dry_run": flags.dry_run},

@@ -18,11 +18,11 @@ from ..image.config import Image
 from ..image.descriptor import Descriptor
 from ..image.platform import Platform
 from ..image.tar import DIRECTORY, END, LINK, Entry, header, padding
-from ..progress import Output, discard, serialized
+from ..progress import Output, Progress, discard, serialized
 from ..reference import Reference
 from ..store.compression import packing
 from ..store.store import ImageSource
-from .layers import layers_for, reading, warn_of_owners
+from .layers import announce, layers_for, reading, warn_of_owners
 from .overlay import POSITION, Folder, Overlay, Trail, path_of
 
 MAX_HOLES = 64 << 30  # bytes, which take next to none in a layer
@@ -57,11 +57,12 @@ class Flattened:
 
     def __init__(self, store: ImageSource, layers: Layers, output: Output, cancel: Cancel) -> None:
         self._layers = layers
+        self._output = output
         self._reading = functools.partial(reading, store, output=output, cancel=cancel)
         self._overlay = Overlay()
         room = MAX_HOLES
         for number, (blob, diff_id) in enumerate(layers):
-            with self._reading(blob, diff_id) as reader:
+            with self._reading(blob, diff_id, action="Reading") as reader:
                 for position, entry in enumerate(reader):
                     try:
                         self._overlay.add(number, position, entry)
@@ -94,6 +95,7 @@ class Flattened:
                     yield _header(thing._replace(name=path_of(trail)))
                 else:
                     yield _header(Entry(path_of(trail), LINK, linkname=path_of(first)))
+        announce(self._layers, self._output)
         for number, (blob, diff_id) in enumerate(self._layers):
             with self._reading(blob, diff_id) as reader:
                 for position, entry in enumerate(reader):
@@ -102,6 +104,7 @@ class Flattened:
                         yield _header(entry._replace(name=path_of(trails[0])))
                         yield from reader.data()
                         yield padding(entry.size)
+            self._output(Progress(id=blob.digest.short, action="Extracted"))
         for first, *more in files.values():
             for trail in more:
                 yield _header(Entry(path_of(trail), LINK, linkname=path_of(first)))

@@ -71,17 +71,23 @@ def remember(image: Image, store: Store, layers: Sequence[Tuple[Descriptor, Diff
             store.metadata.add(diff_id, V2Metadata(blob.digest, image.name.name))
 
 
+def announce(layers: Sequence[Tuple[Descriptor, DiffID]], output: Output) -> None:
+    """Tell the sizes of the layers that will be read, so that the time left is that of all."""
+    for blob, _ in layers:
+        output(Progress(id=blob.digest.short, action="Waiting", expected=blob.size))
+
+
 @contextlib.contextmanager
 def reading(store: ImageSource, blob: Descriptor, diff_id: DiffID, output: Output, cancel: Cancel,
-            limit: Optional[int] = None) -> Iterator[Reader]:
+            limit: Optional[int] = None, action: str = "Extracting") -> Iterator[Reader]:
     """Read the entries of a layer; the block ends well only if blob and DiffID are right.
 
-    ``limit`` (bytes) bounds the whole stream, with what lies behind the tar's end.
+    ``action`` names the progress; ``limit`` (bytes) bounds the whole stream, with what lies behind the tar's end.
     Raises InvalidDocument, PolicyError, ContentMismatch for the layer, StorageError
     if the disk has changed it, Cancelled.
     """
     raw, verifier = Verifier(blob.digest.algorithm), Verifier()
-    meter = Meter(output, blob.digest.short, "Extracting", blob.size)
+    meter = Meter(output, blob.digest.short, action, blob.size)
 
     def inflated() -> Generator[Buffer, None, None]:
         with store.content.open(blob.digest) as file:

@@ -24,7 +24,7 @@ from ..image.platform import Platform
 from ..progress import Output, Progress, discard, serialized
 from ..reference import Reference
 from ..store.store import ImageSource
-from .layers import layers_for, reading, warn_of_owners
+from .layers import announce, layers_for, reading, warn_of_owners
 from .rootfs import RootFS, clear
 
 MAX_UNPACKED = 64 << 30  # bytes
@@ -53,6 +53,7 @@ def unpack(image: Union[Image, str, Reference], store: ImageSource, directory: s
         layers = layers_for(image, store, platform)
         with _building(directory, store, durable) as fd:
             root = RootFS(fd, max_unpacked, lambda text: output(Progress(message="warning: " + text)))
+            announce(layers, output)
             try:
                 for blob, diff_id in layers:
                     apply(root, store, blob, diff_id, output, cancel)

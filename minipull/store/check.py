@@ -19,13 +19,14 @@ from typing import DefaultDict, Dict, Iterator, List, NamedTuple, Optional, Sequ
 
 from .. import files
 from ..cancel import Cancel
-from ..digest import ChainID, DiffID, Digest, Verifier, next_chain_id
+from ..digest import Buffer, ChainID, DiffID, Digest, Verifier, next_chain_id
 from ..errors import Cancelled, Error, InvalidDocument, StorageError, Unsupported, storage_errors
 from ..image.config import ImageConfig
 from ..image.descriptor import INDEX_TYPES, MANIFEST_TYPES, OCI_INDEX, Descriptor
 from ..image.manifest import Document, Manifest, is_runnable
 from ..image.strictjson import parse_json
 from ..image.walk import Seen, walk
+from ..progress import Meter, Output, discard
 from ..reference import Reference
 from .content import listing
 from .layer import Diff, parse_layer
@@ -58,7 +59,7 @@ class Problem(NamedTuple):
 
 
 def check(store: Store, names: Sequence[Union[str, Reference, Descriptor]] = (), *,
-          cancel: Optional[Cancel] = None) -> List[Problem]:
+          progress: Output = discard, cancel: Optional[Cancel] = None) -> List[Problem]:
     """Return every problem of a store, or of the images ``names``, sorted; those ``harmless`` are no damage.
 
     Each blob is read and hashed, each layer inflated.  A torn cache is made anew.  Raises
@@ -70,27 +71,41 @@ def check(store: Store, names: Sequence[Union[str, Reference, Descriptor]] = (),
     """
     if names:
         tops = [name if isinstance(name, Descriptor) else store.top(name) for name in names]
-        return check_images(store, tops, cancel or Cancel())
+        return check_images(store, tops, cancel or Cancel(), progress)
     with store.reading(cancel):
-        return _StoreChecker(store, cancel or Cancel()).run()
+        return _StoreChecker(store, cancel or Cancel(), progress).run()
 
 
-def check_images(source: ImageSource, tops: Sequence[Descriptor], cancel: Cancel) -> List[Problem]:
+def check_images(source: ImageSource, tops: Sequence[Descriptor], cancel: Cancel,
+                 output: Output = discard) -> List[Problem]:
     """Return every problem of some images of a store or an archive; raises Cancelled."""
     with source.reading(cancel):
-        checker = _Checker(source, cancel)
+        checker = _Checker(source, cancel, output)
         needed = {digest for digest, _ in checker.needed(tops)}
         return checker.compared(sorted(digest for digest in needed if source.content.size(digest) is not None))
+
+
+class _Metered(Verifier):
+    """A hash whose bytes move a meter."""
+
+    def __init__(self, algorithm: str, meter: Meter) -> None:
+        super().__init__(algorithm)
+        self._meter = meter
+
+    def update(self, data: Buffer) -> None:
+        super().update(data)
+        self._meter.advance(len(data))
 
 
 class _Checker:
     """Checks images: their documents, and that each layer is what its config says."""
 
-    def __init__(self, source: ImageSource, cancel: Cancel) -> None:
+    def __init__(self, source: ImageSource, cancel: Cancel, output: Output) -> None:
         self.problems: List[Problem] = []
         self._source = source
         self._content = source.content
         self._cancel = cancel
+        self._output = output
         # For a blob and the DiffID that it is said to have: the kinds and paths of the files that say so.
         self._claims: DefaultDict[Digest, DefaultDict[DiffID, List[Tuple[str, str]]]] = (
             collections.defaultdict(lambda: collections.defaultdict(list)))
@@ -108,10 +123,12 @@ class _Checker:
 
     def compared(self, digests: Sequence[Digest]) -> List[Problem]:
         """Hash these blobs, compare them with all claims, and return every problem."""
+        self._meter = Meter(self._output, "", "Checking", sum(map(self._size, digests)))
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             for start in range(0, len(digests), 1000):  # a future takes more memory than a digest
                 batch = digests[start:start + 1000]
                 self._diff_ids.update(zip(batch, pool.map(self._blob, batch)))
+        self._meter.finish()
         for digest, claims in self._claims.items():
             diff_id = self._diff_ids.get(digest)
             for claim in claims:
@@ -152,6 +169,11 @@ class _Checker:
                 if isinstance(document, Manifest) and is_runnable(document):
                     self._config(document)
 
+    def _size(self, digest: Digest) -> int:
+        with contextlib.suppress(StorageError):  # which its hash tells
+            return self._content.size(digest) or 0
+        return 0
+
     def _stored(self, item: Descriptor) -> Optional[Document]:
         """Return a document, or None for one that is missing, rotten or of another kind."""
         document = None
@@ -181,7 +203,8 @@ class _Checker:
         """Hash one blob; return its DiffID if it is sound and some file claims that it is a layer."""
         path, sound = self._content.path(digest), None
         with self._blaming(path, ROTTEN):
-            raw, diff_id, broken = Verifier(digest.algorithm), None, None
+            raw: Verifier = _Metered(digest.algorithm, self._meter)
+            diff_id, broken = None, None
             if digest in self._claims:
                 try:
                     diff_id = self._source.layers.diff(digest, self._cancel, raw).diff_id
@@ -190,7 +213,7 @@ class _Checker:
                 except InvalidDocument as exc:
                     broken = exc
             if diff_id is None:
-                raw = Verifier(digest.algorithm)
+                raw = Verifier(digest.algorithm) if raw.size else raw  # bytes count once
                 self._content.hash(digest, raw, self._cancel)
             raw.verify(digest, raw.size, "blob")
             if broken is not None:  # as it came

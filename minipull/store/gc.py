@@ -17,6 +17,7 @@ from ..cancel import Cancel
 from ..digest import ChainID, Digest
 from ..errors import InvalidDocument, PolicyError, StorageError, storage_errors
 from ..image.descriptor import Descriptor
+from ..progress import Meter, Output, discard
 from .content import listing
 from .references import SOURCE_DIGEST
 from .store import Store, damaged
@@ -28,7 +29,8 @@ class Collected(NamedTuple):
     size: int
 
 
-def gc(store: Store, keep: float = 24 * 3600.0, *, cancel: Optional[Cancel] = None) -> Collected:
+def gc(store: Store, keep: float = 24 * 3600.0, *, progress: Output = discard,
+       cancel: Optional[Cancel] = None) -> Collected:
     """Remove the blobs and partial downloads that no name needs and that are older than ``keep`` (seconds).
 
     Waits until no other operation uses the store.  Raises StorageError, and then nothing has
@@ -48,14 +50,16 @@ def gc(store: Store, keep: float = 24 * 3600.0, *, cancel: Optional[Cancel] = No
         doomed = _doomed(store, _needed(store), horizon)
         # Records first: after a crash in between, no record names a missing blob.
         _forget(store, set(doomed))
-        size = sum(content.size(digest) or 0 for digest in doomed)
-        for digest in doomed:
+        sizes = [content.size(digest) or 0 for digest in doomed]
+        meter = Meter(progress, "", "Deleting", sum(sizes))
+        for digest, size in zip(doomed, sizes):
             _delete(content.path(digest))
+            meter.advance(size)
         content.make_durable(horizon)
         if store.sessions:
             store.sessions.sweep(horizon)
-        size += before - sum(_ingest(store).values())
-    return Collected(doomed, size)
+        sizes.append(before - sum(_ingest(store).values()))
+    return Collected(doomed, sum(sizes))
 
 
 def collectable(store: Store, *keeps: float, cancel: Optional[Cancel] = None) -> List[Collected]:

@@ -204,4 +204,4 @@ def test_check_says_that_a_compressed_archive_is_unpacked_elsewhere(
     path.write_bytes(gzip.compress(pack(docker_members(layout, {"a:1": layout.image([text_layer("one")])}))))
     done = run_minipull("--root", tmp_path / "none", "check", path, env={"TMPDIR": str(tmp_path)})
     assert done.code == 0 and is_sound(done.out, path)
-    assert done.err == "warning: %s is unpacked in %s first\n" % (path, tmp_path)
+    assert done.err == "warning: %s is unpacked in %s first\n%s: Checking\n" % (path, tmp_path, path)

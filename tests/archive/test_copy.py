@@ -34,7 +34,7 @@ from tests.kit.work import background
 def test_check_validates_an_archive(saved: Path, tmp_path: Path, run_minipull: Minipull) -> None:
     root = ["--root", tmp_path / "none"]
     done = run_minipull(*root, "check", saved)
-    assert (done.code, done.err) == (0, "") and is_sound(done.out, saved)
+    assert (done.code, done.err) == (0, "%s: Checking\n" % saved) and is_sound(done.out, saved)
     assert not (tmp_path / "none").exists()
     data = bytearray(saved.read_bytes())
     with tarfile.open(str(saved)) as tar:

@@ -439,7 +439,8 @@ def test_what_another_user_may_not_read_is_no_damage(name: str, mode: int) -> No
             for item in names:
                 os.chmod(os.path.join(path, item), 0o644)
         os.chmod(pulled.files[name][0] if name in pulled.files else os.path.join(pulled.store.root, name), mode)
-        script = ("import os; from minipull.store.repair import *; from minipull.store.check import *; os.setuid(65534); store = Store(%r)\n"
+        script = ("import os; from minipull.store.repair import *; from minipull.store.check import *\n"
+                  "os.setuid(65534); store = Store(%r)\n"
                   "try: found = check(store)\n"
                   "except StorageError as exc: print(exc)\n"
                   "else: print({p.kind for p in found} - HARMLESS, remedy(found))" % pulled.store.root)
