@@ -18,7 +18,7 @@ from ..cancel import Cancel
 from ..digest import Buffer
 from ..errors import (
     ContentMismatch, Error, InvalidDocument, InvalidReference, NotFound, NotStored, PolicyError, StorageError,
-    escape, shown, within)
+    escape, one_line, shown, within)
 from ..files import write_file
 from ..image.config import Image
 from ..parts import left_out, part
@@ -26,7 +26,7 @@ from ..progress import Progress
 from ..reference import DEFAULT_DOMAIN, Reference
 from ..store.compression import packing
 from ..store.store import ImageSource, Store
-from .render import NO_THREADS, Renderer, choose, lacking, say
+from .render import JSON, NO_THREADS, Renderer, choose, lacking, say
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -77,6 +77,22 @@ class Context:
                 mode = "none"
             self._renderer = choose(mode, sys.stderr, os.environ)
         return self._renderer
+
+    @property
+    def stream(self) -> Optional[JSON]:
+        """The engine's stream, if stderr is that: then nothing else stands on it.
+
+        It needs no settings, which may be what failed; -q leaves only what isn't progress of it.
+        """
+        if isinstance(self._renderer, JSON):
+            return self._renderer
+        mode = vars(self._flags).get("progress") or os.environ.get("MINIPULL_PROGRESS")
+        return JSON(sys.stderr) if mode == "json" else None
+
+    def status(self, *lines: str) -> None:
+        """Add lines of the result to the engine's stream, which is to be whole."""
+        for line in lines if self.stream else ():
+            self.renderer(Progress(message=line))
 
     @property
     def quiet(self) -> bool:
@@ -167,7 +183,9 @@ class Context:
 
     def alert(self, text: str, kind: str = "warning: ") -> None:
         """Warn, or print a line of another ``kind``, also where progress is not shown."""
-        if self.quiet or self.settings.text("progress") == "none":
+        if self.stream:
+            self.stream.emit(status=kind + text)
+        elif self.quiet or self.settings.text("progress") == "none":
             say(kind + text)
         else:
             self.renderer(Progress(message=kind + text))
@@ -199,8 +217,12 @@ class Context:
         if self._flags.verbose:
             import traceback
 
-            lines = "".join(traceback.format_exception(type(error), error, error.__traceback__)).split("\n")
-            print("\n".join(map(escape, lines)), end="", file=sys.stderr)
+            trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+            for line in trace.splitlines():
+                if self.stream:
+                    self.stream.emit(status=line)
+                else:
+                    print(escape(line), file=sys.stderr)
         command = self._flags.command
         if isinstance(error, ImportError):
             missing = left_out(error)
@@ -213,14 +235,23 @@ class Context:
         elif isinstance(error, NotStored) and error.name and command in _STORED:
             error = error.reworded("%s; pull it first" % error)
         if isinstance(error, Error):
-            if self.cancel.cancelled:
-                self.finish(interrupted=True)
+            if not self.cancel.cancelled:
+                self._fail(str(error), error.exit_code)
+            elif self.stream and not self._finished:
+                self._finished = True
+                self.stream.interrupted(vars(self._flags).get("interrupt", error.exit_code))
             else:
-                say(str(error))
+                self.finish(interrupted=True)
             return error.exit_code
         hint = "" if self._flags.verbose else " (run with -v for the traceback)"
-        say("internal error: %s: %s%s" % (type(error).__name__, error, hint))
+        self._fail("internal error: %s: %s%s" % (type(error).__name__, error, hint), 1)
         return 1
+
+    def _fail(self, text: str, code: int) -> None:
+        if self.stream:
+            self.stream.failed(one_line(text), code)
+        else:
+            say(text)
 
     def show(self, text: str) -> None:
         """Print lines of the result, with control characters escaped."""

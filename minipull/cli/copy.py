@@ -35,7 +35,9 @@ def do_copy(context: Context, flags: argparse.Namespace) -> int:
         if outcome.error is not None:
             errors.append(outcome.error)
             context.failed(outcome.error)
-        elif not context.json:
+            return
+        context.status(_line(rows[-1], copies.many, False))
+        if not context.json:
             context.show(_line(rows[-1], copies.many, context.quiet))
 
     with context.client(domains, "src") as reader, context.client(target.domains, "dest") as writer:
@@ -57,8 +59,10 @@ def do_copy(context: Context, flags: argparse.Namespace) -> int:
     elif copies.many and copies.planned and not context.quiet:
         context.show(_summary(rows, copies.planned))
     elif not errors and not context.quiet:
-        context.show("Status: %s" % ("%s is there already" % flags.dst if rows[0]["result"] == "there" else
-                                     "Copied %s to %s" % (flags.srcs[0], flags.dst)))
+        status = "Status: %s" % ("%s is there already" % flags.dst if rows[0]["result"] == "there" else
+                                 "Copied %s to %s" % (flags.srcs[0], flags.dst))
+        context.status(status)
+        context.show(status)
     return errors[0].exit_code if errors else 0
 
 

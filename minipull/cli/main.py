@@ -100,6 +100,7 @@ def main(arguments: "Sequence[str]") -> int:
 
         say(NO_THREADS)
     except InterruptedError:
+        flags.interrupt = 128 + signals[0]
         cancel.cancel()
         done.wait(GRACE)
         while cancel.busy and not done.wait(0.1):

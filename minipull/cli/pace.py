@@ -60,7 +60,7 @@ class Pace:
         self._action = ""
         self._done: Set[str] = set()  # ids that have ended, which another image may name again
         self._ended = [0, 0]  # bytes of blobs that have ended; those of them that this process moved
-        self._present = 0  # blobs
+        self._present: Set[str] = set()  # ids of blobs that were there
         self._whole = Flow(self._begin)
 
     def note(self, event: Progress) -> Flow:
@@ -77,7 +77,8 @@ class Pace:
         if flow is not None and event.action not in ("", "Waiting", flow.action):
             self._end(event, flow, counts)
             flow = self._flows.get(event.id)
-        self._present += event.action.startswith(_PRESENT)
+        if event.action.startswith(_PRESENT) and event.id not in self._done and len(self._present) < _MAX_FLOWS:
+            self._present.add(event.id)
         if flow is None:
             flow = Flow(now, event.action if counts else "", event.expected, moved)
             known = event.id in self._done and flow.action in ("", self._action)
@@ -120,7 +121,8 @@ class Pace:
         time_taken = "%.2g s" % seconds if seconds < 10 else "%.0f s" % seconds
         text = "%s in %s, %s" % (human_size(moved), time_taken, _per_second(moved / max(seconds, 0.01)))
         if self._present:
-            text += "; %d layer%s there" % (self._present, " was" if self._present == 1 else "s were")
+            count = len(self._present)
+            text += "; %d layer%s there" % (count, " was" if count == 1 else "s were")
         return text
 
     def interrupted(self) -> str:

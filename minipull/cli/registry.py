@@ -17,6 +17,7 @@ from ..distribution.push_v2 import Pushed
 from ..errors import Cancelled, Error, InvalidReference, RateLimited
 from ..image.config import Image
 from ..image.platform import Platform
+from ..progress import Progress
 from ..reference import Reference, version
 from ..registry.client import Client
 from ..registry.v2 import Received, Repository
@@ -77,11 +78,11 @@ def do_pull(context: Context, flags: argparse.Namespace) -> int:
                 pass
     if flags.dry_run:
         show_plan(context, rows)
-    elif context.json:
-        context.dump([dict(described(store, image), updated=updated, **context.quota(image.name))
-                      for pulled in results.values() for image, updated in pulled])
     else:
         _show_pulled(context, results, errors, flags.all_tags or len(results) > 1)
+    if context.json and not flags.dry_run:
+        context.dump([dict(described(store, image), updated=updated, **context.quota(image.name))
+                      for pulled in results.values() for image, updated in pulled])
     codes = [context.failed(errors[name]) for name in results if name in errors]
     return codes[0] if codes else 0
 
@@ -105,11 +106,18 @@ def _show_default_tag(context: Context, flags: argparse.Namespace, name: Referen
 
 def _show_pulled(context: Context, results: Mapping[Reference, List[Pulled]],
                  errors: Mapping[Reference, BaseException], many: bool) -> None:
-    """Print one image as docker does, and each of many as one line with its name and digest."""
+    """Print one image as docker does, and each of many as one line with its name and digest.
+
+    The engine's stream has two lines for each, whatever goes to stdout.
+    """
     for name, pulled in results.items():
         for image, updated in pulled:
             status = "Status: %s for" % ("Downloaded newer image" if updated else "Image is up to date")
             whole = name.with_default_tag()
+            context.status(
+                "Digest: %s" % image.source, "%s %s" % (status, (image.name if many else whole).familiar))
+            if context.json:
+                continue
             if context.quiet:
                 context.show(str(image))
             elif many:
@@ -144,9 +152,16 @@ def do_push(context: Context, flags: argparse.Namespace) -> int:
                 client, groups.values(), store, uploads, context.renderer, context.cancel, *options)
             show_plan(context, [row(*plan) for plan in plans])
             return 0
+        def told(pushed: Pushed) -> None:
+            results.append(pushed)
+            if not pushed.by_v1:
+                name, top = pushed[:2]
+                context.status("%s: digest: %s size: %d" % (name.tag, top.digest, top.size))
+                context.renderer(Progress(aux={"Tag": name.tag, "Digest": top.digest, "Size": top.size}))
+
         for images in groups.values():
             try:
-                push_with(client, images, store, results.append, uploads, context.renderer, context.cancel,
+                push_with(client, images, store, told, uploads, context.renderer, context.cancel,
                           options[0], settings.truth("legacy_schema1"), options[1])
             except Error as exc:
                 codes.append(context.failed(exc))

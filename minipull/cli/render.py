@@ -92,10 +92,23 @@ class Renderer:
 class JSON(Renderer):
     """The engine's own event objects, one a line."""
 
+    def emit(self, **members: object) -> None:
+        """Write an object that is no event of progress."""
+        with self._lock:
+            self._write(_json_line(members))
+
+    def failed(self, text: str, code: int) -> None:
+        """Write the object that ends a stream that failed; ``code`` is our exit code."""
+        self.emit(errorDetail={"code": code, "message": text}, error=text)
+
+    def interrupted(self, code: int) -> None:
+        self.failed(self._pace.interrupted(), code)
+
     def _draw(self, event: Progress) -> str:
         if event.message:
             members: Dict[str, Any] = {"status": event.message, "id": event.id}
         else:
+            self._pace.note(event)
             counts = {"current": event.current, "total": event.total}
             members = {
                 "status": event.action,
@@ -103,9 +116,7 @@ class JSON(Renderer):
                 "progress": bar(event.current, event.total),
                 "id": event.id,
                 "aux": event.aux and dict(event.aux)}
-        kept = {key: value for key, value in members.items() if value or key == "progressDetail"}
-        # json.dumps writes ASCII and escapes every control character but DEL.
-        return json.dumps(kept, separators=(",", ":")).replace("\x7f", "\\u007f") + "\n"
+        return _json_line({key: value for key, value in members.items() if value or key == "progressDetail"})
 
 
 class Plain(Renderer):
@@ -248,6 +259,11 @@ def choose(mode: str, stream: Optional[IO[str]], environ: Mapping[str, str]) -> 
         width = int(columns) if re.fullmatch("[1-9][0-9]{0,3}", columns) else 0
         return Terminal(stream, size=lambda: _terminal_size(stream, width))
     return {"json": JSON, "plain": Plain}[mode](stream)
+
+
+def _json_line(members: Mapping[str, object]) -> str:
+    # json.dumps writes ASCII and escapes every control character but DEL.
+    return json.dumps(members, separators=(",", ":")).replace("\x7f", "\\u007f") + "\n"
 
 
 def _label(event: Progress, text: str) -> str:

@@ -164,6 +164,9 @@ def do_load(context: Context, flags: argparse.Namespace) -> None:
         return
     images = load(file or sys.stdin.buffer, store, keys=context.settings.verify_keys(),
                   progress=context.renderer, cancel=context.cancel)
-    context.answer([described(context.store, image) for image in images], [
-        "Loaded image ID: %s" % image.id if image.name.name == UNNAMED.name else
-        "Loaded image: %s" % image.name.familiar for image in images])
+    lines = ["Loaded image ID: %s" % image.id if image.name.name == UNNAMED.name else
+             "Loaded image: %s" % image.name.familiar for image in images]
+    if context.stream:
+        for line in lines:
+            context.stream.emit(stream=line + "\n")  # as the engine does
+    context.answer([described(context.store, image) for image in images], lines)

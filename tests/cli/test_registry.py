@@ -51,10 +51,16 @@ def test_pull_json_is_an_array_of_what_was_pulled(call: Call, ref: str, layout: 
     assert found[0]["created"] == images.CREATED and found[0]["size"] > 1000
 
 
-def test_pull_progress_json_is_the_engines_objects(call: Call, ref: str) -> None:
+def test_pull_progress_json_is_the_engines_objects(call: Call, ref: str, layout: Layout) -> None:
     events = [json.loads(line) for line in call("pull", "--progress", "json", ref).err.splitlines()]
     assert events[0] == {"status": "Pulling from r", "id": "latest"}
     assert {"Pulling fs layer", "Downloading", "Pull complete"} <= {event["status"] for event in events}
+    assert events[-2:] == [{"status": "Digest: " + digest(layout)},
+                           {"status": "Status: Downloaded newer image for %s:latest" % ref}]
+    events = [json.loads(line) for line in call("pull", "-a", "--progress", "json", ref).err.splitlines()]
+    assert events[-4:] == [{"status": text} for tag in ("latest", "other") for text in (
+        "Digest: " + digest(layout, tag), "Status: %s for %s:%s" % (
+            "Image is up to date" if tag == "latest" else "Downloaded newer image", ref, tag))]
 
 
 def test_pull_all_tags_takes_every_tag(
@@ -172,10 +178,15 @@ def test_push_json_is_an_array_of_what_was_pushed(
     assert [item["tag"] for item in found.json] == ["latest", "other"] and found.err == ""
 
 
-def test_push_progress_json_is_the_engines_objects(call: Call, ref: str, target: Uploads) -> None:
-    events = [json.loads(line) for line in call("push", "--progress", "json", ref).err.splitlines()]
+def test_push_progress_json_is_the_engines_objects(call: Call, ref: str, layout: Layout, target: Uploads) -> None:
+    events = [json.loads(line) for line in call("push", "-a", "--progress", "json", ref).err.splitlines()]
     assert events[0] == {"status": "The push refers to repository [%s]" % ref}
-    assert {"Preparing", "Pushed"} <= {event["status"] for event in events}
+    assert {"Preparing", "Pushed"} <= {event.get("status") for event in events}
+    for tag in ("latest", "other"):
+        size = len(layout.read(digest(layout, tag)))
+        at = events.index({"status": "%s: digest: %s size: %d" % (tag, digest(layout, tag), size)})
+        assert events[at + 1] == {
+            "progressDetail": {}, "aux": {"Tag": tag, "Digest": digest(layout, tag), "Size": size}}
 
 
 def test_push_all_tags_and_to_another_name(
