@@ -82,7 +82,8 @@ def reading(store: ImageSource, blob: Descriptor, diff_id: DiffID, output: Outpu
             limit: Optional[int] = None, action: str = "Extracting") -> Iterator[Reader]:
     """Read the entries of a layer; the block ends well only if blob and DiffID are right.
 
-    ``action`` names the progress; ``limit`` (bytes) bounds the whole stream, with what lies behind the tar's end.
+    ``action`` names the progress; ``limit`` (bytes) bounds the whole stream, with what
+    lies behind the tar's end.
     Raises InvalidDocument, PolicyError, ContentMismatch for the layer, StorageError
     if the disk has changed it, Cancelled.
     """

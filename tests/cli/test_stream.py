@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``--progress json`` is the engine's stream whole: one object a line on stderr, failures among them, and no prose."""
+"""``--progress json`` is the engine's stream whole: an object a line on stderr, failures too, and no prose."""
 import argparse
 import json
 import signal

@@ -128,7 +128,7 @@ def shown(home: Path, columns: int, *args: Union[str, Path], rows: int = 24,
         return Shown(process.wait(60), out, frames, time.monotonic() - begin)
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
         os.close(master)
 
 
@@ -140,6 +140,9 @@ class Relay(BaseServer):
         self.passed = {"in": 0, "out": 0}  # bytes to the client and from it
         self._free = 0.0  # when the line is
         super().__init__()
+        # A network holds no megabytes, as the buffers of a loopback do with its large packets.
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1400)
 
     def _serve(self, raw: socket.socket) -> None:
         host, _, port = self.target.rpartition(":")
