@@ -10,7 +10,7 @@ moby starts each upload anew.
 from typing import Callable, Optional
 
 from ..cancel import Cancel
-from ..errors import Cancelled, Error, NetworkError, RateLimited, Unauthorized
+from ..errors import Cancelled, ContentMismatch, Error, NetworkError, RateLimited, Unauthorized
 from ..image.descriptor import Descriptor
 from ..progress import Meter, Output, Progress
 from ..registry.errors import RegistryError
@@ -29,23 +29,37 @@ def upload_blob(repository: Repository, blob: Descriptor, source: Source, output
                 notes: Optional[SessionNotes] = None) -> None:
     """Send a blob as send_blob() does, but go on with the upload that ``notes`` have of it, if any."""
     with _note(repository, blob, notes) as note:
-        resumed = _resumed(repository, blob, note, output, id, cancel)
-        if resumed is not None:
-            if upload is not None:
-                upload.abandon(cancel)
-            upload = resumed
-        meter = Meter(output, id, "Pushing", blob.size, upload.offset if upload else 0, bool(note))
 
-        def measured(offset: int, size: int) -> Body:
-            body = source(offset, size)
-            body.sent = lambda sent: meter.move(offset + sent)
-            return body
+        def send(upload: Optional[Upload]) -> None:
+            meter = Meter(output, id, "Pushing", blob.size, upload.offset if upload else 0, bool(note))
+
+            def measured(offset: int, size: int) -> Body:
+                body = source(offset, size)
+                body.sent = lambda sent: meter.move(offset + sent)
+                return body
+
+            send_blob(repository, blob, measured, cancel, upload, chunk_size, note.write)
 
         try:
-            send_blob(repository, blob, measured, cancel, upload, chunk_size, note.write)
-        except (Cancelled, NetworkError, RateLimited, RegistryError, Unauthorized) as exc:
+            resumed = _resumed(repository, blob, note, output, id, cancel)
+            if resumed is not None:
+                if upload is not None:
+                    upload.abandon(cancel)
+                upload, begin = None, resumed.offset
+                try:
+                    return send(resumed)
+                except (NetworkError, RegistryError) as exc:
+                    # An upload that can't be ended must not stand in the way of the blob.
+                    hopeless = resumed.offset <= begin or isinstance(exc, RegistryError) and exc.status < 500
+                    if note.url != resumed.url or isinstance(exc, RateLimited) or not hopeless:
+                        raise
+                    _begin_anew(repository, "can't end", output, id)
+            send(upload)
+        except Error as exc:
             # What a registry refused, it would refuse again.
-            note.kept = not isinstance(exc, RegistryError) or exc.status >= 500
+            refused = isinstance(exc, RegistryError) and exc.status < 500 and exc.status not in (401, 429)
+            passes = exc.retry or isinstance(exc, (Cancelled, NetworkError, RateLimited, Unauthorized))
+            note.kept = passes and not refused and not isinstance(exc, ContentMismatch)
             raise
 
 
@@ -67,10 +81,16 @@ def _resumed(repository: Repository, blob: Descriptor, note: SessionNote, output
         if 0 < upload.offset <= blob.size:
             return upload
         reason = "has other bytes in" if upload.offset else "kept nothing of"
+    except RegistryError:
+        reason = "forgot"
     except Unauthorized:
-        raise
-    except Error as exc:
+        raise  # of a token server, where another try may lock an account
+    except Error:
         cancel.check()
-        reason = "forgot" if isinstance(exc, RegistryError) else "can't go on with"
-    output(Progress(id=id, message="%s %s the interrupted upload; it begins anew" % (repository.endpoint, reason)))
+        reason = "can't go on with"
+    _begin_anew(repository, reason, output, id)
     return None
+
+
+def _begin_anew(repository: Repository, reason: str, output: Output, id: str) -> None:
+    output(Progress(id=id, message="%s %s the interrupted upload; it begins anew" % (repository.endpoint, reason)))

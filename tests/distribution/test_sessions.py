@@ -11,14 +11,14 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, Callable, List
+from typing import Any, Callable, List, Optional
 
 import pytest
 
 import minipull
 from minipull.cancel import Cancel
 from minipull.digest import Digest
-from minipull.distribution.sessions import NOTED, upload_blob
+from minipull.distribution.sessions import NOTED, Source, upload_blob
 from minipull.errors import NetworkError
 from minipull.image.descriptor import Descriptor
 from minipull.progress import Progress
@@ -66,7 +66,8 @@ class Pusher:
     def notes(self) -> List[Path]:
         return sorted(Path(self._store.root, "metadata", "uploads").glob("*"))
 
-    def __call__(self, data: bytes = DATA, **options: Any) -> List[str]:
+    def __call__(self, data: bytes = DATA, cancel: Optional[Cancel] = None,
+                 source: Optional[Source] = None, **options: Any) -> List[str]:
         """Send; returns the requests, without HEAD, each with the range of what it brought."""
         self.told.clear()
         self.events.clear()
@@ -78,8 +79,9 @@ class Pusher:
             before = len(self._server.requests)
             blob = Descriptor("test", Digest.of(data), len(data))
             try:
-                upload_blob(repository, blob, lambda offset, size: Body.of(data[offset:offset + size]),
-                            self._progress, "it", Cancel(), notes=self._store.sessions, **options)
+                whole: Source = lambda offset, size: Body.of(data[offset:offset + size])
+                upload_blob(repository, blob, source or whole, self._progress, "it", cancel or Cancel(),
+                            notes=self._store.sessions, **options)
             finally:
                 self.asked = [" ".join(filter(None, (item.method, item.headers.get("content-range", ""))))
                               for item in self._server.requests[before:] if item.method != "HEAD"]
@@ -134,6 +136,8 @@ def test_the_registry_says_where_it_goes_on(pusher: Pusher, arrived: int) -> Non
     (error(400, "BLOB_UPLOAD_INVALID"), "forgot"),
     (error(405), "forgot"),
     (error(500), "forgot"),
+    (error(401, "UNAUTHORIZED"), "forgot"),  # of another user, or by an address whose signature is too old
+    (error(403, "DENIED"), "forgot"),
     (close, "can't go on with"),
     (reply(200, b"<html>"), "can't go on with"),
     (reply(204), "can't go on with"),
@@ -151,6 +155,69 @@ def test_an_upload_that_can_not_be_continued_begins_anew_and_that_is_told(
     assert asked[-3:] == ["POST", "PATCH", "PUT"] and pusher.uploads.blobs == {BLOB.digest: DATA}
     assert pusher.told == ["%s %s the interrupted upload; it begins anew" % (server.host, told)]
     assert pusher.notes == []
+
+
+@pytest.mark.parametrize("method", ["PATCH", "PUT"])
+@pytest.mark.parametrize("answer", [
+    error(400, "BLOB_UPLOAD_INVALID"), error(403, "DENIED"), error(404, "BLOB_UPLOAD_UNKNOWN"), error(405),
+    error(416, "RANGE_INVALID"), error(500), error(503), close])
+def test_an_upload_that_can_not_be_ended_does_not_stand_in_the_way(
+        pusher: Pusher, server: ScriptedServer, answer: Action, method: str) -> None:
+    """Not even one that still answers how much has arrived."""
+    pusher.interrupted()
+    [former] = pusher.uploads.sessions
+    if method == "PUT":
+        pusher.uploads.sessions[former][:] = DATA
+    usual = pusher.uploads.append if method == "PATCH" else pusher.uploads.commit
+
+    def spoiled(connection: Connection) -> None:
+        (answer if "/uploads/" + former in connection.request.path else usual)(connection)
+
+    server.on(method, "", spoiled)
+    assert pusher()[-3:] == ["POST", "PATCH", "PUT"] and pusher.uploads.blobs == {BLOB.digest: DATA}
+    assert pusher.told == ["%s can't end the interrupted upload; it begins anew" % server.host]
+    assert pusher.notes == [] and pusher.events[-1].start == 0
+
+
+def test_what_arrives_before_a_failure_stays_for_the_next_process(pusher: Pusher, server: ScriptedServer) -> None:
+    pusher.interrupted()
+    server.on("PUT", "", error(500))
+    with pytest.raises(RegistryError, match="500"):
+        pusher()
+    assert pusher.asked.count("POST") == 0 and len(pusher.notes) == 1
+
+
+@pytest.mark.parametrize("status, method, kept", [
+    (401, "PATCH", 1), (403, "PATCH", 0), (429, "PATCH", 1), (500, "PATCH", 1), (400, "PATCH", 0)])
+def test_a_note_stays_if_a_login_or_time_may_help(
+        pusher: Pusher, server: ScriptedServer, status: int, method: str, kept: int) -> None:
+    server.on(method, "", error(status))
+    with pytest.raises(minipull.Error):
+        pusher()
+    assert len(pusher.notes) == kept
+
+
+def test_a_source_that_fails_for_a_time_leaves_the_note(pusher: Pusher) -> None:
+    def source(offset: int, size: int) -> Body:
+        failure = minipull.Error("the source: 503")
+        failure.retry = True
+        raise failure
+
+    with pytest.raises(minipull.Error, match="the source"):
+        pusher(source=source)
+    assert len(pusher.notes) == 1
+
+
+def test_an_interrupt_while_the_registry_is_asked_leaves_the_note(pusher: Pusher, server: ScriptedServer) -> None:
+    pusher.interrupted()
+    go, cancel, before = threading.Event(), Cancel(), len(server.seen("GET", "/uploads/"))
+    server.on("GET", "/uploads/", hold(go))
+    thread, results = background(lambda: pusher(cancel=cancel))
+    wait_until(lambda: len(server.seen("GET", "/uploads/")) > before, "the question")
+    cancel.cancel()
+    thread.join(30)
+    go.set()
+    assert isinstance(results[0], minipull.Cancelled) and len(pusher.notes) == 1
 
 
 def test_the_bytes_of_another_blob_are_sent_anew_before_ours_are_blamed(
