@@ -15,7 +15,7 @@ import time
 from typing import ContextManager, Dict, List, Tuple
 
 from .. import files
-from ..errors import InvalidDocument, StorageError, storage_errors
+from ..errors import InvalidDocument, StorageError
 from ..image.strictjson import parse_json, string_at
 
 MAX_NOTES = 100
@@ -36,7 +36,7 @@ class SessionNotes:
         name = hashlib.sha256("\0".join(subject.values()).encode()).hexdigest()
         note = SessionNote(subject, os.path.join(self._folder, name + ".json"))
         with contextlib.suppress(StorageError, OSError):
-            if os.path.isdir(self._root):
+            if os.path.lexists(os.path.join(self._root, "oci-layout")):
                 files.make_directory(self._folder)
                 note.open(os.O_RDWR | os.O_CREAT)
                 notes = self._listed()
@@ -83,7 +83,13 @@ class SessionNote(ContextManager["SessionNote"]):
         """Own the file and read it; raises StorageError, or an OSError, if another process does."""
         fd = files.open_regular(self._path, flags)
         try:
-            files.lock(fd, self._path, True, timeout=0)
+            try:
+                files.lock(fd, self._path, True, timeout=0)
+            except files.Locked:
+                raise
+            except StorageError:
+                os.unlink(self._path)  # without locks nobody owns it, and nobody would sweep it
+                raise
             status = os.fstat(fd)
             if status.st_uid != os.geteuid() or not os.path.samestat(status, os.lstat(self._path)):
                 raise StorageError("%s is of another user, or gone" % self._path)
@@ -111,9 +117,10 @@ class SessionNote(ContextManager["SessionNote"]):
         """Leave the note to the next process, or remove it."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            with storage_errors("write %s" % self._path), contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):  # a blob that is there is no failure
                 try:
                     if not self.kept or not self.url:
+                        os.ftruncate(fd, 0)  # no note, even where it can't be removed
                         os.unlink(self._path)
                 finally:
                     os.close(fd)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Uploads that go on in another process, by notes that nobody trusts."""
+import errno
 import functools
 import json
 import os
@@ -107,6 +108,7 @@ class Pusher:
 @pytest.fixture
 def pusher(server: ScriptedServer, store: Store) -> Pusher:
     os.mkdir(store.root)
+    Path(store.root, "oci-layout").touch()
     return Pusher(server, store)
 
 
@@ -328,7 +330,7 @@ def test_two_processes_do_not_send_into_one_session(pusher: Pusher, server: Scri
     assert pusher.uploads.blobs == {BLOB.digest: DATA} and pusher.notes == []
 
 
-@pytest.mark.parametrize("kind", ["small", "refused", "none"])
+@pytest.mark.parametrize("kind", ["small", "refused", "none", "other"])
 def test_only_what_may_go_on_is_noted(pusher: Pusher, server: ScriptedServer, store: Store, kind: str) -> None:
     seen: List[int] = []
     fault: Action = error(403, "DENIED") if kind == "refused" else pusher.uploads.append
@@ -338,6 +340,8 @@ def test_only_what_may_go_on_is_noted(pusher: Pusher, server: ScriptedServer, st
         fault(connection)
 
     server.on("PATCH", "", watched)
+    if kind in ("none", "other"):
+        Path(store.root, "oci-layout").unlink()
     if kind == "none":
         os.rmdir(store.root)
     if kind == "refused":
@@ -347,6 +351,24 @@ def test_only_what_may_go_on_is_noted(pusher: Pusher, server: ScriptedServer, st
         pusher(DATA[:NOTED - 1] if kind == "small" else DATA)
     assert seen == [1 if kind == "refused" else 0] and pusher.notes == []
     assert os.path.isdir(store.root) is (kind != "none")
+    assert kind != "other" or os.listdir(store.root) == [], "of a directory that is no store"
+
+
+def test_a_file_system_without_locks_keeps_no_notes(pusher: Pusher, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(fd: int, operation: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, "not supported")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    assert pusher() == ["POST", "PATCH", "PUT"] and pusher.notes == []
+
+
+def test_a_note_that_can_not_be_removed_fails_no_push(pusher: Pusher, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str) -> None:
+        raise OSError(errno.EACCES, "not permitted")
+
+    monkeypatch.setattr("os.unlink", refuse)
+    assert pusher() == ["POST", "PATCH", "PUT"]
+    assert [note.read_bytes() for note in pusher.notes] == [b""]
 
 
 def test_the_number_of_notes_is_bounded_and_gc_removes_old_ones(pusher: Pusher, store: Store) -> None:
