@@ -54,6 +54,7 @@ def archive_end(place: Place, transfers: TransferManager, output: Output, cancel
     if dry_run:
         yield LayoutEnd(place, None, dry_run)
         return
+    costly = costly and (os.path.isfile(path) or not os.path.lexists(path))  # nothing stays beside a device
     kept: List[str] = []
     with contextlib.ExitStack() as stack:
         with file_errors("write %s" % place.folder):
@@ -72,7 +73,8 @@ def archive_end(place: Place, transfers: TransferManager, output: Output, cancel
             write_file(place.folder, pack(Contents(end.store, images, host_platform(), output).pieces(cancel)))
         except Error as exc:
             again = isinstance(exc, (Cancelled, RateLimited)) or exc.retry
-            kept += [folder] if costly and again and os.listdir(folder) else []
+            with contextlib.suppress(OSError):  # somebody has removed it
+                kept += [folder] if costly and again and os.listdir(folder) else []
             if kept and not isinstance(exc, Cancelled):
                 output(Progress(message="what came is kept in %s; the same command goes on" % folder))
             raise

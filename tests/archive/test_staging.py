@@ -2,6 +2,7 @@
 """An archive of what a registry has, written by several runs: each goes on where the last one was killed."""
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Callable, List
 import pytest
 
 import minipull
+from minipull.cancel import Cancel
 from minipull.digest import Digest
 from minipull.store.store import Store
 from minipull.xfer.upload import LayerUploadManager
@@ -124,6 +126,28 @@ def test_a_refusal_leaves_nothing(fault: Callable[..., None], site: Site, server
     server.on("GET", "/blobs/" + site.second, fault)
     with pytest.raises(minipull.Error):
         site.copy()
+    assert site.beside == []
+
+
+def test_an_interrupt_after_somebody_removed_the_directory_is_an_interrupt(site: Site) -> None:
+    go, cancel = threading.Event(), Cancel()
+    site.halfway(go)
+    thread, results = background(
+        lambda: minipull.copy(site.source, "oci-archive:%s" % site.path, cancel=cancel))
+    wait_until(lambda: len(site.asked(site.second)) == 1, "the second layer")
+    for folder in site.beside:
+        shutil.rmtree(str(folder))
+    cancel.cancel()
+    thread.join(30)
+    go.set()
+    assert isinstance(results[0], minipull.Cancelled) and site.beside == []
+
+
+def test_nothing_is_left_beside_a_pipe(site: Site) -> None:
+    os.mkfifo(str(site.path))
+    site.server.on("GET", "/blobs/" + site.second, error(503))
+    with pytest.raises(minipull.Error, match="503"):
+        minipull.copy(site.source, "oci-archive:%s" % site.path, uploads=LayerUploadManager(1, attempts=1))
     assert site.beside == []
 
 
