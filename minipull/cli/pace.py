@@ -86,7 +86,7 @@ class Pace:
                 self._flows[event.id] = flow
         if counts:
             flow.move(now, event.current, event.total, moved)
-            flow.kept = event.kept or event.action == "Downloading"
+            flow.kept = event.kept
         return flow
 
     def _end(self, event: Progress, flow: Flow, counts: bool) -> None:

@@ -71,6 +71,7 @@ class GzipDescriptor(CopyDescriptor):
         blob = self.blob
         with file_errors("make a temporary directory"), tempfile.TemporaryDirectory() as folder:
             scratch = LayoutEnd(Place("oci", folder), None)
+            scratch.store.sessions = None  # nothing here stays for another process
             content = scratch.store.content
             self._source.fetch(blob, scratch.store, transfer)
             meter = Meter(transfer.progress, self.id, "Compressing", blob.size)

@@ -24,7 +24,7 @@ def test_an_interrupt_of_many_images_is_told_once(capsys: pytest.CaptureFixture[
     cancel = Cancel()
     flags = argparse.Namespace(command="pull", format="text", verbose=False, progress="plain")
     context = Context(flags, cancel)
-    context.renderer(Progress(id="a", action="Downloading", current=1000, total=4000))
+    context.renderer(Progress(id="a", action="Downloading", current=1000, total=4000, kept=True))
     cancel.cancel()
     assert [context.failed(Cancelled()) for _ in "abc"] == [130] * 3
     assert capsys.readouterr().err == (

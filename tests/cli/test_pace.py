@@ -75,7 +75,7 @@ def test_an_interrupt_says_how_far_a_download_came() -> None:
     renderer, screen, clock = terminal()
     renderer(Progress(id="a", action="Pulling fs layer", expected=100000000))
     renderer(Progress(id="b", action="Pulling fs layer", expected=108000000))
-    Meter(renderer, "a", "Downloading", 100000000).advance(71000000)
+    Meter(renderer, "a", "Downloading", 100000000, kept=True).advance(71000000)
     renderer.finish(interrupted=True)
     assert screen.shown()[-1] == "interrupted; the same command goes on at 71 of 208MB"
 

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import zlib
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any, Dict, Iterator, List, Set
 
 import pytest
 
@@ -104,6 +104,18 @@ def test_the_same_image_becomes_the_same_from_everywhere_to_everywhere(
     assert len(digests) == 1
     assert digests == {copied("oci-archive:%s" % (tmp_path / "b.tar"), target).descriptor.digest}
     assert list((tmp_path / "new" / "ingest").iterdir()) == []
+
+
+@pytest.mark.parametrize("compress, kept", [("", {True}), ("gzip", {False})])
+def test_an_interrupt_promises_nothing_of_what_is_downloaded_to_be_compressed(
+        compress: str, kept: Set[bool], server: ScriptedServer, decoder: Store, tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "layout")
+    layout.image([Spec(3 << 20, compression="")], "1")
+    server.serve(layout.root, "r")
+    events: List[Progress] = []
+    copied("docker://%s/r:1" % server.host, "oci:%s:1" % (tmp_path / "new"), store=decoder, compress=compress,
+           progress=events.append)
+    assert {event.kept for event in events if event.action == "Downloading"} == kept
 
 
 def test_the_children_of_an_index_change_as_far_as_they_must(

@@ -93,8 +93,10 @@ def test_the_same_image_gets_the_same_manifest_anywhere(
 
 def test_progress_is_told_in_the_engines_words(server: ScriptedServer, store: minipull.Store) -> None:
     ids = V1Server(server).add(blobs(1), "1")
-    events: List[str] = []
-    pull(server, store, progress=lambda progress: events.append(str(progress).partition(" 2")[0]))
+    told: List[Progress] = []
+    pull(server, store, progress=told.append)
+    events = [str(progress).partition(" 2")[0] for progress in told]
+    assert not any(progress.kept for progress in told), "no other process goes on with a layer"
     short, name = ids[0][:12], server.host + "/ns/r"
     wanted = [
         "Pulling repository " + name, "%s: Pulling image (1) from %s, endpoint: %s/v1/" % (short, name, server.url),
