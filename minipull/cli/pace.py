@@ -133,7 +133,9 @@ class Pace:
             return "interrupted"
         kept = Flow(0, total=whole.total)
         kept.current = whole.current - lost
-        return "interrupted; the same command goes on at %s" % kept.amount().replace("/", " of ")
+        text = "interrupted; the same command goes on at %s" % kept.amount().replace("/", " of ")
+        sent = self._action == "Pushing" and any(flow.kept and flow.current for flow in self._flows.values())
+        return text + " if the registry does" * sent  # docker-registry 2.8 does not
 
 
 def _per_second(speed: float) -> str:

@@ -149,7 +149,8 @@ def fetch_blob(store: Store, blob: Descriptor, source: Opener, cancel: Cancel, k
     with store.content.ingest(blob.digest, blob.size, cancel) as ingest:
         if ingest.complete:
             return
-        meter = Meter(output, blob.digest.short, "Downloading", blob.size, ingest.offset, store.sessions is not None)
+        lasting = store.sessions is not None
+        meter = Meter(output, blob.digest.short, "Downloading", blob.size, ingest.offset, lasting)
         remote = RemoteBlob(blob.digest, blob.size, source, cancel, stuck_delays=READ_DELAYS)
         with contextlib.closing(remote):
             for last in (False, True):

@@ -83,9 +83,9 @@ def test_an_interrupt_says_how_far_a_download_came() -> None:
 @pytest.mark.parametrize("kept, done, text", [
     ((), (), "interrupted"),
     ((), ("b",), "interrupted; the same command goes on at 50 of 300MB"),
-    (("a",), (), "interrupted; the same command goes on at 70 of 250MB"),
-    (("a", "c"), (), "interrupted; the same command goes on at 80 of 250MB"),
-    (("a",), ("b",), "interrupted; the same command goes on at 120 of 300MB")])
+    (("a",), (), "interrupted; the same command goes on at 70 of 250MB if the registry does"),
+    (("a", "c"), (), "interrupted; the same command goes on at 80 of 250MB if the registry does"),
+    (("a",), ("b",), "interrupted; the same command goes on at 120 of 300MB if the registry does")])
 def test_an_interrupt_of_a_push_counts_what_its_registry_keeps(
         kept: Sequence[str], done: Sequence[str], text: str) -> None:
     renderer, screen, clock = terminal()

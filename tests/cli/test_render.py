@@ -287,7 +287,7 @@ def test_the_sum_of_a_pull_is_that_of_its_downloads() -> None:
         renderer(Progress(id=id, action="Pulling fs layer", expected=5000000))
     renderer(Progress(id="a", action="Verifying Checksum"))  # its partial was whole
     renderer(Progress(id="a", action="Extracting", current=5000000, total=5000000))
-    Meter(renderer, "b", "Downloading", 5000000).advance(1000000)
+    Meter(renderer, "b", "Downloading", 5000000, kept=True).advance(1000000)
     renderer.finish(interrupted=True)
     assert screen.shown()[-1] == "interrupted; the same command goes on at 6 of 10MB"
 
