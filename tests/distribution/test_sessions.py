@@ -412,17 +412,20 @@ def test_what_was_sent_before_a_kill_is_not_sent_again(
         server.serve(large.root, "r")
     words = {"push": ["push", name], "copy": ["copy", "store:" + name, target.place],
              "between": ["copy", "docker://%s/r:1" % server.host, target.place]}[command]
-    half, go = threading.Event(), threading.Event()
+    half, go, ended = threading.Event(), threading.Event(), threading.Event()
     target.uploads.lenient = True
 
     def halfway(connection: Connection) -> None:
         """Take half, and the rest of what is on its way once the peer is gone."""
         held = target.uploads.sessions[connection.request.path.rpartition("/")[2]]
-        for piece in connection.unread:
-            held += piece
-            if len(held) >= LARGE // 2 and not half.is_set():
-                half.set()
-                hold(go)(connection)
+        try:
+            for piece in connection.unread:
+                held += piece
+                if len(held) >= LARGE // 2 and not half.is_set():
+                    half.set()
+                    hold(go)(connection)
+        finally:
+            ended.set()
 
     target.on("PATCH", "", halfway, target.uploads.append)
     process = subprocess.Popen(
@@ -436,6 +439,7 @@ def test_what_was_sent_before_a_kill_is_not_sent_again(
         process.kill()
         _, err = process.communicate()
         go.set()
+    assert ended.wait(30)
     last = err.decode().splitlines()[-1]
     if number != signal.SIGKILL:
         reached = re.fullmatch(r"interrupted; the same command goes on at ([0-9.]+) of 100MB if the registry does", last)
