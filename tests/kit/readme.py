@@ -250,7 +250,7 @@ BEFORE: List[Tuple[str, Callable[[Stage], None]]] = [
     ("python3 site.pyz load -i week2.tar", _far_again),
     ("python3 -m minipull verify", _back),
     ("python3 -m minipull images", _clean),
-    ("python3 -m minipull check --repair", _rot),
+    ("python3 -m minipull check -q --repair", _rot),
     ("python3 -m minipull serve --listen 0.0.0.0:5000", _serve),
     ("python3 -m minipull digest registry.lan", _private),
     ("python3 -m minipull push --plain-http", _old),
