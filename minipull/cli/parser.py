@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 import sys
-from typing import Any, List, Mapping, NoReturn, Optional, Sequence, Tuple
+from typing import Any, List, Mapping, NoReturn, Optional, Sequence, Tuple, Type
 
 from . import habits
 from .commands import (
@@ -28,6 +28,12 @@ _GROUPS: Sequence[Tuple[str, str]] = (
 
 class Parser(argparse.ArgumentParser):
     commands: Mapping[str, "Parser"] = {}
+
+    def __init__(self, *args: Any, formatter: Type[argparse.HelpFormatter] = argparse.HelpFormatter,
+                 **fields: Any) -> None:
+        # Of its own accord argparse asks at each option how wide the terminal is, and imports shutil for that.
+        fields["formatter_class"] = functools.partial(formatter, width=78)
+        super().__init__(*args, **fields)
 
     def error(self, message: str) -> NoReturn:
         """Exit with code 2 and one line instead of argparse's usage text."""
@@ -139,7 +145,7 @@ def _words(arguments: Sequence[str]) -> List[str]:
 def built(wanted: str = "") -> Parser:
     """The parser with the command that is wanted, or with all of them."""
     parser = Parser(
-        prog=program(), allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog=program(), allow_abbrev=False, formatter=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s [--root PATH] [--config FILE] [-v] COMMAND ...",
         epilog="example: %s pull alpine:3.20" % program())
     parser.set_defaults(module="bundle", format=None)  # of no command
