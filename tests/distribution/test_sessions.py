@@ -375,7 +375,7 @@ def test_the_number_of_notes_is_bounded_and_gc_removes_old_ones(pusher: Pusher, 
     pusher.interrupted()
     [note] = pusher.notes
     for number in range(MAX_NOTES + 5):
-        other = note.with_name("%03d.json" % number)
+        other = note.with_name("%064x.json" % number)
         other.write_bytes(b"x" * 10)
         os.utime(str(other), (number + 1000, number + 1000))
     pusher.interrupted()
@@ -385,6 +385,42 @@ def test_the_number_of_notes_is_bounded_and_gc_removes_old_ones(pusher: Pusher, 
     os.utime(str(note), (time.time() - MAX_AGE - 5,) * 2)
     gc(store, keep=7 * MAX_AGE)
     assert pusher.notes == []
+
+
+def a_link(folder: Path) -> None:
+    folder.symlink_to(folder.parent.parent / "elsewhere")
+
+
+def of_others(folder: Path) -> None:
+    os.rename(str(folder.parent.parent / "elsewhere"), str(folder))
+
+
+@pytest.mark.parametrize("place", [a_link, of_others])
+def test_nothing_but_notes_is_removed(place: Callable[[Path], None], pusher: Pusher, store: Store) -> None:
+    """Whatever the folder of the notes is a link to, and whatever else is in it."""
+    folder, elsewhere = Path(store.root, "metadata", "uploads"), Path(store.root, "elsewhere")
+    folder.parent.mkdir()
+    elsewhere.mkdir()
+    for number in range(MAX_NOTES + 5):
+        path = elsewhere / ("%d.conf" % number)
+        path.write_text("precious")
+        os.utime(str(path), (1000, 1000))
+    place(folder)
+    pusher()
+    gc(store)
+    gc(store, keep=0)
+    assert [path.read_text() for path in folder.iterdir()] == ["precious"] * (MAX_NOTES + 5)
+
+
+@pytest.mark.parametrize("make", [
+    lambda path: path.touch(), lambda path: os.mkfifo(str(path)), lambda path: path.symlink_to(str(path)),
+    lambda path: path.symlink_to("/nowhere")])
+def test_a_folder_of_notes_that_is_none_fails_no_gc_and_no_push(
+        make: Callable[[Path], None], pusher: Pusher, store: Store) -> None:
+    os.mkdir(os.path.join(store.root, "metadata"))
+    make(Path(store.root, "metadata", "uploads"))
+    assert pusher() == ["POST", "PATCH", "PUT"]
+    gc(store)
 
 
 # -- killed at half ------------------------------------------------------------------
