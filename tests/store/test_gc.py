@@ -125,6 +125,15 @@ def test_gc_keeps_files_that_are_not_the_stores(store: Store, layout: Layout) ->
     assert [problem.path for problem in problems(store)] == sorted(strange[:3])
 
 
+def test_gc_leaves_a_directory_alone_that_is_no_store(tmp_path: Path) -> None:
+    data = tmp_path / "ingest" / "data.csv"
+    data.parent.mkdir()
+    data.write_text("precious")
+    os.utime(str(data), (1000, 1000))
+    assert gc(Store(str(tmp_path))) == ([], 0) and os.listdir(str(tmp_path)) == ["ingest"]
+    assert data.read_text() == "precious"
+
+
 def test_a_name_is_durably_gone_before_its_blobs_are(
         store: Store, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     """An rm may have been killed before it synced the root: a power cut would bring back a name without blobs."""
