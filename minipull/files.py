@@ -14,6 +14,7 @@ Mirrors moby's pkg/ioutils (AtomicFileWriter).
 """
 import contextlib
 import errno
+import hashlib
 import io
 import os
 import stat
@@ -231,7 +232,10 @@ def _opened_directory(prefix: str, dir: str) -> Tuple[int, str]:
 
 
 def _prefix(path: str) -> str:
-    return ".minipull-%s-" % os.path.basename(path)[:50]  # of the 255 bytes that a name may have
+    name = os.path.basename(path)
+    if len(name) > 50:  # of the 255 bytes that a name may have
+        name = "%s-%s" % (name[:50], hashlib.sha256(os.fsencode(name)).hexdigest()[:8])
+    return ".minipull-%s-" % name
 
 
 def lock(fd: int, path: str, exclusive: bool, pause: Callable[[float], object] = time.sleep,

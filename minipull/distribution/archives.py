@@ -74,10 +74,18 @@ def archive_end(place: Place, transfers: TransferManager, output: Output, cancel
         except Error as exc:
             again = isinstance(exc, (Cancelled, RateLimited)) or exc.retry
             with contextlib.suppress(OSError):  # somebody has removed it
-                kept += [folder] if costly and again and os.listdir(folder) else []
+                kept += [folder] if costly and again and _has_bytes(end.store) else []
             if kept and not isinstance(exc, Cancelled):
                 output(Progress(message="what came is kept in %s; the same command goes on" % folder))
             raise
+
+
+def _has_bytes(store: Store) -> bool:
+    """Whether anything of a blob has come."""
+    sizes = (os.lstat(os.path.join(folder, name)).st_size for part in ("blobs", "ingest")
+             for folder, _, names in os.walk(os.path.join(store.root, part))
+             for name in names if not name.endswith(".json"))
+    return any(sizes)
 
 
 def _take_over(store: Store, cancel: Cancel) -> None:

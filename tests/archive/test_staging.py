@@ -205,6 +205,29 @@ def test_what_a_former_run_left_is_verified(
     assert (site.asked(site.first) == ["all"]) is (spoil in (other_bytes, another_image))
 
 
+def test_an_interrupt_before_a_byte_of_a_blob_leaves_nothing(site: Site) -> None:
+    go, cancel = threading.Event(), Cancel()
+    site.server.on("GET", "/blobs/", hold(go))
+    thread, results = background(
+        lambda: minipull.copy(site.source, "oci-archive:%s" % site.path, cancel=cancel))
+    wait_until(lambda: bool(site.server.seen("GET", "/blobs/")), "the first blob")
+    cancel.cancel()
+    thread.join(30)
+    go.set()
+    assert isinstance(results[0], minipull.Cancelled) and site.beside == []
+
+
+@pytest.mark.parametrize("shared", ["v" * 49, "v" * 120, "\u00e9" * 120])
+def test_archives_whose_long_names_begin_alike_leave_each_other_alone(site: Site, shared: str) -> None:
+    site.path = site.path.with_name(shared + "-amd64")
+    folder = site.left()
+    assert len(os.fsencode(folder.name)) <= 255
+    minipull.copy("oci:%s:1" % site.layout.root, "oci-archive:%s" % site.path.with_name(shared + "-arm64"))
+    assert site.beside == [folder]
+    site.copy()
+    assert site.beside == [] and site.asked(site.first) == ["all"]
+
+
 def test_another_image_for_the_same_archive_takes_its_own_blobs_alone(site: Site, tmp_path: Path) -> None:
     site.left()
     other = Layout(tmp_path / "other")
