@@ -111,22 +111,22 @@ def _take(archive: Archive, tops: Sequence[Descriptor], store: Store, output: Ou
 
     ordered = sorted(blobs.values(), key=lambda blob: -blob.size)
     for blob in ordered:
-        if blob.digest in claims and store.content.has(blob.digest, blob.size):
-            output(Progress(id=blob.digest.short, action="Already exists"))
-        elif blob.digest in claims and archive.content.size(blob.digest) is not None:
+        if blob.digest in claims and not store.content.has(blob.digest, blob.size) and (
+                archive.content.size(blob.digest) is not None):
             output(Progress(id=blob.digest.short, action="Waiting", expected=blob.size))
 
     def take(blob: Descriptor) -> None:
-        told = output if blob.digest in claims else discard
+        told, result = output if blob.digest in claims else discard, "Already exists"
         if not store.content.has(blob.digest, blob.size):
             if archive.content.size(blob.digest) is None:
                 return  # a foreign layer
             meter = Meter(told, blob.digest.short, "Loading layer", blob.size)
             store.content.copy(archive.content, blob.digest, blob.size, cancel, meter.advance)
             meter.finish()
+            result = "Load complete"
         for claim in claims.get(blob.digest, set()) - {store.metadata.get_diff_id(blob.digest)}:
             try:
-                meter = Meter(told, blob.digest.short, "Checking", blob.size)
+                meter = Meter(told, blob.digest.short, "Verifying", blob.size)
                 diff_id = store.layers.diff(blob.digest, cancel, move=meter.move).diff_id
             except Unsupported as exc:
                 output(Progress(id=blob.digest.short, message="Not verified: %s" % exc))
@@ -134,7 +134,7 @@ def _take(archive: Archive, tops: Sequence[Descriptor], store: Store, output: Ou
             if diff_id != claim:
                 raise ContentMismatch("layer %s is %s, not %s as its config says" % (
                     blob.digest, diff_id, claim))
-        told(Progress(id=blob.digest.short, action="Load complete"))
+        told(Progress(id=blob.digest.short, action=result))
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for _ in pool.map(take, ordered):

@@ -73,7 +73,10 @@ class Pace:
         if event.action == "Preparing":
             self._done.discard(event.id)  # it goes to another repository
         if event.expected and flow is not None:
-            return flow  # on its way already, for another image
+            if flow.action in ("", self._action):
+                return flow  # on its way already, for another image
+            del self._flows[event.id]  # it has been read, and will be again
+            flow = None
         if flow is not None and event.action not in ("", "Waiting", flow.action):
             self._end(event, flow, counts)
             flow = self._flows.get(event.id)

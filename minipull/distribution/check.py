@@ -13,7 +13,7 @@ from ..image.config import ImageConfig
 from ..image.descriptor import Descriptor
 from ..image.manifest import Document, Manifest, is_runnable
 from ..image.walk import walk
-from ..progress import Meter, Output
+from ..progress import Meter, Output, Progress
 from ..registry.errors import RegistryError
 from ..registry.v2 import Received, Repository
 from ..store.check import Problem
@@ -49,10 +49,14 @@ def check_repository(repository: Repository, top: Received, deep: bool, output: 
             blobs[item.digest] = item
         if isinstance(document, Manifest) and is_runnable(document):
             problems += _config_problems(repository, document, cancel)
-    for blob in blobs.values():
-        if not blob.data:
-            problems += _blob_problems(repository, blob, deep, output, cancel)
-        sizes[blob.digest] = blob.size
+    remote = [blob for blob in blobs.values() if not blob.data]
+    for blob in remote:
+        output(Progress(id=blob.digest.short, action="Waiting", expected=blob.size if deep else 0))
+    for blob in remote:
+        trouble = _blob_problems(repository, blob, deep, output, cancel)
+        output(Progress(id=blob.digest.short, action="Damaged" if trouble else "Checked"))
+        problems += trouble
+    sizes.update((blob.digest, blob.size) for blob in blobs.values())
     return problems, Counts(1, len(sizes), sum(sizes.values()))
 
 

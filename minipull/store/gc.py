@@ -56,6 +56,8 @@ def gc(store: Store, keep: float = 24 * 3600.0, *, progress: Output = discard,
         for digest, size in zip(doomed, sizes):
             _delete(content.path(digest))
             meter.advance(size)
+        if doomed:
+            meter.finish()
         content.make_durable(horizon)
         if store.sessions:
             store.sessions.sweep(horizon)

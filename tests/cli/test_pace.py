@@ -71,6 +71,23 @@ def test_a_blob_without_a_meter_counts_as_moved_unless_it_was_there() -> None:
     assert screen.shown()[-1] == "1kB in 2 s, 500B/s; 1 layer was there"
 
 
+def test_layers_that_are_read_twice_are_summed_once_and_whole() -> None:
+    renderer, screen, clock = terminal()
+    for action in ("Reading", "Extracting"):
+        for id in "ab" if action == "Extracting" else "":
+            renderer(Progress(id=id, action="Waiting", expected=4000000))
+        for id in "ab":
+            meter = Meter(renderer, id, action, 4000000)
+            meter.advance(1000000)
+            clock.now += 1
+            if action == "Extracting" and id == "a":
+                assert screen.shown()[-1].split()[-3] == "1/8MB", "what waits is part of it"
+            meter.move(4000000)
+            meter.finish()
+    renderer.finish()
+    assert screen.shown()[-1] == "8MB in 4 s, 2MB/s"
+
+
 def test_an_interrupt_says_how_far_a_download_came() -> None:
     renderer, screen, clock = terminal()
     renderer(Progress(id="a", action="Pulling fs layer", expected=100000000))

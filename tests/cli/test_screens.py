@@ -15,7 +15,7 @@ import pytest
 
 import minipull
 from minipull.cli.render import Plain
-from minipull.progress import Output, human_size
+from minipull.progress import Output, Progress, human_size
 from minipull.store.store import Store
 from tests.kit.images import Layout, Spec, push_layout_http
 from tests.kit.processes import Serve, minipull_env, run
@@ -252,3 +252,33 @@ def test_local_commands_take_the_flags_of_progress(
         assert re.fullmatch(pattern, done.err) and bool(done.err) == (bool(pattern) and words[0] != "gc"), done
         for folder in tmp_path.glob("rootfs"):
             shutil.rmtree(str(folder))
+
+
+def test_a_load_of_what_is_there_has_moved_nothing(site: Site, stored: Store, tmp_path: Path) -> None:
+    path = str(tmp_path / "saved.tar")
+    minipull.save([site.serve.host + "/team/app"], stored, path)
+    for root in (stored.root, str(tmp_path / "new"), str(tmp_path / "new")):  # pulled; loaded; loaded again
+        fresh = not Path(root).exists()
+        screen = shown(site.home, 80, "--root", root, "load", "-i", path)
+        ends = [line.partition(" ")[2] for line in screen.last[:4]]
+        assert ends == ["Load complete" if fresh else "Already exists"] * 4
+        assert [line.partition(" in ")[0] for line in screen.last[4:]] == ["15.01MB"] * fresh
+
+
+def test_gc_ends_at_all_that_it_deletes(site: Site, tmp_path: Path) -> None:
+    site.minipull(tmp_path, "pull", "-q", site.serve.host + "/team/app")
+    site.minipull(tmp_path, "rm", site.serve.host + "/team/app")
+    events: List[Progress] = []
+    collected = minipull.gc(Store(str(tmp_path)), 0, progress=events.append)
+    assert events[-1] == Progress(
+        action="Deleting", current=collected.size, total=collected.size, last_update=True)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_check_at_a_registry_tells_each_blob_and_sums_those_that_it_reads(site: Site, deep: bool) -> None:
+    words = ["check", "docker://%s/team/app" % site.serve.host, *["--deep"] * deep]
+    screen = shown(site.home, 80, *words)
+    assert [line.partition(" ")[2] for line in screen.last[:5]] == ["Checked"] * 5
+    assert [line.partition(" in ")[0] for line in screen.last[5:]] == ["15.01MB"] * deep
+    totals = {line.split("/")[1].split()[0] for frame in screen.frames for line in frame if line.startswith("in all")}
+    assert totals == {"15.01MB"} if deep else not totals
