@@ -95,10 +95,10 @@ def main(arguments: "Sequence[str]") -> int:
                 handlers[number] = signal.signal(number, on_signal)
         threading.Thread(target=work, name="command", daemon=True).start()
         done.wait()
-    except RuntimeError:
-        from .render import NO_THREADS, say
+    except RuntimeError as exc:
+        from .context import Context
 
-        say(NO_THREADS)
+        Context(flags, cancel).failed(exc)
     except InterruptedError:
         flags.interrupt = 128 + signals[0]
         cancel.cancel()

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trouble before and below the command is one line and the right exit code, never a traceback."""
+import json
 import signal
 import subprocess
 import sys
@@ -47,6 +48,12 @@ def failing(name: str, error: str) -> str:
 def test_trouble_of_the_host_is_one_line(home: Path, trouble: str, words: List[str], code: int, err: str) -> None:
     done = start(home, trouble, words)
     assert (done.code, done.err) == (code, err)
+
+
+def test_without_threads_the_stream_of_json_has_the_failure(home: Path) -> None:
+    trouble = failing("threading.Thread.start", "RuntimeError(\"can't start new thread\")")
+    done = start(home, trouble, ["pull", "--progress", "json", "localhost:1/r"])
+    assert done.code == 1 and json.loads(done.err)["errorDetail"] == {"code": 1, "message": NO_THREADS[10:-1]}
 
 
 @pytest.mark.parametrize("stream", ["io.StringIO()", "None", "io.TextIOBase()"])
