@@ -27,7 +27,7 @@ def add_network(group: Any) -> None:
 
 
 def add_progress(group: Any) -> None:
-    group.add_argument("-q", "--quiet", action="store_true", default=None, help="no progress")
+    group.add_argument("-q", "--quiet", action="store_true", default=None, help="no progress, unless --progress asks for it")
     group.add_argument("--progress", metavar="MODE", help="auto, tty, plain, json or none")
 
 

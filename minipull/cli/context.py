@@ -183,10 +183,8 @@ class Context:
 
     def alert(self, text: str, kind: str = "warning: ") -> None:
         """Warn, or print a line of another ``kind``, also where progress is not shown."""
-        if self.stream:
-            self.stream.emit(status=kind + text)
-        elif self.quiet or self.settings.text("progress") == "none":
-            say(kind + text)
+        if self.stream or self.quiet or self.settings.text("progress") == "none":
+            self.log(kind + text)
         else:
             self.renderer(Progress(message=kind + text))
 
@@ -246,6 +244,13 @@ class Context:
         hint = "" if self._flags.verbose else " (run with -v for the traceback)"
         self._fail("internal error: %s: %s%s" % (type(error).__name__, error, hint), 1)
         return 1
+
+    def log(self, text: str) -> None:
+        """Print a line that is no progress, whether that is shown or not."""
+        if self.stream:
+            self.stream.emit(status=text)
+        else:
+            say(text)
 
     def _fail(self, text: str, code: int) -> None:
         if self.stream:

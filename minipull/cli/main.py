@@ -105,6 +105,11 @@ def main(arguments: "Sequence[str]") -> int:
         done.wait(GRACE)
         while cancel.busy and not done.wait(0.1):
             pass
+        if not done.is_set():  # a name look-up hangs
+            from .context import Context
+            from ..errors import Cancelled
+
+            Context(flags, cancel).failed(Cancelled())
         return 128 + signals[0]
     finally:
         for signal_number, handler in handlers.items():

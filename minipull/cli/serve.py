@@ -6,7 +6,6 @@ import re
 from ..errors import InvalidReference
 from ..server.registry import serve
 from .context import Context
-from .render import say
 
 
 def do_serve(context: Context, flags: argparse.Namespace) -> None:
@@ -25,7 +24,7 @@ def do_serve(context: Context, flags: argparse.Namespace) -> None:
 
     def log(status: int, text: str) -> None:
         if status >= 500 or flags.verbose:
-            say(text)
+            context.log(text)
 
     context.source.references.descriptors()  # raises where the index is damaged or lost
     for digest in context.source.content.left_out:

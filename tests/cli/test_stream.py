@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -15,7 +16,7 @@ from minipull.cli.context import Context
 from minipull.errors import Cancelled
 from minipull.progress import Progress
 from tests.kit.commands import Call
-from tests.kit.processes import minipull_env, wait_until
+from tests.kit.processes import minipull_env, run, wait_until
 from tests.kit.servers import ScriptedServer, error
 
 
@@ -110,3 +111,34 @@ def test_a_signal_ends_the_stream_with_its_code(
         process.kill()
     assert process.returncode == 128 + number
     assert last == {"errorDetail": {"code": 128 + number, "message": "interrupted"}, "error": "interrupted"}
+
+
+@pytest.mark.parametrize("mode,err", [("json", ["interrupted"]), ("plain", [])])
+def test_an_interrupt_of_a_look_up_that_hangs_ends_the_stream_too(home: Path, root: Path, mode: str,
+                                                                  err: List[str]) -> None:
+    script = ("import os, signal, socket, sys, threading\n"
+              "def hang(*args: object, **kwargs: object) -> None:\n"
+              "    os.kill(os.getpid(), signal.SIGINT)\n"
+              "    threading.Event().wait()\n"
+              "socket.getaddrinfo = hang\n"
+              "from minipull.cli import main\n"
+              "main.GRACE = 0.1\n"
+              "main.run()\n")
+    words = ["--root", root, "pull", "--progress", mode, "registry.test/r:1"]
+    done = run([sys.executable, "-c", script, *map(str, words)], minipull_env(home), 30, check=False)
+    assert (done.code, [event["error"] for event in stream(done.err)]) == (130, err)
+
+
+def test_the_log_of_a_server_is_part_of_the_stream(home: Path, root: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "minipull", "--root", str(root), "-v", "serve", "--listen", "127.0.0.1:0"],
+        env=minipull_env(home, {"MINIPULL_PROGRESS": "json"}), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        url = process.stdout.readline().decode().split()[-1]
+        assert urllib.request.urlopen(url + "/v2/", timeout=10).status == 200
+        process.send_signal(signal.SIGTERM)
+        events = stream(process.communicate(timeout=30)[1].decode())
+    finally:
+        process.kill()
+    assert "/v2/" in events[0]["status"] and "error" not in events[0]
