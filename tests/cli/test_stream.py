@@ -89,7 +89,7 @@ def test_quiet_leaves_of_a_stream_by_the_environment_what_is_no_progress(call: C
 def test_an_interrupt_is_an_object_once(capsys: pytest.CaptureFixture[str]) -> None:
     cancel = Cancel()
     context = Context(argparse.Namespace(command="pull", format="text", verbose=False, progress="json"), cancel)
-    context.renderer(Progress(id="a", action="Downloading", current=1000, total=4000))
+    context.renderer(Progress(id="a", action="Downloading", current=1000, total=4000, kept=True))
     cancel.cancel()
     assert [context.failed(Cancelled()) for _ in "abc"] == [130] * 3
     text = "interrupted; the same command goes on at 1 of 4kB"
