@@ -149,24 +149,27 @@ def _ingest(store: Store) -> Dict[str, int]:
     with storage_errors("list %s" % store.content.scratch), contextlib.suppress(FileNotFoundError):
         for entry in os.scandir(store.content.scratch):
             within = [os.path.join(folder, name) for folder, _, names in os.walk(entry.path) for name in names]
-            sizes[entry.path] = sum(os.lstat(path).st_size for path in within or [entry.path])
+            with contextlib.suppress(FileNotFoundError):  # it has become a blob meanwhile
+                sizes[entry.path] = sum(os.lstat(path).st_size for path in within or [entry.path])
     return sizes
 
 
 def _is_stale(store: Store, path: str, horizon: float) -> bool:
     """Whether make_durable() removes a file of ``ingest/``, or the note beside it."""
     partial = path[:-len(".json")] if path.endswith(".json") else path
-    if not os.path.lexists(partial):
+    name = os.path.basename(partial)
+    if path != partial and not os.path.lexists(partial):
         return True
-    name, stale = os.path.basename(partial), _mtime(partial) < horizon
-    if name.startswith("."):
-        stale = name.startswith(".minipull-")  # of a run that was killed
-    with contextlib.suppress(InvalidDocument):
-        stale = stale or store.content.size(Digest.parse(name.replace("-", ":", 1))) is not None
-    if name.startswith("rotten-"):
-        return stale
-    with contextlib.suppress(StorageError), files.locked(partial, True, timeout=0, flags=os.O_RDWR):
-        return stale
+    with contextlib.suppress(StorageError):  # it is owned, or has become a blob meanwhile
+        stale = _mtime(partial) < horizon
+        if name.startswith("."):
+            stale = name.startswith(".minipull-")  # of a run that was killed
+        with contextlib.suppress(InvalidDocument):
+            stale = stale or store.content.size(Digest.parse(name.replace("-", ":", 1))) is not None
+        if name.startswith("rotten-"):
+            return stale
+        with files.locked(partial, True, timeout=0, flags=os.O_RDWR):
+            return stale
     return False
 
 

@@ -11,7 +11,7 @@ from minipull.cancel import Cancel
 from minipull.digest import ChainID, Digest
 from minipull.errors import StorageError
 from minipull.reference import Reference
-from minipull.store.gc import gc
+from minipull.store.gc import collectable, gc, partials
 from minipull.store.store import Store
 from tests.kit.images import Layout
 from tests.kit.stores import (
@@ -153,6 +153,31 @@ def test_a_name_is_durably_gone_before_its_blobs_are(
     monkeypatch.setattr(os, "unlink", removed)
     gc(store, 0)
     assert store.root in calls[:calls.index("unlink")]
+
+
+@pytest.mark.parametrize("when", [1, 2])
+@pytest.mark.parametrize("moving", [0, 1])
+def test_a_partial_that_becomes_a_blob_meanwhile_hides_no_other(
+        store: Store, monkeypatch: pytest.MonkeyPatch, when: int, moving: int) -> None:
+    """A pull goes on while df counts, and gc --dry-run."""
+    for text in (b"one", b"two"):
+        with store.content.ingest(Digest.of(text), 3, Cancel()) as ingest:
+            ingest.write(text[:2])
+    whole, stat = partials(store), os.lstat
+    gone = sorted(whole)[moving]
+    looks = []
+
+    def vanishing(path: str, **options: Any) -> os.stat_result:
+        looks.append(path)
+        if path == gone and looks.count(path) == when:
+            os.unlink(path)
+            os.unlink(path + ".json")
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "lstat", vanishing)
+    [collected] = collectable(store, 0)
+    assert sum(whole.values()) - whole[gone] <= collected.size < sum(whole.values())
+    assert list(partials(store)) == [path for path in whole if path != gone]
 
 
 def test_gc_maps_system_errors_to_a_storage_error(store: Store, layout: Layout,
