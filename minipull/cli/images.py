@@ -7,7 +7,7 @@ import re
 from typing import Any, Dict, List
 
 from ..digest import Digest
-from ..errors import NotFound
+from ..errors import NotFound, escape
 from ..image.config import History
 from ..image.manifest import Manifest
 from ..image.platform import Platform
@@ -89,7 +89,7 @@ def do_history(context: Context, flags: argparse.Namespace) -> None:
 
 def _cut(text: str, whole: bool) -> str:
     """Text of a config as one line, with no more than fits a table unless the ``whole`` is wanted."""
-    line = " ".join(text.split())
+    line = escape(" ".join(text.split()))
     return line if whole or len(line) <= _WIDTH else line[:_WIDTH - 3] + "..."
 
 

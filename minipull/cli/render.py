@@ -25,9 +25,10 @@ NO_THREADS = "can't start a thread: this user has as many as may be (ulimit -u)"
 
 
 def aligned(table: Sequence[Sequence[str]]) -> List[str]:
-    """The lines of a table whose columns, but for the last, are as wide as their widest cell."""
-    widths = [max(map(len, column)) for column in zip(*table)][:-1] + [0]
-    return ["   ".join(map(str.ljust, line, widths)).rstrip() for line in table]
+    """The lines of a table, escaped, whose columns, but for the last, are as wide as their widest cell."""
+    cells = [list(map(escape, line)) for line in table]
+    widths = [max(map(len, column)) for column in zip(*cells)][:-1] + [0]
+    return ["   ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
 
 
 def bar(current: int, total: int, width: int = 200) -> str:

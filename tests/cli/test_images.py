@@ -129,6 +129,19 @@ def test_history_is_cut_to_a_table_unless_all_of_it_is_wanted(call: Call, store:
     assert call("history", identity[7:11]).out == call("history", "app:1").out
 
 
+@pytest.mark.parametrize("text", ["\x1b]0;t\x07" * 9, "\u202e" * 9, "\n\x9b31m", "\u2028" * 44])
+def test_control_characters_of_a_history_move_no_column(
+        call: Call, store: Store, layout: Layout, text: str) -> None:
+    step = dict.fromkeys(("created", "created_by", "comment"), text)
+    made = layout.image([text_layer("one"), text_layer("two")], config={"history": [step, STEP]})
+    keep(store, layout, made, "docker.io/library/app:1")
+    for flags in ([], ["--no-trunc"]):
+        heading, *rows = call("history", "app:1", *flags).out.splitlines()
+        column = heading.index("SIZE")
+        assert [re.match("[0-9.]+k?B( |$)", row[column:]) is not None for row in rows] == [True, True]
+        assert column < 120 or flags
+
+
 def test_history_of_what_has_none_is_one_line(call: Call, store: Store, layout: Layout, tmp_path: Path) -> None:
     many = layout.image([text_layer("one")], config={"history": [STEP] * 2})
     keep(store, layout, many, "docker.io/library/many:1")
