@@ -184,6 +184,8 @@ class _Checker:
     def _config(self, document: Manifest) -> None:
         digest, path = document.config.digest, self._content.path(document.config.digest)
         with self._blaming(path, "config"):
+            if self._content.size(digest) is None:
+                return  # which is told already
             if digest not in self._configs:
                 config = ImageConfig.parse(self._content.read(digest, MAX_CONFIG))
                 self._configs[digest] = tuple(self._shared.setdefault(name, name) for name in config.diff_ids)

@@ -360,8 +360,9 @@ def test_repair_moves_a_rotten_blob_and_nothing_else(tmp_path: Path, kind: str, 
     assert remedy(found, moves) == "incomplete; pull the images again"
     assert set(before) - set(blobs(store)) == {"sha256:" + path.name} and os.path.lexists(os.path.join(store.root, target))
     assert Path(store.references.path).read_bytes() == index
-    assert {problem.path for problem in problems(store)} - {"blobs/sha256/%s.x" % path.name} == {
-        "blobs/sha256/" + path.name}
+    left = [problem for problem in problems(store) if not problem.path.endswith(".x")]
+    assert {problem.path for problem in left} == {"blobs/sha256/" + path.name}
+    assert remedy(left) == "incomplete; pull the images again"
     if kind != "manifest":  # without it gc can't tell what is needed
         gc(store, 0)
         assert not os.path.lexists(os.path.join(store.root, target))
