@@ -11,6 +11,7 @@ import sys
 
 TYPE_CHECKING = False  # typing's own would be imported for --version, too
 if TYPE_CHECKING:
+    import argparse
     from typing import Any, Dict, List, NoReturn, Sequence
 
 from .. import __version__
@@ -53,6 +54,11 @@ def main(arguments: "Sequence[str]") -> int:
         return int(exc.code or 0)
     except OSError as exc:  # of --help or --version
         return unwritten(exc)
+    return _performed(flags)
+
+
+def _performed(flags: "argparse.Namespace") -> int:
+    """Run the command in its thread, until it ends or a signal ends it; returns the exit code."""
     import contextlib
     import signal
     import threading
