@@ -89,7 +89,8 @@ def do_history(context: Context, flags: argparse.Namespace) -> None:
 
 def _cut(text: str, whole: bool) -> str:
     """Text of a config as one line, with no more than fits a table unless the ``whole`` is wanted."""
-    line = escape(" ".join(text.split()))
+    line = " ".join(text.split())
+    line = escape(line if whole else line[:_WIDTH + 1])
     return line if whole or len(line) <= _WIDTH else line[:_WIDTH - 3] + "..."
 
 

@@ -21,13 +21,18 @@ from ..errors import InvalidReference, escape, one_line
 from ..progress import Progress, human_size
 from .pace import Flow, Pace
 
+_WIDEST = 160  # characters of a cell that its column makes room for
 NO_THREADS = "can't start a thread: this user has as many as may be (ulimit -u)"
 
 
 def aligned(table: Sequence[Sequence[str]]) -> List[str]:
-    """The lines of a table, escaped, whose columns, but for the last, are as wide as their widest cell."""
+    """The lines of a table, escaped, whose columns, but for the last, are as wide as their widest cell.
+
+    A cell past _WIDEST stands out, else a thousand lines would be padded to the length of one text of an image.
+    """
     cells = [list(map(escape, line)) for line in table]
-    widths = [max(map(len, column)) for column in zip(*cells)][:-1] + [0]
+    widths = [max([len(cell) for cell in column if len(cell) <= _WIDEST], default=0) for column in zip(*cells)]
+    widths[-1:] = [0]
     return ["   ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
 
 

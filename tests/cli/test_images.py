@@ -129,7 +129,7 @@ def test_history_is_cut_to_a_table_unless_all_of_it_is_wanted(call: Call, store:
     assert call("history", identity[7:11]).out == call("history", "app:1").out
 
 
-@pytest.mark.parametrize("text", ["\x1b]0;t\x07" * 9, "\u202e" * 9, "\n\x9b31m", "\u2028" * 44])
+@pytest.mark.parametrize("text", ["\x1b]0;t\x07" * 9, "\u202e" * 9, "\n\x9b31m", "\u2028" * 20])
 def test_control_characters_of_a_history_move_no_column(
         call: Call, store: Store, layout: Layout, text: str) -> None:
     step = dict.fromkeys(("created", "created_by", "comment"), text)
@@ -140,6 +140,15 @@ def test_control_characters_of_a_history_move_no_column(
         column = heading.index("SIZE")
         assert [re.match("[0-9.]+k?B( |$)", row[column:]) is not None for row in rows] == [True, True]
         assert column < 120 or flags
+
+
+@pytest.mark.parametrize("key", ["created", "created_by"])
+def test_one_long_text_of_a_history_pads_no_other_line(call: Call, store: Store, layout: Layout, key: str) -> None:
+    """A config of 8 MB would else be printed as gigabytes."""
+    steps = [{key: "x" * 100000}] + [{key: "short", "empty_layer": True}] * 300
+    keep(store, layout, layout.image([text_layer("one")], config={"history": steps}), "docker.io/library/app:1")
+    lines = call("history", "--no-trunc", "app:1").out.splitlines()
+    assert len(lines) == 302 and "x" * 100000 in lines[-1] and max(map(len, lines[:-1])) < 200
 
 
 def test_history_of_what_has_none_is_one_line(call: Call, store: Store, layout: Layout, tmp_path: Path) -> None:
