@@ -15,7 +15,7 @@ from ..digest import Digest
 from ..errors import Error, InvalidReference, NotFound, StorageError, file_errors, shown
 from ..files import read_file
 from ..image.descriptor import Descriptor
-from ..reference import Reference
+from ..reference import Reference, version
 from ..store.check import Problem
 from ..store.references import named, tag_subject
 from ..store.store import IMAGE_ID, ImageSource
@@ -111,7 +111,7 @@ def _operand(line: str, text: str, places: bool, all_tags: bool, ids: bool) -> O
 
 
 def expanded(items: Iterable[Operand], tags: Callable[[str, Reference], Sequence[str]]) -> List[str]:
-    """The references, each once, with a glob replaced by the tags that match, in the order of ``tags``.
+    """The references, each once, with a glob replaced by the tags that match, sorted as versions.
 
     ``tags`` lists those of a repository, given the prefix and the name.  Raises NotFound
     for a glob that matches none, InvalidReference for two pins of one name.
@@ -126,7 +126,7 @@ def expanded(items: Iterable[Operand], tags: Callable[[str, Reference], Sequence
         elif item.pattern:
             try:
                 if (prefix, name) not in listed:
-                    listed[prefix, name] = tags(prefix, name)
+                    listed[prefix, name] = sorted(tags(prefix, name), key=version)
                 matching = [tag for tag in listed[prefix, name] if fnmatch.fnmatchcase(tag, item.pattern)]
                 if not matching:
                     raise NotFound("%s:%s: no tag matches" % (name.familiar, item.pattern))
@@ -197,6 +197,6 @@ def image_tags(tags: Iterable[str]) -> List[str]:
 
 
 def stored_tags(store: ImageSource, name: Reference) -> List[str]:
-    """The tags that a store has of a repository, sorted."""
+    """The tags that a store has of a repository."""
     return [entry.name.tag for entry in store.references.all()
             if entry.name.name == name.name and entry.name.tag]

@@ -56,7 +56,8 @@ def do_pull(context: Context, flags: argparse.Namespace) -> int:
 
         def pull_one(name: Reference) -> None:
             try:
-                tags = image_tags(tags_with(client, name, output, context.cancel)) if flags.all_tags else []
+                tags = sorted(image_tags(tags_with(client, name, output, context.cancel)),
+                              key=version) if flags.all_tags else []
                 for tagged in map(name.with_tag, tags) if flags.all_tags else [name]:
                     if flags.dry_run:
                         rows.append(row(*plan_pull(

@@ -65,6 +65,7 @@ def test_pull_progress_json_is_the_engines_objects(call: Call, ref: str, layout:
 
 def test_pull_all_tags_takes_every_tag(
         call: Call, ref: str, layout: Layout, server: ScriptedServer) -> None:
+    server.on("GET", "^/v2/r/tags/list", reply(200, {"name": "r", "tags": ["other", "latest"]}))
     done = call("pull", "-a", ref)
     lines = "".join("Status: %%s for %s:%s@%s\n" % (ref, tag, digest(layout, tag)) for tag in ("latest", "other"))
     assert done.out == lines % (("Downloaded newer image",) * 2)
