@@ -21,7 +21,7 @@ from ..rootfs.layers import for_platform, layers_of, remember
 from ..rootfs.unpack import MAX_UNPACKED, unpack
 from ..store.references import Association
 from ..store.store import IMAGE_ID, ImageSource, Store, host_platform
-from .context import Context, reference, stripped
+from .context import Context, described, reference, stripped
 
 
 @contextlib.contextmanager
@@ -83,7 +83,9 @@ def do_unpack(context: Context, flags: argparse.Namespace) -> None:
     with _image(context, flags.ref) as (source, image, _):
         unpack(image, source, flags.dir, max_unpacked=limit, durable=flags.sync,
                progress=context.renderer, cancel=context.cancel)
-    if not context.quiet:
+    if context.json:
+        context.dump({**described(source, image), "directory": flags.dir})
+    elif not context.quiet:
         context.show("Unpacked %s to %s" % (image, flags.dir))
 
 

@@ -68,6 +68,10 @@ def test_a_stored_image_is_unpacked_without_a_request(
     assert run_minipull("--root", root, "pull", "-q", name).code == 0
     asked = len(server.requests)
     assert run_minipull("--root", root, "unpack", "-q", name, fast / "rootfs").out == ""
+    done = run_minipull("--root", root, "unpack", "-q", "--format", "json", name, fast / "other")
+    [stored] = json.loads(run_minipull("--root", root, "images", "--format", "json").out)
+    del stored["unique"]
+    assert json.loads(done.out) == {**stored, "directory": str(fast / "other")}
     cat = run_minipull("--root", root, "cat", "docker://" + name, "/etc/issue")
     assert (cat.code, cat.raw) == (0, b"two\n")
     done = run_minipull("--root", root, "export", "-q", name)
