@@ -19,7 +19,7 @@ from minipull.store.store import Store
 from tests.kit import images
 from tests.kit.archives import NAME, Three, document, layout_members, named, names, pack
 from tests.kit.images import Layout, Spec
-from tests.kit.processes import Minipull, end, minipull_env
+from tests.kit.processes import Minipull, end, driver_env, minipull_env
 from tests.kit.stores import keep, text_layer
 
 
@@ -138,7 +138,7 @@ def test_gc_removes_all_that_a_killed_load_left(
             "def wait(event):\n    print('go', flush=True)\n    time.sleep(60)\n"
             "minipull.load(sys.argv[1], minipull.Store(sys.argv[2]), progress=wait)")
     process = subprocess.Popen([sys.executable, "-c", code, str(path), store.root], stdout=subprocess.PIPE,
-                               env=minipull_env(home))
+                               env=driver_env(home))
     assert process.stdout is not None
     try:
         assert process.stdout.read(2) == b"go"
@@ -163,7 +163,7 @@ def test_a_killed_save_leaves_the_former_file(
         [sys.executable, "-c", "import minipull, sys, time\n"
          "def wait(event):\n    print('go', flush=True)\n    time.sleep(60)\n"
          "minipull.save(sys.argv[1:2], minipull.Store(sys.argv[2]), sys.argv[3], progress=wait)",
-         NAME, store.root, str(path)], stdout=subprocess.PIPE, env=minipull_env(home))
+         NAME, store.root, str(path)], stdout=subprocess.PIPE, env=driver_env(home))
     assert process.stdout is not None
     try:
         assert process.stdout.read(2) == b"go"

@@ -35,7 +35,7 @@ from minipull.store.store import Store
 from tests.kit import images
 from tests.kit.copies import Target
 from tests.kit.images import Layout
-from tests.kit.processes import minipull_env, wait_until
+from tests.kit.processes import driver_env, minipull_env, wait_until
 from tests.kit.servers import Action, Connection, ScriptedServer, Uploads, close, error, hold, reply
 from tests.kit.work import background
 
@@ -366,8 +366,9 @@ def test_a_note_that_can_not_be_removed_fails_no_push(pusher: Pusher, monkeypatc
     def refuse(path: str) -> None:
         raise OSError(errno.EACCES, "not permitted")
 
-    monkeypatch.setattr("os.unlink", refuse)
-    assert pusher() == ["POST", "PATCH", "PUT"]
+    with monkeypatch.context() as patch:
+        patch.setattr("os.unlink", refuse)
+        assert pusher() == ["POST", "PATCH", "PUT"]
     assert [note.read_bytes() for note in pusher.notes] == [b""]
 
 
@@ -466,7 +467,7 @@ def test_what_was_sent_before_a_kill_is_not_sent_again(
     target.on("PATCH", "", halfway, target.uploads.append)
     process = subprocess.Popen(
         [sys.executable, "-m", "minipull", "--root", store.root, *words, "--progress", "plain"],
-        env=minipull_env(home), cwd=home, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        env=driver_env(home), cwd=home, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         wait_until(half.is_set, "minipull " + command, process)
         process.send_signal(number)

@@ -155,9 +155,9 @@ def minipull_env(home: Path, env: Optional[Mapping[str, str]] = None,
     return clean
 
 
-def driver_env(home: Path) -> Dict[str, str]:
-    """For a process that forks children of ours, which are killed: their coverage is not measured."""
-    clean = {key: value for key, value in clean_env(home).items() if not key.startswith("COVERAGE_")}
+def driver_env(home: Path, env: Optional[Mapping[str, str]] = None) -> Dict[str, str]:
+    """For a process that is killed, or whose children are: its coverage is not measured, nor its file torn."""
+    clean = {key: value for key, value in clean_env(home, env).items() if not key.startswith("COVERAGE_")}
     clean.update((key, value) for key, value in os.environ.items() if key.startswith("MINIPULL_TEST_"))
     return dict(clean, PYTHONPATH=str(ROOT), PYTHONDONTWRITEBYTECODE="1")
 
