@@ -111,7 +111,7 @@ class Overview:
         users = collections.Counter(digest for digests in layers for digest in digests)
         size = sum(dict(layer for digests in layers for layer in digests.items()).values())
         # The digest of an image stands for its variants.
-        state = repr([image._replace(variants=()) for image in images])
+        state = repr((names, [image._replace(variants=()) for image in images]))
         return Listing(images, users, size, names, hashlib.sha256(state.encode()).hexdigest())
 
 
