@@ -64,6 +64,8 @@ class Parser(argparse.ArgumentParser):
         answer = habits.option(text, command, names)
         if text.startswith("-"):
             text = text.partition("=")[0] if text.startswith("--") else text[:2]
+        elif command == "login":
+            text, answer = "a word after REGISTRY", "did you mean -u USER --password-stdin?"
         self.error("unrecognized arguments: %s%s" % (text, answer and "; " + answer))
 
 

@@ -127,6 +127,7 @@ def test_a_password_with_anything_in_it_is_kept_whole(
     (["-u", "ann", "--password-stdin"], b"s3cret\xff", "must be UTF-8"),
     (["-u", "ann", "--password-stdin"], b"s3cret" * 20000, "longer than 65536 bytes"),
     (["-u", "ann", "-p", "s3cret"], b"", "unrecognized arguments: -p"),
+    (["ann", "s3cret"], b"", "unrecognized arguments: a word after REGISTRY; did you mean -u USER"),
     (["-u", "ann", "--creds", "ann:s3cret"], b"", "unrecognized arguments: --creds")])
 def test_login_without_user_and_password_sends_no_request(
     private: ScriptedServer, run_minipull: Minipull, args: List[str], stdin: bytes, words: str
