@@ -14,6 +14,7 @@ from typing import ContextManager, Iterator, Mapping, Optional, Tuple, Type
 
 # C0, DEL, C1; marks that turn the direction of text or end a line; surrogates.
 _CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_USERINFO = re.compile(r"([^\s/@:]{1,100}):(?!//)\S{1,300}@(?=[^\s/@]+/)")  # USER:PASSWORD@HOST/
 
 
 class Error(Exception):
@@ -48,8 +49,11 @@ class Cancelled(Error):
 
 
 class InvalidReference(Error):
-    """A name, tag, platform or flag value that does not fit its grammar."""
+    """A name, tag, platform or flag value that does not fit its grammar; no password in one is told."""
     exit_code = 2
+
+    def __str__(self) -> str:
+        return _USERINFO.sub(r"\1:***@", super().__str__())
 
 
 class NotFound(Error):

@@ -96,6 +96,17 @@ def test_the_message_names_the_most_telling_mistake(text: str, error: str) -> No
     assert str(caught.value) == error
 
 
+@pytest.mark.parametrize("text, told", [
+    ("https://ann:s3/cr@t@reg.lan/a", "https://ann:***@reg.lan/a"),
+    ("ann:s3cret@reg.lan:5000/a", "ann:***@reg.lan:5000/a"),
+    ("docker://ann:s3cret@reg.lan/a", "docker://ann:***@reg.lan/a"), ("reg.lan:5000//a:1@b", "reg.lan:5000//a:1@b")])
+def test_a_password_in_a_name_is_not_told(text: str, told: str) -> None:
+    with pytest.raises(InvalidReference) as caught:
+        Reference.of(text)
+    assert str(caught.value) == told + ": invalid reference format"
+    assert str(caught.value.within("copy " + text)).startswith("copy %s: " % told)
+
+
 @pytest.mark.parametrize("case", cases("reference_repository_info"),
                          ids=lambda case: case["full_name"])
 def test_all_spellings_of_a_repository_are_one(case: Mapping[str, Any]) -> None:
