@@ -200,8 +200,9 @@ class Store(ImageSource):
     def exists(self) -> bool:
         if os.path.isdir(self.root) and not os.access(self.root, os.X_OK):
             return True  # as far as this user can tell
-        names = "index.json", "index.json.bak", "oci-layout", "blobs"
-        return any(os.path.lexists(os.path.join(self.root, name)) for name in names)
+        # A first pull that failed may have left no more than a lock and partials.
+        signs = ("index.json",), ("index.json.bak",), ("oci-layout",), ("blobs",), ("lock", "ingest")
+        return any(all(os.path.lexists(os.path.join(self.root, name)) for name in names) for names in signs)
 
     @contextlib.contextmanager
     def reading(self, cancel: Optional[Cancel] = None) -> Iterator[None]:

@@ -79,6 +79,13 @@ def test_rm_forgets_names_and_gc_deletes_their_blobs(call: Call, ref: str, root:
     assert call("gc", "--keep", "soon").code == 2
 
 
+def test_what_a_first_pull_left_that_failed_is_a_store(call: Call, root: Path) -> None:
+    (root / "ingest").mkdir(parents=True)
+    assert call("check").code == 3, "a directory of somebody else's"
+    (root / "lock").touch()
+    assert is_sound(call("check").out, str(root))
+
+
 def test_damage_is_reported_with_exit_7(call: Call, ref: str, root: Path, layout: Layout) -> None:
     assert call("check").code == 3  # there is no store yet
     call("pull", ref)
