@@ -41,7 +41,8 @@ def gc(store: Store, keep: float = 24 * 3600.0, *, progress: Output = discard,
         store.remove("registry.lan/app:1.0")
         freed = minipull.gc(store, keep=0).size  # bytes
     """
-    if not store.exists():  # a mistyped root is another's directory
+    # A first pull that was killed may have left no more than a lock; a mistyped root is another's directory.
+    if not store.exists() and not os.path.lexists(os.path.join(store.root, "lock")):
         return Collected([], 0)
     horizon = _horizon(keep)
     with store.alone(cancel):
