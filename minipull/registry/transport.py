@@ -24,7 +24,7 @@ import time
 from typing import Callable, Dict, List, Mapping, Optional, Set, Tuple
 
 from .. import __version__
-from ..errors import NetworkError, PolicyError, RateLimited, shown
+from ..errors import NetworkError, PolicyError, RateLimited, Unauthorized, shown
 from .connection import CONNECT_TIMEOUT, Connection
 from .errors import Outage, WrongScheme
 from .network import Network
@@ -172,7 +172,7 @@ class Transport:
                 self._speak_tls.setdefault(origin, False)
                 return response
             except NetworkError as exc:
-                if isinstance(exc, Outage) or conn.stage == "proxy" and not exc.retry:
+                if isinstance(exc, Outage) and not conn.used or conn.stage == "proxy" and not exc.retry:
                     self._check_scheme(conn, request)
                 # The server may have closed an idle connection before it got the request, or
                 # a gateway forgotten it, and then all that were idle.
@@ -188,7 +188,8 @@ class Transport:
     def _check_scheme(self, conn: Connection, request: Request) -> None:
         """Raise WrongScheme if plain http was asked of an origin, or of its proxy, that speaks TLS.
 
-        Such servers answer 400, or close the connection.  Each is tried once, by a request without secrets.
+        Such servers answer 400, or close the connection.  Each is tried once, on the way of the request
+        and by one without secrets.
         """
         proxy = conn.proxy
         peers = [Origin("http", proxy.host, proxy.port)] if proxy else []
@@ -196,11 +197,11 @@ class Transport:
         for peer in peers:
             if peer not in self._speak_tls:
                 secure = peer._replace(scheme="https")
-                proxy_of = self._proxy(secure) if peer is conn.origin else None
-                probe = Connection(secure, min(self.timeout, _PROBE_TIMEOUT),
-                                   lambda: client_context(verify=False), Connection.drop, proxy_of, self.network)
-                with contextlib.suppress(NetworkError):
-                    probe.exchange(Request("GET", "https://%s" % (secure,), request.cancel)).close()
+                probe = Connection(secure, min(self.timeout, _PROBE_TIMEOUT), lambda: client_context(verify=False),
+                                   Connection.drop, proxy if peer is conn.origin else None, self.network)
+                with contextlib.suppress(NetworkError, Unauthorized):  # the latter of the proxy
+                    probe.exchange(Request("GET", "https://%s" % (secure,), request.cancel,
+                                           only_public=request.only_public and peer is conn.origin)).close()
                 self._speak_tls[peer] = probe.secure
             if self._speak_tls[peer]:
                 raise WrongScheme(str(conn.origin if peer is conn.origin else proxy), "https")

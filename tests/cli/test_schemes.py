@@ -14,7 +14,7 @@ from tests.kit.certificates import Certificates
 from tests.kit.commands import Call
 from tests.kit.images import Layout
 from tests.kit.proxies import Proxy
-from tests.kit.servers import Connection, ScriptedServer, challenge, redirect, reply, send
+from tests.kit.servers import Connection, Gone, ScriptedServer, challenge, error, redirect, reply, send
 
 HEAD = b"HTTP/1.0 400 Bad Request\r\n"
 #: The answers of servers that speak TLS to a request without.
@@ -42,6 +42,14 @@ class TLSServer(ScriptedServer):
             raw.sendall(self.plain)
         with self.lock:
             self._open.discard(raw)
+
+
+class ClosingProxy(Proxy):
+    """A proxy that closes each connection after an answer, and does not say so."""
+
+    def handle(self, connection: Connection) -> None:
+        super().handle(connection)
+        raise Gone
 
 
 @pytest.fixture
@@ -133,6 +141,28 @@ def test_an_origin_behind_a_proxy_is_tried_by_tls_through_it(call: Call, secure:
         done = call("digest", "registry.test:5/r:1", "--plain-http",
                     env={"http_proxy": proxy.url, "https_proxy": proxy.url})
     assert re.search("registry.test:5 speaks TLS, and was asked without; leave out", done.line), done.line
+
+
+@pytest.mark.parametrize("scheme, others", [
+    ("http", {}), ("http", {"https_proxy": "socks5://x"}), ("https", {}), ("https", {"https_proxy": "socks5://x"})])
+def test_tls_is_tried_on_the_way_of_the_request_alone(
+        call: Call, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, scheme: str, others: Any) -> None:
+    """Whatever proxy there is for the other scheme, if it can't be used, the registry's answer is told."""
+    monkeypatch.setattr("minipull.registry.proxy.Proxies.exemption", lambda self, origin: "")
+    server.on("GET", "", error(400, "NAME_INVALID"))
+    with Proxy({server.host: server.host}) as good, Proxy({}, login="ann:s3cret") as bad:
+        env = {"http_proxy": good.url, **others} if scheme == "http" else {"https_proxy": bad.url, **others}
+        done = call("digest", server.host + "/r:1", "--plain-http", env=env)
+        assert done.code == 5 and "name invalid" in done.line
+        assert not bad.requests and (scheme == "https" or server.connections <= len(good.requests))
+
+
+def test_a_connection_that_a_proxy_has_served_is_not_tried_by_tls(call: Call, server: ScriptedServer) -> None:
+    server.on("GET", "/v2/r/tags/list$", reply(200, {"tags": ["1"]}, {"Link": '</v2/r/tags/list?n=1>; rel="next"'}))
+    server.on("GET", "/v2/r/tags/list.n=1", reply(200, {"tags": ["2"]}))
+    with ClosingProxy({"registry.test": server.host}) as proxy:
+        assert call("tags", "registry.test/r", "--plain-http", env={"http_proxy": proxy.url}).out == "1\n2\n"
+        assert proxy.connections == 2
 
 
 def test_https_that_failed_otherwise_is_told_rather_than_http(call: Call, certificates: Certificates) -> None:
