@@ -111,10 +111,10 @@ class RegistryEnd:
         def opened(offset: int, cancel: Cancel) -> Response:
             try:
                 return self.repository.blob(blob.digest, offset, cancel)
-            except RegistryError as exc:
-                if offset and exc.status == 416:
+            except (RegistryError, Unauthorized) as exc:
+                if offset and isinstance(exc, RegistryError) and exc.status == 416:
                     raise ContentMismatch("%s: %s" % (self, exc)) from exc
-                # No RegistryError: that would be taken for the answer of the target.
+                # Neither of the two: that would be taken for the answer of the target.
                 error = (NotFound if isinstance(exc, NotFound) else Error)("%s: %s" % (self, exc))
                 error.exit_code, error.retry = exc.exit_code, exc.retry
                 raise error from exc
