@@ -76,7 +76,8 @@ class Credentials(Keyring):
     def get(self, host: str, path: str = "") -> Credential:
         """As Keyring.get; raises StorageError or InvalidDocument for a required source that can't be read."""
         credential, origin = self._find(host.lower(), path)
-        user = "user " + credential.username if credential.username else "a token"
+        # What stands alone may be a token, typed where a user belongs.
+        user = "user " + credential.username if credential.username and any(credential[1:]) else "a token"
         self._descriptions[host, path] = "no credentials were found" if credential.anonymous else (
             "%s, from %s" % (user, origin))
         return credential

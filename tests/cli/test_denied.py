@@ -12,7 +12,7 @@ from tests.kit import images
 from tests.kit.commands import Call
 from tests.kit.images import Layout
 from tests.kit.proxies import FaultProxy
-from tests.kit.servers import ScriptedServer, challenge, error, reply
+from tests.kit.servers import ScriptedServer, Uploads, challenge, error, reply
 
 NONE = "no credentials were found"
 VERBS = [("pull", "REF"), ("tags", "REPO"), ("digest", "REF"), ("manifest", "REF"), ("push", "REF"),
@@ -57,6 +57,7 @@ def test_the_file_the_helper_or_the_variable_is_named_whose_credentials_were_use
             (json.dumps({"auths": {tokens.host + "/r": entry("bob")}}), {}, "user bob, from %s" % file),
             (json.dumps({"credsStore": "x"}), {"PATH": str(home)}, "user eve, from docker-credential-x of %s" % file),
             (stored, {"MINIPULL_CREDS": "joe:wr0ng"}, "user joe, from MINIPULL_CREDS"),
+            (stored, {"MINIPULL_CREDS": "wr0ng"}, "a token, from MINIPULL_CREDS"),
             (stored, {"MINIPULL_REGISTRY_TOKEN": "wr0ng"}, "a token, from MINIPULL_REGISTRY_TOKEN"),
             (stored, {"DOCKER_AUTH_CONFIG": json.dumps({"auths": {tokens.host: entry("kim")}})},
              "user kim, from DOCKER_AUTH_CONFIG"),
@@ -88,6 +89,16 @@ def test_the_login_that_is_refused_and_the_proxy_are_not_told_to_log_in(
     server.on("GET", "", reply(407))
     done = call("digest", "registry.test/r:1", "--plain-http", env={"http_proxy": server.url})
     assert done.code == 4 and "minipull login" not in done.line
+
+
+def test_the_login_of_the_source_is_not_told_as_that_of_the_target(
+        call: Call, server: ScriptedServer, layout: Layout, ref: str, foreign: ScriptedServer) -> None:
+    server.on("GET", "/blobs/", challenge('Bearer realm="http://%s/token"' % server.host))
+    server.on("GET", "/token", error(401, "UNAUTHORIZED"))
+    Uploads(foreign, "x")
+    done = call("copy", "docker://" + ref, "docker://%s/x" % foreign.host, "--dest-creds", "bob:s3cret")
+    assert done.code == 4 and "%s/r: token server %s: unauthorized" % (server.host, server.host) in done.err
+    assert "minipull login" not in done.err
 
 
 def test_a_refused_token_server_says_what_may_be_set(call: Call, server: ScriptedServer) -> None:
