@@ -84,7 +84,9 @@ def _blob_problems(repository: Repository, blob: Descriptor, deep: bool, output:
         try:
             for piece in verified(repository, blob, cancel):
                 meter.advance(len(piece))
-        except ContentMismatch as exc:
+        except (ContentMismatch, RegistryError) as exc:
+            if isinstance(exc, RegistryError) and exc.status != 404:
+                raise
             return [Problem(str(blob.digest), "blob", str(exc))]
         meter.finish()
     return []
