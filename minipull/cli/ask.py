@@ -138,7 +138,7 @@ def inspected(context: Context, flags: argparse.Namespace) -> None:
 
     answer = context.ask(name, "inspect %s" % (name,), look)
     if isinstance(answer, bytes):
-        context.write(answer)
+        context.show_document(answer)
     else:
         context.dump({"name": str(name), **answer})
 

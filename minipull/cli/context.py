@@ -269,6 +269,13 @@ class Context:
         else:
             self.write("".join(escape(line) + "\n" for line in lines))
 
+    def show_document(self, raw: bytes) -> None:
+        """Print a document of a registry, byte for byte but on a terminal."""
+        if sys.stdout is not None and sys.stdout.isatty():
+            self.show(raw.decode("utf-8", "replace"))
+        else:
+            self.write(raw)
+
     def dump(self, value: Any) -> None:
         self.write(json.dumps(value, indent=2) + "\n")
 
@@ -281,8 +288,7 @@ class Context:
             file, pack = path, packing(path)
             return lambda pieces: write_file(file, pack(pieces))
         if sys.stdout is not None and sys.stdout.isatty():
-            raise InvalidReference(
-                "refusing to write %s to a terminal; redirect stdout or give -o FILE" % kind)
+            raise InvalidReference("refusing to write %s to a terminal; redirect stdout or give -o FILE" % kind)
         return self.write
 
     def write(self, data: Union[str, bytes, Iterator[Buffer]]) -> None:

@@ -2,7 +2,6 @@
 """The commands that speak to registries: pull, push, tags, manifest, digest."""
 import argparse
 import json
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Callable, Dict, Iterable, List, Mapping, Optional, Set, Tuple
 
@@ -14,12 +13,13 @@ from ..distribution.pull import pull_options, pull_with
 from ..distribution.pull_v2 import Pulled
 from ..distribution.push import push_with, pushed_images
 from ..distribution.push_v2 import Pushed
-from ..errors import Cancelled, Error, InvalidReference, RateLimited
+from ..errors import Cancelled, Error, InvalidReference, RateLimited, Unauthorized
 from ..image.config import Image
 from ..image.platform import Platform
 from ..progress import Progress
 from ..reference import Reference, version
 from ..registry.client import Client
+from ..registry.errors import RegistryError
 from ..registry.v2 import Received, Repository
 from ..store.references import Association
 from ..store.store import IMAGE_ID, host_platform
@@ -202,6 +202,9 @@ def _created(context: Context, client: Client, name: Reference) -> str:
     except (RateLimited, Cancelled):
         raise  # as it would be for the others
     except Error as exc:
+        # A password that is refused for one would be for the others too, and these lock an account.
+        if isinstance(exc, Unauthorized) and not (isinstance(exc, RegistryError) and exc.status == 403):
+            raise
         context.alert(str(exc))
         return ""
 
@@ -222,10 +225,8 @@ def do_manifest(context: Context, flags: argparse.Namespace) -> None:
         context.dump(dict({
             "name": str(name), "digest": received.digest, "media_type": document.media_type,
             "size": len(received.raw), "manifest": json.loads(received.raw.decode())}, **context.quota(name)))
-    elif sys.stdout is not None and sys.stdout.isatty():
-        context.show(received.raw.decode("utf-8", "replace"))
     else:
-        context.write(received.raw)
+        context.show_document(received.raw)
 
 
 def _platform(flags: argparse.Namespace) -> Optional[Platform]:

@@ -3,6 +3,8 @@
 
 Mirrors crane's ls and digest, and skopeo's inspect; moby has only the latter (distribution/metadata).
 """
+import contextlib
+import threading
 from typing import Any, Callable, Dict, List, Optional, TypeVar, Union
 
 from ..cancel import Cancel
@@ -23,6 +25,8 @@ from ..store.store import MAX_CONFIG, host_platform
 from .read import read_blob
 
 T = TypeVar("T")
+_LARGE = 1 << 16  # bytes of a config, of which many are read at a time only if they are smaller
+_one_large = threading.Lock()
 
 
 def tags(name: Union[str, Reference], *, progress: Output = discard, service: Optional[RegistryService] = None,
@@ -141,7 +145,10 @@ def created_at(repository: Repository, top: Received, cancel: Cancel) -> str:
         document = chosen[0][1] if chosen else get(document.images[0])
     if not isinstance(document, Manifest) or not is_runnable(document):
         return ""
-    return ImageConfig.parse(read_blob(repository, document.config, MAX_CONFIG, cancel)).created
+    with contextlib.ExitStack() as stack:
+        if document.config.size > _LARGE:
+            stack.enter_context(_one_large)
+        return ImageConfig.parse(read_blob(repository, document.config, MAX_CONFIG, cancel)).created
 
 
 def _getter(repository: Repository, cancel: Cancel) -> Callable[[Descriptor], Document]:

@@ -179,6 +179,16 @@ def test_tags_have_the_dates_of_their_images_or_none(call: Call, site: Site, tmp
         ("9", CONFIG["created"]), ("10", CONFIG["created"]), ("index", CREATED), ("odd", "")]
 
 
+@pytest.mark.parametrize("challenges", ['Basic realm="r"', 'Bearer realm="http://HOST/token"'])
+def test_a_password_that_is_refused_is_not_tried_for_every_tag(
+        call: Call, server: ScriptedServer, challenges: str) -> None:
+    server.on("GET", "/token", error(401, "UNAUTHORIZED"))
+    server.on("GET", "/tags/list", reply(200, {"tags": ["v%d" % number for number in range(300)]}))
+    server.on("GET", "/manifests/", challenge(challenges.replace("HOST", server.host)))
+    assert call("tags", "--created", server.host + "/r", "--creds", "ann:wr0ng").code == 4
+    assert len([request for request in server.requests if "authorization" in request.headers]) < 50
+
+
 @pytest.mark.parametrize("platform", ["plan9/mips", "linux/riscv64"])
 def test_an_index_for_other_hosts_has_the_date_of_its_first_image(
         call: Call, site: Site, tmp_path: Path, platform: str) -> None:
@@ -232,6 +242,31 @@ def test_an_image_at_a_registry_is_checked_there_and_not_in_the_store(
     missing = call("check", name)
     assert missing.code == 6 and layer + ": blob: it is missing\n" in missing.out
     assert call("check", name + "9").code == 3
+
+
+@pytest.mark.parametrize("verb", [("inspect", "--config"), ("inspect", "--raw"), ("manifest",)], ids=" ".join)
+def test_a_document_does_not_steer_a_terminal(
+        call: Call, site: Site, monkeypatch: pytest.MonkeyPatch, verb: List[str]) -> None:
+    config = site.blob('{"a": "\u009b31m\u202e"}\x1b[31m'.encode(), OCI_CONFIG)
+    site.put(to_json({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": [],
+                      "annotations": {"a": "\u009b31m"}}), "1")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    out = call(*verb, "docker://%s/app:1" % site.host).out
+    assert out and not set("\x1b\u009b\u202e") & set(out)
+
+
+def test_a_blob_that_is_told_of_and_not_there_is_a_problem(call: Call, site: Site, server: ScriptedServer) -> None:
+    raw = push(site)
+    for path, data in [("manifests/1", raw)] + [
+            ("blobs/" + item["digest"], site.ask("GET", "/v2/app/blobs/" + item["digest"]).body)
+            for item in [json.loads(raw.decode())["config"], *json.loads(raw.decode())["layers"]]]:
+        server.on("GET", "/v2/r/%s$" % path, reply(200, data, {"Content-Type": OCI_MANIFEST}))
+    name = "docker://%s/r:1" % server.host
+    assert call("check", "--deep", name).code == 0
+    server.on("HEAD", "/blobs/" + digest_of(b"layer"), reply(200, b"layer"))
+    server.on("GET", "/blobs/" + digest_of(b"layer"), error(404, "BLOB_UNKNOWN"))
+    done = call("check", "--deep", name)
+    assert done.code == 6 and "%s: blob: blob unknown" % digest_of(b"layer") in done.out
 
 
 def test_a_blob_of_other_bytes_is_told(call: Call, server: ScriptedServer) -> None:

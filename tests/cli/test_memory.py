@@ -125,6 +125,19 @@ def test_a_flood_of_values_is_refused_within_64_megabytes(
     assert "its JSON would take" in text.splitlines()[-1] and len(text) < 1000
 
 
+def test_the_dates_of_many_tags_take_less_than_64_megabytes(tmp_path: Path, server: ScriptedServer) -> None:
+    world = World(tmp_path, server)
+    raw = json.dumps({"architecture": "amd64", "os": "linux", "created": "2026-01-02T03:04:05Z", "config": {
+        "Env": ["x" * 1000] * 3000}, "rootfs": {"type": "layers", "diff_ids": []}}).encode()
+    config = Descriptor.of(raw, OCI_CONFIG)
+    manifest = json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config.to_json(), "layers": []})
+    server.on("GET", "/blobs/", content(raw))
+    server.on("GET", "/manifests/", content(manifest.encode(), OCI_MANIFEST))
+    server.on("GET", "/tags/list", reply(200, {"tags": ["v%d" % number for number in range(40)]}))
+    code, peak, text = world.measured("tags", "--created", world.ref)
+    assert code == 0 and peak < 64, text
+
+
 def test_images_and_df_of_2000_images_take_less_than_64_megabytes(tmp_path: Path, server: ScriptedServer) -> None:
     world, entries = World(tmp_path, server), []
     store = Store(str(tmp_path / "store"))
