@@ -161,7 +161,7 @@ def _host(context: Context) -> Dict[str, str]:
                        ("credentials", _credentials), ("store", _store)):
         try:
             host[name] = look(context)
-        except Error as exc:
+        except (Error, OSError) as exc:  # the latter of a directory that is not for us
             host[name] = str(exc)
     return host
 
@@ -216,7 +216,7 @@ def _mirrors(context: Context) -> str:
 
 def _insecure(context: Context) -> str:
     """The hosts that may be asked without verified TLS; --tls-verify and --plain-http are among the settings."""
-    return ", ".join(["loopback", *map(str, context.settings.document.get("insecure-registries") or ())])
+    return ", ".join(["loopback", *context.settings.service().insecure])
 
 
 def _certificates(context: Context) -> str:

@@ -31,6 +31,8 @@ _ENGINES = frozenset("""
 #: Variables that no flag of doctor stands for.
 _VARIABLES = frozenset("""as attempts bundle chunk_size compress config convert dry_run foreign header jobs keep_going
     legacy_schema1 listen max_unpacked no_clobber referrers root strict_store verify_key writable""".split())
+#: The end of a copy that a variable is for.
+_ENDS = re.compile("^(src|dest)_(?=(creds|registry_token|authfile|tls_verify|ca_file|cert_dir)$)")
 _NO_SETTINGS = ("command", "module", "ref", "format", "version", "verbose")
 
 
@@ -40,7 +42,7 @@ def unknown_keys(document: Mapping[str, Any], name: str) -> Iterator[str]:
     places = [("", document, [*KEYS, *sorted(_ENGINES)])]
     for host, members in hosts.items() if isinstance(hosts, dict) else ():
         if isinstance(members, dict):
-            places.append((" of " + shown(host, 100), members, list(_HOST_KEYS)))
+            places.append((" of " + _masked(host), members, list(_HOST_KEYS)))
     for place, members, known in places:
         for key in members:
             if key not in known:
@@ -48,7 +50,12 @@ def unknown_keys(document: Mapping[str, Any], name: str) -> Iterator[str]:
 
                 nearest = difflib.get_close_matches(key, known, 1)
                 hint = "did you mean %s?" % nearest[0] if nearest else "it has no effect"
-                yield "%s: unknown key %s%s; %s" % (name, shown(key, 100), place, hint)
+                yield "%s: unknown key %s%s; %s" % (name, _masked(key), place, hint)
+
+
+def _masked(key: str) -> str:
+    """A key as it may be shown: in a URL there may be a password."""
+    return shown(re.sub("(?s).*@", "xxxxx@", key), 100)
 
 
 def given(settings: Settings, flags: Mapping[str, Any]) -> List[Dict[str, str]]:
@@ -58,10 +65,11 @@ def given(settings: Settings, flags: Mapping[str, Any]) -> List[Dict[str, str]]:
     names.update(name[9:].lower() for name in environ if name.startswith("MINIPULL_") and environ[name])
     for name in sorted(names):
         source = settings.origin(name)
-        if name in flags or name in _VARIABLES:
+        bare = _ENDS.sub("", name)
+        if bare in flags or bare in _VARIABLES:
             text = str(flags.get(name) or environ.get("MINIPULL_" + name.upper()))
-            if name in ("creds", "registry_token", "header"):
-                text = (text.partition(":")[0] if name == "creds" else "") + "..."
+            if bare in ("creds", "registry_token", "header"):  # creds without a colon may be a token
+                text = (text.partition(":")[0] if bare == "creds" and ":" in text else "") + "..."
             rows.append({"name": name.replace("_", "-"), "value": text, "source": source})
         else:
             rows.append({"name": name.replace("_", "-"), "value": "", "source": source + ", which is not known"})

@@ -115,6 +115,7 @@ class RegistryService:
                 raise InvalidReference("header %s can't be set" % ascii(name))
         self._lookup = lookup
         entries = set(map(validate_insecure, insecure))
+        self.insecure = sorted(map(str, entries))
         self._insecure_hosts = {entry for entry in entries if isinstance(entry, str)}
         self._insecure_networks = [entry for entry in entries if not isinstance(entry, str)]
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A setting that has no effect is told, and doctor tells what is in effect and why."""
 import json
+import os
 from pathlib import Path
 from typing import Any, List
 
@@ -59,6 +60,7 @@ def test_doctor_shows_what_is_in_effect_and_where_it_comes_from(call: Call, home
     folder = home / ".config" / "containers" / "certs.d" / "r.test"
     folder.mkdir(parents=True)
     env = {"MINIPULL_JOBS": "4", "MINIPULL_CREDS": "ann:s3cret", "MINIPULL_PLAINHTTP": "1",
+           "MINIPULL_SRC_CREDS": "bob:s3cret", "MINIPULL_DEST_CREDS": "s3cret", "MINIPULL_SRC_JOBS": "4",
            "DOCKER_DEFAULT_PLATFORM": "linux/arm64", "MINIPULL_HEADER": "X-Key: s3cret"}
     done = call("doctor", "--tls-verify", "false", "--registry-token", "s3cret", "--format", "json", env=env)
     assert done.code == 0 and "s3cret" not in done.out
@@ -69,7 +71,9 @@ def test_doctor_shows_what_is_in_effect_and_where_it_comes_from(call: Call, home
     assert (host["certs.d"], host["credentials"]) == (str(folder), str(home / ".docker" / "config.json"))
     assert rows.pop("root")[1] == "MINIPULL_ROOT"
     assert rows == {
-        "jobs": ("4", "MINIPULL_JOBS"), "creds": ("ann...", "MINIPULL_CREDS"), "header": ("...", "MINIPULL_HEADER"),
+        "jobs": ("4", "MINIPULL_JOBS"), "creds": ("ann...", "MINIPULL_CREDS"),
+        "src-creds": ("bob...", "MINIPULL_SRC_CREDS"), "dest-creds": ("...", "MINIPULL_DEST_CREDS"),
+        "src-jobs": ("", "MINIPULL_SRC_JOBS, which is not known"), "header": ("...", "MINIPULL_HEADER"),
         "plainhttp": ("", "MINIPULL_PLAINHTTP, which is not known"), "tls-verify": ("false", "--tls-verify"),
         "registry-token": ("...", "--registry-token"), "platform": ("linux/arm64", "DOCKER_DEFAULT_PLATFORM"),
         "max-download-attempts": ("3", str(settings)), "limit-rate": ('"5M"', str(settings)),
@@ -77,3 +81,30 @@ def test_doctor_shows_what_is_in_effect_and_where_it_comes_from(call: Call, home
             '["10.0.0.0/8", "r.test:5"]', str(settings)), "hosts": (
             '{"r.test": {"mirrors": ["http://n.test"], "fallback": false}}', str(settings))}
     assert "\nset          jobs = 4, from MINIPULL_JOBS\n" in call("doctor", env={"MINIPULL_JOBS": "4"}).out
+
+
+@pytest.mark.parametrize("value, shown", [
+    (5, ""), ("r.test", ""), ({"a": 1}, ""), ([None, "ann:s3cret@r.test", "r.test:5"], ", r.test:5")], ids=repr)
+def test_doctor_lists_the_insecure_hosts_that_count(call: Call, tmp_path: Path, value: Any, shown: str) -> None:
+    path = tmp_path / "settings"
+    path.write_text(json.dumps({"insecure-registries": value, "https://ann:s3cret@r.test": {},
+                                "hosts": {"ann:s3cret@r.test": {"mirors": []}}}))
+    done = call("--config", path, "doctor", "--format", "json")
+    assert done.json["host"]["insecure"] == "loopback" + shown
+    assert "s3cret" not in done.out + done.err
+
+
+def test_a_directory_that_can_not_be_listed_is_a_line_of_doctor(
+        call: Call, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = home / ".config" / "containers" / "certs.d"
+    folder.mkdir(parents=True)
+    listed = os.listdir
+
+    def listing(path: str = ".") -> Any:
+        if path == str(folder):
+            raise PermissionError(13, "Permission denied", path)
+        return listed(path)
+
+    monkeypatch.setattr(os, "listdir", listing)
+    done = call("doctor", "--format", "json")
+    assert done.code == 0 and "Permission denied" in done.json["host"]["certs.d"]
