@@ -14,7 +14,7 @@ from typing import Callable, Dict, List, Optional, Sequence, Tuple, TypeVar, Uni
 
 from ..cancel import Cancel
 from ..digest import Digest
-from ..errors import Error, InvalidReference, NotFound, within
+from ..errors import Error, InvalidReference, NoSupport, NotFound, within
 from ..image.platform import Platform
 from ..image.signature import Key
 from ..parts import part
@@ -257,6 +257,8 @@ def open_source(source: Place, client: Client, store: Optional[ImageSource], sub
 
     def answering(endpoint: Endpoint) -> End:
         if endpoint.version == 1:
+            if not legacy:
+                raise NoSupport("the v1 protocol has no signatures, and no sizes before a copy")
             passing = Store(stack.enter_context(tempfile.TemporaryDirectory(prefix="minipull-")))
             with passing.writing(cancel):
                 part("distribution.pull_v1").V1Puller(
@@ -268,4 +270,4 @@ def open_source(source: Place, client: Client, store: Optional[ImageSource], sub
         end.get(source.tag, cancel)
         return end
 
-    return over_endpoints(client, source.name, subject, answering, cancel, output, legacy=legacy)
+    return over_endpoints(client, source.name, subject, answering, cancel, output, legacy=True)
