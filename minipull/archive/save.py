@@ -30,7 +30,7 @@ from ..progress import Meter, Output, Progress, discard, serialized
 from ..reference import Reference
 from ..store.compression import BUFFER, is_compressed, packing, pieces
 from ..store.references import IMAGE_NAME, LAYOUT, REF_NAME, SOURCE_DIGEST, UNNAMED, Association
-from ..store.store import ImageSource, Store, host_platform
+from ..store.store import ImageSource, Store, host_platform, platform_of
 from .reader import DELTA, Named, opened
 
 #: The hexadecimal part of a digest, in what find, ls, tar, sha256sum or minipull print.
@@ -70,8 +70,7 @@ def contents(refs: Sequence[Union[str, Reference]], store: ImageSource, platform
              output: Output, cancel: Cancel, bases: Sequence[str] = (), bundle: bool = False,
              without: Sequence[str] = (), referrers: bool = False) -> Iterator["Contents"]:
     """Yield the archive of some stored images, to be read in the block; raises as save()."""
-    if isinstance(platform, str):
-        platform = Platform.parse(platform, host_platform())
+    chosen = platform_of(platform)
     if bundle and "archive" in without:
         raise InvalidReference("a bundle reads itself, so it can't be without the part archive")
     tail = part("archive.bundle").program(without) if bundle else b""
@@ -79,9 +78,9 @@ def contents(refs: Sequence[Union[str, Reference]], store: ImageSource, platform
     with store.reading(cancel):
         for ref in refs:
             for name, whole in _images(ref, store):
-                top = store.on(platform, whole) if platform else whole
+                top = store.on(chosen, whole) if chosen else whole
                 if top is None:
-                    raise NotFound("%s has nothing for %s" % (ref, str(platform)))
+                    raise NotFound("%s has nothing for %s" % (ref, str(chosen)))
                 images.append((name.with_digest(top.digest) if name and name.digest else name,
                                top._replace(annotations=whole.annotations)))
         if referrers:
@@ -91,7 +90,7 @@ def contents(refs: Sequence[Union[str, Reference]], store: ImageSource, platform
             with within("base %s" % path):
                 had.update(_had(path, cancel, store.layers.zstd))
         names = sorted(shown(os.path.basename(os.path.abspath(path)), 200) for path in bases)
-        yield Contents(store, images, platform or host_platform(), output, had, names, tail)
+        yield Contents(store, images, chosen or host_platform(), output, had, names, tail)
 
 
 def _had(base: str, cancel: Cancel, zstd: Optional[str]) -> Iterator[Digest]:

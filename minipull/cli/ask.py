@@ -11,13 +11,12 @@ from ..distribution.read import read_blob, referring, verified
 from ..errors import ContentMismatch, InvalidReference, NotFound, Unsupported, within
 from ..image.descriptor import Descriptor
 from ..image.manifest import Manifest
-from ..image.platform import Platform
 from ..progress import human_size
 from ..reference import Reference, version
 from ..registry.errors import RegistryError
 from ..registry.v2 import Repository
 from ..store.check import Problem
-from ..store.store import MAX_CONFIG, host_platform
+from ..store.store import MAX_CONFIG, host_platform, platform_of
 from ..store.usage import Counts
 from .context import Context, reference
 
@@ -122,7 +121,7 @@ def _tags_of(repository: Repository, digest: Digest, context: Context) -> List[s
 def inspected(context: Context, flags: argparse.Namespace) -> None:
     """Show an image at a registry without its layers: the whole of an index, or one platform."""
     name = reference(flags.ref).docker_ref()
-    platform = Platform.parse(flags.platform, host_platform()) if flags.platform else None
+    platform = platform_of(flags.platform)
 
     def look(repository: Repository) -> Union[bytes, Dict[str, Any]]:
         received = repository.manifest(str(name.digest or name.tag), context.cancel)

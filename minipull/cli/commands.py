@@ -205,6 +205,7 @@ def store_commands(add: _Add, progress: ArgumentParser, remote: Sequence[Argumen
     load.add_argument("--dry-run", action="store_true", help="only say what would be stored")
     _add_verifying(load)
 
+
 def verify_command(add: _Add, remote: Sequence[ArgumentParser]) -> None:
     verify = add(
         "verify", "check cosign's signatures of an image\nin the store, of docker://REF, oci:DIR[:NAME] or"
@@ -217,7 +218,7 @@ def verify_command(add: _Add, remote: Sequence[ArgumentParser]) -> None:
 
 def doctor_command(add: _Add, remote: Sequence[ArgumentParser]) -> None:
     doctor = add("doctor", "test this program and this host, or each step of a pull of REF",
-                                "doctor alpine:3.20", parents=remote)
+                 "doctor alpine:3.20", parents=remote)
     doctor.add_argument("ref", metavar="REF", nargs="?", help="go the way of its pull")
     doctor.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help="instead of this host's")
 

@@ -10,11 +10,9 @@ from ..digest import Digest
 from ..errors import NotFound, escape
 from ..image.config import History
 from ..image.manifest import Manifest
-from ..image.platform import Platform
 from ..progress import human_size
-from ..store.gc import collectable, partials
 from ..store.references import Association
-from ..store.store import host_platform
+from ..store.store import host_platform, platform_of
 from ..store.usage import usage
 from .context import Context, described, reference
 from .render import aligned
@@ -36,13 +34,11 @@ def do_images(context: Context, flags: argparse.Namespace) -> None:
         used = usage(store)
     rows = [dict(described(store, image, used.sizes.get(image.descriptor.digest)),
                  unique=used.unique.get(image.descriptor.digest, 0)) for image in images]
-    table = [("NAME",) + ("DIGEST",) * flags.digests + ("IMAGE ID", "PLATFORM", "CREATED", "SIZE", "UNIQUE")]
-    for row in itertools.compress(rows, listed):
-        table.append((
-            row["name"], *(row["digest"],) * flags.digests, _shown_id(row["image_id"], flags.no_trunc),
-            row["platform"] or "-", row["created"][:10] or "-", human_size(row["size"]),
-            human_size(row["unique"])))
-    context.answer(rows, aligned(table))
+    table = [("NAME", "DIGEST", "IMAGE ID", "PLATFORM", "CREATED", "SIZE", "UNIQUE")]
+    table += [(row["name"], row["digest"], _shown_id(row["image_id"], flags.no_trunc), row["platform"] or "-",
+               row["created"][:10] or "-", human_size(row["size"]), human_size(row["unique"]))
+              for row in itertools.compress(rows, listed)]
+    context.answer(rows, aligned(table if flags.digests else [line[:1] + line[2:] for line in table]))
 
 
 def _shown_id(digest: Digest, whole: bool) -> str:
@@ -64,13 +60,13 @@ def do_history(context: Context, flags: argparse.Namespace) -> None:
     store = context.source
     with store.reading(context.cancel):
         image = store.image(flags.ref)
-        platform = Platform.parse(flags.platform, host_platform()) if flags.platform else host_platform()
+        platform = platform_of(flags.platform) or host_platform()
         descriptor = store.on(platform, image.descriptor)
         document = store.document(descriptor) if descriptor else None
         config = store.load(Association(image.name, descriptor, image.source)).config if descriptor else None
     if not isinstance(document, Manifest) or config is None:
         raise NotFound("%s has no image for %s" % (image.name.familiar, str(platform)))
-    layers = iter(list(zip(document.layers, itertools.chain(config.diff_ids, itertools.repeat(None)))))
+    layers = zip(document.layers, itertools.chain(config.diff_ids, itertools.repeat(None)))
     rows: List[Dict[str, Any]] = []
     # The steps may be fewer than the layers, or the other way around where a config is not the manifest's.
     for step in itertools.chain(config.history, itertools.repeat(None)):
@@ -96,6 +92,8 @@ def _cut(text: str, whole: bool) -> str:
 
 def do_df(context: Context, flags: argparse.Namespace) -> None:
     """Show blobs, of these the shared and the unreferenced, partials, and what gc would free."""
+    from ..store.gc import collectable, partials
+
     store = context.existing(context.store)
     with store.reading(context.cancel):
         used, content = usage(store), store.content

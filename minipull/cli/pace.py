@@ -138,7 +138,7 @@ class Pace:
         kept.current = whole.current - lost
         text = "interrupted; the same command goes on at %s" % kept.amount().replace("/", " of ")
         sent = self._action == "Pushing" and any(flow.kept and flow.current for flow in self._flows.values())
-        return text + " if the registry does" * sent  # docker-registry 2.8 does not
+        return text + (" if the registry does" if sent else "")  # docker-registry 2.8 does not
 
 
 def _per_second(speed: float) -> str:

@@ -15,14 +15,13 @@ from ..distribution.push import push_with, pushed_images
 from ..distribution.push_v2 import Pushed
 from ..errors import Cancelled, Error, InvalidReference, RateLimited, Unauthorized
 from ..image.config import Image
-from ..image.platform import Platform
 from ..progress import Progress
 from ..reference import Reference, version
 from ..registry.client import Client
 from ..registry.errors import RegistryError
 from ..registry.v2 import Received, Repository
 from ..store.references import Association
-from ..store.store import IMAGE_ID, host_platform
+from ..store.store import IMAGE_ID, platform_of
 from .context import Context, described, reference
 from .lists import Operand, expanded, image_tags, operands, stored_tags
 from .plan import Row, row, show_plan
@@ -153,6 +152,7 @@ def do_push(context: Context, flags: argparse.Namespace) -> int:
                 client, groups.values(), store, uploads, context.renderer, context.cancel, *options)
             show_plan(context, [row(*plan) for plan in plans])
             return 0
+
         def told(pushed: Pushed) -> None:
             results.append(pushed)
             if not pushed.by_v1:
@@ -210,7 +210,7 @@ def _created(context: Context, client: Client, name: Reference) -> str:
 
 
 def do_manifest(context: Context, flags: argparse.Namespace) -> None:
-    name, platform = reference(flags.ref).docker_ref(), _platform(flags)
+    name, platform = reference(flags.ref).docker_ref(), platform_of(flags.platform)
 
     def asked(repository: Repository) -> Received:
         received = repository.manifest(str(name.digest or name.tag), context.cancel)
@@ -229,13 +229,8 @@ def do_manifest(context: Context, flags: argparse.Namespace) -> None:
         context.show_document(received.raw)
 
 
-def _platform(flags: argparse.Namespace) -> Optional[Platform]:
-    """The platform of the flag alone: without it a question is about what the registry has under the name."""
-    return Platform.parse(flags.platform, host_platform()) if flags.platform else None
-
-
 def do_digest(context: Context, flags: argparse.Namespace) -> None:
-    items, platform = operands(flags.refs, all_tags=flags.all_tags), _platform(flags)
+    items, platform = operands(flags.refs, all_tags=flags.all_tags), platform_of(flags.platform)
     rows = []
     with context.client(_domains(items)) as client:
         for name in _names(context, client, items):

@@ -20,7 +20,7 @@ from ..rootfs.flatten import Flattened
 from ..rootfs.layers import for_platform, layers_of, remember
 from ..rootfs.unpack import MAX_UNPACKED, unpack
 from ..store.references import Association
-from ..store.store import IMAGE_ID, ImageSource, Store, host_platform
+from ..store.store import IMAGE_ID, ImageSource, Store, host_platform, platform_of
 from .context import Context, described, reference, stripped
 
 
@@ -30,7 +30,7 @@ def _image(context: Context, text: str) -> Iterator[
     """Yield an image, pulled if need be, its source and layers; then record the DiffIDs of a pulled one."""
     source, settings = context.source, context.settings
     store: Optional[Store] = None  # if it is pulled
-    platform = Platform.parse(settings.platform, host_platform()) if settings.platform else host_platform()
+    platform = platform_of(settings.platform) or host_platform()
     foreign, text = settings.truth("foreign"), stripped(text)
     with contextlib.ExitStack() as stack:
         image: Optional[Image] = None

@@ -16,7 +16,6 @@ from ..parts import carrier
 from ..progress import human_size
 from ..reference import Reference
 from ..store.compression import gzipped, packing
-from ..store.gc import collectable, gc
 from ..store.references import UNNAMED, Association
 from ..store.store import IMAGE_ID, Store, host_platform
 from .context import Context, described, reference, stripped
@@ -102,6 +101,8 @@ def do_gc(context: Context, flags: argparse.Namespace) -> None:
     match = re.fullmatch(r"([0-9]{1,9})([smhd]?)", flags.keep)
     if match is None:
         raise InvalidReference("--keep must be a time such as 0, 90s, 30m, 24h or 7d")
+    from ..store.gc import collectable, gc
+
     keep = int(match.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match.group(2)]
     store = context.existing(context.store)
     if flags.dry_run:

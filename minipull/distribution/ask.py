@@ -3,8 +3,6 @@
 
 Mirrors crane's ls and digest, and skopeo's inspect; moby has only the latter (distribution/metadata).
 """
-import contextlib
-import threading
 from typing import Any, Callable, Dict, List, Optional, TypeVar, Union
 
 from ..cancel import Cancel
@@ -21,12 +19,11 @@ from ..registry.auth import Keyring
 from ..registry.client import Client, over_endpoints
 from ..registry.endpoints import Endpoint, RegistryService
 from ..registry.v2 import Received, Repository
-from ..store.store import MAX_CONFIG, host_platform
+from ..store.store import MAX_CONFIG, host_platform, platform_of
 from .read import read_blob
 
 T = TypeVar("T")
-_LARGE = 1 << 16  # bytes of a config, of which many are read at a time only if they are smaller
-_one_large = threading.Lock()
+_MAX_DATED = 512 << 10  # bytes of a config that is read for its date alone, among many
 
 
 def tags(name: Union[str, Reference], *, progress: Output = discard, service: Optional[RegistryService] = None,
@@ -67,7 +64,7 @@ def digest(name: Union[str, Reference], *, platform: Union[str, Platform, None] 
     """
     with Client(service, credentials) as client:
         return digest_with(
-            client, Reference.of(name), _platform(platform), serialized(progress), cancel or Cancel())
+            client, Reference.of(name), platform_of(platform), serialized(progress), cancel or Cancel())
 
 
 def digest_with(client: Client, name: Reference, platform: Optional[Platform], output: Output,
@@ -102,7 +99,7 @@ def inspect(name: Union[str, Reference], *, platform: Union[str, Platform, None]
         print(members["size"], members["labels"])
     """
     with Client(service, credentials) as client:
-        asked, wanted, stop = Reference.of(name).docker_ref(), _platform(platform), cancel or Cancel()
+        asked, wanted, stop = Reference.of(name).docker_ref(), platform_of(platform), cancel or Cancel()
 
         def look(repository: Repository) -> Dict[str, Any]:
             received = repository.manifest(str(asked.digest or asked.tag), stop)
@@ -138,17 +135,17 @@ def document_for(repository: Repository, top: Received, platform: Optional[Platf
 
 
 def created_at(repository: Repository, top: Received, cancel: Cancel) -> str:
-    """The date of an image, or of that in an index for this host, or else of its first; it may be empty."""
+    """The date of an image, or of that in an index for this host, or else of its first; it may be empty.
+
+    Raises PolicyError for a large config.
+    """
     document, get = top.document(), _getter(repository, cancel)
     if isinstance(document, Index) and document.images:
         chosen = choose(host_platform(), document, get)
         document = chosen[0][1] if chosen else get(document.images[0])
     if not isinstance(document, Manifest) or not is_runnable(document):
         return ""
-    with contextlib.ExitStack() as stack:
-        if document.config.size > _LARGE:
-            stack.enter_context(_one_large)
-        return ImageConfig.parse(read_blob(repository, document.config, MAX_CONFIG, cancel)).created
+    return ImageConfig.parse(read_blob(repository, document.config, _MAX_DATED, cancel)).created
 
 
 def _getter(repository: Repository, cancel: Cancel) -> Callable[[Descriptor], Document]:
@@ -185,7 +182,3 @@ def ask(client: Client, name: Reference, subject: str, question: Callable[[Repos
         return question(client.repository(endpoint, name, push))
 
     return over_endpoints(client, name, subject, asked, cancel, output, push=push, legacy=True)
-
-
-def _platform(platform: Union[str, Platform, None]) -> Optional[Platform]:
-    return Platform.parse(platform, host_platform()) if isinstance(platform, str) else platform

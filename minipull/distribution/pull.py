@@ -18,7 +18,7 @@ from ..reference import Reference
 from ..registry.auth import Keyring
 from ..registry.client import Client, over_endpoints
 from ..registry.endpoints import Endpoint, RegistryService
-from ..store.store import Store, host_platform
+from ..store.store import Store, host_platform, platform_of
 from ..xfer.download import LayerDownloadManager
 from .pull_v2 import PullOptions, Pulled, V2Puller
 
@@ -52,8 +52,7 @@ def pull_options(platform: Union[str, Platform, None] = None, all_platforms: boo
     """Make the options of a pull; raises InvalidReference."""
     if platform is not None and all_platforms:
         raise InvalidReference("one platform and all platforms can't be asked for together")
-    wanted = Platform.parse(platform, host_platform()) if isinstance(platform, str) else platform
-    return PullOptions(wanted or host_platform(), platform is not None, all_platforms, foreign,
+    return PullOptions(platform_of(platform) or host_platform(), platform is not None, all_platforms, foreign,
                        referrers=referrers, keys=keys)
 
 

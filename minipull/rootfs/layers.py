@@ -19,7 +19,7 @@ from ..store.compression import decompressed
 from ..store.layer import Diff
 from ..store.metadata import V2Metadata
 from ..store.references import Association
-from ..store.store import ImageSource, Store, host_platform
+from ..store.store import ImageSource, Store, host_platform, platform_of
 
 TOO_LARGE = "the image is larger than allowed; see --max-unpacked"
 _FRAME = 64 << 10  # bytes of headers and padding that a layer has for nothing
@@ -44,7 +44,7 @@ def layers_for(image: Union[Image, str, Reference], store: ImageSource,
                platform: Union[str, Platform, None]) -> List[Tuple[Descriptor, DiffID]]:
     """Return the layers of a stored image for a platform, by default the host's; raises as layers_of()."""
     stored = image if isinstance(image, Image) else store.image(image)
-    wanted = Platform.parse(platform, host_platform()) if isinstance(platform, str) else platform
+    wanted = platform_of(platform)
     return layers_of(
         for_platform(stored, store, wanted or host_platform(), exact=wanted is not None), store)
 

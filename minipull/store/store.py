@@ -307,3 +307,8 @@ def host_platform() -> Platform:
         return Platform("windows", "amd64")
     machine = os.uname().machine
     return Platform.parse("linux/" + _MACHINES.get(machine, machine))
+
+
+def platform_of(platform: Union[str, Platform, None]) -> Optional[Platform]:
+    """Return the platform that a caller names; the host's fills in what a text leaves out.  Raises InvalidReference."""
+    return Platform.parse(platform, host_platform()) if isinstance(platform, str) else platform
