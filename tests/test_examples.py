@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 """The examples of the README and of the docstrings, run as they stand against a registry at registry.lan."""
-import ast
 import inspect
 import os
 import re

@@ -3,7 +3,7 @@
 import argparse
 import json
 from concurrent.futures import ThreadPoolExecutor
-from typing import Callable, Dict, Iterable, List, Mapping, Optional, Set, Tuple
+from typing import Callable, Dict, Iterable, List, Mapping, Set, Tuple
 
 from ..digest import Digest
 from ..distribution.ask import created_at, digest_with, document_for, tags_with

@@ -113,7 +113,7 @@ def in_terms_of(place: Place, folder: str) -> Iterator[None]:
 
 
 def _remove(folder: str, output: Output, cancel: Cancel, kept: List[str]) -> None:
-    """Remove a directory, if it is not kept, as far as that goes: the archive is complete, or there is a worse error."""
+    """Remove a directory that is not kept, as far as that goes: there is an archive, or a worse error."""
     if folder in kept:
         return
     with cancel.local():

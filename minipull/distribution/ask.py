@@ -74,7 +74,7 @@ def digest_with(client: Client, name: Reference, platform: Optional[Platform], o
     target = str(asked.digest or asked.tag)
 
     def resolved(repository: Repository) -> Digest:
-        """The digest by HEAD; by GET where HEAD has none, to verify a digest that was given, or to look into an index."""
+        """The digest by HEAD, or by GET to verify one that was given and to look into an index."""
         if platform:
             received = repository.manifest(target, cancel)
             return document_for(repository, received, platform, cancel).digest

@@ -9,7 +9,7 @@ same methods.
 import contextlib
 import copy
 import functools
-from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional, Set, Tuple, Union
+from typing import Any, ContextManager, Dict, Iterator, List, Optional, Set, Tuple, Union
 
 from ..cancel import Cancel
 from ..digest import Buffer, Digest, Verifier

@@ -15,7 +15,7 @@ import hashlib
 import html
 import re
 import urllib.parse
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Dict, Iterator, List, Optional, Sequence
 
 from ..digest import Digest
 from ..progress import human_size

@@ -18,7 +18,7 @@ from .. import files
 from ..cancel import Cancel
 from ..digest import Digest
 from ..errors import (
-    ContentMismatch, Error, InvalidDocument, InvalidReference, NotFound, NotStored, PolicyError, StorageError)
+    Error, InvalidDocument, InvalidReference, NotFound, NotStored, PolicyError, StorageError)
 from ..image.config import Image, ImageConfig
 from ..image.descriptor import INDEX_TYPES, MANIFEST_TYPES, Descriptor
 from ..image.manifest import MAX_MANIFEST, Document, Manifest, is_runnable, parse
@@ -310,5 +310,5 @@ def host_platform() -> Platform:
 
 
 def platform_of(platform: Union[str, Platform, None]) -> Optional[Platform]:
-    """Return the platform that a caller names; the host's fills in what a text leaves out.  Raises InvalidReference."""
+    """Return the platform that a caller names, completed by the host's; raises InvalidReference."""
     return Platform.parse(platform, host_platform()) if isinstance(platform, str) else platform

@@ -5,7 +5,7 @@ import os
 import pty
 import sys
 from pathlib import Path
-from typing import Any, Iterator, List
+from typing import Iterator, List
 
 import pytest
 

@@ -11,7 +11,7 @@ import pytest
 import minipull
 from tests.kit import images
 from tests.kit.commands import Call
-from tests.kit.processes import Finished, Minipull, minipull_env, run
+from tests.kit.processes import Finished, minipull_env, run
 
 NETWORK = {"ssl", "_ssl", "http.client", "urllib.request", "socket", "_socket"}
 NAME = "localhost/x:1"

@@ -14,7 +14,7 @@ from tests.kit import images
 from tests.kit.commands import is_sound
 from tests.kit.processes import (
     Docker, DockerRegistry, Finished, Minipull, Tool, end, interpreters, minipull_env, run, wait_until)
-from tests.peers.test_archive import HERE, Bundle, bundle, containerd, familiar, held, in_podman  # noqa: F401
+from tests.peers.test_archive import Bundle, bundle, containerd, familiar, held, in_podman  # noqa: F401
 from tests.peers.test_serve import Containerd
 
 PYTHONS = [(version, path) for version, path in interpreters()

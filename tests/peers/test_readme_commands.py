@@ -2,7 +2,6 @@
 """Every command of the README does what stands below it."""
 import os
 import re
-from pathlib import Path
 from typing import Dict, List, Tuple
 
 import pytest
