@@ -19,18 +19,18 @@ import io
 import os
 import stat
 import time
-from typing import TYPE_CHECKING, Any, BinaryIO, Callable, ContextManager, Iterable, Iterator, Optional, Tuple, Union
+from typing import (
+    TYPE_CHECKING, Any, BinaryIO, Callable, ContextManager, Iterable, Iterator, List, Optional, Tuple, Union)
 
 from .digest import Buffer
 from .errors import InvalidDocument, StorageError, file_errors, shown, storage_errors
 from .parts import Late
 
 if TYPE_CHECKING:
-    import glob
     import shutil
     import tempfile
 else:
-    glob, shutil, tempfile = map(Late, ("glob", "shutil", "tempfile"))
+    shutil, tempfile = map(Late, ("shutil", "tempfile"))
 
 if os.name == "posix":  # elsewhere readers go on and writers stop
     import fcntl
@@ -139,19 +139,20 @@ def write_file(path: str, data: Iterable[Buffer]) -> None:
             write_all(fd, memoryview(piece))
 
 
-def write_atomic(path: str, data: bytes, scratch: str, durable: bool = True) -> None:
-    """Put ``data`` at ``path`` in one step, by way of the directory ``scratch``."""
-    with storage_errors("write %s" % path), replacing(path, scratch, durable) as fd:
+def write_atomic(path: str, data: bytes, scratch: str, durable: bool = True, settle: bool = True) -> None:
+    """Put ``data`` at ``path`` in one step, by way of the directory ``scratch``; as replacing()."""
+    with storage_errors("write %s" % path), replacing(path, scratch, durable, settle) as fd:
         write_all(fd, memoryview(data))
 
 
 @contextlib.contextmanager
-def replacing(path: str, scratch: str, durable: bool = True) -> Iterator[int]:
+def replacing(path: str, scratch: str, durable: bool = True, settle: bool = True) -> Iterator[int]:
     """Open a temporary file that replaces ``path`` when the block ends well; an OSError is the caller's to map.
 
     After a power cut the old or the new content is there, if ``durable``; after a crash always.
+    Without ``settle`` the caller sweeps ``scratch`` and syncs the directory, once for many files.
     """
-    with _temporary(path, scratch, tempfile.mkstemp, remove) as (held, temporary):
+    with _temporary(path, scratch, _opened_file, remove, sweeping=settle) as (held, temporary):
         fd = os.dup(held)
         try:
             yield fd
@@ -162,7 +163,7 @@ def replacing(path: str, scratch: str, durable: bool = True) -> Iterator[int]:
         if os.name != "posix":  # there an open file can't be renamed
             os.close(held)
         os.replace(temporary, path)
-        if durable:
+        if durable and settle:
             sync_directory(os.path.dirname(path))
 
 
@@ -180,11 +181,19 @@ def sweep(scratch: str, path: str = "", remove: Callable[[str], object] = remove
     _swept(scratch, path, remove, False)
 
 
+def _names(folder: str, prefix: str) -> List[str]:
+    """List the paths in ``folder`` that begin with a text; none where it can't be listed."""
+    with contextlib.suppress(OSError):
+        return [os.path.join(folder, name) for name in os.listdir(folder or ".") if name.startswith(prefix)]
+    return []
+
+
 def _swept(scratch: str, path: str, remove: Callable[[str], object], take_over: bool) -> Tuple[int, str]:
     """Sweep; return the first directory, open and locked, if it is to be taken over, else -1 and no name."""
-    prefix = glob.escape(_prefix(path)) if path else ".minipull-*-"
-    taken = -1, ""
-    for debris in glob.glob(os.path.join(glob.escape(scratch), prefix + "?" * 8)):
+    prefix, taken = _prefix(path) if path else ".minipull-", (-1, "")
+    for debris in _names(scratch, prefix):
+        if debris[-9:-8] != "-" or path and len(os.path.basename(debris)) != len(prefix) + 8:
+            continue
         with contextlib.suppress(OSError, StorageError, RecursionError), contextlib.ExitStack() as stack:
             folder = os.path.isdir(debris)
             fd = os.open(debris, _FOLDER) if folder else open_regular(debris, os.O_RDWR)
@@ -203,9 +212,9 @@ def _swept(scratch: str, path: str, remove: Callable[[str], object], take_over: 
 
 @contextlib.contextmanager
 def _temporary(path: str, scratch: str, make: Callable[..., Tuple[int, str]], remove: Callable[[str], object],
-               take_over: bool = False) -> Iterator[Tuple[int, str]]:
+               take_over: bool = False, sweeping: bool = True) -> Iterator[Tuple[int, str]]:
     """Sweep, then make and lock a file or directory that may become ``path``; ``remove`` is for directories."""
-    fd, name = _swept(scratch, path, remove, take_over)
+    fd, name = _swept(scratch, path, remove, take_over) if sweeping else (-1, "")
     while fd < 0:
         fd, name = make(prefix=_prefix(path), dir=scratch)
         with contextlib.suppress(StorageError):  # a file system without locks, where nobody sweeps
@@ -219,9 +228,16 @@ def _temporary(path: str, scratch: str, make: Callable[..., Tuple[int, str]], re
         yield fd, name
     finally:
         with contextlib.suppress(OSError):  # an error before this one is the one that is told
-            (remove if os.path.isdir(name) else os.unlink)(name)
+            (os.unlink if make is _opened_file else remove)(name)
         with contextlib.suppress(OSError):
             os.close(fd)
+
+
+def _opened_file(prefix: str, dir: str) -> Tuple[int, str]:
+    while True:
+        path = os.path.join(dir, prefix + os.urandom(4).hex())
+        with contextlib.suppress(FileExistsError):
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _NOFOLLOW, 0o600), path
 
 
 def _opened_directory(prefix: str, dir: str) -> Tuple[int, str]:

@@ -16,7 +16,7 @@ from ..errors import ContentMismatch, InvalidDocument, NotFound, PolicyError, fi
 from ..files import Extent
 from ..image.descriptor import Descriptor
 from ..image.tar import BLOCK, FILE, LINK, SYMLINK, Reader
-from ..store.content import BlobSource
+from ..store.source import BlobSource
 
 MAX_MEMBERS = 100000
 MAX_NAMES = 8 << 20  # bytes of all names and links; in memory four times that

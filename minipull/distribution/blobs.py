@@ -171,7 +171,7 @@ def fetch_blob(store: Store, blob: Descriptor, source: Opener, cancel: Cancel, k
         output(Progress(id=blob.digest.short, action="Download complete"))
         if transfer is not None:
             transfer.inactive()  # the sync below may overlap the next download
-        ingest.commit()
+        ingest.commit(settle=False)
 
 
 def moved_as_manifest(entry: Descriptor, ask: Callable[[Digest], bytes], put: Callable[[bytes], object],

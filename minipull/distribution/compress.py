@@ -85,7 +85,7 @@ class GzipDescriptor(CopyDescriptor):
                     raise ContentMismatch("layer %s is %s, not %s as its config says" % (
                         blob.digest, verifier.digest, claim))
                 ingest.write(packer.flush())
-                made = Descriptor(_GZIP[blob.media_type], ingest.commit(), ingest.offset,
+                made = Descriptor(_GZIP[blob.media_type], ingest.commit(settle=False), ingest.offset,
                                   annotations=without_zstd(blob.annotations))
             id = made.digest.short
             transfer.progress(Progress(id=id, action="Preparing", expected=made.size))

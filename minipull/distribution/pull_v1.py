@@ -171,7 +171,7 @@ class V1LayerDescriptor(DownloadDescriptor):
                     "filesystem layer verification failed for image %s" % self._v1_id, retry=remote.broke_off)
             transfer.progress(Progress(id=self.id, action="Download complete"))
             transfer.inactive()
-            self._arrived = arrival.commit()
+            self._arrived = arrival.commit(settle=False)
             return self._described(self._arrived, arrival.offset)
 
     def _described(self, digest: Digest, size: int) -> Descriptor:

@@ -13,8 +13,8 @@ from typing import Iterator, List, Optional, Tuple
 from ..digest import ALGORITHMS, Digest
 from ..errors import InvalidDocument, PolicyError
 from ..files import Locked
-from ..store.content import BlobSource
 from ..store.gc import delete
+from ..store.source import BlobSource
 from ..store.store import Store
 from .message import Headers, Refusal, Request, Response
 from .uploads import MAX_BLOB, Upload, UploadStore

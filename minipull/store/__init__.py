@@ -4,6 +4,7 @@
 The modules in reading order:
 
     compression    gzip and zstd undone, within bounds
+    source         blobs to be read, of a store or of an archive
     content        blobs under their digests, and the only way in
     layer          one record a ChainID
     references     index.json: names to manifests

@@ -4,7 +4,10 @@
 Bytes come in through :class:`Ingest`: written and hashed once, compared with the
 promised digest and size, synced, and only then renamed to where a reader looks.
 Until then they are a partial in ``ingest/``, which the next process continues:
-all of it after kill -9, as much as was synced after a power cut.
+all of it after kill -9, as much as was synced after a power cut.  A blob that comes
+in one piece needs no note of that.  That the name too
+outlives a power cut costs a sync of its directory: one for all blobs of an image,
+by ``make_durable``, before index.json names it.
 
 The file of a partial carries its own lock.  Its former owner may just have
 renamed that very file into place; so a new owner compares the open file with the
@@ -12,13 +15,12 @@ path, then looks for the blob, and only then changes anything.
 
 Mirrors containerd's core/content.  Layout: image-spec image-layout.md.
 """
-import abc
 import contextlib
 import functools
 import glob
 import json
 import os
-from typing import BinaryIO, Callable, ContextManager, List, Mapping, Optional, Tuple
+from typing import BinaryIO, Callable, ContextManager, List, Optional, Tuple
 
 from .. import files
 from ..cancel import Cancel
@@ -26,37 +28,9 @@ from ..digest import ALGORITHMS, Buffer, Digest, Verifier
 from ..errors import ContentMismatch, InvalidDocument, StorageError, corrupt, storage_errors
 from ..image.strictjson import int_at, parse_json, string_at
 from .compression import BUFFER, hash_file, pieces
+from .source import BlobSource
 
 SYNC_EVERY = 64 << 20  # bytes of a partial between two fsyncs
-
-
-class BlobSource(abc.ABC):
-    """Blobs to be read, by digest: those of a store or of an archive."""
-    left_out: Mapping[Digest, int] = {}  # blobs that a delta lacks on purpose, and their sizes in bytes
-
-    @abc.abstractmethod
-    def path(self, digest: Digest) -> str:
-        """Return the path of a blob, or of its member in the archive, for messages."""
-
-    @abc.abstractmethod
-    def size(self, digest: Digest) -> Optional[int]:
-        """Return the size of a blob in bytes, or None."""
-
-    @abc.abstractmethod
-    def open(self, digest: Digest) -> BinaryIO:
-        """Open a blob without a buffer; nothing is verified.  Raises StorageError, InvalidDocument."""
-
-    @abc.abstractmethod
-    def read(self, digest: Digest, limit: int) -> bytes:
-        """Read and verify a small blob; raises an Error if it is missing, corrupt or past ``limit`` bytes."""
-
-    def has(self, digest: Digest, size: int) -> bool:
-        return self.size(digest) == size
-
-    def hash(self, digest: Digest, verifier: Verifier, cancel: Cancel) -> None:
-        """Show every byte of a blob to ``verifier``; raises StorageError, Cancelled."""
-        with storage_errors("read blob %s" % digest), self.open(digest) as file:
-            hash_file(file, verifier, cancel)
 
 
 class ContentStore(BlobSource):
@@ -91,22 +65,24 @@ class ContentStore(BlobSource):
         return data
 
     def put(self, digest: Digest, data: bytes) -> None:
-        """Store a small blob that is held in memory, unless it is stored and sound."""
+        """Store a small blob that is held in memory, unless it is stored and sound; make_durable() is to follow."""
         if Digest.of(data, digest.algorithm) != digest:
             raise ContentMismatch("blob %s: content is something else" % digest)
         if self.size(digest) != len(data) or files.read_bytes(self.path(digest), len(data)) != data:
             for directory in (self.scratch, os.path.dirname(self.path(digest))):
                 files.make_directory(directory)
-            files.write_atomic(self.path(digest), data, self.scratch)
+            files.write_atomic(self.path(digest), data, self.scratch, settle=False)
         self.drop_partial(digest)
 
     def drop_partial(self, digest: Digest) -> None:
         """Remove the partial of a blob that is stored, and its note, unless another thread owns them."""
-        name, size = digest.replace(":", "-"), self.size(digest)
+        name = digest.replace(":", "-")
         partial = os.path.join(self.scratch, name)
-        if size is not None and (os.path.lexists(partial) or os.path.lexists(partial + ".json")):
+        if os.path.lexists(partial) or os.path.lexists(partial + ".json"):
+            size = self.size(digest)
             with contextlib.suppress(StorageError):
-                Ingest(self, name, Cancel(), digest, size, patience=0).close()
+                if size is not None:
+                    Ingest(self, name, Cancel(), digest, size, patience=0).close()
 
     def make_durable(self, horizon: float = 0.0) -> None:
         """Make the names of all blobs durable, and sweep ``ingest/``; raises StorageError.
@@ -144,7 +120,7 @@ class ContentStore(BlobSource):
                     for piece in pieces(file, cancel, None, BUFFER):
                         ingest.write(piece)
                         advance(len(piece))
-                ingest.commit()
+                ingest.commit(settle=False)
 
     def digests(self) -> List[Digest]:
         """List every stored blob."""
@@ -180,6 +156,7 @@ class Ingest(ContextManager["Ingest"]):
         self._path = os.path.join(content.scratch, name)
         self._fd = -1
         self._synced = 0
+        self._noted = False
         files.make_directory(content.scratch)
         with storage_errors("write %s" % self._path):
             try:
@@ -201,6 +178,8 @@ class Ingest(ContextManager["Ingest"]):
             self.restart()
             raise ContentMismatch("blob %s is longer than %d bytes" % (self.digest, self.size))
         with storage_errors("write %s" % self._path):
+            if not self._noted and self.offset + len(data) != self.size:
+                self._note()
             files.write_all(self._fd, memoryview(data))
             self.verifier.update(data)
             if self.offset - self._synced >= SYNC_EVERY:
@@ -231,8 +210,11 @@ class Ingest(ContextManager["Ingest"]):
             self.restart()
             raise
 
-    def commit(self, digest: Optional[Digest] = None) -> Digest:
-        """Verify the bytes and make them durable; returns their name: ``digest``, or SHA-256 for none."""
+    def commit(self, digest: Optional[Digest] = None, settle: bool = True) -> Digest:
+        """Verify the bytes and make them durable; returns their name: ``digest``, or SHA-256 for none.
+
+        Without ``settle`` that name is durable only once make_durable() has been called.
+        """
         self.digest = self.digest or digest or self.verifier.digest
         if self.complete:
             return self.digest
@@ -244,10 +226,13 @@ class Ingest(ContextManager["Ingest"]):
             final = self._content.path(self.digest)
             files.make_directory(os.path.dirname(final))
             os.rename(self._path, final)
-            files.sync_directory(os.path.dirname(final))
+            if settle:
+                files.sync_directory(os.path.dirname(final))
             self.complete = True
-            self.remove(self._path + ".json")
-            self._content.drop_partial(self.digest)
+            if self._noted:
+                self.remove(self._path + ".json")
+            if os.path.basename(self._path) != self.digest.replace(":", "-"):
+                self._content.drop_partial(self.digest)
         return self.digest
 
     def discard(self) -> None:
@@ -280,7 +265,8 @@ class Ingest(ContextManager["Ingest"]):
         held = self._kept()
         if not held or held != self.offset:  # not the bytes that the caller has hashed
             os.ftruncate(self._fd, held)
-            self._note()
+            if self._noted:
+                self._note()
             self._hash(self.verifier.digest.algorithm)
         os.lseek(self._fd, 0, os.SEEK_END)
         self.resumed = held > 0
@@ -294,8 +280,11 @@ class Ingest(ContextManager["Ingest"]):
     def _kept(self) -> int:
         """Return how many bytes of the partial are as they were written."""
         held, path = os.fstat(self._fd).st_size, self._path + ".json"
+        self._noted = True
         try:
-            note = parse_json(files.read_bytes(path, 4096) or b"", path)
+            raw = files.read_bytes(path, 4096)
+            self._noted = raw is not None
+            note = parse_json(raw or b"", path)
             synced, boot = int_at(note, "length", path), string_at(note, "boot", path)
         except InvalidDocument:
             return 0
@@ -317,7 +306,8 @@ class Ingest(ContextManager["Ingest"]):
     def _note(self) -> None:
         """Write down how many bytes outlive a power cut."""
         note = json.dumps({"length": self._synced, "boot": _boot_id()}).encode()
-        files.write_atomic(self._path + ".json", note, self._content.scratch, durable=False)
+        files.write_atomic(self._path + ".json", note, self._content.scratch, durable=False, settle=False)
+        self._noted = True
 
     @staticmethod
     def remove(*paths: str) -> None:

@@ -19,7 +19,7 @@ from ..errors import Error, InvalidDocument
 from ..image.descriptor import Descriptor
 from ..image.strictjson import compact, digest_at, int_at, objects_at, parse_json
 from .compression import decompressed
-from .content import BlobSource
+from .source import BlobSource
 
 
 class Diff(NamedTuple):
@@ -95,7 +95,7 @@ class LayerStore(LayerSource):
         record = compact({
             "diff_id": layer.diff.diff_id, "parent": layer.parent, "verified": layer.diff.verified,
             "blobs": [{"digest": digest, "size": size} for digest, size in layer.blobs]})
-        files.write_atomic(path, record, self._scratch, durable=False)
+        files.write_atomic(path, record, self._scratch, durable=False, settle=False)
 
 
 def parse_layer(chain_id: ChainID, data: bytes) -> Layer:

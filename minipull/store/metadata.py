@@ -51,7 +51,7 @@ class MetadataStore:
         path = self.path(namespace, key)
         for directory in (self._scratch, os.path.dirname(path)):
             files.make_directory(directory)
-        files.write_atomic(path, value, self._scratch, durable=False)
+        files.write_atomic(path, value, self._scratch, durable=False, settle=False)
 
     def delete(self, namespace: str, key: str) -> None:
         path = self.path(namespace, key)

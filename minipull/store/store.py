@@ -25,11 +25,12 @@ from ..image.manifest import MAX_MANIFEST, Document, Manifest, is_runnable, pars
 from ..image.platform import Platform
 from ..image.walk import Seen, choose, walk
 from ..reference import Reference
-from .content import BlobSource, ContentStore
+from .content import ContentStore
 from .layer import LayerSource, LayerStore
 from .metadata import V2MetadataService
 from .references import Association, Names, ReferenceStore, tag_subject
 from .sessions import SessionNotes
+from .source import BlobSource
 
 MAX_CONFIG = 8 << 20  # bytes
 MAX_CONFIGS = 2 << 20  # and of all in a list of images
@@ -210,13 +211,13 @@ class Store(ImageSource):
 
         Continues without one where there is no lock file, or no lock in this file system.
         """
+        self._refuse_links()
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(self._locked(False, cancel, create=False))
-            except files.Locked:
-                raise
-            except StorageError:
-                self._refuse_links()
+                stack.enter_context(self._lock(False, cancel, os.O_RDONLY))
+            except StorageError as exc:
+                if isinstance(exc, files.Locked):
+                    raise
             yield
 
     def writing(self, cancel: Optional[Cancel] = None) -> ContextManager[None]:
@@ -227,12 +228,13 @@ class Store(ImageSource):
         """Hold the lock exclusively, to remove blobs; raises StorageError, Cancelled."""
         return self._locked(True, cancel)
 
-    def _locked(self, exclusive: bool, cancel: Optional[Cancel], create: bool = True) -> ContextManager[None]:
+    def _locked(self, exclusive: bool, cancel: Optional[Cancel]) -> ContextManager[None]:
         self._refuse_links()
-        if create:
-            files.make_directory(self.root)
+        files.make_directory(self.root)
+        return self._lock(exclusive, cancel, os.O_RDWR | os.O_CREAT)
+
+    def _lock(self, exclusive: bool, cancel: Optional[Cancel], flags: int) -> ContextManager[None]:
         pause = (cancel or Cancel()).pause
-        flags = os.O_RDWR | os.O_CREAT if create else os.O_RDONLY
         return files.locked(os.path.join(self.root, "lock"), exclusive, pause, self.timeout, flags)
 
     def _refuse_links(self) -> None:

@@ -39,9 +39,10 @@ def start(store: ContentStore, size: int = len(DATA)) -> Ingest:
 
 
 def leave(store: ContentStore, data: bytes) -> None:
-    """Leave a partial behind, as a process that ends does."""
+    """Leave a partial behind, as a process that ends does; what comes in one piece is not kept."""
     with start(store) as ingest:
-        ingest.write(data)
+        ingest.write(data[:1])
+        ingest.write(data[1:])
 
 
 def finish(store: ContentStore) -> int:
@@ -259,8 +260,19 @@ def test_the_side_file_never_promises_what_is_not_synced(
     assert lengths == [0, 1000, 2000, 3000, 4000, 5000, 0, len(DATA)]
 
 
-def test_a_blob_is_synced_before_its_rename_and_the_folder_after(
+def test_a_blob_that_comes_in_one_piece_has_no_note(
         store: ContentStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "replace", None)
+    with start(store) as ingest:
+        ingest.write(DATA)
+        assert os.listdir(store.scratch) == [PART]
+    assert finish(store) == 0, "without a note nobody knows which bytes are good"
+    assert os.listdir(store.scratch) == [] and store.read(DIGEST, len(DATA)) == DATA
+
+
+@pytest.mark.parametrize("settle", [True, False])
+def test_a_blob_is_synced_before_its_rename_and_the_folder_after(
+        store: ContentStore, monkeypatch: pytest.MonkeyPatch, settle: bool) -> None:
     calls: List[str] = []
     fsync, rename = os.fsync, os.rename
     store.put(Digest.of(b""), b"")
@@ -274,8 +286,12 @@ def test_a_blob_is_synced_before_its_rename_and_the_folder_after(
 
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "rename", renamed)
-    finish(store)
-    assert calls == ["file", "rename", "folder"]
+    with start(store) as ingest:
+        ingest.write(DATA)
+        ingest.commit(settle=settle)
+    if not settle:
+        store.make_durable()
+    assert calls[:3] == ["file", "rename", "folder"]
 
 
 # -- one owner -----------------------------------------------------------------
@@ -475,7 +491,8 @@ data = bytes(range(256)) * 40
 store = ContentStore(sys.argv[1])
 try:
     with store.ingest(Digest.of(data), len(data), Cancel()) as ingest:
-        ingest.write(data)
+        ingest.write(data[:4000])
+        ingest.write(data[4000:])
 except StorageError as exc:
     print(exc.exit_code, exc, store.digests())
 """
