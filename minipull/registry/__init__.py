@@ -4,6 +4,7 @@
 The modules in reading order:
 
     url            the origin of a URL
+    head           the head of a request, and that of an answer
     errors         an answer or a failed exchange as an error; whether another endpoint is asked
     proxy          HTTP_PROXY and NO_PROXY
     tls            TLS contexts, and the certificates of certs.d

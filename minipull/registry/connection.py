@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Connections: one HTTP/1.1 connection; its errors are ours.
 
-``http.client`` reads and writes the heads of messages; a :class:`Connection` is
-its socket and file.  So every byte of an answer, head or body, comes through
-:meth:`Connection.receive`, and the rules for reading stand there:
+A :class:`Connection` is the file that heads and bodies are read from.  So every byte
+of an answer comes through :meth:`Connection.receive`, and the rules for reading stand there:
 
 - a read returns what has arrived; it never waits until a buffer is full, and
   it returns nothing once the request is cancelled;
@@ -15,7 +14,6 @@ its socket and file.  So every byte of an answer, head or body, comes through
 RFC 9110 and 9112.
 """
 import contextlib
-import http.client
 import io
 import re
 import select
@@ -29,10 +27,11 @@ from ..digest import Buffer
 from ..errors import Cancelled, Error, NetworkError, PolicyError, StorageError, shown
 from ..sendfile import send
 from .errors import certificate_problem, foreign_error
+from .head import Head, request_head
 from .network import Connected, Network
 from .proxy import Proxy
 from .request import PIECE, Body, FileBody, Request
-from .response import READ_AHEAD, Heads, Response
+from .response import READ_AHEAD, Response
 from .tls import client_context, parse_certificate
 from .url import Origin, is_public
 
@@ -68,10 +67,10 @@ class Connection(io.RawIOBase):
         self._relay = proxy if origin.scheme == "http" else None
         self._peer: Union[Origin, Proxy] = origin  # the one that errors name
         self._socket: Optional[socket.socket] = None
-        self._http = http.client.HTTPConnection(origin.host.strip("[]"), origin.port)
-        self._http.response_class = Heads
         self._peeking = False  # into what has been read ahead: nothing is received
-        self._answer: Any = None  # http.client's, with its newest head
+        self._file: Any = None  # a buffered one for each exchange
+        self._method = ""
+        self._answer: Optional[Head] = None  # the newest
         self._cancel = Cancel()
         self._scope = contextlib.ExitStack()
         self._waited = 0.0  # seconds, for what was received after the first _mark bytes
@@ -100,7 +99,7 @@ class Connection(io.RawIOBase):
                 if self._relay is not None and answer.status == 407:
                     self.stage = "proxy"
                     raise self._relay.refusal(answer.status, answer.reason)
-                self.response = Response(answer, request.url, self.origin, self.errors, self.done)
+                self.response = Response(answer, self._file, request.url, self.origin, self.errors, self.done)
         except BaseException:
             self.done(False)
             raise
@@ -117,31 +116,28 @@ class Connection(io.RawIOBase):
             headers["Transfer-Encoding"] = "chunked"
         elif request.body is not None:
             headers["Content-Length"] = str(request.body.size)
+        elif request.method in ("PATCH", "POST", "PUT"):
+            headers["Content-Length"] = "0"
         self._start(request.method, target, headers)
 
     def _start(self, method: str, target: str, headers: Mapping[str, str]) -> None:
-        self._answer = None
-        self._http.sock = self
-        self._http.request(method, target, None, headers)
+        self._answer, self._method = None, method
+        self._file = io.BufferedReader(self, READ_AHEAD)
+        self.sendall(request_head(method, target, dict({"Accept-Encoding": "identity"}, **headers)))
 
-    def _head(self, final: bool = True) -> http.client.HTTPResponse:
+    def _head(self, final: bool = True) -> Head:
         """Read the head of the answer, or if not ``final`` perhaps an informational one (RFC 9110, 15.2)."""
         while self._answer is None or self._answer.status < 200:
             with self.errors():
-                if self._answer is None:
-                    self._answer = self._http.getresponse()
-                else:
-                    self._answer.headers = None  # else begin() does nothing
-                    self._answer.begin()
+                self._answer = Head.read(self._file, self._method)
             if self._answer.status == 101:
                 raise NetworkError("malformed answer of %s: it switches protocols" % (self._peer,))
             self._peeking = True
-            ahead = final or self._answer.fp.peek(1)  # the next head may have come along with this one
+            ahead = final or self._file.peek(1)  # the next head may have come along with this one
             self._peeking = False
             if not ahead:
                 break
-        answer: http.client.HTTPResponse = self._answer
-        return answer
+        return self._answer
 
     def _send_body(self, body: Body) -> bool:
         """Send a body; False if an answer came before its end."""
@@ -261,9 +257,9 @@ class Connection(io.RawIOBase):
             self.stage = "proxy"
             target = "%s:%d" % (self.origin.host, self.origin.port)
             self._start("CONNECT", target, dict(self.proxy.headers(), Host=target))
-            with self._head() as answer:
-                if answer.status >= 300:
-                    raise self.proxy.refusal(answer.status, answer.reason)
+            answer = self._head()
+            if answer.status >= 300:
+                raise self.proxy.refusal(answer.status, answer.reason)
         self._peer = self.origin
         return raw
 
@@ -282,7 +278,7 @@ class Connection(io.RawIOBase):
     def _ask_issuer(self) -> str:
         """The issuer of the certificate that was refused: another handshake, without a request."""
         name = ""
-        with contextlib.suppress(NetworkError, OSError, http.client.HTTPException):
+        with contextlib.suppress(NetworkError, OSError, ValueError):
             tls = self._handshake(self._reach(), client_context(verify=False))
             name = parse_certificate(tls.getpeercert(True) or b"").issuer
         self.stage = "tls"
@@ -295,10 +291,7 @@ class Connection(io.RawIOBase):
                 # SSLSocket.shutdown would turn TLS off, and the reader get ciphertext for content.
                 socket.socket.shutdown(current, socket.SHUT_RDWR)
 
-    # The methods of a socket and of its file that http.client calls.
-
-    def makefile(self, mode: str, *args: Any) -> io.BufferedReader:
-        return io.BufferedReader(self, READ_AHEAD)
+    # The methods of a raw file.
 
     def readable(self) -> bool:
         return True
@@ -315,7 +308,7 @@ class Connection(io.RawIOBase):
             self._cancel.pause(self._network.book(len(data)))
 
     def close(self) -> None:
-        """Do nothing: http.client closes its socket before the body has been read."""
+        """Do nothing: the readers of earlier exchanges are closed as they go; drop() ends the connection."""
 
     def receive(self, view: memoryview) -> Optional[int]:
         """Read what has arrived; returns its size, None after the answer; raises Cancelled, NetworkError."""

@@ -4,7 +4,6 @@
 Mirrors moby's distribution/errors.go and docker/distribution's errcode.
 """
 import errno
-import http.client
 import json
 import re
 import socket
@@ -15,6 +14,7 @@ from ..errors import (
     Cancelled, Error, InvalidDocument, InvalidReference, NetworkError, NoSupport, NotFound, PolicyError,
     RateLimited, StorageError, TLSError, Unauthorized, Unsupported, one_line, shown)
 from ..image.strictjson import check_memory, number
+from .head import MalformedHead, NoAnswer
 
 #: The error codes of docker/distribution and distribution-spec, each with its
 #: default message: an entry that says no more is shown as its code alone.
@@ -186,7 +186,7 @@ _NO_TLS = re.compile("wrong version number|unknown protocol|packet length too lo
 
 
 def foreign_error(exc: Exception, peer: str, host: str, secure: bool) -> Error:
-    """The error of ours for any exception of socket, ssl and http.client while we speak to a peer."""
+    """The error of ours for any exception of socket, ssl and of heads while we speak to a peer."""
     text = shown(str(getattr(exc, "strerror", None) or exc) or type(exc).__name__, 200)
     if isinstance(exc, ssl.CertificateError) or "CERTIFICATE_VERIFY_FAILED" in text:
         return PolicyError("certificate of %s is not trusted (%s)" % (peer, certificate_problem(exc)))
@@ -207,9 +207,9 @@ def foreign_error(exc: Exception, peer: str, host: str, secure: bool) -> Error:
             return TLSError("%s: TLS failed (%s)%s" % (peer, reason, hint))
     if isinstance(exc, (socket.gaierror, UnicodeError)):  # the latter from its IDNA
         return NetworkError("lookup %s: %s" % (host, text))
-    if isinstance(exc, http.client.RemoteDisconnected):
+    if isinstance(exc, NoAnswer):
         return Outage("%s closed the connection without an answer" % peer)
-    if isinstance(exc, http.client.BadStatusLine) and str(exc).startswith("\x15\x03"):  # an alert of TLS
+    if isinstance(exc, MalformedHead) and str(exc).startswith("\x15\x03"):  # an alert of TLS
         return Outage("%s answered with an alert of TLS" % peer)
     if isinstance(exc, OSError) and exc.errno in (errno.EIO, errno.ESTALE):  # no socket's, but a file's
         return StorageError("read what is sent to %s: %s" % (peer, text))

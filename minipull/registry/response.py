@@ -4,12 +4,13 @@
 RFC 9110 and 9112.
 """
 import contextlib
-import http.client
+import io
 import re
 import zlib
-from typing import Any, Callable, ContextManager, List, Optional
+from typing import Callable, ContextManager, List, Optional
 
 from ..errors import NetworkError, PolicyError, shown
+from .head import Head
 from .url import Origin
 
 READ_AHEAD = 64 << 10  # bytes
@@ -21,28 +22,21 @@ _MAX_TRAILERS = 100
 _CHUNK = re.compile(br"([0-9A-Fa-f]{1,15})[ \t]*(?:;.*)?\r\n")
 
 
-class Heads(http.client.HTTPResponse):
-    """The heads of an answer, of which begin() reads one: http.client's skips those with 100, and no others."""
-
-    def _read_status(self) -> Any:
-        version, status, reason = getattr(super(), "_read_status")()
-        return version, 102 if status == 100 else status, reason
-
-
 class Response(ContextManager["Response"]):
     """An HTTP response; close() it, or use it in a ``with``.
 
-    ``errors`` maps foreign errors while the body is read; ``done`` is told at the end
+    ``file`` has read the head, and perhaps more.  ``errors`` maps foreign errors while the body is read; ``done`` is told at the end
     whether the connection can be used again.
     """
 
-    def __init__(self, raw: http.client.HTTPResponse, url: str, origin: Origin,
+    def __init__(self, head: Head, file: io.BufferedReader, url: str, origin: Origin,
                  errors: Callable[[], ContextManager[None]], done: Callable[[bool], None]) -> None:
-        self.status = raw.status
-        self.reason = raw.reason
+        self.status = head.status
+        self.reason = head.reason
         self.url = url
         self.origin = origin
-        self._raw = raw
+        self._head = head
+        self._file = file
         self._errors = errors
         self._done = done
         self._closed = False
@@ -51,14 +45,15 @@ class Response(ContextManager["Response"]):
         self._ahead = True  # the buffer may hold bytes of the body, read along with the head or a chunk size
         #: Bytes of the body still to come, or None if the server did not say.
         self.remaining = self._length()
+        #: Whether the connection ends with this answer.
+        self._last = head.closes or self.remaining is None and not self._chunked
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
     def values(self, name: str) -> List[str]:
-        """All values of a header, one for each time that it stands in the head, each unfolded."""
-        values = self._raw.headers.get_all(name, [])
-        return [re.sub(r"\s*[\r\n]\s*", " ", str(value).strip()) for value in values]
+        """All values of a header, one for each time that it stands in the head."""
+        return self._head.fields.get(name.lower(), [])
 
     def header(self, name: str) -> str:
         """The value of a header; the different values of a repeated one are joined by commas."""
@@ -78,7 +73,7 @@ class Response(ContextManager["Response"]):
             # A larger read than the buffer would wait for more than the buffer holds.
             most = READ_AHEAD if self._ahead else len(view)
             self._ahead = False
-            count: int = self._raw.fp.readinto1(view[:left][:most])
+            count: int = self._file.readinto1(view[:left][:most])
             if not count and left is not None:
                 raise NetworkError("%s closed the connection %d bytes early" % (self.origin, left))
             if self._chunk is not None:
@@ -125,11 +120,10 @@ class Response(ContextManager["Response"]):
     def close(self) -> None:
         """End the exchange; the connection is kept if the body was read to its end."""
         if not self._closed:
-            reusable = self.remaining == 0 and not self._raw.will_close
             # Bytes behind the body would be taken for the next answer.
-            reusable = reusable and not self._raw.fp.peek(1)
+            reusable = self.remaining == 0 and not self._last and not self._file.peek(1)
             self._closed = True
-            self._raw.close()
+            self._file.close()
             self._done(reusable)
 
     def _length(self) -> Optional[int]:
@@ -138,21 +132,21 @@ class Response(ContextManager["Response"]):
         coded = self._chunked and (sized or self.header("Transfer-Encoding").lower() != "chunked")
         if coded or sized and not re.fullmatch("[0-9]{1,18}", text):
             raise self._malformed("ambiguous length")
-        if self._raw.length == 0:
-            return 0  # HEAD, 204 and 304 have no body, whatever their Content-Length
+        if self._head.bodiless:
+            return 0
         return int(text) if sized else None
 
     def _next_chunk(self) -> int:
         """Size of the next chunk in bytes, 0 at the end of the body (RFC 9112, 7.1)."""
-        fp = self._raw.fp
-        if self._chunk is not None and fp.readline(_MAX_LINE) != b"\r\n":
+        file = self._file
+        if self._chunk is not None and file.readline(_MAX_LINE) != b"\r\n":
             raise self._malformed("chunk without end")
-        match = _CHUNK.fullmatch(fp.readline(_MAX_LINE))
+        match = _CHUNK.fullmatch(file.readline(_MAX_LINE))
         if match is None:
             raise self._malformed("chunk without size")
         size = int(match.group(1), 16)
         lines = 0
-        while not size and fp.readline(_MAX_LINE) != b"\r\n":
+        while not size and file.readline(_MAX_LINE) != b"\r\n":
             lines += 1
             if lines > _MAX_TRAILERS:
                 raise self._malformed("body without end")

@@ -166,7 +166,7 @@ def test_what_a_peer_sends_does_not_steer_the_terminal_in_the_traceback_of_verbo
         call: Call, server: ScriptedServer) -> None:
     server.on("GET", "/v2/", send(b"HTTP/1.1 \x1b[31m\r\n\r\n"))
     done = call("-v", "pull", server.host + "/r")
-    assert done.code == 5 and "BadStatusLine: HTTP/1.1 \\x1b[31m" in done.err and "\x1b" not in done.err
+    assert done.code == 5 and "MalformedHead: HTTP/1.1 \\x1b[31m" in done.err and "\x1b" not in done.err
 
 
 def test_verbose_tells_proxy_tls_and_issuer_and_no_password(
