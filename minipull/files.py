@@ -96,10 +96,13 @@ def read_bytes(path: str, limit: int) -> Optional[bytes]:
             fd = open_regular(path)
         except FileNotFoundError:
             return None
-        with open(fd, "rb") as file:
-            size = min(os.fstat(fd).st_size, limit)
-            data = file.read(size + 1)  # no more, since all that is asked for is allocated
-            data += file.read(limit + 1 - len(data)) if len(data) > size else b""
+        try:
+            data = piece = os.read(fd, min(os.fstat(fd).st_size, limit) + 1)  # what is asked for is allocated
+            while piece and len(data) <= limit:
+                piece = os.read(fd, min(limit + 1 - len(data), 1 << 20))
+                data += piece
+        finally:
+            os.close(fd)
     if len(data) > limit:
         raise InvalidDocument("%s is larger than %d bytes" % (path, limit))
     return data
