@@ -20,17 +20,11 @@ import os
 import stat
 import time
 from typing import (
-    TYPE_CHECKING, Any, BinaryIO, Callable, ContextManager, Iterable, Iterator, List, Optional, Tuple, Union)
+    Any, BinaryIO, Callable, ContextManager, Iterable, Iterator, List, Optional, Tuple, Union)
 
 from .digest import Buffer
 from .errors import InvalidDocument, StorageError, file_errors, shown, storage_errors
-from .parts import Late
-
-if TYPE_CHECKING:
-    import shutil
-    import tempfile
-else:
-    shutil, tempfile = map(Late, ("shutil", "tempfile"))
+from .parts import shutil, tempfile
 
 if os.name == "posix":  # elsewhere readers go on and writers stop
     import fcntl

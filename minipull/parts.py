@@ -7,9 +7,21 @@ importing them takes longer than many a command.
 """
 import contextlib
 import importlib
-from typing import Any, Dict, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Dict, Optional, Tuple
 
 from .errors import NotInBuild
+
+if TYPE_CHECKING:
+    import email.utils
+    from concurrent import futures as futures
+
+    import calendar as calendar
+    import random as random
+    import shutil as shutil
+    import ssl as ssl
+    import subprocess as subprocess
+    import tempfile as tempfile
+    email_utils = email.utils
 
 #: The wings and modules of each part.
 PARTS: Dict[str, Tuple[str, ...]] = {
@@ -36,6 +48,12 @@ class Late:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(importlib.import_module(self._name), name)
+
+
+if not TYPE_CHECKING:
+    futures, email_utils = map(Late, ("concurrent.futures", "email.utils"))
+    calendar, random, shutil, ssl, subprocess, tempfile = map(Late, (
+        "calendar", "random", "shutil", "ssl", "subprocess", "tempfile"))
 
 
 def left_out(error: ImportError) -> Optional[NotInBuild]:

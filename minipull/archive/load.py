@@ -5,7 +5,6 @@ Mirrors moby's image/tarexport/load.go.
 """
 import contextlib
 import os
-from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO, ContextManager, Dict, Iterable, List, Optional, Sequence, Set, Tuple, Union
 
 from ..cancel import Cancel
@@ -17,6 +16,7 @@ from ..image.descriptor import Descriptor
 from ..image.manifest import MAX_MANIFEST, Manifest, is_runnable
 from ..image.signature import Key
 from ..image.walk import Seen
+from ..parts import futures
 from ..progress import Meter, Output, Progress, discard, serialized
 from ..store.signatures import StoredSignatures
 from ..store.store import MAX_CONFIG, Store
@@ -136,6 +136,6 @@ def _take(archive: Archive, tops: Sequence[Descriptor], store: Store, output: Ou
                     blob.digest, diff_id, claim))
         told(Progress(id=blob.digest.short, action=result))
 
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for _ in pool.map(take, ordered):
             pass

@@ -16,7 +16,6 @@ import io
 import os
 import re
 import stat
-import tempfile
 from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Optional, Set, Tuple, Union, cast
 
 from ..cancel import Cancel
@@ -32,7 +31,7 @@ from ..image.strictjson import (
     as_object, compact, digests_at, int_at, object_at, parse_json, parse_value, string_at, strings_at)
 from ..image.tar import Reader
 from ..image.walk import Bounds, Seen, walk
-from ..parts import part
+from ..parts import part, tempfile
 from ..reference import Reference
 from ..store.compression import decompressed, hash_file, is_compressed
 from ..store.layer import LayerSource

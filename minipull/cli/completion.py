@@ -10,11 +10,10 @@ import argparse
 import os
 import re
 import shlex
-import shutil
 import sys
 from typing import Iterable, Iterator, List, Optional, Sequence, Tuple
 
-from ..parts import PARTS
+from ..parts import PARTS, shutil
 from .context import Context
 from .parser import Parser, built, command_position
 

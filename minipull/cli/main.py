@@ -6,6 +6,7 @@ thread of its own; the main thread waits, cancels it, and exits two seconds late
 at most, or once it has cleaned up on this host.  The rest of the package is
 imported once there is a command to run; ``--version`` needs none of it.
 """
+import gc
 import os
 import sys
 
@@ -22,6 +23,7 @@ BROKEN_PIPE = 128 + 13
 
 def run() -> "NoReturn":
     """Run the command line of this process; exits with the code of main()."""
+    gc.set_threshold(50000)  # containers: what a command imports would be looked through ten times
     code = main(sys.argv[1:])
     for stream in (sys.stdout, sys.stderr):
         try:

@@ -2,7 +2,6 @@
 """The commands that speak to registries: pull, push, tags, manifest, digest."""
 import argparse
 import json
-from concurrent.futures import ThreadPoolExecutor
 from typing import Callable, Dict, Iterable, List, Mapping, Set, Tuple
 
 from ..digest import Digest
@@ -15,6 +14,7 @@ from ..distribution.push import push_with, pushed_images
 from ..distribution.push_v2 import Pushed
 from ..errors import Cancelled, Error, InvalidReference, RateLimited, Unauthorized
 from ..image.config import Image
+from ..parts import futures
 from ..progress import Progress
 from ..reference import Reference, version
 from ..registry.client import Client
@@ -73,7 +73,7 @@ def do_pull(context: Context, flags: argparse.Namespace) -> int:
             except BaseException as exc:
                 errors[name] = exc
 
-        with ThreadPoolExecutor(1 if flags.dry_run else MAX_PULLS) as pool:
+        with futures.ThreadPoolExecutor(1 if flags.dry_run else MAX_PULLS) as pool:
             for _ in pool.map(pull_one, names):
                 pass
     if flags.dry_run:
@@ -186,7 +186,7 @@ def do_tags(context: Context, flags: argparse.Namespace) -> None:
         tags = sorted(tags_with(client, name, context.renderer, context.cancel), key=version)
         rows = [{"name": str(name.with_tag(tag)), "tag": tag} for tag in tags]
         if flags.created:
-            with ThreadPoolExecutor(MAX_QUESTIONS) as pool:
+            with futures.ThreadPoolExecutor(MAX_QUESTIONS) as pool:
                 for row, created in zip(rows, pool.map(
                         lambda tag: _created(context, client, name.with_tag(tag)), tags)):
                     row["created"] = created

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import os
-import shutil
 from typing import Iterator, List, Optional
 
 from ..archive.reader import Named, opened
@@ -13,6 +12,7 @@ from ..digest import Verifier
 from ..errors import Cancelled, Error, RateLimited, StorageError, file_errors, storage_errors
 from ..files import directory_beside, remove, write_file
 from ..image.descriptor import Descriptor
+from ..parts import shutil
 from ..progress import Output, Progress
 from ..reference import Reference
 from ..store.compression import packing

@@ -4,7 +4,6 @@
 Configs and DiffIDs stay, and are verified before the new blob has a name.  The same
 layer becomes the same bytes (as far as zlib is the same), with neither name nor time.
 """
-import tempfile
 import zlib
 from typing import Dict, Optional, Set
 
@@ -13,6 +12,7 @@ from ..errors import ContentMismatch, file_errors
 from ..image.config import ImageConfig
 from ..image.descriptor import DOCKER_LAYER, DOCKER_TAR, OCI_LAYER, Descriptor
 from ..image.manifest import Manifest, is_runnable
+from ..parts import tempfile
 from ..progress import Meter, Progress
 from ..store.compression import decompressed
 from ..store.content import Ingest

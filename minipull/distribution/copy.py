@@ -9,7 +9,6 @@ request only; a copy that was interrupted is continued within its blobs.
 """
 import contextlib
 import os
-import tempfile
 from typing import Callable, Dict, List, Optional, Sequence, Tuple, TypeVar, Union
 
 from ..cancel import Cancel
@@ -17,7 +16,7 @@ from ..digest import Digest
 from ..errors import Error, InvalidReference, NoSupport, NotFound, within
 from ..image.platform import Platform
 from ..image.signature import Key
-from ..parts import part
+from ..parts import part, tempfile
 from ..progress import Output, Progress, discard, serialized
 from ..registry.auth import Keyring
 from ..registry.client import Client, over_endpoints

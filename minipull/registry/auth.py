@@ -18,7 +18,6 @@ token authentication of distribution's docs/spec/auth.
 import base64
 import contextlib
 import json
-import random
 import re
 import threading
 import time
@@ -28,6 +27,7 @@ from typing import Callable, Dict, List, NamedTuple, Optional, Set, Tuple
 from ..cancel import Cancel
 from ..errors import InvalidReference, NetworkError, PolicyError, Unauthorized
 from ..image.strictjson import check_memory
+from ..parts import random
 from .errors import RegistryError, decode_answer
 from .request import Body, Request
 from .response import Response

@@ -18,13 +18,13 @@ import io
 import re
 import select
 import socket
-import ssl
 import time
 from typing import Any, Callable, Iterator, Mapping, Optional, Union
 
 from ..cancel import Cancel
 from ..digest import Buffer
 from ..errors import Cancelled, Error, NetworkError, PolicyError, StorageError, shown
+from ..parts import ssl
 from ..sendfile import send
 from .errors import certificate_problem, foreign_error
 from .head import Head, request_head
@@ -48,7 +48,7 @@ class Connection(io.RawIOBase):
     be used again.  A ``proxy`` looks up the host, so no address is checked.  ``network`` has the rate.
     """
 
-    def __init__(self, origin: Origin, timeout: float, context: Callable[[], ssl.SSLContext],
+    def __init__(self, origin: Origin, timeout: float, context: Callable[[], "ssl.SSLContext"],
                  keep: Callable[["Connection"], None], proxy: Optional[Proxy] = None,
                  network: Optional[Network] = None) -> None:
         self.origin = origin
@@ -93,7 +93,7 @@ class Connection(io.RawIOBase):
                 self._all_sent = request.body is None
                 if request.body is not None:
                     # A server that closes the connection may have sent an answer before.
-                    with contextlib.suppress(ConnectionError, ssl.SSLError):
+                    with contextlib.suppress(ConnectionError, ssl.SSLError if self.secure else ConnectionError):
                         self._all_sent = self._send_body(request.body)
                 answer = self._head()
                 if self._relay is not None and answer.status == 407:
@@ -207,7 +207,7 @@ class Connection(io.RawIOBase):
                 raise Cancelled() from exc
             raise foreign_error(exc, str(self._peer), self._peer.host, self.secure) from exc
 
-    def _connect(self, context: Optional[ssl.SSLContext]) -> None:
+    def _connect(self, context: Optional["ssl.SSLContext"]) -> None:
         raw = self._reach()
         if context is not None:
             self.stage = "tls"
@@ -263,7 +263,7 @@ class Connection(io.RawIOBase):
         self._peer = self.origin
         return raw
 
-    def _handshake(self, raw: socket.socket, context: ssl.SSLContext) -> ssl.SSLSocket:
+    def _handshake(self, raw: socket.socket, context: "ssl.SSLContext") -> "ssl.SSLSocket":
         self._socket = None  # wrap_socket would not notice that it has been shut down
         with raw:
             self._cancel.check()

@@ -18,13 +18,12 @@ import contextlib
 import json
 import os
 import re
-import shutil
-import subprocess
 import threading
 from typing import Any, Callable, Dict, Iterator, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 from ..errors import InvalidDocument, StorageError
 from ..files import read_file
+from ..parts import shutil, subprocess
 from .auth import Credential, Keyring
 
 MAX_FILE = 1 << 20  # bytes

@@ -13,11 +13,11 @@ import ipaddress
 import os
 import re
 import socket
-import ssl
 import threading
 from typing import Callable, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
 from ..errors import Error, InvalidReference, PolicyError, shown
+from ..parts import ssl
 from ..reference import DEFAULT_DOMAIN, Reference
 from .network import HUB_HOST, Network
 from .proxy import Proxies
@@ -185,7 +185,7 @@ class RegistryService:
         return next(("insecure-registries has %s" % network for network in self._insecure_networks
                      if any(address in network for address in addresses)), "")
 
-    def tls_context(self, origin: Origin) -> ssl.SSLContext:
+    def tls_context(self, origin: Origin) -> "ssl.SSLContext":
         """The TLS context for an origin; raises StorageError, InvalidReference for bad certificates."""
         domain = DEFAULT_DOMAIN if origin.host == HUB_HOST else str(origin)
         context = client_context(self.is_secure(domain))

@@ -7,13 +7,13 @@ import errno
 import json
 import re
 import socket
-import ssl
 from typing import ContextManager, Dict, List, NamedTuple, Optional, Sequence, Type
 
 from ..errors import (
     Cancelled, Error, InvalidDocument, InvalidReference, NetworkError, NoSupport, NotFound, PolicyError,
     RateLimited, StorageError, TLSError, Unauthorized, Unsupported, one_line, shown)
 from ..image.strictjson import check_memory, number
+from ..parts import ssl
 from .head import MalformedHead, NoAnswer
 
 #: The error codes of docker/distribution and distribution-spec, each with its
@@ -188,11 +188,12 @@ _NO_TLS = re.compile("wrong version number|unknown protocol|packet length too lo
 def foreign_error(exc: Exception, peer: str, host: str, secure: bool) -> Error:
     """The error of ours for any exception of socket, ssl and of heads while we speak to a peer."""
     text = shown(str(getattr(exc, "strerror", None) or exc) or type(exc).__name__, 200)
-    if isinstance(exc, ssl.CertificateError) or "CERTIFICATE_VERIFY_FAILED" in text:
+    of_tls = type(exc).__module__ == "ssl"  # which is not imported for plain http, and may be missing
+    if of_tls and (isinstance(exc, ssl.CertificateError) or "CERTIFICATE_VERIFY_FAILED" in text):
         return PolicyError("certificate of %s is not trusted (%s)" % (peer, certificate_problem(exc)))
     if isinstance(exc, socket.timeout):
         return NetworkError("%s: timed out" % peer)
-    if isinstance(exc, ssl.SSLError):
+    if of_tls and isinstance(exc, ssl.SSLError):
         reason = str(getattr(exc, "reason", None) or text).lower().replace("_", " ")
         if re.search("alert .*(certificate|unknown ca)", reason):
             return TLSError(

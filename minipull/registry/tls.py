@@ -7,15 +7,14 @@ Of several client certificates the last one counts, for each kind of key.
 
 Mirrors moby's registry/registry.go (ReadCertsDirectory).
 """
-import calendar
 import contextlib
 import ipaddress
 import os
-import ssl
 import time
 from typing import Dict, List, NamedTuple, Tuple
 
 from ..errors import InvalidReference, file_errors
+from ..parts import calendar, ssl
 
 #: SSL_OP_IGNORE_UNEXPECTED_EOF, which ssl does not name before 3.10.
 _IGNORE_UNEXPECTED_EOF = 1 << 7
@@ -31,7 +30,7 @@ class Certificate(NamedTuple):
     not_after: float
 
 
-def client_context(verify: bool) -> ssl.SSLContext:
+def client_context(verify: bool) -> "ssl.SSLContext":
     """A TLS context with the same rules under every Python, distribution and OpenSSL.
 
     TLS 1.2 is the least.  A stream that ends without a close_notify is an error
@@ -52,13 +51,13 @@ def client_context(verify: bool) -> ssl.SSLContext:
     return context
 
 
-def add_authorities(context: ssl.SSLContext, path: str) -> None:
+def add_authorities(context: "ssl.SSLContext", path: str) -> None:
     """Trust the certificates in a PEM file; raises StorageError."""
     with file_errors("CA file %s" % path):
         context.load_verify_locations(path)
 
 
-def add_folder(context: ssl.SSLContext, folder: str) -> None:
+def add_folder(context: "ssl.SSLContext", folder: str) -> None:
     """Use the certificates in a directory; raises StorageError, InvalidReference for half a pair."""
     with file_errors("certificates in %s" % folder):
         names = sorted(os.listdir(folder))

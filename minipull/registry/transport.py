@@ -14,10 +14,7 @@ can't be cancelled.  The rules for all requests:
 Mirrors moby's registry/ (NewTransport) and Go's net/http.
 """
 import contextlib
-import email.utils
-import random
 import re
-import ssl
 import sys
 import threading
 import time
@@ -25,6 +22,7 @@ from typing import Callable, Dict, List, Mapping, Optional, Set, Tuple
 
 from .. import __version__
 from ..errors import NetworkError, PolicyError, RateLimited, Unauthorized, shown
+from ..parts import email_utils, random, ssl
 from .connection import CONNECT_TIMEOUT, Connection
 from .errors import Outage, WrongScheme
 from .network import Network
@@ -56,7 +54,7 @@ class Transport:
     warning, ``network`` has the rules.  close() ends idle connections; one in use ends with its response.
     """
 
-    def __init__(self, tls: Callable[[Origin], ssl.SSLContext], timeout: float = 60.0,
+    def __init__(self, tls: Callable[[Origin], "ssl.SSLContext"], timeout: float = 60.0,
                  headers: Optional[Mapping[str, str]] = None,
                  proxy: Callable[[Origin], Optional[Proxy]] = lambda origin: None,
                  warn: Callable[[str], None] = lambda text: None,
@@ -228,7 +226,7 @@ class Transport:
         """Whether the host proves by TLS that it is the one in the URL."""
         return origin.scheme == "https" and self._context(origin).verify_mode != ssl.CERT_NONE
 
-    def _context(self, origin: Origin) -> ssl.SSLContext:
+    def _context(self, origin: Origin) -> "ssl.SSLContext":
         with self._lock:
             if origin not in self._contexts:
                 self._contexts[origin] = self._tls(origin)
@@ -240,6 +238,6 @@ def retry_after(text: str) -> float:
     if re.fullmatch("[0-9]{1,9}", text):
         return float(text)
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+        return max(0.0, email_utils.parsedate_to_datetime(text).timestamp() - time.time())
     except Exception:  # Python 3.6 to 3.8 raise UnboundLocalError for some dates
         return 0.0

@@ -2,7 +2,6 @@
 """The layers of an image, and the entries of one, verified on the way."""
 import contextlib
 import errno
-from concurrent.futures import ThreadPoolExecutor
 from typing import Generator, Iterator, List, Optional, Sequence, Tuple, Union
 
 from ..cancel import Cancel
@@ -13,6 +12,7 @@ from ..image.descriptor import Descriptor
 from ..image.manifest import Manifest
 from ..image.platform import Platform, preference
 from ..image.tar import NOBODY, Entry, Reader
+from ..parts import futures
 from ..progress import Meter, Output, Progress
 from ..reference import Reference
 from ..store.compression import decompressed
@@ -133,7 +133,7 @@ def ahead(pieces: Generator[Buffer, None, None], depth: int = 4) -> Iterator[Ite
 
     Pieces must not change once they are made.  Thread and generator end with the block.
     """
-    with contextlib.closing(pieces), ThreadPoolExecutor(1, "ahead") as pool:
+    with contextlib.closing(pieces), futures.ThreadPoolExecutor(1, "ahead") as pool:
         pending = [pool.submit(next, pieces, None) for _ in range(depth + 1)]
 
         def take() -> Iterator[Buffer]:

@@ -11,7 +11,6 @@ noted first, and compared when the bytes have been hashed, in one pass.
 Mirrors `git fsck` more than anything in moby.
 """
 import collections
-import concurrent.futures
 import contextlib
 import json
 import os
@@ -26,6 +25,7 @@ from ..image.descriptor import INDEX_TYPES, MANIFEST_TYPES, OCI_INDEX, Descripto
 from ..image.manifest import Document, Manifest, is_runnable
 from ..image.strictjson import parse_json
 from ..image.walk import Seen, walk
+from ..parts import futures
 from ..progress import Meter, Output, discard
 from ..reference import Reference
 from .content import listing
@@ -124,7 +124,7 @@ class _Checker:
     def compared(self, digests: Sequence[Digest]) -> List[Problem]:
         """Hash these blobs, compare them with all claims, and return every problem."""
         self._meter = Meter(self._output, "", "Checking", sum(map(self._size, digests)))
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        with futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             for start in range(0, len(digests), 1000):  # a future takes more memory than a digest
                 batch = digests[start:start + 1000]
                 self._diff_ids.update(zip(batch, pool.map(self._blob, batch)))

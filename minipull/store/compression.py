@@ -14,17 +14,12 @@ import os
 import re
 import threading
 import zlib
-from typing import TYPE_CHECKING, Any, BinaryIO, Callable, Iterator, Mapping, Optional, Union, cast
+from typing import Any, BinaryIO, Callable, Iterator, Mapping, Optional, Union, cast
 
 from ..cancel import Cancel
 from ..digest import Buffer, Verifier
 from ..errors import Cancelled, InvalidDocument, InvalidReference, PolicyError, Unsupported, storage_errors
-from ..parts import Late
-
-if TYPE_CHECKING:
-    import subprocess
-else:
-    subprocess = Late("subprocess")
+from ..parts import subprocess
 
 BUFFER = 1 << 20  # bytes; the largest piece
 MAX_GROWTH = 1032  # times, which is the most that gzip can do; zstd does a lot better on zeros

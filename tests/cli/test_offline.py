@@ -22,9 +22,7 @@ OFFLINE = [
 offline = pytest.mark.parametrize("words", OFFLINE, ids=[" ".join(words[:2]) for words in OFFLINE])
 ONLINE = [
     ["pull", "HOST/x"], ["push", NAME, "HOST/x"], ["copy", "store:" + NAME, "docker://HOST/x"],
-    ["tags", "HOST/x"],
-    ["manifest", "HOST/x"], ["digest", "HOST/x"], ["login", "-u", "ann", "--password-stdin", "HOST"],
-    ["logout", "HOST"], ["doctor"], ["unpack", "HOST/x", "rootfs"]]
+    ["tags", "HOST/x"], ["manifest", "HOST/x"], ["digest", "HOST/x"], ["doctor"], ["unpack", "HOST/x", "rootfs"]]
 #: The main module of a Python that was built without ssl.
 WITHOUT_SSL = """
 import sys
@@ -108,8 +106,19 @@ def test_an_offline_command_works_without_ssl(python: Run, words: List[str]) -> 
 def test_a_command_that_needs_ssl_says_so_in_one_line(python: Run, words: List[str]) -> None:
     done = python(["-c", WITHOUT_SSL], words)
     assert done.code == 1
-    assert done.err == ("minipull: this Python has no ssl module, which %s needs; use another Python or install"
+    *before, line = done.err.splitlines(keepends=True)
+    assert before in ([], ["The push refers to repository [127.0.0.1:1/x]\n"])
+    assert line == ("minipull: this Python has no ssl module, which %s needs; use another Python or install"
                         " its ssl support\n" % words[0])
+
+
+@pytest.mark.parametrize("words, code, text", [
+    (["tags", "--plain-http", "HOST/x"], 5, "connection refused"),
+    (["push", "--plain-http", NAME, "HOST/x"], 5, "connection refused"),
+    (["logout", "HOST"], 0, "Not logged in")], ids=["tags", "push", "logout"])
+def test_without_https_nothing_needs_ssl(python: Run, words: List[str], code: int, text: str) -> None:
+    done = python(["-c", WITHOUT_SSL], words)
+    assert done.code == code and text in done.out + done.err
 
 
 def test_the_traceback_of_a_missing_ssl_module_is_for_verbose_only(python: Run) -> None:
