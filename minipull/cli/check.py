@@ -3,17 +3,20 @@
 import argparse
 import contextlib
 import os
-from typing import Any, Dict, List, NamedTuple, Sequence
+from typing import Any, Dict, Iterable, List, NamedTuple, Sequence, Set, Tuple
 
 from ..errors import Error, InvalidDocument, InvalidReference, NotFound, StorageError
+from ..image.descriptor import Descriptor
 from ..reference import Reference
 from ..store.check import HARMLESS, REBUILT, REPAIRED, Problem, check, check_images
-from ..store.references import Association
+from ..store.references import Association, named
 from ..store.repair import remedy, repair
 from ..store.store import ImageSource
 from ..store.usage import Counts, usage
 from .context import Context
-from .lists import ABSENT, DIFFERS, EXTRA, compared, operands, read_pins, stored_names
+from .lists import operands, read_pins, stored_names
+
+ABSENT, DIFFERS, EXTRA = "absent", "differs", "extra"  # kinds of problems with pins
 
 
 class Checked(NamedTuple):
@@ -127,7 +130,7 @@ def _check_pins(context: Context, flags: argparse.Namespace) -> Checked:
     source = context.archive(flags.refs[0]) if flags.refs else context.existing(
         context.source, needed=True)
     with source.reading(cancel):
-        problems, tops = compared(source, pins)
+        problems, tops = _compared(source, pins)
         problems += check_images(source, tops, cancel, context.renderer)
         counts = usage(source, tops).counts
     kinds = {problem.kind for problem in problems} - HARMLESS
@@ -135,6 +138,28 @@ def _check_pins(context: Context, flags: argparse.Namespace) -> Checked:
     damage = InvalidDocument.exit_code if flags.refs or of_names else StorageError.exit_code
     code = NotFound.exit_code if kinds == {ABSENT} else damage
     return Checked(source.root, problems, counts, "not what is pinned", code)
+
+
+def _compared(source: ImageSource, pins: Iterable[Reference]) -> Tuple[List[Problem], List[Descriptor]]:
+    """The problems of a source that should have what is pinned and no more, and the images that fit."""
+    problems: List[Problem] = []
+    tops: List[Descriptor] = []
+    pinned: Set[str] = set()
+    names = {item.name: item for item in source.references.all()}
+    for pin in pins:
+        name = pin._replace(digest=None) if pin.tag else pin
+        pinned.update((str(name), str(pin.docker_ref())))  # a pull of a pin gives it both
+        item = names.get(name)
+        if item is None:
+            problems.append(Problem(str(name), ABSENT, "pinned to %s" % pin.digest))
+        elif pin.digest not in (item.source, item.descriptor.digest):
+            problems.append(Problem(str(name), DIFFERS, "%s, not %s" % (item.source, pin.digest)))
+        else:
+            tops.append(item.descriptor)
+    for entry in source.references.descriptors():
+        if named(entry) not in pinned:
+            problems.append(Problem(named(entry) or str(entry.get("digest")), EXTRA, "not among the pins"))
+    return problems, tops
 
 
 def _stored(source: ImageSource, names: Sequence[str]) -> List[Association]:

@@ -9,21 +9,18 @@ import contextlib
 import fnmatch
 import re
 import sys
-from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 from ..digest import Digest
 from ..errors import Error, InvalidReference, NotFound, StorageError, file_errors, shown
 from ..files import read_file
-from ..image.descriptor import Descriptor
 from ..reference import Reference, version
-from ..store.check import Problem
-from ..store.references import named, tag_subject
+from ..store.references import tag_subject
 from ..store.store import IMAGE_ID, ImageSource
 from .context import reference, stripped
 
 MAX_LIST = 1 << 20  # bytes
 MAX_NAMES = 10000  # of one command
-ABSENT, DIFFERS, EXTRA = "absent", "differs", "extra"  # kinds of problems with pins
 _FILES = ("oci:", "oci-archive:", "docker-archive:")  # places of copy that are no references
 _PLACES = ("docker://", "store:") + _FILES
 _ID = re.compile("(sha256:)?[0-9a-f]{64}")
@@ -154,28 +151,6 @@ def read_pins(path: str) -> List[Reference]:
         if item.pattern or item.name and not item.name.digest:
             raise item.within(InvalidReference("%s is no pin NAME:TAG@DIGEST" % shown(item.text, 300)))
     return [reference(text) for text in expanded(items, lambda prefix, name: ())]
-
-
-def compared(source: ImageSource, pins: Iterable[Reference]) -> Tuple[List[Problem], List[Descriptor]]:
-    """The problems of a source that should have what is pinned and no more, and the images that fit."""
-    problems: List[Problem] = []
-    tops: List[Descriptor] = []
-    pinned: Set[str] = set()
-    names = {item.name: item for item in source.references.all()}
-    for pin in pins:
-        name = pin._replace(digest=None) if pin.tag else pin
-        pinned.update((str(name), str(pin.docker_ref())))  # a pull of a pin gives it both
-        item = names.get(name)
-        if item is None:
-            problems.append(Problem(str(name), ABSENT, "pinned to %s" % pin.digest))
-        elif pin.digest not in (item.source, item.descriptor.digest):
-            problems.append(Problem(str(name), DIFFERS, "%s, not %s" % (item.source, pin.digest)))
-        else:
-            tops.append(item.descriptor)
-    for entry in source.references.descriptors():
-        if named(entry) not in pinned:
-            problems.append(Problem(named(entry) or str(entry.get("digest")), EXTRA, "not among the pins"))
-    return problems, tops
 
 
 def named_image(store: ImageSource, text: str) -> str:

@@ -2,16 +2,10 @@
 """The commands that speak to registries: pull, push, tags, manifest, digest."""
 import argparse
 import json
-from typing import Callable, Dict, Iterable, List, Mapping, Set, Tuple
+from typing import TYPE_CHECKING, Callable, Dict, Iterable, List, Mapping, Set, Tuple
 
 from ..digest import Digest
 from ..distribution.ask import created_at, digest_with, document_for, tags_with
-from ..distribution.naming import tell_of_move
-from ..distribution.plan import plan_pull, plan_push
-from ..distribution.pull import pull_options, pull_with
-from ..distribution.pull_v2 import Pulled
-from ..distribution.push import push_with, pushed_images
-from ..distribution.push_v2 import Pushed
 from ..errors import Cancelled, Error, InvalidReference, RateLimited, Unauthorized
 from ..image.config import Image
 from ..parts import futures
@@ -27,12 +21,19 @@ from .lists import Operand, expanded, image_tags, operands, stored_tags
 from .plan import Row, row, show_plan
 from .render import aligned
 
+if TYPE_CHECKING:
+    from ..distribution.pull_v2 import Pulled
+    from ..distribution.push_v2 import Pushed
+
 MAX_PULLS = 16  # images at once; their layers wait for --jobs
 MAX_QUESTIONS = 8  # at once
 
 
 def do_pull(context: Context, flags: argparse.Namespace) -> int:
     """Pull all names at once; the code is that of the first name that failed."""
+    from ..distribution.naming import tell_of_move
+    from ..distribution.pull import pull_options, pull_with
+
     items = operands(flags.refs)
     platform = flags.platform if flags.all_platforms else context.settings.platform
     options = pull_options(platform, flags.all_platforms, context.settings.truth("foreign"),
@@ -49,7 +50,7 @@ def do_pull(context: Context, flags: argparse.Namespace) -> int:
             if name.tag and name.digest and name._replace(digest=None) in tagged_names:
                 raise InvalidReference("%s:%s is asked for with and without a digest" % (name.name, name.tag))
             _show_default_tag(context, flags, name)
-        results: Dict[Reference, List[Pulled]] = {name: [] for name in names}
+        results: "Dict[Reference, List[Pulled]]" = {name: [] for name in names}
         rows: List[Row] = []
         planned: Set[Digest] = set()
 
@@ -59,6 +60,8 @@ def do_pull(context: Context, flags: argparse.Namespace) -> int:
                               key=version) if flags.all_tags else []
                 for tagged in map(name.with_tag, tags) if flags.all_tags else [name]:
                     if flags.dry_run:
+                        from ..distribution.plan import plan_pull
+
                         rows.append(row(*plan_pull(
                             client, tagged, store, options, planned, output, context.cancel)))
                         continue
@@ -104,7 +107,7 @@ def _show_default_tag(context: Context, flags: argparse.Namespace, name: Referen
         context.show("Using default tag: latest")
 
 
-def _show_pulled(context: Context, results: Mapping[Reference, List[Pulled]],
+def _show_pulled(context: Context, results: "Mapping[Reference, List[Pulled]]",
                  errors: Mapping[Reference, BaseException], many: bool) -> None:
     """Print one image as docker does, and each of many as one line with its name and digest.
 
@@ -128,6 +131,8 @@ def _show_pulled(context: Context, results: Mapping[Reference, List[Pulled]],
 
 def do_push(context: Context, flags: argparse.Namespace) -> int:
     """Push images, repository by repository; the code is that of the first that failed."""
+    from ..distribution.push import push_with, pushed_images
+
     settings, store = context.settings, context.source
     items = operands([flags.ref], ids=bool(flags.dest))
     texts = expanded(items, lambda prefix, name: stored_tags(store, name))
@@ -142,18 +147,20 @@ def do_push(context: Context, flags: argparse.Namespace) -> int:
             _show_default_tag(context, flags, reference(text))
         for image, target in pushed_images(text, store, dest, flags.all_tags):
             groups.setdefault(target.name, []).append((image, target))
-    results: List[Pushed] = []
+    results: "List[Pushed]" = []
     codes = []
     many = sum(map(len, groups.values())) > 1
     with context.client([images[0][1].domain for images in groups.values()]) as client:
         uploads, options = settings.uploads(), (settings.size("chunk_size"), settings.truth("foreign"))
         if flags.dry_run:
+            from ..distribution.plan import plan_push
+
             plans = plan_push(
                 client, groups.values(), store, uploads, context.renderer, context.cancel, *options)
             show_plan(context, [row(*plan) for plan in plans])
             return 0
 
-        def told(pushed: Pushed) -> None:
+        def told(pushed: "Pushed") -> None:
             results.append(pushed)
             if not pushed.by_v1:
                 name, top = pushed[:2]
