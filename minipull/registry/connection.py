@@ -192,7 +192,8 @@ class Connection(io.RawIOBase):
         assert self._socket is not None
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
-        return not poll.poll(0)
+        # What TLS has read of a record is no longer in the socket.
+        return not getattr(self._socket, "pending", int)() and not poll.poll(0)
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:

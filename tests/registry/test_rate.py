@@ -19,7 +19,7 @@ from minipull.registry.transport import Transport
 from minipull.registry.url import Origin
 from tests.kit.certificates import Certificates
 from tests.kit.proxies import Proxy
-from tests.kit.servers import Connection, ScriptedServer, content, reply
+from tests.kit.servers import Connection, ScriptedServer, content, reply, send
 
 LIMIT = 400000  # bytes a second
 SIZE = LIMIT * 3 // 10  # bytes, for 0.3 seconds
@@ -171,6 +171,17 @@ def test_one_byte_a_second_moves_and_can_be_cancelled(
         assert seconds(lambda: ask(make(Network(limit_rate=1)), server.url, body, cancel)) < 1
     timer.join()
     assert len(server.requests) == 1  # heads are sent at once, and paid for after
+
+
+def test_over_tls_an_unrequested_answer_is_not_the_next_one_though_it_came_in_one_record(
+        make: Make, certificates: Certificates) -> None:
+    first = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + bytes(1000)
+    with ScriptedServer(tls=certificates.context()) as server:
+        server.on("GET", "", send(first + b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"), reply(200, "next"))
+        transport = make(Network(limit_rate=64 * len(first)), ca_file=str(certificates.ca))  # that piece is read
+        assert ask(transport, server.url) == 1000
+        with transport.send(Request("GET", server.url, Cancel())) as response:
+            assert response.read(10) == b"next"
 
 
 def test_waiting_for_what_others_moved_can_be_cancelled(make: Make, server: ScriptedServer) -> None:
