@@ -12,9 +12,11 @@ from typing import BinaryIO, Dict, List, Mapping, NamedTuple
 
 MAX_LINE = 64 << 10  # bytes
 MAX_LINES = 100
-_STATUS = re.compile(r"HTTP/1\.([0-9]{1,9})[ \t]+([1-9][0-9]{2})(?:[ \t]+([^\r\0]*?))?[ \t]*\r?\n")
-_FIELD = re.compile(r"([!-9;-~]+):[ \t]*([^\r\0]*?)[ \t]*\r?\n")
-_FOLDED = re.compile(r"[ \t]+([^\r\0]*?)[ \t]*\r?\n")
+_BLANKS = " \t"
+# One run of any characters in each: with blanks apart, a line of blanks would take days.
+_STATUS = re.compile(r"HTTP/1\.([0-9]{1,9})[ \t]+([1-9][0-9]{2})(|[ \t][^\r\n\0]*)\r?\n")
+_FIELD = re.compile(r"([!-9;-~]+):([^\r\n\0]*)\r?\n")
+_FOLDED = re.compile(r"[ \t]([^\r\n\0]*)\r?\n")
 _NAME = re.compile(r"[!-9;-~]+")
 _TARGET = re.compile("[!-~]+")
 
@@ -45,7 +47,7 @@ class Head(NamedTuple):
         status, fields = int(match.group(2)), _fields(file)
         connection = ",".join(fields.get("connection", []) + fields.get("proxy-connection", [])).lower()
         old = match.group(1) == "0" and "keep-alive" not in connection and "keep-alive" not in fields
-        return cls(status, match.group(3) or "", fields,
+        return cls(status, match.group(3).strip(_BLANKS), fields,
                    method == "HEAD" or status < 200 or status in (204, 304), old or "close" in connection)
 
 
@@ -66,11 +68,13 @@ def _fields(file: BinaryIO) -> Dict[str, List[str]]:
         field, folded = _FIELD.fullmatch(line), _FOLDED.fullmatch(line)
         if field:
             values = fields.setdefault(field.group(1).lower(), [])
-            values.append(field.group(2).strip())
+            values.append(field.group(2).strip(_BLANKS))
         elif folded and values:
-            values[-1] = ("%s %s" % (values[-1], folded.group(1))).strip()
-        else:
+            values[-1] = ("%s %s" % (values[-1], folded.group(1).strip(_BLANKS))).strip(_BLANKS)
+        elif line.endswith("\n") or len(line) == MAX_LINE:
             raise MalformedHead(line)
+        else:
+            raise NoAnswer("the connection ended in a head")
     raise MalformedHead("more than %d fields" % MAX_LINES)
 
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Heads are read whole and to the letter, and written as one message."""
+import contextlib
 import io
+import time
 from typing import Any
 
 import pytest
@@ -39,7 +41,21 @@ def test_a_head_that_two_readers_may_take_differently_is_malformed(data: bytes) 
         read(data)
 
 
-@pytest.mark.parametrize("data", [b"", OK, OK + b"A: x\r\n"])
+@pytest.mark.parametrize("start", [b"HTTP/1.1", b"HTTP/1.1 200", OK + b"A:", OK + b"A: x\r\n", OK + b"A: x"])
+@pytest.mark.parametrize("end", [b"\0\r\n\r\n", b"y\r\n\r\n", b"\xa0\r\n\r\n", b""])
+def test_a_line_of_blanks_is_read_at_once(start: bytes, end: bytes) -> None:
+    before = time.process_time()
+    with contextlib.suppress(MalformedHead, NoAnswer):
+        read(start + b" \t" * 32000 + end)
+    assert time.process_time() - before < 2
+
+
+def test_only_blanks_and_tabs_are_no_part_of_a_value() -> None:
+    assert read(OK + b"Content-Length:\t \xa05\x0b \r\n \x85 \r\n\r\n").fields == {
+        "content-length": ["\xa05\x0b \x85"]}
+
+
+@pytest.mark.parametrize("data", [b"", OK, OK + b"A: x\r\n", OK + b"Content-Length: 5", OK + b"A", OK + b"\r"])
 def test_a_head_without_its_end_is_no_answer(data: bytes) -> None:
     with pytest.raises(NoAnswer):
         read(data)
