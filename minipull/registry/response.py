@@ -25,8 +25,8 @@ _CHUNK = re.compile(br"([0-9A-Fa-f]{1,15})[ \t]*(?:;.*)?\r\n")
 class Response(ContextManager["Response"]):
     """An HTTP response; close() it, or use it in a ``with``.
 
-    ``file`` has read the head, and perhaps more.  ``errors`` maps foreign errors while the body is read; ``done`` is told at the end
-    whether the connection can be used again.
+    ``file`` has read the head, and perhaps more.  ``errors`` maps foreign errors while the
+    body is read; ``done`` is told at the end whether the connection can be used again.
     """
 
     def __init__(self, head: Head, file: io.BufferedReader, url: str, origin: Origin,
@@ -40,7 +40,7 @@ class Response(ContextManager["Response"]):
         self._errors = errors
         self._done = done
         self._closed = False
-        self._chunked = bool(self.header("Transfer-Encoding"))
+        self._chunked = bool(self.values("Transfer-Encoding"))
         self._chunk: Optional[int] = None  # bytes left of the current chunk
         self._ahead = True  # the buffer may hold bytes of the body, read along with the head or a chunk size
         #: Bytes of the body still to come, or None if the server did not say.
