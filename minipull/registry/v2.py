@@ -36,7 +36,8 @@ _MAX_PAGES = 10000
 #: Schema 1 comes last, for registries that have nothing else.
 _ACCEPT = {"Accept": ", ".join((OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST, SCHEMA1_SIGNED))}
 #   link ::= "<" URI-Reference ">" *( ";" token [ "=" ( token | quoted-string ) ] )  (RFC 8288, 3)
-_PARAM = r"""\s*;\s*(?:([^\s;,="<>]+)(?:\s*=\s*("(?:[^"\\]|\\.)*"|'[^']*'|[^\s;,"']*))?)?"""
+# Blanks are matched before what needs them, in one place each: else many would take days.
+_PARAM = r"""\s*;(?:\s*([^\s;,="<>]+)(?:\s*=(?:\s*("(?:[^"\\]|\\.)*"|'[^']*'|[^\s;,"']+))?)?)?"""
 _LINK = re.compile(r"[\s,]*<([^<>]*)>((?:%s)*)\s*(?:,|$)" % _PARAM)
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 
