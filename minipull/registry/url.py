@@ -52,7 +52,8 @@ def joined(base: str, reference: str) -> str:
 
 def _refused(url: str) -> PolicyError:
     # The userinfo and the query (a signature of an object store) may be secret.
-    shown = re.split("[?#]", re.sub("(?s)//.*@", "//", url))[0]
+    front, slashes, rest = url.partition("//")
+    shown = re.split("[?#]", front + slashes + rest.rpartition("@")[2])[0]
     return PolicyError("refused URL %s" % ascii(shown)[:200])
 
 

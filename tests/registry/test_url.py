@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A URL has one origin or is refused, and only addresses of the internet are public."""
 import json
+import time
 from typing import Any, Dict
 
 import pytest
@@ -39,6 +40,13 @@ def test_a_refused_url_is_shown_without_its_secrets(url: str) -> None:
     with pytest.raises(PolicyError) as caught:
         Origin.of(url)
     assert "cret" not in str(caught.value)
+
+
+def test_a_long_url_is_refused_at_once() -> None:
+    before = time.process_time()
+    with pytest.raises(PolicyError):
+        Origin.of("/" * 250000)
+    assert time.process_time() - before < 2
 
 
 @pytest.mark.parametrize("address, public", TABLES["is_public"])
