@@ -178,7 +178,7 @@ def sweep(scratch: str, path: str = "", remove: Callable[[str], object] = remove
     _swept(scratch, path, remove, False)
 
 
-def _names(folder: str, prefix: str) -> List[str]:
+def paths(folder: str, prefix: str) -> List[str]:
     """List the paths in ``folder`` that begin with a text; none where it can't be listed."""
     with contextlib.suppress(OSError):
         return [os.path.join(folder, name) for name in os.listdir(folder or ".") if name.startswith(prefix)]
@@ -188,7 +188,7 @@ def _names(folder: str, prefix: str) -> List[str]:
 def _swept(scratch: str, path: str, remove: Callable[[str], object], take_over: bool) -> Tuple[int, str]:
     """Sweep; return the first directory, open and locked, if it is to be taken over, else -1 and no name."""
     prefix, taken = _prefix(path) if path else ".minipull-", (-1, "")
-    for debris in _names(scratch, prefix):
+    for debris in paths(scratch, prefix):
         if debris[-9:-8] != "-" or path and len(os.path.basename(debris)) != len(prefix) + 8:
             continue
         with contextlib.suppress(OSError, StorageError, RecursionError), contextlib.ExitStack() as stack:

@@ -17,7 +17,6 @@ Mirrors containerd's core/content.  Layout: image-spec image-layout.md.
 """
 import contextlib
 import functools
-import glob
 import json
 import os
 from typing import BinaryIO, Callable, ContextManager, List, Optional, Tuple
@@ -95,8 +94,10 @@ class ContentStore(BlobSource):
             for folder in filter(os.path.isdir, (*self.folders, self.root, os.path.join(self.root, os.pardir))):
                 files.sync_directory(folder)
             files.sweep(self.scratch)
-            for path in sorted(glob.glob(os.path.join(glob.escape(self.scratch), "*"))):  # notes come last
+            for path in sorted(files.paths(self.scratch, "")):  # notes come last
                 partial, extension = os.path.splitext(path)
+                if os.path.basename(path).startswith("."):  # what sweep() has left to its owner
+                    continue
                 with contextlib.suppress(InvalidDocument):
                     self.drop_partial(Digest.parse(os.path.basename(partial).replace("-", ":", 1)))
                 if extension == ".json":
