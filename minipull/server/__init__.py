@@ -7,7 +7,7 @@ The modules in reading order:
     http        the listener: a small HTTP/1.1 server
     uploads     upload sessions on disk
     blobs       blobs, out and in
-    catalog     which repository a URL means
+    catalog     which repository a URL means; pages of names
     overview    the images, and the layers that they share
     page        the same as a page for a browser
     registry    routes and manifests; serve()

@@ -10,11 +10,15 @@ the only domain with that path.
 """
 import contextlib
 import re
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+import urllib.parse
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from ..errors import InvalidReference
 from ..reference import DEFAULT_DOMAIN, DOMAIN, PATH, Reference
 from ..store.references import Association, Names
+from .message import Headers, Refusal, Request
+
+MAX_PAGE = 10000  # names
 
 _NAME = re.compile(r"(?:%s/)?%s" % (DOMAIN, PATH))
 
@@ -108,3 +112,21 @@ class Catalog:
                 if re.fullmatch(PATH, name) and next(self._keys(repositories, name), None) == (domain, path):
                     yield name, repository
                     break
+
+
+def page(request: Request, items: Sequence[str]) -> Tuple[List[str], Headers]:
+    """Return a page of names, and the headers that link to the next page."""
+    count, last = request.parameter("n"), request.parameter("last")
+    if "n" in request.query and not re.fullmatch("[0-9]{1,18}", count):
+        raise Refusal(400, "UNSUPPORTED", "n must be a number from 0")
+    limit = min(int(count or MAX_PAGE), MAX_PAGE)
+    left = sorted(item for item in items if item > last)
+    names = left[:limit]
+    more = 0 < len(names) < len(left)
+    return names, [next_link(request, n=str(limit), last=names[-1])] if more else []
+
+
+def next_link(request: Request, **changed: str) -> Tuple[str, str]:
+    kept = {key: values[0] for key, values in request.query.items()}
+    query = urllib.parse.urlencode({**kept, **changed})
+    return "Link", '<%s?%s>; rel="next"' % (urllib.parse.quote(request.path), query)

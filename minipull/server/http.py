@@ -1,27 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small HTTP/1.1 server for untrusted clients.
 
-Each connection has a thread, up to MAX_CONNECTIONS; every wait has a deadline; a
-connection is closed where a body was not read to its end.  Requests are answered
-by the application, a function from :class:`Request` to :class:`Response` that
-may raise :class:`Refusal`.
+Each connection has a thread, up to MAX_CONNECTIONS, or waits with others in one;
+every wait has a deadline; a connection is closed where a body was not read to its
+end.  Requests are answered by the application.
 """
 import contextlib
-import email.utils
 import errno
-import functools
-import http
 import os
-import re
+import select
 import socket
 import threading
 import time
-from typing import Callable, Optional, Set
+from typing import Callable, Dict, Optional, Set
 
 from ..cancel import Cancel
 from ..errors import NetworkError, shown
 from ..sendfile import send
-from .message import Refusal, Request, Response, parse_request
+from .message import Application, Refusal, Request, Response, format_head, parse_request
 
 MAX_CONNECTIONS = 256
 MAX_HEAD = 64 << 10  # bytes of request line and headers
@@ -42,7 +38,7 @@ class Server:
     a status from 500 up for other failures.  Raises NetworkError if it can't listen.
     """
 
-    def __init__(self, host: str, port: int, application: Callable[[Request], Response],
+    def __init__(self, host: str, port: int, application: Application,
                  timeout: float = 60.0,
                  log: Callable[[int, str], None] = lambda status, text: None) -> None:
         self.application = application
@@ -51,6 +47,7 @@ class Server:
         self.leaving = False  # idle connections are to close
         self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self._connections: Set["_Connection"] = set()
+        self.waiting = _Waiting(self)
         try:
             family, _, _, _, address = socket.getaddrinfo(
                 host or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
@@ -70,7 +67,7 @@ class Server:
     def run(self, cancel: Cancel) -> None:
         """Serve until cancelled; answers under way then have GRACE seconds to end."""
         try:
-            with self._socket:
+            with self._socket, contextlib.closing(self.waiting):
                 self._socket.settimeout(TICK)
                 while not cancel.cancelled:
                     self.leaving = not self._slots.acquire(blocking=False)
@@ -89,10 +86,10 @@ class Server:
         held.callback(self._slots.release)
         try:
             client = held.enter_context(self._socket.accept()[0])
-            connection = _Connection(client, self)
+            connection = _Connection(client, self, held)
             self._connections.add(connection)
             held.callback(self._connections.discard, connection)
-            threading.Thread(target=connection.run, args=(held,), daemon=True).start()
+            connection.start()
             return
         except socket.timeout:
             pass
@@ -108,24 +105,106 @@ class Server:
             time.sleep(0.01)
 
 
-class _Connection:
-    """A connection, whose requests are answered one after the other."""
+class _Waiting:
+    """Connections between two requests, in one thread, which gives the answers that need no wait.
 
-    def __init__(self, client: socket.socket, server: Server) -> None:
+    Any other request goes to a thread of its own, which keeps the connection until an
+    answer needs no wait.  Where there is no epoll(7), all have threads.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._connections: Dict[int, "_Connection"] = {}
+        self._lock = threading.Lock()  # held to add one, and to end
+        self._open = hasattr(select, "epoll")
+        self._thread: Optional[threading.Thread] = None
+
+    def close(self) -> None:
+        with self._lock:
+            self._open = False
+        if self._thread is not None:
+            self._thread.join()
+
+    def add(self, connection: "_Connection") -> bool:
+        """Take over a connection; False if that is not possible."""
+        with self._lock, contextlib.suppress(MemoryError, OSError, RuntimeError):
+            if self._open and self._thread is None:
+                self._poll = select.epoll()
+                thread = threading.Thread(target=self._run, daemon=True)
+                thread.start()
+                self._thread = thread
+            if self._open:
+                connection.since = time.monotonic()
+                self._connections[connection.fileno()] = connection
+                self._poll.register(connection.fileno(), select.EPOLLIN)
+                return True
+        return False
+
+    def _run(self) -> None:
+        checked = time.monotonic()
+        with self._poll:
+            while self._open:
+                for fd, _ in self._poll.poll(TICK):
+                    self._serve(self._connections[fd])
+                if time.monotonic() - checked >= TICK:
+                    checked = time.monotonic()
+                    for connection in list(self._connections.values()):
+                        if self._server.leaving or checked - connection.since > IDLE_SECONDS:
+                            self._let_go(connection).close()
+            for connection in list(self._connections.values()):
+                self._let_go(connection).close()
+
+    def _let_go(self, connection: "_Connection") -> "_Connection":
+        self._poll.unregister(connection.fileno())
+        return self._connections.pop(connection.fileno())
+
+    def _serve(self, connection: "_Connection") -> None:
+        try:
+            if connection.answer_at_once():
+                return
+            self._let_go(connection).start()
+        except _GONE:
+            self._let_go(connection).close()
+        except (MemoryError, RuntimeError) as exc:  # no memory or thread left
+            self._server.log(503, "request: %s" % exc)
+            connection.close()
+
+
+class _Connection:
+    """A connection, whose requests are answered one after the other; ``held`` is released at its end."""
+
+    def __init__(self, client: socket.socket, server: Server, held: contextlib.ExitStack) -> None:
         self._socket = client
         self._server = server
+        self._held = held
+        self.since = 0.0  # when the last answer was given at once
         self._buffer = memoryview(bytearray(BUFFER))
         self._start = self._end = 0  # of the bytes in the buffer that are not consumed
         self._waited, self._moved = 0.0, 0  # seconds of waiting for that many bytes of a body
+        self._unsent = b""  # of the last answer
+        self._ready = False  # the last answer was given at once
 
-    def run(self, held: contextlib.ExitStack) -> None:
-        """Answer requests as long as they come, then close ``held``."""
-        with held:
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def start(self) -> None:
+        """Answer in a thread, as long as requests come; raises RuntimeError, MemoryError if there is none left."""
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def close(self) -> None:
+        self._held.close()
+
+    def _run(self) -> None:
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.close)
             try:
                 with contextlib.suppress(OSError):  # the client has closed it
                     self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                self._send(self._unsent)
                 while self._exchange():
-                    pass
+                    if self._ready and self._start == self._end and self._server.waiting.add(self):
+                        stack.pop_all()
+                        return
             except _GONE:  # no client is left to answer
                 pass
             except Exception as exc:
@@ -135,18 +214,41 @@ class _Connection:
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
+    def answer_at_once(self) -> bool:
+        """Answer a request that has arrived whole; False leaves it, or the rest of the answer, to a thread."""
+        self._socket.settimeout(0)
+        self._start, self._end = 0, self._socket.recv_into(self._buffer)
+        if not self._end:
+            raise ConnectionAbortedError("the client has gone")
+        head = bytes(self._buffer[:self._end])
+        if self._server.leaving or head.find(b"\r\n\r\n") != len(head) - 4:
+            return False
+        try:
+            request = parse_request(head[:-4], self._receive, self._proceed)
+            response = None if request.last else self._server.application.at_once(request)
+        except Exception:  # the thread will say so
+            return False
+        if response is None:
+            return False
+        data = self._message(request, response, True)
+        self._start, self.since, sent = self._end, time.monotonic(), 0
+        with contextlib.suppress(BlockingIOError):
+            sent = self._socket.send(data)
+        self._unsent = data[sent:]
+        return not self._unsent
+
     def _exchange(self) -> bool:
         """Answer one request; return whether another may follow."""
-        request, keep, note = None, False, ""
+        request, keep, note, self._ready = None, False, "", False
         try:
             head = self._receive_head()
             if head is None:
                 return False
-            proceed = functools.partial(self._send, b"HTTP/1.1 100 Continue\r\n\r\n")
-            request = parse_request(head, self._receive, proceed)
+            request = parse_request(head, self._receive, self._proceed)
             self._waited, self._moved = 0.0, 0
-            response = self._server.application(request)
-            keep = not request.last
+            at_once = self._server.application.at_once(request)
+            response = at_once or self._server.application(request)
+            keep, self._ready = not request.last, at_once is not None
         except Refusal as exc:
             response = exc.response
             keep = request is not None and not request.last
@@ -212,40 +314,31 @@ class _Connection:
         self._start += len(piece)
         return piece
 
+    def _proceed(self) -> None:
+        self._send(b"HTTP/1.1 100 Continue\r\n\r\n")
+
     def _send(self, data: bytes) -> None:
         self._socket.settimeout(self._server.timeout)
         self._socket.sendall(data)
 
     def _answer(self, request: Optional[Request], response: Response, keep: bool, note: str) -> None:
-        status, size = response.status, response.length if response.file else len(response.body)
-        lines = ["HTTP/1.1 %d %s" % (status, http.HTTPStatus(status).phrase)]
-        fields = [
-            *response.headers, ("Date", email.utils.formatdate(usegmt=True)),
-            ("Docker-Distribution-Api-Version", "registry/2.0"),
-            ("X-Content-Type-Options", "nosniff")]
-        chunked = response.pieces is not None and keep
-        if chunked:
-            fields.append(("Transfer-Encoding", "chunked"))
-        elif status not in (204, 304) and response.pieces is None:
-            fields.append(("Content-Length", str(size)))
-        if not keep:
-            fields.append(("Connection", "close"))
-        for name, value in fields:
-            if not re.fullmatch("[ -~]*", value):
-                raise ValueError("header %s: %s" % (name, ascii(value)))
-            lines.append("%s: %s" % (name, value))
-        data = "\r\n".join(lines + ["", ""]).encode("ascii")
-        with_body = request is None or request.method != "HEAD"
-        line = "%s %s" % (request.method, shown(request.path)) if request else "malformed request"
-        self._server.log(status, "%s %d%s" % (line, status, note))
-        self._send(data + response.body if with_body else data)
-        if response.file is not None and with_body and size:  # sendfile(2) refuses a count of 0
-            if sum(send(self._socket, response.file, response.offset, size)) != size:
+        self._send(self._message(request, response, keep, note))
+        if request is not None and request.method == "HEAD":
+            return
+        if response.file is not None and response.length:  # sendfile(2) refuses a count of 0
+            if sum(send(self._socket, response.file, response.offset, response.length)) != response.length:
                 raise ConnectionAbortedError("the file is shorter than it was")
-        if response.pieces is not None and with_body:
+        if response.pieces is not None:
             for piece in response.pieces:
-                self._send(b"%x\r\n%s\r\n" % (len(piece), piece) if chunked else piece)
-            self._send(b"0\r\n\r\n" if chunked else b"")  # else the end of the connection is its end
+                self._send(b"%x\r\n%s\r\n" % (len(piece), piece) if keep else piece)
+            self._send(b"0\r\n\r\n" if keep else b"")  # else the end of the connection is its end
+
+    def _message(self, request: Optional[Request], response: Response, keep: bool, note: str = "") -> bytes:
+        """Log an answer; return its head, and the body if that is in memory and asked for."""
+        head = format_head(response, keep)
+        line = "%s %s" % (request.method, shown(request.path)) if request else "malformed request"
+        self._server.log(response.status, "%s %d%s" % (line, response.status, note))
+        return head if request is not None and request.method == "HEAD" else head + response.body
 
     def _linger(self) -> None:
         """Discard what the client still sends: closing now would reset the connection and lose the answer."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTTP messages of a server: requests parsed, and answers.
+"""HTTP messages of a server: requests parsed, and answers formatted.
 
 A head is parsed strictly or refused, and a body knows whether its end was
 reached: the standard library's http.server accepts a request with two lengths,
@@ -7,12 +7,18 @@ and reads the rest of an unread body as the next request.
 
 RFC 9112 (messages, chunks), RFC 9110 (fields).
 """
+import abc
 import contextlib
+import email.utils
+import functools
+import http
 import re
+import time
 import urllib.parse
 from typing import BinaryIO, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from ..errors import Error
+from ..files import read_at
 from ..image.strictjson import compact
 
 MAX_FIELDS = 100  # headers, trailers, and parameters of a query
@@ -28,6 +34,7 @@ _FIELD = re.compile(rb"(%s):([^\x00-\x08\x0a-\x1f\x7f]*)" % _TOKEN)
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t -~]*)?")
 #   line         ::= no control characters, CR LF      (some parsers end a line at a lone one)
 _LINE = re.compile(rb"([^\x00-\x08\x0a-\x1f\x7f]*)\r\n")
+_VALUE = re.compile("[ -~]*")
 #: Headers that may not be repeated: two parsers could choose different ones.
 _ONCE = frozenset(("content-length", "transfer-encoding", "host", "content-range", "content-type"))
 
@@ -44,6 +51,14 @@ class Response(NamedTuple):
     length: int = 0
     pieces: Optional[Iterator[bytes]] = None
 
+    def in_memory(self) -> Optional["Response"]:
+        """Return the same with its part of the file as the body; None where the file has become shorter."""
+        if self.file is None:
+            return self
+        with self.file as file:
+            body = read_at(file, self.offset, self.length)
+        return self._replace(body=body, file=None) if len(body) == self.length else None
+
 
 def json_response(status: int, value: object, headers: Headers = (),
                   content_type: str = "application/json") -> Response:
@@ -58,6 +73,33 @@ class Refusal(Error):
         super().__init__(text)
         error = {"code": code, "message": text, "detail": None}
         self.response = json_response(status, {"errors": [error]}, headers)
+
+
+def format_head(response: Response, keep: bool) -> bytes:
+    """Format the head of an answer, after which the connection is kept or not.
+
+    Raises ValueError for a header that could be read as two.
+    """
+    fields = [
+        *response.headers, ("Date", _date(int(time.time()))), ("Docker-Distribution-Api-Version", "registry/2.0"),
+        ("X-Content-Type-Options", "nosniff")]
+    if response.pieces is not None and keep:
+        fields.append(("Transfer-Encoding", "chunked"))
+    elif response.status not in (204, 304) and response.pieces is None:
+        fields.append(("Content-Length", str(response.length if response.file else len(response.body))))
+    if not keep:
+        fields.append(("Connection", "close"))
+    lines = ["HTTP/1.1 %d %s" % (response.status, http.HTTPStatus(response.status).phrase)]
+    for name, value in fields:
+        if not _VALUE.fullmatch(value):
+            raise ValueError("header %s: %s" % (name, ascii(value)))
+        lines.append("%s: %s" % (name, value))
+    return "\r\n".join(lines + ["", ""]).encode("ascii")
+
+
+@functools.lru_cache(1)
+def _date(second: int) -> str:
+    return email.utils.formatdate(second, usegmt=True)
 
 
 class Body:
@@ -213,3 +255,15 @@ def _length(headers: Dict[str, str], modern: bool) -> Optional[int]:
     if not re.fullmatch("[0-9]{1,18}", length):
         raise Refusal(400, "SIZE_INVALID", "malformed Content-Length")
     return int(length)
+
+
+class Application(abc.ABC):
+    """The answers of a server; may raise :class:`Refusal`."""
+
+    @abc.abstractmethod
+    def __call__(self, request: Request) -> Response:
+        """Answer a request, however long that takes."""
+
+    def at_once(self, request: Request) -> Optional[Response]:
+        """Answer a request that needs no wait and has a small body, which is in memory; None for others."""
+        return None

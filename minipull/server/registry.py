@@ -15,7 +15,6 @@ import functools
 import json
 import re
 import threading
-import urllib.parse
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from ..cancel import Cancel
@@ -31,23 +30,23 @@ from ..store.gc import delete
 from ..store.references import Association
 from ..store.store import ImageSource, Store
 from .blobs import Blobs, asked_digest, created
-from .catalog import Catalog, is_name
+from .catalog import Catalog, is_name, next_link, page
 from .http import Server
-from .message import Headers, Refusal, Request, Response, json_response
+from .message import Application, Headers, Refusal, Request, Response, json_response
 from .page import Pages
 
-MAX_PAGE = 10000  # names
 MAX_TAGS = 20  # given to one manifest by one request
 MAX_REFERRERS = 1 << 20  # bytes of a page
 SMALL = 256 << 10  # bytes of a manifest; of larger ones LARGE are received and one is parsed at a time
 LARGE = 2
+AT_ONCE = 64 << 10  # bytes of a manifest or blob that is sent from memory
 
 _STATUS = {PolicyError: (413, "SIZE_INVALID"), ContentMismatch: (400, "DIGEST_INVALID"),
            InvalidReference: (400, "NAME_INVALID"), NotFound: (404, "BLOB_UPLOAD_UNKNOWN")}
 _NO_MANIFEST = (InvalidDocument, PolicyError, Unsupported)
 
 
-class Registry:
+class Registry(Application):
     """The application of a Server; images are named under ``domain``, if that is well-formed."""
 
     def __init__(self, source: ImageSource, writable: bool = False, domain: str = "localhost") -> None:
@@ -59,8 +58,10 @@ class Registry:
         self._catalog = Catalog(source.references, domain)
         self._incoming = threading.BoundedSemaphore(LARGE)  # held as long as a client takes to send
         self._parsing = threading.BoundedSemaphore()
-        self._subject = functools.lru_cache(10000)(self._read_subject)
-        blobs = Blobs(self._content, self._store)
+        self._facts = functools.lru_cache(10000)(self._read_facts)
+        self._no_wait = Cancel()
+        self._no_wait.cancel()
+        self._blobs = blobs = Blobs(self._content, self._store)
         self._routes: Sequence[Tuple[str, Dict[str, Callable[..., Response]]]] = [
             (r"/", {"GET": Pages(source, self._catalog).get}),
             (r"/v2/?", {"GET": lambda request: json_response(200, {})}),
@@ -77,10 +78,38 @@ class Registry:
 
     def __call__(self, request: Request) -> Response:
         """Answer a request; raises Refusal."""
-        method = request.method
-        writing = method not in ("GET", "HEAD")
+        writing = request.method not in ("GET", "HEAD")
         if writing and not self._writable:
             raise Refusal(405, "UNSUPPORTED", "the registry is read-only", [("Allow", "GET, HEAD")])
+        handler, groups = self._route(request)
+        with _refusing(), contextlib.ExitStack() as stack:
+            if not writing:  # else the handler locks the store, not as long as a client takes to send
+                stack.enter_context(self._source.reading())
+            return handler(request, *groups)
+
+    def at_once(self, request: Request) -> Optional[Response]:
+        """Answer a request for a small manifest or blob, unless the store is locked or in trouble."""
+        if request.method not in ("GET", "HEAD") or not request.body.finished:
+            return None
+        try:
+            handler, groups = self._route(request)
+            if handler not in (self._get, self._blobs.get):
+                return None
+            name, text = groups
+            with self._source.reading(self._no_wait):
+                if handler == self._get and ":" not in text:
+                    text = self._named(request, name, text).descriptor.digest
+                if (self._content.size(asked_digest(text)) or 0) > AT_ONCE:
+                    return None
+                return handler(request, name, text).in_memory()
+        except Refusal as exc:
+            return exc.response
+        except Error:  # for the log of the answer that waits
+            return None
+
+    def _route(self, request: Request) -> Tuple[Callable[..., Response], Tuple[str, ...]]:
+        """Return the handler of a request, and the parts of the path that it takes; raises Refusal."""
+        method = request.method
         for pattern, handlers in self._routes:
             match = re.fullmatch(pattern, request.path)
             if match is not None:
@@ -93,19 +122,18 @@ class Registry:
         if handler is None:
             allowed = ", ".join([*handlers, *(["HEAD"] if "GET" in handlers else [])])
             raise Refusal(405, "UNSUPPORTED", "not possible here", [("Allow", allowed)])
-        with _refusing(), contextlib.ExitStack() as stack:
-            if not writing:  # else the handler locks the store, not as long as a client takes to send
-                stack.enter_context(self._source.reading())
-            return handler(request, *match.groups())
+        return handler, match.groups()
 
     # Manifests.
 
     def _get(self, request: Request, name: str, text: str) -> Response:
-        digest, media_type = self._manifest(request, name, text)
+        digest, media_type, raw = self._manifest(request, name, text)
         etag = '"%s"' % digest
         headers = [("Content-Type", media_type), ("Docker-Content-Digest", digest), ("ETag", etag)]
         if etag in request.headers.get("if-none-match", ""):
             return Response(304, headers)
+        if raw:
+            return Response(200, headers, raw)
         size = self._content.size(digest) or 0
         return Response(200, headers, file=self._content.open(digest), length=size)
 
@@ -136,7 +164,7 @@ class Registry:
             with contextlib.suppress(NotFound):  # another request was quicker
                 self._store.remove(self._named(request, name, text).name)
             return Response(202)
-        digest, _ = self._manifest(request, name, text)
+        digest = self._manifest(request, name, text)[0]
         names = [
             image.name for repository in self._repositories_of(request, name)
             for image in repository.values() if digest in (image.descriptor.digest, image.source)]
@@ -150,15 +178,17 @@ class Registry:
                 raise Refusal(405, "UNSUPPORTED", str(exc)) from exc
         return Response(202)
 
-    def _manifest(self, request: Request, name: str, text: str) -> Tuple[Digest, str]:
-        """Return digest and media type of a manifest, whose bytes are verified; raises Refusal."""
+    def _manifest(self, request: Request, name: str, text: str) -> Tuple[Digest, str, bytes]:
+        """Return digest, media type and, if small, bytes of a manifest; all are verified.  Raises Refusal."""
         if ":" in text:
             digest = asked_digest(text)
         else:
             digest = self._named(request, name, text).descriptor.digest
         if self._content.size(digest) is not None:
-            with contextlib.suppress(*_NO_MANIFEST), self._reading(digest) as document:
-                return digest, document.media_type
+            with contextlib.suppress(*_NO_MANIFEST):
+                media_type, _ = self._facts(digest)
+                with self._reading(digest) as raw:
+                    return digest, media_type, raw if len(raw) <= AT_ONCE else b""
         raise Refusal(404, "MANIFEST_UNKNOWN", "manifest unknown")
 
     def _named(self, request: Request, name: str, tag: str) -> Association:
@@ -171,13 +201,13 @@ class Registry:
         return self._catalog.find(name, request.parameter("ns"))
 
     @contextlib.contextmanager
-    def _reading(self, digest: Digest) -> Iterator[manifest.Document]:
+    def _reading(self, digest: Digest) -> Iterator[bytes]:
         with self._memory(self._parsing, self._content.size(digest)):
             try:
                 raw = self._content.read(digest, manifest.MAX_MANIFEST)
             except ContentMismatch as exc:
                 raise StorageError(str(exc)) from exc
-            yield manifest.parse(raw)
+            yield raw
 
     @contextlib.contextmanager
     def _memory(self, slots: threading.Semaphore, size: Optional[int]) -> Iterator[None]:
@@ -194,7 +224,7 @@ class Registry:
         try:
             with self._memory(self._parsing, None):  # the manifests below it may be large
                 document = manifest.parse(raw, content_type)
-                subject, _ = _referral(document, document.digest)
+                manifest.listed(document)  # raises where the list of its subject's referrers could not hold it
                 for item, _ in self._store.walk(document.descriptor, document):
                     known = item.digest == document.digest or self._content.has(item.digest, item.size)
                     if not known and not item.is_foreign:
@@ -205,20 +235,20 @@ class Registry:
             if isinstance(exc.__cause__, InvalidDocument):  # not of the type in its descriptor
                 raise Refusal(400, "MANIFEST_INVALID", "a manifest below it is malformed") from exc
             raise
-        return document.media_type, subject
+        return document.media_type, document.subject.digest if document.subject else None
 
     # Lists.
 
     def _tags(self, request: Request, name: str) -> Response:
         for repository in self._repositories_of(request, name):
             tags = [image.name.tag for image in repository.values() if image.name.tag]
-            page, headers = _page(request, tags)
-            return json_response(200, {"name": name, "tags": page}, headers)
+            names, headers = page(request, tags)
+            return json_response(200, {"name": name, "tags": names}, headers)
         raise Refusal(404, "NAME_UNKNOWN", "repository name not known to registry")
 
     def _repositories(self, request: Request) -> Response:
-        page, headers = _page(request, self._catalog.names(request.parameter("ns")))
-        return json_response(200, {"repositories": page}, headers)
+        names, headers = page(request, self._catalog.names(request.parameter("ns")))
+        return json_response(200, {"repositories": names}, headers)
 
     def _referrers(self, request: Request, name: str, text: str) -> Response:
         """List the manifests whose subject is ``text``, in pages of MAX_REFERRERS bytes."""
@@ -231,21 +261,27 @@ class Registry:
         room = MAX_REFERRERS
         for digest in sorted(digests):
             if digest > last and self._subject(digest) == subject:
-                with self._reading(digest) as document:
-                    _, entry = _referral(document, digest)
+                with self._reading(digest) as raw:
+                    entry = _entry(manifest.parse(raw), digest)
                 if kind in ("", entry.get("artifactType")):
                     room -= len(json.dumps(entry))
                     if room < 0 and entries:
-                        headers.append(_next(request, last=str(entries[-1]["digest"])))
+                        headers.append(next_link(request, last=str(entries[-1]["digest"])))
                         break
                     entries.append(entry)
         index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}
         return json_response(200, index, headers, OCI_INDEX)
 
-    def _read_subject(self, digest: Digest) -> Optional[Digest]:
-        with contextlib.suppress(*_NO_MANIFEST), self._reading(digest) as document:
-            return _referral(document, digest)[0]
+    def _subject(self, digest: Digest) -> Optional[Digest]:
+        with contextlib.suppress(*_NO_MANIFEST):
+            return self._facts(digest)[1]
         return None
+
+    def _read_facts(self, digest: Digest) -> Tuple[str, Optional[Digest]]:
+        """Return media type and subject of a manifest; raises an error of _NO_MANIFEST for any other blob."""
+        with self._reading(digest) as raw:
+            document = manifest.parse(raw)
+            return document.media_type, document.subject.digest if document.subject else None
 
 
 def serve(store: ImageSource, host: str = "127.0.0.1", port: int = 5000, writable: bool = False,
@@ -292,27 +328,7 @@ def _refusing() -> Iterator[None]:
         raise Refusal(status, code, str(exc)) from exc
 
 
-def _referral(document: manifest.Document, digest: Digest) -> Tuple[Optional[Digest], Dict[str, Any]]:
-    """Return the subject of a manifest, and the manifest's entry in the list of referrers."""
+def _entry(document: manifest.Document, digest: Digest) -> Dict[str, Any]:
+    """Return a manifest's entry in the list of its subject's referrers."""
     entry = manifest.listed(document)._replace(digest=digest).to_json()
-    if len(json.dumps(entry)) > SMALL:
-        entry = document.descriptor._replace(digest=digest).to_json()
-    return document.subject.digest if document.subject else None, entry
-
-
-def _page(request: Request, items: Sequence[str]) -> Tuple[List[str], Headers]:
-    """Return a page of names, and the headers that link to the next page."""
-    count, last = request.parameter("n"), request.parameter("last")
-    if "n" in request.query and not re.fullmatch("[0-9]{1,18}", count):
-        raise Refusal(400, "UNSUPPORTED", "n must be a number from 0")
-    limit = min(int(count or MAX_PAGE), MAX_PAGE)
-    left = sorted(item for item in items if item > last)
-    page = left[:limit]
-    more = 0 < len(page) < len(left)
-    return page, [_next(request, n=str(limit), last=page[-1])] if more else []
-
-
-def _next(request: Request, **changed: str) -> Tuple[str, str]:
-    kept = {key: values[0] for key, values in request.query.items()}
-    query = urllib.parse.urlencode({**kept, **changed})
-    return "Link", '<%s?%s>; rel="next"' % (urllib.parse.quote(request.path), query)
+    return entry if len(json.dumps(entry)) <= SMALL else document.descriptor._replace(digest=digest).to_json()

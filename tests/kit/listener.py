@@ -9,14 +9,14 @@ from typing import BinaryIO, Callable, Dict, Iterator, List, NamedTuple, Tuple
 
 from minipull.cancel import Cancel
 from minipull.errors import Error, StorageError
-from minipull.server import http as httpd
+from minipull.server import http as httpd, message
 from minipull.server.message import Refusal, Request, Response, json_response
 
 SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: r\r\n\r\n"
 LARGE = 4 << 20  # bytes; more than fits into both ends' buffers
 
 
-class Application:
+class Application(message.Application):
     """An application whose answer is chosen by the path, and that remembers the requests."""
 
     def __init__(self, root: Path) -> None:

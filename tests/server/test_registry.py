@@ -16,7 +16,7 @@ import pytest
 
 import minipull
 from minipull.image import walk
-from minipull.server import registry as module
+from minipull.server import catalog, registry as module
 from minipull.store.gc import gc
 from minipull.store.store import Store
 from tests.kit import ROOT
@@ -421,7 +421,7 @@ def test_the_links_lead_through_all_of_a_list(tagged: Site, n: int) -> None:
 
 
 def test_a_list_is_cut_without_n_too(tagged: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_PAGE", 4)
+    monkeypatch.setattr(catalog, "MAX_PAGE", 4)
     for query in ("", "?n=100"):
         assert [len(page) for page in pages(tagged, "/v2/app/tags/list" + query, "tags")] == [4, 4, 1]
 
