@@ -114,7 +114,7 @@ class _Waiting:
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._connections: Dict[int, "_Connection"] = {}
+        self.connections: Dict[int, "_Connection"] = {}
         self._lock = threading.Lock()  # held to add one, and to end
         self._open = hasattr(select, "epoll")
         self._thread: Optional[threading.Thread] = None
@@ -135,39 +135,39 @@ class _Waiting:
                 self._thread = thread
             if self._open:
                 connection.since = time.monotonic()
-                self._connections[connection.fileno()] = connection
+                self.connections[connection.fileno()] = connection
                 self._poll.register(connection.fileno(), select.EPOLLIN)
                 return True
         return False
 
     def _run(self) -> None:
         checked = time.monotonic()
-        with self._poll:
-            while self._open:
-                for fd, _ in self._poll.poll(TICK):
-                    self._serve(self._connections[fd])
-                if time.monotonic() - checked >= TICK:
-                    checked = time.monotonic()
-                    for connection in list(self._connections.values()):
-                        if self._server.leaving or checked - connection.since > IDLE_SECONDS:
-                            self._let_go(connection).close()
-            for connection in list(self._connections.values()):
-                self._let_go(connection).close()
-
-    def _let_go(self, connection: "_Connection") -> "_Connection":
-        self._poll.unregister(connection.fileno())
-        return self._connections.pop(connection.fileno())
+        while self._open:
+            for fd, _ in self._poll.poll(TICK):
+                self._serve(self.connections[fd])
+            if time.monotonic() - checked >= TICK:
+                checked = time.monotonic()
+                for connection in list(self.connections.values()):
+                    if self._server.leaving or checked - connection.since > IDLE_SECONDS:
+                        self._let_go(connection).close()
+        for connection in list(self.connections.values()):
+            self._let_go(connection).close()
+        self._poll.close()
 
     def _serve(self, connection: "_Connection") -> None:
         try:
-            if connection.answer_at_once():
-                return
-            self._let_go(connection).start()
-        except _GONE:
-            self._let_go(connection).close()
-        except (MemoryError, RuntimeError) as exc:  # no memory or thread left
-            self._server.log(503, "request: %s" % exc)
-            connection.close()
+            if not connection.answer_at_once():
+                self._let_go(connection).start()
+        except Exception as exc:  # the client has gone; no memory or thread left
+            with contextlib.suppress(Exception):  # whatever befalls one, the others wait on
+                self._let_go(connection).close()
+                if not isinstance(exc, _GONE):
+                    self._server.log(503, "request: %s" % exc)
+
+    def _let_go(self, connection: "_Connection") -> "_Connection":
+        if self.connections.pop(connection.fileno(), None):
+            self._poll.unregister(connection.fileno())
+        return connection
 
 
 class _Connection:
@@ -182,7 +182,6 @@ class _Connection:
         self._start = self._end = 0  # of the bytes in the buffer that are not consumed
         self._waited, self._moved = 0.0, 0  # seconds of waiting for that many bytes of a body
         self._unsent = b""  # of the last answer
-        self._ready = False  # the last answer was given at once
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -200,7 +199,8 @@ class _Connection:
             try:
                 with contextlib.suppress(OSError):  # the client has closed it
                     self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                self._send(self._unsent)
+                unsent, self._unsent = self._unsent, b""
+                self._send(unsent)
                 while self._exchange():
                     if self._ready and self._start == self._end and self._server.waiting.add(self):
                         stack.pop_all()
@@ -239,7 +239,7 @@ class _Connection:
 
     def _exchange(self) -> bool:
         """Answer one request; return whether another may follow."""
-        request, keep, note, self._ready = None, False, "", False
+        request, keep, note, self._ready = None, False, "", False  # ready: the answer was given at once
         try:
             head = self._receive_head()
             if head is None:

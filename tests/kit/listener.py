@@ -5,7 +5,7 @@ import select
 import socket
 import threading
 from pathlib import Path
-from typing import BinaryIO, Callable, Dict, Iterator, List, NamedTuple, Tuple
+from typing import BinaryIO, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from minipull.cancel import Cancel
 from minipull.errors import Error, StorageError
@@ -42,6 +42,14 @@ class Application(message.Application):
             return answer
         finally:
             self.inside.remove(request.path)
+
+    def at_once(self, request: Request) -> Optional[Response]:
+        """Answer /quick with as many bytes as its query asks for, and fail at /slip."""
+        if request.path == "/slip":
+            raise KeyError("slip")
+        if request.path != "/quick" or not request.body.finished:
+            return None
+        return Response(200, (), bytes(int(request.parameter("size") or 5)))
 
     def _echo(self, request: Request) -> Response:
         return Response(200, (), request.body.read(1 << 20))
