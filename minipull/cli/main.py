@@ -102,7 +102,8 @@ def _performed(flags: "argparse.Namespace") -> int:
             for number in numbers:
                 handlers[number] = signal.signal(number, on_signal)
         threading.Thread(target=work, name="command", daemon=True).start()
-        done.wait()
+        while not done.wait(0.5):  # a signal may hit a thread that begins or ends, and wake nobody here
+            pass
     except RuntimeError as exc:
         from .context import Context
 

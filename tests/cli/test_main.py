@@ -295,6 +295,27 @@ def test_a_second_signal_ends_it_at_once(stuck: "subprocess.Popen[bytes]") -> No
     assert time.monotonic() - begin < 1.5
 
 
+def test_a_signal_that_the_system_gives_to_another_thread_ends_it_too(home: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", """if True:
+            import signal, sys, threading
+            from minipull.cli.main import run
+
+            class Stdout:
+                def write(self, text):  # by the thread of the command
+                    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+                flush = isatty = lambda self: None
+
+            sys.stdout, sys.argv[1:] = Stdout(), ["serve", "--listen", "127.0.0.1:0"]
+            run()
+        """], env=minipull_env(home), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        assert process.wait(20) == 143
+    finally:
+        end(process)
+        process.communicate()
+
+
 # -- a full disk -----------------------------------------------------------------
 
 
