@@ -116,7 +116,8 @@ class Body:
         self.finished = length == 0
         self._receive = receive
         self._proceed = proceed
-        self._pieces = self._read()
+        # A generator of its own makes a cycle, which only gc can free.
+        self._pieces: Iterator[memoryview] = iter(()) if self.finished else self._read()
 
     def __iter__(self) -> Iterator[memoryview]:
         return self._pieces
@@ -141,8 +142,6 @@ class Body:
         return self.finished
 
     def _read(self) -> Iterator[memoryview]:
-        if self.finished:
-            return
         proceed, self._proceed = self._proceed, None
         if proceed is not None:
             proceed()
