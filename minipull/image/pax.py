@@ -6,6 +6,7 @@ the old one, type ``S``, is none that a layer may have.
 
 Spec: POSIX.1-2017 pax; GNU tar manual, "Storing Sparse Files".
 """
+import functools
 import re
 from typing import Callable, List, Mapping, Optional, Tuple
 
@@ -22,6 +23,7 @@ _TIME = re.compile(br"(-?)0*([0-9]+)(?:\.([0-9]*))?")
 _NUMBERS = re.compile(br"[0-9]{1,18}(?:,[0-9]{1,18})*")
 
 
+@functools.lru_cache(maxsize=256)  # most entries have the owner, mode and time of the one before
 def number(field: bytes, name: str, bounded: bool = True) -> int:
     """Parse a number of a header: octal digits, or base 256 if its first bit is set; raises InvalidDocument."""
     if field[0] & 0x80:

@@ -84,7 +84,7 @@ class Reader:
         extensions: Dict[bytes, bytes] = {}
         count = chained = extended = 0
         while True:
-            for _ in self._stored(self._left):
+            for _ in self._stored(self._left) if self._left else ():
                 pass
             self._take(self._padding, may_end=True)
             self._padding = 0
@@ -125,8 +125,12 @@ class Reader:
         return bool(self._extents)
 
     def data(self) -> Iterator[memoryview]:
-        """Yield the rest of the current entry's data; each piece is valid until the next."""
-        extents, self._extents, end = self._extents or [(0, self._left)], [], 0
+        """Iterate over the rest of the current entry's data; each piece is valid until the next."""
+        return self._expanded() if self._extents else self._stored(self._left)
+
+    def _expanded(self) -> Iterator[memoryview]:
+        """Yield the data of a sparse file with its holes."""
+        extents, self._extents, end = self._extents, [], 0
         for offset, size in extents:
             for start in range(end, offset, len(HOLE)):
                 yield memoryview(HOLE)[:offset - start]
@@ -250,8 +254,8 @@ def _entry(kind: bytes, fields: _Fields, extensions: Mapping[bytes, bytes]) -> E
         pax.owner(fields.uid, "uid", extensions.get(b"uid")),
         pax.owner(fields.gid, "gid", extensions.get(b"gid")),
         pax.time(fields.mtime, extensions.get(b"mtime")), linkname, major, minor,
-        {keyword[len(_XATTR):]: value for keyword, value in extensions.items()
-         if keyword.startswith(_XATTR)} or NONE,
+        extensions and {keyword[len(_XATTR):]: value for keyword, value in extensions.items()
+                        if keyword.startswith(_XATTR)} or NONE,
         extensions.get(b"uname", fields.uname.partition(b"\0")[0]),
         extensions.get(b"gname", fields.gname.partition(b"\0")[0]))
 

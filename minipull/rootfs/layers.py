@@ -91,13 +91,18 @@ def reading(store: ImageSource, blob: Descriptor, diff_id: DiffID, output: Outpu
     meter = Meter(output, blob.digest.short, action, blob.size)
 
     def inflated() -> Generator[Buffer, None, None]:
-        with store.content.open(blob.digest) as file:
+        size = 0
+        with store.content.open(blob.digest) as file, futures.ThreadPoolExecutor(1, "hash") as pool:
+            hashing = pool.submit(verifier.update, b"")
             for piece in decompressed(file, cancel, store.layers.zstd, raw):
-                verifier.update(piece)
-                if limit is not None and verifier.size > limit + _FRAME:
+                size += len(piece)
+                if limit is not None and size > limit + _FRAME:
                     raise PolicyError(TOO_LARGE)
                 meter.move(raw.size)
-                yield piece if isinstance(piece, bytes) else bytes(piece)
+                stable = piece if isinstance(piece, bytes) else bytes(piece)
+                hashing.result()  # a piece is hashed while the next one is inflated
+                hashing = pool.submit(verifier.update, stable)
+                yield stable
 
     try:
         with ahead(inflated()) as pieces:
@@ -154,12 +159,16 @@ def ahead(pieces: Generator[Buffer, None, None], depth: int = 4) -> Iterator[Ite
 @contextlib.contextmanager
 def entry_errors(entry: Optional[Entry]) -> Iterator[None]:
     """Map errors to InvalidDocument, which is the layer's fault, or StorageError, the disk's."""
-    source = "layer entry %s" % (entry,) if entry else "unpack"
     try:
         yield
     except (InvalidDocument, PolicyError) as exc:
-        raise exc.within(source) if not str(exc).startswith("tar:") else exc
+        raise exc.within(_source(entry)) if not str(exc).startswith("tar:") else exc
     except OSError as exc:
+        source = _source(entry)
         if exc.errno in _IMPOSSIBLE and entry is not None:
             raise InvalidDocument("%s: %s" % (source, exc.strerror)) from exc
         raise StorageError("%s: %s" % (source, exc.strerror or exc)) from exc
+
+
+def _source(entry: Optional[Entry]) -> str:
+    return "layer entry %s" % (entry,) if entry else "unpack"
