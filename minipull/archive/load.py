@@ -124,7 +124,10 @@ def _take(archive: Archive, tops: Sequence[Descriptor], store: Store, output: Ou
             store.content.copy(archive.content, blob.digest, blob.size, cancel, meter.advance)
             meter.finish()
             result = "Load complete"
-        for claim in claims.get(blob.digest, set()) - {store.metadata.get_diff_id(blob.digest)}:
+        known = store.metadata.get_diff_id(blob.digest)
+        if result == "Load complete" and blob.digest in claims and store.layers.is_plain(blob.digest):
+            known = DiffID(blob.digest)  # it has just been hashed
+        for claim in claims.get(blob.digest, set()) - {known}:
             try:
                 meter = Meter(told, blob.digest.short, "Verifying", blob.size)
                 diff_id = store.layers.diff(blob.digest, cancel, move=meter.move).diff_id

@@ -89,13 +89,14 @@ class Reader:
             self._take(self._padding, may_end=True)
             self._padding = 0
             block = self._take(BLOCK, may_end=not chained)
-            if not block.strip(b"\0"):
+            nonzero = block.translate(None, b"\0")
+            if not nonzero:
                 # One of zeros, or the end of the stream, is an end; something after it is not.
                 if chained or block and self._take(BLOCK, may_end=True).strip(b"\0"):
                     raise InvalidDocument("tar: malformed end of the archive")
                 return
             fields = _Fields._make(_HEADER.unpack(block))
-            if pax.number(fields.checksum, "checksum") != sum(block) - sum(fields.checksum) + 8 * 0x20:
+            if pax.number(fields.checksum, "checksum") != sum(nonzero) - sum(fields.checksum) + 8 * 0x20:
                 raise InvalidDocument("tar: damaged header (checksum)")
             kind = _KINDS.get(fields.kind, fields.kind)
             if kind in b"xgLK":
