@@ -6,6 +6,7 @@ decide otherwise than moby's end their docstring with the points:
 
     blobs      one blob in or out, continued where it broke off
     sessions   a blob to a registry, from where another process left it
+    documents  manifests side by side
     read       a manifest that may be missing, referrers, blobs that are not kept
     ask        tags(), digest(), inspect(): of an image that is not pulled
     verify     signatures at a registry

@@ -22,7 +22,8 @@ from ..registry.v2 import Received
 from ..xfer.transfer import Transfer
 from ..xfer.upload import LayerUploadManager, UploadDescriptor
 from .convert import converted, rewritten
-from .ends import End, beside, copied_as_manifest
+from .documents import Ahead, put_below
+from .ends import End, RegistryEnd, beside, copied_as_manifest
 from .referrers import Referrers
 from .tally import Copied, Tally
 
@@ -80,8 +81,7 @@ class CopyJob:
                 target.has(document.config, self._cancel)
                 break
         self._blobs(self._documents)
-        for document in below:
-            target.put(document, self._cancel)
+        self._put(below)
         if self._options.referrers:
             sent: Seen = {document.descriptor[:3] for document in self._documents}
             bounds = Bounds(sys.maxsize)  # of referrers there may be many; their bytes have one bound
@@ -98,9 +98,11 @@ class CopyJob:
 
     def _below(self, top: Document, seen: Seen, bounds: Bounds) -> List[Document]:
         """List the manifests below ``top`` that have not been seen, children first, and ``top`` itself."""
-        entries = walk(
-            top, lambda entry: self._get(entry) if entry.is_document else None, seen=seen, bounds=bounds)
-        return [document for _, document in entries if document]
+        repository = self._source.repository if isinstance(self._source, RegistryEnd) else None
+        with Ahead(self._get, repository, self._uploads.transfers, self._cancel) as ahead:
+            entries = walk(top, lambda entry: ahead.get(entry) if entry.is_document else None, ahead.below,
+                           seen, bounds)
+            return [document for _, document in entries if document]
 
     def _filtered(self, top: Document) -> Document:
         """Return the one image of an index that was asked for, or the index without the others."""
@@ -155,8 +157,11 @@ class CopyJob:
         """Copy every blob and manifest that a manifest needs."""
         documents = self._below(document, sent, bounds)
         self._blobs(documents)
-        for child in documents[:-1]:
-            self._target.put(child, self._cancel)
+        self._put(documents[:-1])
+
+    def _put(self, documents: Sequence[Document]) -> None:
+        target = self._target
+        put_below(documents, target.put, str(target), self._uploads.transfers, self._cancel, target.holding)
 
 
 class CopyDescriptor(UploadDescriptor):

@@ -53,6 +53,7 @@ from ..store.store import MAX_CONFIG, ImageSource
 from ..xfer.transfer import Transfer
 from ..xfer.upload import LayerUploadManager, UploadDescriptor
 from .blobs import LACKS_BLOB, existing, moved_as_manifest, put_document, send_stream
+from .documents import put_below
 from .mounts import budget, by_likeness, mount_candidates
 from .sessions import upload_blob
 
@@ -116,8 +117,9 @@ class V2Pusher:
             layers = self._blobs(documents)
             top = self._rebuilt(documents[-1], layers)
             try:
-                for child in documents[:-1]:
-                    put_document(self.repository, child.digest, child, self.cancel)
+                put_below(documents[:-1],
+                          lambda child, cancel: put_document(self.repository, child.digest, child, cancel),
+                          self.target.name, self._uploads.transfers, self.cancel)
                 put_document(self.repository, tag, top, self.cancel)
                 break
             except RegistryError as exc:
@@ -296,8 +298,7 @@ class V2PushDescriptor(UploadDescriptor):
         return self.blob if digest == self.blob.digest else self._compressed(digest, size)
 
     def _compressed(self, digest: Digest, size: int) -> Descriptor:
-        return self.blob._replace(
-            media_type=_COMPRESSED[self.blob.media_type], digest=digest, size=size)
+        return self.blob._replace(media_type=_COMPRESSED[self.blob.media_type], digest=digest, size=size)
 
     def _send(self, transfer: Transfer, upload: Optional[Upload]) -> Descriptor:
         pusher, cancel, blob = self._pusher, transfer.cancel, self.blob
@@ -333,8 +334,7 @@ class V2PushDescriptor(UploadDescriptor):
                 raise corrupt(self.blob.digest)
             yield compressor.flush()
 
-        sent = send_stream(
-            self._pusher.repository, compressed, cancel, upload, self._pusher.chunk_size)
+        sent = send_stream(self._pusher.repository, compressed, cancel, upload, self._pusher.chunk_size)
         return self._compressed(sent.digest, sent.size)
 
     # Associations are a cache: a push works from a store that can't be written to.

@@ -95,10 +95,13 @@ class Repository:
         if not self._pinged:
             raise NoSupport("%s does not speak the v2 protocol" % (self.endpoint,))
 
-    def manifest(self, reference: str, cancel: Cancel) -> Received:
-        """Fetch a manifest or index by tag or digest; raises RegistryError, ContentMismatch, PolicyError."""
+    def manifest(self, reference: str, cancel: Cancel, limit: int = MAX_MANIFEST) -> Received:
+        """Fetch a manifest or index by tag or digest; raises RegistryError, ContentMismatch, PolicyError.
+
+        The last is for more than ``limit`` bytes, too.
+        """
         with self._ask("GET", "manifests/" + reference, cancel, headers=_ACCEPT) as response:
-            raw = response.read(MAX_MANIFEST)
+            raw = response.read(limit)
         claimed = reference if ":" in reference else response.header("Docker-Content-Digest")
         content_type = response.header("Content-Type")
         # The digest of a schema 1 manifest is that of the part which is signed.

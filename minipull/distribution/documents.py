@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Manifests side by side, within the slots of blobs: asked for before their turn, and put.
+
+The order of a walk stays, and so does its first error.  moby asks for one after another.
+"""
+import contextlib
+import functools
+from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional, Sequence
+
+from ..cancel import Cancel
+from ..digest import Digest
+from ..errors import PolicyError
+from ..image.descriptor import Descriptor
+from ..image.manifest import MAX_MANIFEST, Document, Index
+from ..progress import discard
+from ..registry.v2 import Received, Repository
+from ..xfer.transfer import Holding, Transfer, TransferManager, Watcher, nothing
+from .blobs import persist
+
+MAX_AHEAD = 4 << 20  # bytes of manifests that are here, or asked for, before their turn
+_WAVES = 3  # manifests on their way, or in line, in terms of the slots: one that is slow holds up few
+
+
+class Ahead(ContextManager["Ahead"]):
+    """The manifests of a walk, of which a repository is asked for those to come; use it in a ``with``.
+
+    ``plain`` returns one that has not been asked for: ``stored`` ones, and all without a ``repository``.
+    """
+
+    def __init__(self, plain: Callable[[Descriptor], Document], repository: Optional[Repository],
+                 transfers: TransferManager, cancel: Cancel,
+                 stored: Callable[[Digest, int], bool] = lambda digest, size: False) -> None:
+        self._plain = plain
+        self._repository = repository
+        self._transfers = transfers
+        self._cancel = cancel
+        self._stored = stored
+        self._asked: Dict[Digest, Watcher] = {}
+        self._sizes: Dict[Digest, int] = {}  # of those that were ever asked for
+        self._held = 0  # bytes of those whose turn is still to come, by their index
+
+    def __exit__(self, *exc_info: object) -> None:
+        for digest in list(self._asked):
+            self._release(digest)
+
+    def below(self, index: Index) -> Iterator[Descriptor]:
+        """Yield the entries of an index one by one, after asking for it and for some that follow."""
+        entries, coming = index.manifests, 0
+        for position, entry in enumerate(entries):
+            while coming < len(entries) and (coming <= position or self._room(entries[coming])):
+                self._ask(entries[coming])
+                coming += 1
+            yield entry
+            if entry.digest in self._asked:  # it has been met before
+                self._release(entry.digest)
+
+    def get(self, entry: Descriptor) -> Document:
+        """Return the manifest of an entry; raises as Repository.manifest and ``plain``."""
+        watcher = self._asked.get(entry.digest)
+        if watcher is not None:
+            try:
+                # One larger than its index says is had again, alone: the walk tells what is wrong.
+                with contextlib.suppress(PolicyError):
+                    received: Received = self._transfers.wait([watcher], self._cancel)[0]
+                    return received.document()
+            finally:
+                self._release(entry.digest)
+        return self._plain(entry)
+
+    def _room(self, entry: Descriptor) -> bool:
+        return len(self._asked) < _most(self._transfers) and self._held + entry.size <= MAX_AHEAD
+
+    def _ask(self, entry: Descriptor) -> None:
+        repository, digest, size = self._repository, entry.digest, entry.size
+        known = not entry.is_document or entry.data or digest in self._sizes or size > MAX_MANIFEST
+        if repository is None or known or self._stored(digest, size):
+            return
+        work = functools.partial(repository.manifest, digest, limit=size)
+
+        def run(transfer: Transfer) -> Received:
+            return persist(repository, transfer.cancel, work)
+
+        key = "manifest:%s %s %s %d" % (repository.endpoint, repository.path, digest, size)
+        self._asked[digest] = self._transfers.transfer(key, run, discard, None, self._cancel)
+        self._sizes[digest] = size
+        self._held += size
+
+    def _release(self, digest: Digest) -> None:
+        self._held -= self._sizes[digest]
+        self._transfers.release(self._asked.pop(digest))
+
+
+def _most(transfers: TransferManager) -> int:
+    return _WAVES * (transfers.limit or 8)
+
+
+def put_below(documents: Sequence[Document], put: Callable[[Document, Cancel], Any], key: str,
+              transfers: TransferManager, cancel: Cancel, holding: Holding = nothing) -> None:
+    """Put manifests, each by its digest and children before their index; raises the first error in order.
+
+    ``key`` is unique to their target.  Referrers, whose order a list may show, are put one by one.
+    """
+    def run(transfer: Transfer, document: Document) -> None:
+        put(document, transfer.cancel)
+
+    with contextlib.ExitStack() as stack:
+        watchers: List[Watcher] = []
+        for document in documents:
+            alone = isinstance(document, Index) or document.subject is not None
+            if alone:
+                _wait(transfers, watchers, cancel)
+            watchers.append(transfers.transfer(
+                "put:%s %s" % (key, document.digest), functools.partial(run, document=document), discard,
+                None, cancel, holding))
+            stack.callback(transfers.release, watchers[-1])
+            if alone or len(watchers) == _most(transfers):
+                _wait(transfers, watchers, cancel)
+        _wait(transfers, watchers, cancel)
+
+
+def _wait(transfers: TransferManager, watchers: List[Watcher], cancel: Cancel) -> None:
+    for watcher in watchers:
+        transfers.wait([watcher], cancel)
+    watchers.clear()

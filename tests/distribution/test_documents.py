@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Manifests are asked for and put side by side, within --jobs, and fail in the order of their index."""
+import threading
+from pathlib import Path
+from typing import Callable, List
+
+import pytest
+
+from minipull.cancel import Cancel
+from minipull.digest import Digest
+from minipull.distribution.documents import MAX_AHEAD, Ahead
+from minipull.errors import Cancelled, InvalidDocument
+from minipull.image.descriptor import Descriptor
+from minipull.image.manifest import Document, Index, parse
+from minipull.reference import Reference
+from minipull.registry.client import Client
+from minipull.registry.endpoints import Endpoint
+from minipull.registry.errors import RegistryError
+from minipull.xfer.transfer import TransferManager
+from minipull.xfer.upload import LayerUploadManager
+from tests.kit import images
+from tests.kit.copies import Target, add, artifact, copied
+from tests.kit.images import OCI_INDEX, Layout
+from tests.kit.servers import Connection, ScriptedServer, content, error, hold
+from tests.kit.work import Counter, background
+
+pytestmark = pytest.mark.usefixtures("no_repeats")
+
+CHILDREN = 6
+
+
+@pytest.fixture
+def children(server: ScriptedServer, layout: Layout) -> List[str]:
+    """The digests of manifests without layers, of an index that the server has as ``r:latest``."""
+    entries = [artifact(layout, annotations={"n": str(number)}) for number in range(CHILDREN)]
+    layout.index(entries, "latest")
+    server.serve(layout.root, "r")
+    return [entry["digest"] for entry in entries]
+
+
+def together(count: int, act: Callable[[Connection], None]) -> Callable[[Connection], None]:
+    """Answer only once ``count`` requests wait for it."""
+    barrier = threading.Barrier(count, timeout=20)
+
+    def wait(connection: Connection) -> None:
+        barrier.wait()
+        act(connection)
+    return wait
+
+
+def answering(layout: Layout) -> Callable[[Connection], None]:
+    def answer(connection: Connection) -> None:
+        raw = layout.read(connection.request.path.rpartition("/")[2])
+        content(raw, images.OCI_MANIFEST, ranges=False)(connection)
+    return answer
+
+
+def jobs(count: int) -> LayerUploadManager:
+    return LayerUploadManager(count, tick=0.001)
+
+
+def test_children_of_an_index_are_asked_for_side_by_side(
+        server: ScriptedServer, layout: Layout, children: List[str], tmp_path: Path) -> None:
+    server.on("GET", "/manifests/sha256:", together(CHILDREN, answering(layout)))
+    copied("docker://%s/r" % server.host, "oci:%s" % (tmp_path / "new"), uploads=jobs(CHILDREN))
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT"])
+def test_jobs_hold_for_manifests_too(server: ScriptedServer, target: Target, layout: Layout,
+                                     children: List[str], method: str) -> None:
+    counter, busy = Counter(), server if method == "GET" else target
+    act = together(2, answering(layout) if method == "GET" else target.uploads.put)
+
+    def counted(connection: Connection) -> None:
+        with counter:
+            act(connection)
+
+    busy.on(method, "/manifests/sha256:", counted)
+    copied("docker://%s/r" % server.host, target, uploads=jobs(2))
+    assert (counter.most, counter.total) == (2, CHILDREN)
+
+
+def test_children_are_put_side_by_side_and_their_index_after_them(
+        server: ScriptedServer, target: Target, children: List[str]) -> None:
+    target.on("PUT", "/manifests/sha256:", together(CHILDREN, target.uploads.put))
+    copied("docker://%s/r" % server.host, target, uploads=jobs(CHILDREN))
+    assert set(target.put()[:-1]) == set(children) and target.put()[-1] == "1"
+
+
+def test_an_index_within_an_index_waits_for_its_children(target: Target, layout: Layout) -> None:
+    inner = [layout.index([artifact(layout, annotations={"n": str(number)})]) for number in range(3)]
+    layout.index([index.descriptor for index in inner], "latest")
+    copied("oci:%s" % layout.root, target)  # which refuses an index whose children it lacks
+    assert len(target.put()) == 7
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT"])
+def test_the_error_is_that_of_the_first_child_though_another_fails_before_it(
+        server: ScriptedServer, target: Target, children: List[str], method: str) -> None:
+    busy = server if method == "GET" else target
+    late = threading.Event()
+
+    def refuse(connection: Connection) -> None:
+        connection.body()
+        error(403, "DENIED")(connection)
+        late.set()
+
+    busy.on(method, children[2], refuse)
+    busy.on(method, children[0], [hold(late), error(405, "UNSUPPORTED")])
+    with pytest.raises(RegistryError) as caught:
+        copied("docker://%s/r" % server.host, target, uploads=jobs(CHILDREN))
+    assert caught.value.status == 405
+
+
+def test_a_manifest_larger_than_its_index_says_is_told_as_such(
+        server: ScriptedServer, layout: Layout, tmp_path: Path) -> None:
+    entry = artifact(layout)
+    add(layout, {"schemaVersion": 2, "mediaType": OCI_INDEX,
+                 "manifests": [{**entry, "size": entry["size"] - 1}]}, "latest")
+    server.serve(layout.root, "r")
+    with pytest.raises(InvalidDocument, match="%s is not as its index says" % entry["digest"]):
+        copied("docker://%s/r" % server.host, "oci:%s" % (tmp_path / "new"))
+
+
+def test_a_cancel_ends_every_request_on_its_way(
+        server: ScriptedServer, target: Target, children: List[str]) -> None:
+    cancel, uploads = Cancel(), jobs(CHILDREN)
+    server.on("GET", "/manifests/sha256:", together(CHILDREN, lambda connection: cancel.cancel()))
+    with pytest.raises(Cancelled):
+        copied("docker://%s/r" % server.host, target, uploads=uploads, cancel=cancel)
+    uploads.transfers.settle("")
+    assert uploads.transfers.active == 0 and not target.put()
+
+
+def test_manifests_that_wait_for_their_turn_are_bounded_by_their_sum(server: ScriptedServer) -> None:
+    entries = [Descriptor(images.OCI_MANIFEST, Digest.of(b"%d" % number), MAX_AHEAD // 2) for number in range(5)]
+    index = parse(images.to_json({"schemaVersion": 2, "mediaType": OCI_INDEX,
+                                  "manifests": [entry.to_json() for entry in entries]}))
+    assert isinstance(index, Index)
+    server.on("GET", "/manifests/", hold(threading.Event()))
+    transfers = TransferManager(len(entries))
+    with Client() as client:
+        repository = client.repository(Endpoint(server.url, server.host), Reference(server.host, "r"))
+        with Ahead(unasked, repository, transfers, Cancel()) as ahead:
+            next(ahead.below(index))
+            assert transfers.active == 2
+
+
+def unasked(entry: Descriptor) -> Document:
+    raise AssertionError("%s is had ahead of its turn" % entry.digest)
