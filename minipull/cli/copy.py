@@ -14,6 +14,7 @@ from ..store.store import host_platform
 from .context import Context
 from .lists import expanded, image_tags, named_image, operands, stored_tags
 from .plan import Row, row, sentence, total
+from .settings import JOBS
 
 
 def do_copy(context: Context, flags: argparse.Namespace) -> int:
@@ -45,7 +46,7 @@ def do_copy(context: Context, flags: argparse.Namespace) -> int:
             options, stored_tags(store, name) if prefix == "store:" else tags_with(
                 reader, name, context.renderer, context.cancel)))
         sources = [_place(named_image(store, text)) for text in texts]
-        copies = Copies((reader, writer), store, options, settings.uploads(), context.renderer, context.cancel)
+        copies = Copies((reader, writer), store, options, settings.uploads(JOBS), context.renderer, context.cancel)
         try:
             copies.run(sources, target, told, texts != flags.srcs)
         except Error as exc:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ..xfer.upload import LayerUploadManager
 
 MAX_FILE = 1 << 20  # bytes of a settings file
-JOBS = 6  # downloads at once on the command line; the engine's default is 3
+JOBS = 6  # downloads at once on the command line, where the engine has 3; and blobs of a copy, as skopeo has
 _TRUTH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 #: Headers that --header would send to every host; --creds and --registry-token go to one.
 _SECRET_HEADERS = ("authorization", "cookie", "proxy-authorization")
@@ -145,11 +145,11 @@ class Settings:
             self.number("jobs", JOBS, "max-concurrent-downloads"),
             self.number("attempts", MAX_ATTEMPTS, "max-download-attempts"))
 
-    def uploads(self) -> "LayerUploadManager":
+    def uploads(self, default: int = 0) -> "LayerUploadManager":
         from ..xfer.download import MAX_ATTEMPTS
         from ..xfer.upload import CONCURRENT_UPLOADS, LayerUploadManager
         return LayerUploadManager(
-            self.number("jobs", CONCURRENT_UPLOADS, "max-concurrent-uploads"),
+            self.number("jobs", default or CONCURRENT_UPLOADS, "max-concurrent-uploads"),
             self.number("attempts", MAX_ATTEMPTS))  # the engine has no key for these
 
     def verify_keys(self) -> Tuple["Key", ...]:
