@@ -14,6 +14,7 @@ decide otherwise than moby's end their docstring with the points:
     ends       registries and layouts as ends of a copy
     referrers  signatures, attestations and SBOMs of an image
     naming     the name of a pulled image
+    layers     layers of one endpoint
     pull_v2    an image from one endpoint
     pull_v1    an image from one endpoint, by the v1 protocol
     pull       pull(), from the first endpoint that has the image

@@ -1,23 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Manifests side by side, within the slots of blobs: asked for before their turn, and put.
+"""Manifests side by side, within the slots of blobs: asked for before their turn, had whole, and put.
 
 The order of a walk stays, and so does its first error.  moby asks for one after another.
 """
+import collections
 import contextlib
 import functools
-from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional, Sequence
+from typing import (
+    Any, Callable, ContextManager, Deque, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple)
 
 from ..cancel import Cancel
 from ..digest import Digest
 from ..errors import PolicyError
 from ..image.descriptor import Descriptor
-from ..image.manifest import MAX_MANIFEST, Document, Index
+from ..image.manifest import MAX_MANIFEST, Document, Index, Manifest
 from ..progress import discard
 from ..registry.v2 import Received, Repository
-from ..xfer.transfer import Holding, Transfer, TransferManager, Watcher, nothing
+from ..xfer.transfer import Holding, Run, Transfer, TransferManager, Watcher, nothing
 from .blobs import persist
 
-MAX_AHEAD = 4 << 20  # bytes of manifests that are here, or asked for, before their turn
+MAX_AHEAD = 4 << 20  # bytes of manifests, or of configs, that are here, or asked for, before their turn
 _WAVES = 3  # manifests on their way, or in line, in terms of the slots: one that is slow holds up few
 
 
@@ -68,7 +70,7 @@ class Ahead(ContextManager["Ahead"]):
         return self._plain(entry)
 
     def _room(self, entry: Descriptor) -> bool:
-        return len(self._asked) < _most(self._transfers) and self._held + entry.size <= MAX_AHEAD
+        return len(self._asked) < most_ahead(self._transfers) and self._held + entry.size <= MAX_AHEAD
 
     def _ask(self, entry: Descriptor) -> None:
         repository, digest, size = self._repository, entry.digest, entry.size
@@ -90,7 +92,8 @@ class Ahead(ContextManager["Ahead"]):
         self._transfers.release(self._asked.pop(digest))
 
 
-def _most(transfers: TransferManager) -> int:
+def most_ahead(transfers: TransferManager) -> int:
+    """The number of requests that may be in line before their turn."""
     return _WAVES * (transfers.limit or 8)
 
 
@@ -103,22 +106,61 @@ def put_below(documents: Sequence[Document], put: Callable[[Document, Cancel], A
     def run(transfer: Transfer, document: Document) -> None:
         put(document, transfer.cancel)
 
+    groups: List[List[Document]] = [[]]
+    for document in documents:
+        if isinstance(document, Index) or document.subject is not None:
+            groups += [[document], []]
+        elif len(groups[-1]) < most_ahead(transfers):
+            groups[-1].append(document)
+        else:
+            groups.append([document])
+    for group in groups:
+        works = [("put:%s %s" % (key, document.digest), functools.partial(run, document=document))
+                 for document in group]
+        with side_by_side(transfers, works, cancel, holding) as wait:
+            wait()
+
+
+@contextlib.contextmanager
+def side_by_side(transfers: TransferManager, works: Sequence[Tuple[str, Run]], cancel: Cancel,
+                 holding: Holding = nothing) -> Iterator[Callable[[], None]]:
+    """Work within the block, which gets a function that waits; it raises the first error in order."""
     with contextlib.ExitStack() as stack:
         watchers: List[Watcher] = []
-        for document in documents:
-            alone = isinstance(document, Index) or document.subject is not None
-            if alone:
-                _wait(transfers, watchers, cancel)
-            watchers.append(transfers.transfer(
-                "put:%s %s" % (key, document.digest), functools.partial(run, document=document), discard,
-                None, cancel, holding))
+        for key, run in works:
+            watchers.append(transfers.transfer(key, run, discard, None, cancel, holding))
             stack.callback(transfers.release, watchers[-1])
-            if alone or len(watchers) == _most(transfers):
-                _wait(transfers, watchers, cancel)
-        _wait(transfers, watchers, cancel)
+
+        def wait() -> None:
+            for watcher in watchers:
+                transfers.wait([watcher], cancel)
+
+        yield wait
 
 
-def _wait(transfers: TransferManager, watchers: List[Watcher], cancel: Cancel) -> None:
-    for watcher in watchers:
-        transfers.wait([watcher], cancel)
-    watchers.clear()
+def had_in_order(images: Iterable[Manifest], begin: Callable[[Manifest], ContextManager[Callable[[], Any]]],
+                 lacks: Callable[[Descriptor], bool], transfers: TransferManager) -> None:
+    """Have images: some begin while those before them are on their way, and each ends in its turn.
+
+    An image that shares with those a blob that ``lacks`` waits for it.
+    """
+    with contextlib.ExitStack() as every:
+        coming: Deque[Tuple[Manifest, contextlib.ExitStack, Callable[[], Any]]] = collections.deque()
+
+        def end() -> None:
+            _, block, wait = coming.popleft()
+            with block:
+                wait()
+
+        for image in images:
+            own = {blob.digest for blob in image.blobs if lacks(blob)}
+            while coming:
+                others = [blob.digest for other, _, _ in coming for blob in other.blobs]
+                configs = sum(other.config.size for other, _, _ in coming) + image.config.size
+                if len(others) < most_ahead(transfers) and configs <= MAX_AHEAD and own.isdisjoint(others):
+                    break
+                end()
+            block = every.enter_context(contextlib.ExitStack())
+            coming.append((image, block, block.enter_context(begin(image))))
+        while coming:
+            end()

@@ -30,12 +30,12 @@ import contextlib
 import functools
 import os
 import threading
-from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Iterator, List, NamedTuple, Optional, Sequence
 
 from ..cancel import Cancel
 from ..digest import DiffID, Digest
 from ..errors import (
-    ContentMismatch, Error, NetworkError, NotFound, PolicyError, StorageError, Unsupported, within)
+    ContentMismatch, Error, NotFound, PolicyError, StorageError, Unsupported, within)
 from ..image.config import Image, ImageConfig
 from ..image.descriptor import Descriptor
 from ..image.manifest import MAX_MANIFEST, Document, Index, Manifest, is_runnable, is_schema1
@@ -43,18 +43,19 @@ from ..image.platform import Platform, preference
 from ..image.signature import Key, first_good
 from ..image.walk import choose, walk
 from ..parts import part
-from ..progress import Meter, Output, Progress
+from ..progress import Output, Progress
 from ..reference import Reference
 from ..registry.errors import RegistryError
 from ..registry.v2 import Received, Repository
-from ..store.layer import Diff, Layer
-from ..store.metadata import V2Metadata
+from ..store.layer import Layer
 from ..store.references import Association
 from ..store.store import MAX_CONFIG, Store
-from ..xfer.download import DownloadDescriptor, LayerDownloadManager
+from ..xfer.download import LayerDownloadManager
 from ..xfer.transfer import Transfer
-from .blobs import Opener, fetch_blob, moved_as_manifest, persist
+from .blobs import fetch_blob, moved_as_manifest, persist
+from .documents import Ahead, had_in_order, side_by_side
 from .ends import LayoutEnd, RegistryEnd
+from .layers import V2LayerDescriptor
 from .naming import name_pulled
 from .places import Place
 from .referrers import Referrers
@@ -120,7 +121,8 @@ class V2Puller(NamedTuple):
             updated = former != association or any(self.store.missing(chosen.descriptor, self.options.foreign))
         if updated:
             if isinstance(chosen, Manifest):
-                config = self._pull_manifest(chosen, True)
+                with self._pulling(chosen, True) as wait:
+                    config = wait()
             else:
                 self._pull_whole(chosen)
         for document in documents:  # also where check has moved a rotten one away
@@ -190,7 +192,7 @@ class V2Puller(NamedTuple):
 
         def get(item: Descriptor) -> Optional[Document]:
             if item.is_document:
-                return self._child(item)
+                return ahead.get(item)
             put = functools.partial(self.store.content.put, item.digest)
             if not self.store.content.has(item.digest, item.size) and not moved_as_manifest(
                     item, lambda digest: self._received(digest).raw, put):
@@ -198,20 +200,32 @@ class V2Puller(NamedTuple):
             return None
 
         descriptors = []
-        for item, document in walk(top, get):
-            if document is not None:
-                self.store.content.put(item.digest, document.raw)
-                descriptors.append(item)
-        for child in map(self.store.document, descriptors):
-            if isinstance(child, Manifest):
-                self._pull_manifest(child, False)
+        transfers, content = self.downloads.transfers, self.store.content
+        with Ahead(self._child, self.repository, transfers, self.cancel, content.has) as ahead:
+            for item, document in walk(top, get, ahead.below):
+                if document is not None:
+                    content.put(item.digest, document.raw)
+                    descriptors.append(item)
+        children = (self.store.document(item) for item in descriptors)
+        had_in_order((child for child in children if isinstance(child, Manifest)), self._pulling,
+                     lambda blob: not content.has(blob.digest, blob.size), transfers)
 
-    def _pull_manifest(self, document: Manifest, chosen: bool) -> Optional[ImageConfig]:
-        """Download every blob of a manifest; ``chosen`` if it is the image that gets the name."""
+    @contextlib.contextmanager
+    def _pulling(self, document: Manifest,
+                 chosen: bool = False) -> Iterator[Callable[[], Optional[ImageConfig]]]:
+        """Download every blob of a manifest within the block, which gets a function that waits for them.
+
+        ``chosen`` if it is the image that gets the name.
+        """
         if not is_runnable(document):
-            for blob in document.blobs:
-                self._plain_blob(blob, self.cancel)
-            return None
+            def fetch_plain(transfer: Transfer, blob: Descriptor) -> None:
+                self._plain_blob(blob, transfer.cancel)
+
+            works = [("%s plain:%s" % (self.store.root, blob.digest), functools.partial(fetch_plain, blob=blob))
+                     for blob in document.blobs]
+            with side_by_side(self.downloads.transfers, works, self.cancel, self.store.writing) as wait_plain:
+                yield wait_plain
+            return
         if len(document.layers) > ENGINE_MAX_LAYERS:
             text = "image has %d layers, docker will not load more than %d"
             self.output(Progress(message=text % (len(document.layers), ENGINE_MAX_LAYERS)))
@@ -227,8 +241,8 @@ class V2Puller(NamedTuple):
         def claimed(position: int, cancel: Cancel) -> DiffID:
             return parsed_config(cancel).paired(document.layers)[position][1]
 
-        layers = [V2LayerDescriptor(self.repository, self.store, layer, self.options,
-                                    functools.partial(claimed, position))
+        layers = [V2LayerDescriptor(self.repository, self.store, layer, self.options.foreign,
+                                    self.options.defer_diff_ids, functools.partial(claimed, position))
                   for position, layer in enumerate(document.layers)]
         exact = chosen and self.options.exact
         key = "config:%s %s" % (document.config.digest, self.options.platform if exact else "")
@@ -239,17 +253,21 @@ class V2Puller(NamedTuple):
                 self.check_platform(config)
             return config
 
-        config: ImageConfig
-        for last in (False, True):
-            stored, config = self.downloads.download(
-                self.store, layers, self.output, self.cancel, (key, fetch))
-            if tuple(layer.diff.diff_id for layer in stored) == config.diff_ids:
-                break
-            if last:
+        asked = self.store, layers, self.output, self.cancel, (key, fetch)
+        with self.downloads.downloading(*asked) as wait:
+
+            def checked() -> ImageConfig:
+                for attempt in (wait, functools.partial(self.downloads.download, *asked)):
+                    stored, config = attempt()
+                    if tuple(layer.diff.diff_id for layer in stored) == config.diff_ids:
+                        made: ImageConfig = config
+                        return made
+                    if attempt is wait:
+                        for descriptor, layer in zip(layers, stored):
+                            self._forget(descriptor.blob.digest, layer)
                 raise ContentMismatch("layers from manifest don't match image configuration")
-            for descriptor, layer in zip(layers, stored):
-                self._forget(descriptor.blob.digest, layer)
-        return config
+
+            yield checked
 
     def _forget(self, blob: Digest, layer: Layer) -> None:
         """Drop the cached DiffID and the record of a layer, which may be wrong."""
@@ -279,65 +297,3 @@ class V2Puller(NamedTuple):
     def _plain_blob(self, blob: Descriptor, cancel: Cancel) -> None:
         source = functools.partial(self.repository.blob, blob.digest)
         persist(self.repository, cancel, fetch_blob, self.store, blob, source)
-
-
-class V2LayerDescriptor(DownloadDescriptor):
-    """A layer; where it can't be decompressed, ``claimed`` returns the DiffID that the config claims for it."""
-
-    def __init__(self, repository: Repository, store: Store, blob: Descriptor, options: PullOptions,
-                 claimed: Callable[[Cancel], DiffID]) -> None:
-        self._urls = blob.urls if options.foreign and blob.is_foreign else ()
-        self._deferred = options.defer_diff_ids
-        # Pulls with other options may come to another result, so they share no transfer.
-        self.key = "v2:%s %s %s" % (blob.digest, self._deferred, " ".join(self._urls))
-        self.id = blob.digest.short
-        self.size = blob.size
-        self.blob = blob
-        self._repository = repository
-        self._store = store
-        self._claimed = claimed
-
-    def present(self) -> Optional[Tuple[Descriptor, Diff]]:
-        diff_id = self._store.metadata.get_diff_id(self.blob.digest)
-        if diff_id is None or not self._store.content.has(self.blob.digest, self.blob.size):
-            return None
-        return self.blob, Diff(diff_id)
-
-    def download(self, transfer: Transfer) -> Optional[Descriptor]:
-        blob = self.blob
-
-        def fetch(source: Opener) -> Descriptor:
-            fetch_blob(self._store, blob, source, transfer.cancel, "filesystem layer", transfer)
-            return blob
-
-        try:
-            return fetch(functools.partial(self._repository.blob, blob.digest))
-        except RegistryError as exc:
-            if exc.status != 404 or not blob.is_foreign:
-                raise
-        for position, url in enumerate(self._urls, 1):
-            try:
-                return fetch(functools.partial(self._repository.foreign_blob, url))
-            except (NetworkError, RegistryError, PolicyError):
-                if position == len(self._urls):
-                    raise
-        transfer.progress(Progress(id=self.id, message="Skipped foreign layer"))
-        return None
-
-    def diff(self, transfer: Transfer, blob: Optional[Descriptor]) -> Diff:
-        cached = self._store.metadata.get_diff_id(blob.digest) if blob else None
-        if cached is not None:
-            return Diff(cached)
-        if blob is None or self._deferred:
-            return Diff(self._claimed(transfer.cancel), verified=False)
-        meter = Meter(transfer.progress, self.id, "Extracting", blob.size)
-        try:
-            return self._store.layers.diff(blob.digest, transfer.cancel, move=meter.move)
-        except Unsupported as exc:
-            transfer.progress(Progress(id=self.id, message="Not verified: %s" % exc))
-            return Diff(self._claimed(transfer.cancel), verified=False)
-
-    def registered(self, diff: Diff) -> None:
-        if diff.verified:
-            with contextlib.suppress(StorageError):  # metadata is a cache
-                self._store.metadata.add(diff.diff_id, V2Metadata(self.blob.digest, self._repository.name))

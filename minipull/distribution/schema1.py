@@ -25,8 +25,9 @@ from ..registry.v2 import Received
 from ..store.references import Association
 from ..store.store import MAX_CONFIG
 from .blobs import persist, send_blob
+from .layers import V2LayerDescriptor
 from .naming import name_pulled
-from .pull_v2 import Pulled, V2LayerDescriptor, V2Puller
+from .pull_v2 import Pulled, V2Puller
 from .push_v2 import V2Pusher
 
 
@@ -39,8 +40,8 @@ def pull(puller: V2Puller, reference: Reference, received: Received, pulling: Pr
         text = "WARNING: %s has the outdated schema 1 format, signed with key %s, which may be anybody's"
         puller.output(Progress(message=text % (reference, ", ".join(old.signers))))
     blobs = [Descriptor(DOCKER_LAYER, digest, _size(puller, digest)) for digest in old.layers]
-    options = puller.options._replace(defer_diff_ids=False)
-    layers = [V2LayerDescriptor(puller.repository, puller.store, blob, options, _no_diff_id) for blob in blobs]
+    layers = [V2LayerDescriptor(puller.repository, puller.store, blob, False, False, _no_diff_id)
+              for blob in blobs]
     downloaded, _ = puller.downloads.download(
         puller.store, layers, puller.output, puller.cancel, ("schema1:" + old.digest, lambda transfer: None))
     stored_layers = list(zip(blobs, (layer.diff.diff_id for layer in downloaded)))

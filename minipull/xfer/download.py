@@ -24,7 +24,7 @@ import itertools
 import math
 import os
 import threading
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from ..cancel import Cancel
 from ..digest import ChainID
@@ -99,6 +99,13 @@ class LayerDownloadManager(LayerManager):
 
         Raises the first error of all; a transfer that another pull shares goes on.
         """
+        with self.downloading(store, layers, output, cancel, beside) as wait:
+            return wait()
+
+    @contextlib.contextmanager
+    def downloading(self, store: Store, layers: Sequence[DownloadDescriptor], output: Output, cancel: Cancel,
+                    beside: Tuple[str, Run]) -> Iterator[Callable[[], Tuple[List[Layer], Any]]]:
+        """Download as download() does within the block, which gets a function that returns the result."""
         manager = self.transfers
         with contextlib.ExitStack() as stack:
 
@@ -132,8 +139,12 @@ class LayerDownloadManager(LayerManager):
                 id = "" if work.duplicate else descriptor.id
                 watchers.append(start(chain_key.hexdigest(), work.run, id))
                 by_key.setdefault(descriptor.key, watchers[-1].transfer)
-            results = manager.wait([first] + watchers, cancel)
-            return present + results[1:], results[0]
+
+            def wait() -> Tuple[List[Layer], Any]:
+                results = manager.wait([first] + watchers, cancel)
+                return present + results[1:], results[0]
+
+            yield wait
 
 
 class _LayerDownload(NamedTuple):

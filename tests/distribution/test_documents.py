@@ -6,6 +6,7 @@ from typing import Callable, List
 
 import pytest
 
+import minipull
 from minipull.cancel import Cancel
 from minipull.digest import Digest
 from minipull.distribution.documents import MAX_AHEAD, Ahead
@@ -16,13 +17,15 @@ from minipull.reference import Reference
 from minipull.registry.client import Client
 from minipull.registry.endpoints import Endpoint
 from minipull.registry.errors import RegistryError
+from minipull.store.check import check
+from minipull.xfer.download import LayerDownloadManager
 from minipull.xfer.transfer import TransferManager
 from minipull.xfer.upload import LayerUploadManager
 from tests.kit import images
 from tests.kit.copies import Target, add, artifact, copied
 from tests.kit.images import OCI_INDEX, Layout
 from tests.kit.servers import Connection, ScriptedServer, content, error, hold
-from tests.kit.work import Counter, background
+from tests.kit.work import Counter, Log
 
 pytestmark = pytest.mark.usefixtures("no_repeats")
 
@@ -63,6 +66,35 @@ def test_children_of_an_index_are_asked_for_side_by_side(
         server: ScriptedServer, layout: Layout, children: List[str], tmp_path: Path) -> None:
     server.on("GET", "/manifests/sha256:", together(CHILDREN, answering(layout)))
     copied("docker://%s/r" % server.host, "oci:%s" % (tmp_path / "new"), uploads=jobs(CHILDREN))
+
+
+def test_images_of_an_index_are_pulled_side_by_side_and_end_in_order(
+        server: ScriptedServer, layout: Layout, store: minipull.Store) -> None:
+    made = [layout.image(images.specs(1, 1000, seed=number)) for number in range(CHILDREN - 1)]
+    layout.index([*(image.descriptor for image in made), artifact(layout, payload=b"bill")], "latest")
+    server.serve(layout.root, "r")
+    blobs = {"sha256:" + path.name: path.read_bytes() for path in (layout.root / "blobs" / "sha256").iterdir()}
+
+    def answer(connection: Connection) -> None:
+        content(blobs[connection.request.path.rpartition("/")[2]])(connection)
+
+    server.on("GET", "/blobs/", together(2 * CHILDREN, answer))  # the config and the layer of each
+    log = Log()
+    downloads = LayerDownloadManager(2 * CHILDREN)
+    minipull.pull("%s/r" % server.host, store, all_platforms=True, progress=log, downloads=downloads)
+    begun = [event.id for event in log.events if event.action == "Pulling fs layer"]
+    assert begun == [Digest(image.layers[0].descriptor["digest"]).short for image in made]
+    assert check(store) == []
+
+
+def test_a_layer_that_two_images_share_is_pulled_once(
+        server: ScriptedServer, layout: Layout, store: minipull.Store) -> None:
+    shared = images.specs(1, 1000)
+    layout.index([layout.image([*shared[:number], *images.specs(1, 900, seed=number + 1), *shared]).descriptor
+                  for number in range(2)], "latest")
+    server.serve(layout.root, "r")
+    minipull.pull("%s/r" % server.host, store, all_platforms=True, downloads=LayerDownloadManager(9))
+    assert len(server.seen("GET", "/blobs/")) == len({request.path for request in server.seen("GET", "/blobs/")})
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT"])
