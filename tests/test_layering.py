@@ -163,5 +163,5 @@ def test_the_package_stays_small() -> None:
 
 
 def test_every_file_names_its_license() -> None:
-    files = [*PACKAGE.glob("**/*.py"), *Path(__file__).parent.glob("**/*.py")]
+    files = [*PACKAGE.glob("**/*.py"), *Path(__file__).parent.glob("**/*.py"), *ROOT.glob("scripts/**/*.py")]
     assert [path.name for path in files if path.read_text("utf-8").partition("\n")[0] != SPDX] == []

@@ -29,7 +29,8 @@ class Sizes(NamedTuple):
 
     runs: int
     short_runs: int  # of a row that takes a tenth of a second
-    long_runs: int  # of a row that the wire paces
+    slow_runs: int  # of a row that takes many seconds
+    long_runs: int  # of a row whose time varies little
     big: Sequence[int]
     archive: Sequence[int]
     huge: int
@@ -41,10 +42,10 @@ class Sizes(NamedTuple):
     load_seconds: float
 
 
-FULL = Sizes(5, 41, 2, (32, 960, 160, 700, 8, 480, 480), (16, 480, 80, 350, 4, 240, 240), 4000, "big",
+FULL = Sizes(5, 41, 5, 2, (32, 960, 160, 700, 8, 480, 480), (16, 480, 80, 350, 4, 240, 240), 4000, "big",
              300, 2000, 2 * 10 ** 9, 500 * 10 ** 6, 20.0)
-QUICK = Sizes(3, 11, 1, (4, 96, 16, 70, 1, 48, 48), (4, 60, 40), 600, "small",
-              100, 500, 5 * 10 ** 8, 10 ** 8, 2.0)
+QUICK = Sizes(3, 11, 2, 1, (3, 68, 11, 50, 1, 34, 34), (4, 60, 40), 300, "small",
+              60, 500, 5 * 10 ** 8, 10 ** 8, 2.0)
 SMALL = (10, 60, 40)
 
 

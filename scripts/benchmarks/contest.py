@@ -95,7 +95,7 @@ def _judged(row: Row, size: str, costs: Dict[str, List[Measured]], report: Repor
         shown = sorted(cost.seconds for cost in runs)
         report.line("  %-16s %8.3f s  (%.3f to %.3f)  cpu %7.3f s  peak %6.1f MB" % (
             name, medians[name], shown[0], shown[-1], cpu, memory))
-    for name in list(medians)[1:]:
+    for name in list(medians)[1:] if row.growth is None else []:
         ratio, at_most = medians["minipull"] / medians[name], row.targets.get(name)
         entry: Dict[str, Any] = {"to": name, "ratio": ratio}
         if at_most is None:

@@ -15,7 +15,7 @@ NETWORK = [PYTHON, "-S", "-c", "import urllib.request, ssl, json, hashlib, threa
 
 
 def start(peer: str, beside: List[str], *command: str, pyz: bool = False) -> Prepare:
-    """minipull beside an interpreter that does nothing, or only imports; IMAGE stands for a stored image's name."""
+    """minipull beside a bare interpreter; the word IMAGE stands for the name of what is stored."""
     @contextlib.contextmanager
     def prepare(bench: Bench) -> Prepared:
         source = bench.source("small")
@@ -31,8 +31,9 @@ def start(peer: str, beside: List[str], *command: str, pyz: bool = False) -> Pre
             if command[0] != "--version" and "bench/small" not in bench.log.read_text():
                 raise RuntimeError("%s does not tell of the image" % " ".join(args))
             return cost
-        yield " ".join(["minipull.pyz" if pyz else "minipull", *command]), {
-            "minipull": run, peer: lambda: bench.measure(beside)}
+        yield "python -S %s %s, beside python %s" % (
+            "minipull.pyz" if pyz else "-m minipull", " ".join(command), " ".join(beside[1:])), {
+                "minipull": run, peer: lambda: bench.measure(beside)}
     return prepare
 
 

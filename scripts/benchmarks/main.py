@@ -85,7 +85,7 @@ def main(arguments: List[str]) -> int:
     report, start = Report(quiet=flags.json), time.monotonic()
     sizes = QUICK if flags.quick else FULL
     if flags.runs:
-        sizes = sizes._replace(runs=flags.runs, short_runs=flags.runs, long_runs=flags.runs)
+        sizes = sizes._replace(**{name: flags.runs for name in sizes._fields if name.endswith("runs")})
     with contextlib.ExitStack() as stack:
         work = Path(tempfile.mkdtemp(prefix="minipull-bench-", dir=flags.dir))
         stack.callback(shutil.rmtree, work, ignore_errors=True)
@@ -94,6 +94,8 @@ def main(arguments: List[str]) -> int:
         about = machine(bench)
         report.line("%(processor)s, %(processors)s processors, %(system)s, python %(python)s, load %(load).1f" % about)
         report.line(", ".join(about["peers"].values()))
+        if flags.quick:
+            report.line("sizes are small: the targets are those of the full sizes")
         if about["load"] > 0.5:
             report.line("the machine is busy: believe the ratios only")
         for row in ROWS:

@@ -5,13 +5,13 @@ from typing import List
 from . import local, serving, transfers
 from .contest import Row
 
-NETWORK = "python with urllib.request, ssl"
+NETWORK = "python's imports"
 
 ROWS: List[Row] = [
-    Row("version", "minipull --version", local.start("python", local.NOTHING, "--version"),
+    Row("version", "start-up of --version", local.start("python", local.NOTHING, "--version"),
         {"python": 2.0}, "short_runs"),
-    Row("images", "minipull images", local.start("python", local.NOTHING, "images"), {"python": 5.0}, "short_runs"),
-    Row("pyz-images", "images of the one-file program", local.start("python", local.NOTHING, "images", pyz=True),
+    Row("images", "start-up of images", local.start("python", local.NOTHING, "images"), {"python": 5.0}, "short_runs"),
+    Row("pyz-images", "start-up of the one-file program", local.start("python", local.NOTHING, "images", pyz=True),
         {"python": 12.0}, "short_runs"),
     Row("pull-again", "pull of what is there", local.start(NETWORK, local.NETWORK, "pull", "IMAGE"),
         {NETWORK: 1.4}, "short_runs"),
@@ -20,12 +20,12 @@ ROWS: List[Row] = [
     Row("copy-small", "copy a small image to a layout", transfers.copy("small"), {"skopeo": 0.7}),
     Row("push-big", "push large layers", transfers.push("big"), {"skopeo": 0.55}),
     Row("push-tiny", "push 80 tiny layers", transfers.push("tiny"), {"skopeo": 0.25}),
-    Row("index", "pull an index of small manifests", transfers.index, {"--jobs 1": 0.25}),
-    Row("far-tiny", "copy 80 tiny layers from far away", transfers.far, {"skopeo": 0.6}),
+    Row("index", "pull an index of small manifests", transfers.index, {"--jobs 1": 0.25}, "slow_runs"),
+    Row("far-tiny", "copy 80 tiny layers from far away", transfers.far, {"skopeo": 0.6}, "slow_runs"),
     Row("wire", "copy over a slow wire", transfers.wire, {"the link": 1.03}, "long_runs"),
-    Row("unpack", "unpack from the store", local.unpack, {"umoci": 0.42, "pigz | tar": 0.75}),
-    Row("load", "load an archive, verified to DiffIDs", local.load, {"docker": 0.25}),
-    Row("pull", "pull, verified to DiffIDs", transfers.pull, {"docker": 0.13}),
+    Row("unpack", "unpack from the store", local.unpack, {"umoci": 0.42, "pigz | tar": 0.75}, "slow_runs"),
+    Row("load", "load an archive, verified to DiffIDs", local.load, {"docker": 0.25}, "slow_runs"),
+    Row("pull", "pull, verified to DiffIDs", transfers.pull, {"docker": 0.13}, "slow_runs"),
     Row("growth", "pull one layer, and one of 20 times the size", transfers.growth, {}, "long_runs",
         growth="a twentieth"),
     Row("serve-blob", "serve a large blob", serving.blob, {"docker-registry": 0.8}),
