@@ -21,7 +21,8 @@ PROGRAMS: Dict[str, Tuple[str, ...]] = {
     "docker-registry": ("docker-registry",), "skopeo": ("skopeo",), "crane": ("crane",),
     "docker": ("docker", "dockerd"), "umoci": ("umoci",), "pigz | tar": ("pigz", "tar"),
     "curl": ("curl", "sha256sum")}
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+#: The distribution's own programs come first.
+PATH = "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin"
 
 
 class Sizes(NamedTuple):
@@ -34,7 +35,7 @@ class Sizes(NamedTuple):
     big: Sequence[int]
     archive: Sequence[int]
     huge: int
-    wire: str  # the image that is brought over the slow wire
+    slow: str  # the image that is brought by docker and over the slow wire
     children: int
     requests: int
     blob: int  # bytes
@@ -44,7 +45,7 @@ class Sizes(NamedTuple):
 
 FULL = Sizes(5, 41, 5, 2, (32, 960, 160, 700, 8, 480, 480), (16, 480, 80, 350, 4, 240, 240), 4000, "big",
              300, 2000, 2 * 10 ** 9, 500 * 10 ** 6, 20.0)
-QUICK = Sizes(3, 11, 2, 1, (3, 68, 11, 50, 1, 34, 34), (4, 60, 40), 300, "small",
+QUICK = Sizes(3, 11, 2, 1, (3, 68, 11, 50, 1, 34, 34), (4, 60, 40), 200, "small",
               60, 500, 5 * 10 ** 8, 10 ** 8, 2.0)
 SMALL = (10, 60, 40)
 

@@ -82,7 +82,7 @@ def _pull(bench: Bench, source: Source, reference: str, *flags: str) -> Measured
 
 @contextlib.contextmanager
 def pull(bench: Bench) -> Prepared:
-    source = bench.source("big")
+    source = bench.source(bench.sizes.slow)
     yield str(source), {"minipull": lambda: _pull(bench, source, source.reference),
                         "docker": lambda: bench.docker(source, "pull", "--quiet", source.reference)}
 
@@ -113,7 +113,7 @@ def far(bench: Bench) -> Prepared:
 @contextlib.contextmanager
 def wire(bench: Bench) -> Prepared:
     """The link itself is reckoned: bytes by rate.  curl's share says that the relay keeps that rate."""
-    source = bench.source(bench.sizes.wire)
+    source = bench.source(bench.sizes.slow)
     with bench.relay(*FAR) as host:
         contestants = _copies(bench, source, host)
         yield "%s, %g ms a round trip, %g MB/s" % (source, FAR[0] * 1000, FAR[1] / 1e6), {
