@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -34,7 +35,7 @@ def machine(bench: Bench) -> Dict[str, Any]:
         if path is not None:
             told = subprocess.run([path, *VERSIONS[name]], env=bench.env, stdin=subprocess.DEVNULL,
                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT).stdout.decode("utf-8", "replace")
-            peers[name] = (told.splitlines() or [""])[0].strip()
+            peers[name] = (re.findall(r"\d+\.\d[^\s,]*", told) or ["unknown"])[0]
     return {"processor": model[0] if model else platform.machine(), "processors": os.cpu_count(),
             "system": "%s %s" % (platform.system(), platform.release()), "load": os.getloadavg()[0],
             "python": "%s (%s)" % (platform.python_version(), PYTHON), "peers": peers}
@@ -93,7 +94,7 @@ def main(arguments: List[str]) -> int:
         bench = Bench(work, stack, sizes, named)
         about = machine(bench)
         report.line("%(processor)s, %(processors)s processors, %(system)s, python %(python)s, load %(load).1f" % about)
-        report.line(", ".join(about["peers"].values()))
+        report.line(", ".join("%s %s" % peer for peer in about["peers"].items()))
         if flags.quick:
             report.line("sizes are small: the targets are those of the full sizes")
         if about["load"] > 0.5:
