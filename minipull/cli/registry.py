@@ -76,9 +76,12 @@ def do_pull(context: Context, flags: argparse.Namespace) -> int:
             except BaseException as exc:
                 errors[name] = exc
 
-        with futures.ThreadPoolExecutor(1 if flags.dry_run else MAX_PULLS) as pool:
-            for _ in pool.map(pull_one, names):
-                pass
+        if flags.dry_run or len(names) == 1:
+            for name in names:
+                pull_one(name)
+        else:
+            with futures.ThreadPoolExecutor(MAX_PULLS) as pool:
+                list(pool.map(pull_one, names))
     if flags.dry_run:
         show_plan(context, rows)
     else:

@@ -22,10 +22,11 @@ GROUND = """
     progress reference store.compression store.content store.layer store.metadata store.references
     store.sessions store.source store.store argparse hmac"""
 NETWORK = """
-    cli.lists cli.plan distribution.ask distribution.blobs distribution.read distribution.sessions registry.auth
-    registry.client registry.connection registry.credentials registry.endpoints registry.errors registry.head
-    registry.network registry.proxy registry.request registry.response registry.tls registry.transport
-    registry.upload registry.url registry.v2 sendfile xfer.download xfer.transfer socket ssl urllib.parse"""
+    cli.lists cli.plan distribution.ask distribution.blobs distribution.documents distribution.read
+    distribution.sessions registry.auth registry.client registry.connection registry.credentials
+    registry.endpoints registry.errors registry.head registry.network registry.proxy registry.request
+    registry.response registry.tls registry.transport registry.upload registry.url registry.v2 sendfile
+    xfer.download xfer.transfer socket ssl urllib.parse"""
 #: What a command loads, of the package and of the slow modules.
 LOADED: Dict[str, str] = {
     "--version": "cli.main",
@@ -34,9 +35,9 @@ LOADED: Dict[str, str] = {
     "tag": GROUND + """
         cli.lists cli.plan cli.store""",
     "pull": GROUND + NETWORK + """
-        cli.registry distribution.ends distribution.naming distribution.places distribution.pull
-        distribution.pull_v2 distribution.referrers distribution.verify image.es256 image.signature
-        store.signatures concurrent.futures logging""",
+        cli.registry distribution.ends distribution.layers distribution.naming distribution.places
+        distribution.pull distribution.pull_v2 distribution.referrers distribution.verify image.es256
+        image.signature store.signatures""",
     "push": GROUND + NETWORK + """
         cli.registry distribution.mounts distribution.push distribution.push_v2 xfer.upload""",
     "copy": GROUND + NETWORK + """
