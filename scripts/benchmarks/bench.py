@@ -102,8 +102,8 @@ class Bench:
         return [self.program("skopeo") or "skopeo", "--policy", str(self.work / "policy.json"), "copy",
                 "--quiet", *args]
 
-    def minipull(self, *args: str) -> List[str]:
-        return [PYTHON, "-m", "minipull", *args]
+    def minipull(self, *args: str, root: Optional[Path] = None) -> List[str]:
+        return [PYTHON, "-m", "minipull", *([] if root is None else ["--root", str(root)]), *args]
 
     def measure(self, args: Sequence[str]) -> Measured:
         return measure(args, self.env, self.log)
@@ -136,9 +136,9 @@ class Bench:
     def relay(self, round_trip: float, rate: float) -> Iterator[str]:
         """The registry, so many seconds away, by a wire of so many bytes a second."""
         port = free_port()
-        relay = Path(__file__).with_name("relay.py")
-        with started([PYTHON, "-I", "-S", str(relay), str(port), self.registry()[0], str(round_trip), str(rate)],
-                     self.env, self.work / "relay.log", lambda: answers("127.0.0.1:%d" % port)):
+        relay = [PYTHON, "-I", "-S", str(Path(__file__).with_name("relay.py"))]
+        with started([*relay, str(port), self.registry()[0], str(round_trip), str(rate)], self.env,
+                     self.work / "relay.log", lambda: answers("127.0.0.1:%d" % port)):
             yield "127.0.0.1:%d" % port
 
     @lru_cache(maxsize=None)
@@ -199,7 +199,7 @@ class Bench:
     def store(self, name: str) -> Path:
         """A store of minipull that has this image."""
         root = self.work / "stores" / name
-        self.measure(self.minipull("--root", str(root), "pull", self.source(name).reference))
+        self.measure(self.minipull("pull", self.source(name).reference, root=root))
         return root
 
     def verify_layout(self, root: Path, source: Source) -> None:

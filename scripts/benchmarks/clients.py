@@ -116,7 +116,8 @@ class _Client:
         raw = images.to_json({"schemaVersion": 2, "mediaType": images.OCI_MANIFEST,
                               "config": config, "layers": layers})
         tag = "t%d" % len(self._tags)
-        ask(self._connection, "PUT", "/v2/%s/manifests/%s" % (self._repository, tag), 201, raw, images.OCI_MANIFEST)
+        ask(self._connection, "PUT", "/v2/%s/manifests/%s" % (self._repository, tag), 201, raw,
+            images.OCI_MANIFEST)
         self._tags.append((tag, images.digest_of(raw)))
         return 7
 

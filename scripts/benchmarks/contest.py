@@ -41,7 +41,9 @@ class Report:
 
     def skip(self, row: Row, contestant: Optional[str], reason: str) -> None:
         """A row, or one contestant in it, that can't be measured here."""
-        self.skipped.append({"row": row.name, "reason": reason, **({"contestant": contestant} if contestant else {})})
+        self.skipped.append({"row": row.name, "reason": reason})
+        if contestant:
+            self.skipped[-1]["contestant"] = contestant
         self.line("%s: skipped%s: %s" % (row.name, ", no " + contestant if contestant else "", reason))
 
     def verdict(self, text: str, value: float, at_most: float) -> bool:
@@ -85,7 +87,8 @@ def run_row(row: Row, bench: Bench, report: Report, runs: int) -> None:
 
 
 def _judged(row: Row, size: str, costs: Dict[str, List[Measured]], report: Report) -> Dict[str, Any]:
-    document: Dict[str, Any] = {"row": row.name, "title": row.title, "size": size, "contestants": {}, "ratios": []}
+    document: Dict[str, Any] = {
+        "row": row.name, "title": row.title, "size": size, "contestants": {}, "ratios": []}
     medians: Dict[str, float] = {}
     for name, runs in costs.items():
         medians[name] = statistics.median(cost.seconds for cost in runs)

@@ -59,11 +59,12 @@ def unpack(bench: Bench) -> Prepared:
                 raise RuntimeError("%s: %d files of %d bytes, not %d of %d" % (args[0], *trees[-1], *trees[0]))
             shutil.rmtree(out)
             return cost
+        blobs = source.layout / "blobs" / "sha256"
         lines = ["mkdir %s" % out] + [
-            "pigz -dc %s | tar x -C %s" % (source.layout.joinpath("blobs", *layer.descriptor["digest"].split(":")), out)
+            "pigz -dc %s | tar x -C %s" % (blobs / layer.descriptor["digest"].partition(":")[2], out)
             for layer in source.image.layers]
         yield "%s, %s" % (source, "in memory" if in_memory else "on disk: /dev/shm is too small"), {
-            "minipull": lambda: unpacked(bench.minipull("--root", str(store), "unpack", source.reference, str(out))),
+            "minipull": lambda: unpacked(bench.minipull("unpack", source.reference, str(out), root=store)),
             "umoci": lambda: unpacked(["umoci", "raw", "unpack", "--image",
                                        "%s:%s" % (source.layout, source.name), str(out)]),
             "pigz | tar": lambda: unpacked(["sh", "-ec", "\n".join(lines)])}
@@ -73,10 +74,10 @@ def unpack(bench: Bench) -> Prepared:
 def load(bench: Bench) -> Prepared:
     source = bench.source("archive")
     archive, root = bench.work / "archive.tar", bench.work / "loaded"
-    bench.measure(bench.minipull("--root", str(bench.store("archive")), "save", "-o", str(archive), source.reference))
+    bench.measure(bench.minipull("save", "-o", str(archive), source.reference, root=bench.store("archive")))
 
     def loaded() -> Measured:
-        cost = bench.measure(bench.minipull("--root", str(root), "load", "-i", str(archive)))
+        cost = bench.measure(bench.minipull("load", "-i", str(archive), root=root))
         bench.verify_layout(root, source)
         return cost
     yield str(source), {"minipull": loaded,

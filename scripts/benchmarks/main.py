@@ -34,8 +34,8 @@ def machine(bench: Bench) -> Dict[str, Any]:
         path = bench.program(name)
         if path is not None:
             told = subprocess.run([path, *VERSIONS[name]], env=bench.env, stdin=subprocess.DEVNULL,
-                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT).stdout.decode("utf-8", "replace")
-            peers[name] = (re.findall(r"\d+\.\d[^\s,]*", told) or ["unknown"])[0]
+                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT).stdout
+            peers[name] = (re.findall(r"\d+\.\d[^\s,]*", told.decode("utf-8", "replace")) or ["unknown"])[0]
     return {"processor": model[0] if model else platform.machine(), "processors": os.cpu_count(),
             "system": "%s %s" % (platform.system(), platform.release()), "load": os.getloadavg()[0],
             "python": "%s (%s)" % (platform.python_version(), PYTHON), "peers": peers}
@@ -47,7 +47,8 @@ def table() -> List[Dict[str, Any]]:
 
 def parse(arguments: List[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="scripts/bench", description="Measure minipull beside its peers: speed and memory of whole processes.",
+        prog="scripts/bench",
+        description="Measure minipull beside its peers: speed and memory of whole processes.",
         epilog="Exits with 1 if a target is missed, unless --quick: the targets are those of the full sizes.")
     parser.add_argument("--only", action="append", choices=[row.name for row in ROWS], metavar="ROW",
                         help="this row; may be repeated (see --list)")
@@ -90,10 +91,12 @@ def main(arguments: List[str]) -> int:
     with contextlib.ExitStack() as stack:
         work = Path(tempfile.mkdtemp(prefix="minipull-bench-", dir=flags.dir))
         stack.callback(shutil.rmtree, work, ignore_errors=True)
-        named = {name: os.path.abspath(getattr(flags, name)) for name in ("skopeo", "crane") if getattr(flags, name)}
+        given = {"skopeo": flags.skopeo, "crane": flags.crane}
+        named = {name: os.path.abspath(path) for name, path in given.items() if path is not None}
         bench = Bench(work, stack, sizes, named)
         about = machine(bench)
-        report.line("%(processor)s, %(processors)s processors, %(system)s, python %(python)s, load %(load).1f" % about)
+        report.line("%(processor)s, %(processors)s processors, %(system)s, "
+                    "python %(python)s, load %(load).1f" % about)
         report.line(", ".join("%s %s" % peer for peer in about["peers"].items()))
         if flags.quick:
             report.line("sizes are small: the targets are those of the full sizes")

@@ -39,7 +39,8 @@ def measure(args: Sequence[str], env: Dict[str, str], log: Path) -> Measured:
         raise RuntimeError("%s can't be run" % args[0])
     status, seconds, cpu, kilobytes = result.read_text().split()
     if int(status) != 0:
-        raise RuntimeError("%s: status %s\n%s" % (" ".join(args), status, log.read_text("utf-8", "replace")[-2000:]))
+        output = log.read_text("utf-8", "replace")[-2000:]
+        raise RuntimeError("%s: status %s\n%s" % (" ".join(args), status, output))
     return Measured(float(seconds), float(cpu), int(kilobytes) * 1024 / 1e6)
 
 

@@ -10,9 +10,10 @@ NETWORK = "python's imports"
 ROWS: List[Row] = [
     Row("version", "start-up of --version", local.start("python", local.NOTHING, "--version"),
         {"python": 2.0}, "short_runs"),
-    Row("images", "start-up of images", local.start("python", local.NOTHING, "images"), {"python": 5.0}, "short_runs"),
-    Row("pyz-images", "start-up of the one-file program", local.start("python", local.NOTHING, "images", pyz=True),
-        {"python": 12.0}, "short_runs"),
+    Row("images", "start-up of images", local.start("python", local.NOTHING, "images"),
+        {"python": 5.0}, "short_runs"),
+    Row("pyz-images", "start-up of the one-file program",
+        local.start("python", local.NOTHING, "images", pyz=True), {"python": 12.0}, "short_runs"),
     Row("pull-again", "pull of what is there", local.start(NETWORK, local.NETWORK, "pull", "IMAGE"),
         {NETWORK: 1.4}, "short_runs"),
     Row("copy-big", "copy large layers to a layout", transfers.copy("big"), {"skopeo": 0.47}),

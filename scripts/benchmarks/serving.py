@@ -26,7 +26,7 @@ from .processes import Measured, answers, cpu_seconds, free_port, peak_memory, s
 def _servers(bench: Bench, run: Callable[[str], float], root: Path) -> Iterator[Contestants]:
     """minipull over an empty store and the registry; ``run`` is given a host, and tells seconds."""
     host = "127.0.0.1:%d" % free_port()
-    serve = bench.minipull("--root", str(root), "serve", "--writable", "--listen", host)
+    serve = bench.minipull("serve", "--writable", "--listen", host, root=root)
     with started(serve, bench.env, bench.work / "serve.log", lambda: answers(host)) as pid:
         def contend(host: str, pid: int) -> Measured:
             os.sync()
@@ -65,7 +65,8 @@ def blob(bench: Bench) -> Prepared:
             raise RuntimeError("curl: %s of %d bytes" % (bench.log.read_text(), size))
         return cost.seconds
     with _servers(bench, run, root) as contestants:
-        for place in (root / "blobs" / "sha256" / encoded, top / "blobs" / "sha256" / encoded[:2] / encoded / "data"):
+        for place in (root / "blobs" / "sha256" / encoded,
+                      top / "blobs" / "sha256" / encoded[:2] / encoded / "data"):
             place.parent.mkdir(parents=True, exist_ok=True)
             os.link(path, place)
         path.unlink()
@@ -87,8 +88,9 @@ def patch(bench: Bench) -> Prepared:
                 "-H", "Content-Type: application/octet-stream", "http://%s%s?%s" % (host, place, query)])
             lines = bench.log.read_text().splitlines()
             query = next(urlsplit(line[10:]).query for line in lines if line.lower().startswith("location: "))
+            words = ([query] if query else []) + ["digest=" + digest]
             start = time.monotonic()
-            clients.ask(connection, "PUT", "%s?%sdigest=%s" % (place, query + "&" if query else "", digest), 201)
+            clients.ask(connection, "PUT", place + "?" + "&".join(words), 201)
             return sent.seconds + time.monotonic() - start
     with _servers(bench, run, bench.work / "served") as contestants:
         yield "%.0f MB" % (bench.sizes.patch / 1e6), contestants

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows of copy, push and pull: on loopback, and through the relay."""
 import contextlib
-import json
 import shutil
 from pathlib import Path
 from typing import Callable, List
@@ -11,6 +10,7 @@ from .contest import Contestants, Prepare, Prepared
 from .processes import Measured
 
 FAR = (0.05, 20e6)  # seconds a round trip, bytes a second
+FAR_AWAY = "%g ms a round trip, %g MB/s" % (FAR[0] * 1000, FAR[1] / 1e6)
 NEAR = (0.005, 0.0)
 
 
@@ -25,7 +25,8 @@ def _copies(bench: Bench, source: Source, host: str) -> Contestants:
     root = bench.work / "copied"
     reference, oci = source.at(host), "oci:%s:1" % root
     return {
-        "minipull": lambda: _into_layout(bench, source, bench.minipull("copy", "docker://" + reference, oci), root),
+        "minipull": lambda: _into_layout(
+            bench, source, bench.minipull("copy", "docker://" + reference, oci), root),
         "skopeo": lambda: _into_layout(
             bench, source, bench.skopeo("--src-tls-verify=false", "docker://" + reference, oci), root),
         "crane": lambda: _into_layout(
@@ -38,9 +39,9 @@ def _curl(bench: Bench, source: Source, host: str) -> Measured:
     folder = bench.work / "curled"
     folder.mkdir()
     names = sorted({blob["digest"].partition(":")[2] for blob in source.blobs})
+    url = "http://%s/v2/bench/%s/blobs/sha256:" % (host, source.name)
     (folder / "urls").write_text("".join(
-        'url = "http://%s/v2/bench/%s/blobs/sha256:%s"\noutput = "%s"\n' % (host, source.name, name, folder / name)
-        for name in names))
+        'url = "%s%s"\noutput = "%s"\n' % (url, name, folder / name) for name in names))
     (folder / "sums").write_text("".join("%s  %s\n" % (name, folder / name) for name in names))
     cost = bench.measure(["sh", "-c", "curl -sSf --parallel --parallel-max 6 -K %s && sha256sum --quiet -c %s"
                           % (folder / "urls", folder / "sums")])
@@ -68,7 +69,7 @@ def push(name: str) -> Prepare:
                 bench.verify_pushed(host, source)
             return cost
         yield str(source), {
-            "minipull": lambda: pushed(lambda to: bench.minipull("--root", str(store), "push", source.reference, to)),
+            "minipull": lambda: pushed(lambda to: bench.minipull("push", source.reference, to, root=store)),
             "skopeo": lambda: pushed(lambda to: bench.skopeo(
                 "--dest-tls-verify=false", "oci:%s:%s" % (source.layout, name), "docker://" + to)),
             "crane": lambda: pushed(lambda to: [bench.program("crane") or "", "push", str(source.layout), to])}
@@ -77,7 +78,7 @@ def push(name: str) -> Prepare:
 
 def _pull(bench: Bench, source: Source, reference: str, *flags: str) -> Measured:
     root = bench.work / "pulled"
-    return _into_layout(bench, source, bench.minipull("--root", str(root), "pull", *flags, reference), root)
+    return _into_layout(bench, source, bench.minipull("pull", *flags, reference, root=root), root)
 
 
 @contextlib.contextmanager
@@ -98,7 +99,7 @@ def growth(bench: Bench) -> Prepared:
 def index(bench: Bench) -> Prepared:
     source = bench.source("index")
     with bench.relay(*NEAR) as host:
-        yield "%d manifests, %g ms a round trip" % (len(json.loads(source.image.raw)["manifests"]), NEAR[0] * 1000), {
+        yield "%d manifests, %g ms a round trip" % (bench.sizes.children, NEAR[0] * 1000), {
             "minipull": lambda: _pull(bench, source, source.at(host), "--all-platforms"),
             "--jobs 1": lambda: _pull(bench, source, source.at(host), "--all-platforms", "--jobs", "1")}
 
@@ -107,7 +108,7 @@ def index(bench: Bench) -> Prepared:
 def far(bench: Bench) -> Prepared:
     source = bench.source("tiny")
     with bench.relay(*FAR) as host:
-        yield "%s, %g ms a round trip, %g MB/s" % (source, FAR[0] * 1000, FAR[1] / 1e6), _copies(bench, source, host)
+        yield "%s, %s" % (source, FAR_AWAY), _copies(bench, source, host)
 
 
 @contextlib.contextmanager
@@ -116,6 +117,6 @@ def wire(bench: Bench) -> Prepared:
     source = bench.source(bench.sizes.slow)
     with bench.relay(*FAR) as host:
         contestants = _copies(bench, source, host)
-        yield "%s, %g ms a round trip, %g MB/s" % (source, FAR[0] * 1000, FAR[1] / 1e6), {
+        yield "%s, %s" % (source, FAR_AWAY), {
             "minipull": contestants["minipull"], "the link": lambda: Measured(source.size / FAR[1], 0.0, 0.0),
             "curl": contestants["curl"]}
