@@ -24,7 +24,8 @@ def start(peer: str, beside: List[str], *command: str, pyz: bool = False) -> Pre
             program = [PYTHON, "-S", str(bench.work / "minipull.pyz")]
             subprocess.run([PYTHON, str(ROOT / "scripts" / "pyz"), program[-1]], env=bench.env, check=True)
         words = [source.reference if word == "IMAGE" else word for word in command]
-        args = [*program, "--root", str(bench.store("small")), *words]
+        root = [] if command == ("--version",) else ["--root", str(bench.store("small"))]
+        args = [*program, *root, *words]
 
         def run() -> Measured:
             cost = bench.measure(args)
