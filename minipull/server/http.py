@@ -38,8 +38,7 @@ class Server:
     a status from 500 up for other failures.  Raises NetworkError if it can't listen.
     """
 
-    def __init__(self, host: str, port: int, application: Application,
-                 timeout: float = 60.0,
+    def __init__(self, host: str, port: int, application: Application, timeout: float = 60.0,
                  log: Callable[[int, str], None] = lambda status, text: None) -> None:
         self.application = application
         self.timeout = timeout
@@ -138,6 +137,7 @@ class _Waiting:
                 self.connections[connection.fileno()] = connection
                 self._poll.register(connection.fileno(), select.EPOLLIN)
                 return True
+        self.connections.pop(connection.fileno(), None)  # the system may have no room to wait for it
         return False
 
     def _run(self) -> None:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Connections between two requests share a thread, and none of them notices the others."""
+import errno
 import http.client
+import os
 import threading
 from contextlib import closing
 from typing import List, NoReturn, Tuple
@@ -162,6 +164,30 @@ def ask(connection: http.client.HTTPConnection, path: str, method: str = "GET") 
     connection.request(method, path)
     response = connection.getresponse()
     return response.status, response.read()
+
+
+class NoRoom:
+    """The epoll of a system that has no room for one more."""
+
+    def register(self, fd: int, events: int) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def poll(self, seconds: float) -> List[Tuple[int, int]]:
+        threading.Event().wait(seconds)
+        return []
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
+def test_where_no_more_can_wait_a_connection_keeps_its_thread(
+        listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minipull.server.http.select.epoll", NoRoom)
+    with closing(Client(listener)) as client:
+        for _ in range(3):
+            client.send(QUICK)
+            assert client.answer().status == 200
+        assert listener.server.waiting.connections == {}
 
 
 def test_what_others_change_in_the_store_is_seen_on_a_kept_connection(site: Site) -> None:
