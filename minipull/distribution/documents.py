@@ -106,19 +106,20 @@ def put_below(documents: Sequence[Document], put: Callable[[Document, Cancel], A
     def run(transfer: Transfer, document: Document) -> None:
         put(document, transfer.cancel)
 
-    groups: List[List[Document]] = [[]]
-    for document in documents:
-        if isinstance(document, Index) or document.subject is not None:
-            groups += [[document], []]
-        elif len(groups[-1]) < most_ahead(transfers):
-            groups[-1].append(document)
-        else:
-            groups.append([document])
-    for group in groups:
-        works = [("put:%s %s" % (key, document.digest), functools.partial(run, document=document))
-                 for document in group]
-        with side_by_side(transfers, works, cancel, holding) as wait:
-            wait()
+    with contextlib.ExitStack() as stack:
+        coming: Deque[Watcher] = collections.deque()
+        room = most_ahead(transfers)
+        for document in documents:
+            alone = isinstance(document, Index) or document.subject is not None
+            while len(coming) >= (1 if alone else room):
+                transfers.wait([coming.popleft()], cancel)
+            coming.append(transfers.transfer(
+                "put:%s %s" % (key, document.digest), functools.partial(run, document=document), discard,
+                None, cancel, holding))
+            stack.callback(transfers.release, coming[-1])
+            room = 1 if alone else most_ahead(transfers)  # so nothing is beside it
+        for watcher in coming:
+            transfers.wait([watcher], cancel)
 
 
 @contextlib.contextmanager
