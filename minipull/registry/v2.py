@@ -101,7 +101,7 @@ class Repository:
         The last is for more than ``limit`` bytes, too.
         """
         with self._ask("GET", "manifests/" + reference, cancel, headers=_ACCEPT) as response:
-            raw = response.read(limit)
+            raw = response.read(min(limit, MAX_MANIFEST))
         claimed = reference if ":" in reference else response.header("Docker-Content-Digest")
         content_type = response.header("Content-Type")
         # The digest of a schema 1 manifest is that of the part which is signed.
