@@ -183,7 +183,8 @@ class NoRoom:
 def test_where_no_more_can_wait_a_connection_keeps_its_thread(
         listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("minipull.server.http.select.epoll", NoRoom)
-    with closing(Client(listener)) as client:
+    client = Client(listener)
+    with clients(client):
         for _ in range(3):
             client.send(QUICK)
             assert client.answer().status == 200
