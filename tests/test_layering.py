@@ -29,7 +29,7 @@ CORE_WINGS: Dict[str, Set[str]] = {
     "": set(), "image": {"schema1", "es256", "pax", "tar"}, "store": {"gc", "check", "repair", "usage"},
     "registry": {"v1", "credentials", "login"}, "xfer": set()}
 CORE_FILES = {"distribution." + name for name in (
-    "blobs", "sessions", "pull", "push", "pull_v2", "push_v2", "mounts")}
+    "blobs", "sessions", "documents", "layers", "pull", "push", "pull_v2", "push_v2", "mounts")}
 SPDX = "# SPDX-License-Identifier: Apache-2.0"
 OUTSIDE = {"os", "socket", "http", "urllib.request", "threading"}
 STDLIB = set(sys.stdlib_module_names) | {"compression"}  # the latter since 3.14
