@@ -1,67 +1,80 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A command imports what it runs, and no more: start-up is half of the time of a small one."""
+"""Trouble before and below the command is one line and the right exit code, never a traceback."""
+import json
+import signal
+import subprocess
 import sys
 from pathlib import Path
-from typing import Dict
+from typing import Dict, List
 
 import pytest
 
-from tests.kit.processes import driver_env, run
-from tests.kit.servers import ScriptedServer, Uploads
+from tests.kit.processes import Finished, minipull_env, run
 
-#: Modules of the standard library that take a millisecond or more, or bring others along that do.
-SLOW = {
-    "argparse", "asyncio", "bz2", "concurrent.futures", "datetime", "decimal", "email", "glob",
-    "hmac", "http.client",
-    "http.server", "inspect", "logging", "lzma", "multiprocessing", "pathlib", "pickle", "random", "secrets",
-    "shutil", "socket", "ssl", "subprocess", "tarfile", "tempfile", "unittest", "urllib.parse", "urllib.request",
-    "uuid", "xml", "zipfile"}
-GROUND = """
-    cancel cli.commands cli.context cli.habits cli.main cli.pace cli.parser cli.render cli.settings digest
-    errors files image.config image.descriptor image.manifest image.platform image.strictjson image.walk parts
-    progress reference store.compression store.content store.layer store.metadata store.references
-    store.sessions store.source store.store argparse hmac"""
-NETWORK = """
-    cli.lists cli.plan distribution.ask distribution.blobs distribution.documents distribution.read
-    distribution.sessions registry.auth registry.client registry.connection registry.credentials
-    registry.endpoints registry.errors registry.head registry.network registry.proxy registry.request
-    registry.response registry.tls registry.transport registry.upload registry.url registry.v2 sendfile
-    xfer.download xfer.transfer socket ssl urllib.parse"""
-#: What a command loads, of the package and of the slow modules.
-LOADED: Dict[str, str] = {
-    "--version": "cli.main",
-    "images": GROUND + """
-        cli.images store.usage""",
-    "tag": GROUND + """
-        cli.lists cli.plan cli.store""",
-    "pull": GROUND + NETWORK + """
-        cli.registry distribution.ends distribution.layers distribution.naming distribution.places
-        distribution.pull distribution.pull_v2 distribution.referrers distribution.verify image.es256
-        image.signature store.signatures""",
-    "push": GROUND + NETWORK + """
-        cli.registry distribution.mounts distribution.push distribution.push_v2 xfer.upload""",
-    "copy": GROUND + NETWORK + """
-        cli.copy distribution.compress distribution.convert distribution.copy distribution.ends
-        distribution.job distribution.places distribution.referrers distribution.tally distribution.verify
-        image.es256 image.signature store.signatures xfer.upload"""}
-PROGRAM = """
-import sys
-from minipull.cli.main import main
-code = main(sys.argv[1:])
-print("\\n" + " ".join(name for name, module in sys.modules.items()
-                       if name[:9] != "minipull." or not hasattr(module, "__path__")))
-sys.exit(code)
-"""
+MAIN = "import sys\n%s\nfrom minipull.cli.main import main\nsys.exit(main(%r))\n"
+NO_MODULE = "minipull: this Python has no %s module, which images needs; use another Python or install its %s support\n"
+NO_THREADS = "minipull: can't start a thread: this user has as many as may be (ulimit -u)\n"
 
 
-@pytest.mark.parametrize("command", LOADED)
-def test_a_command_loads_what_it_runs_and_no_more(command: str, server: ScriptedServer, ref: str, stored: str,
-                                                  home: Path, root: Path) -> None:
-    Uploads(server, "pushed")
-    words = {"--version": [], "images": [], "tag": [ref, "app:1"], "pull": [ref + ":other"],
-             "push": [ref, server.host + "/pushed"], "copy": ["docker://" + ref, "oci:%s" % (home / "copied")]}[command]
-    flags = ["--root", str(root)] if command != "--version" else []
-    done = run([sys.executable, "-S", "-c", PROGRAM, *flags, command, *words], driver_env(home))
-    modules = done.out.splitlines()[-1].split()
-    assert {name.replace("minipull.", "", 1) for name in modules
-            if name in SLOW or name[:9] == "minipull."} == set(LOADED[command].split())
+def unmeasured(home: Path) -> Dict[str, str]:
+    """An environment without coverage, which loads modules before us."""
+    return {key: value for key, value in minipull_env(home).items() if not key.startswith("COVERAGE_")}
+
+
+def start(home: Path, trouble: str, words: List[str]) -> Finished:
+    return run([sys.executable, "-c", MAIN % (trouble, words)], unmeasured(home), cwd=home, check=False)
+
+
+def failing(name: str, error: str) -> str:
+    """A statement after which a function of the standard library raises ``error``."""
+    module = name.partition(".")[0]
+    return "import %s\ndef fail(*args, **kwargs): raise %s\n%s = fail" % (module, error, name)
+
+
+@pytest.mark.parametrize("trouble,words,code,err", [
+    ("sys.modules['fcntl'] = None", ["images"], 1, NO_MODULE % ("fcntl", "fcntl")),
+    ("sys.modules['zlib'] = None", ["images"], 1, NO_MODULE % ("zlib", "zlib")),
+    (failing("threading.Thread.start", "RuntimeError(\"can't start new thread\")"), ["images"], 1, NO_THREADS),
+    (failing("os.path.abspath", "RuntimeError(\"can't start new thread\")"), ["images"], 1, NO_THREADS),
+    (failing("os.path.abspath", "MemoryError"), ["images"], 1, "minipull: no memory left\n"),
+    ("sys.argv = []", ["images"], 0, ""),
+    ("sys.argv = []", [], 2, "minipull: the following arguments are required: COMMAND; see minipull --help\n"),
+    ("sys.argv = []", ["pull"], 2, "minipull: the following arguments are required: REF; see minipull pull --help\n"),
+    ("import os; os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone')", ["images"], 0, ""),
+    ("import os; os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone')", ["--root", "x", "images"], 7,
+     "minipull: the working directory has been deleted; change to another one\n"),
+], ids=["no fcntl", "no zlib", "no thread", "no thread below", "no memory", "no argv", "no argv, no command",
+        "no argv, no operand", "no directory", "no directory, relative root"])
+def test_trouble_of_the_host_is_one_line(home: Path, trouble: str, words: List[str], code: int, err: str) -> None:
+    done = start(home, trouble, words)
+    assert (done.code, done.err) == (code, err)
+
+
+def test_without_threads_the_stream_of_json_has_the_failure(home: Path) -> None:
+    trouble = failing("threading.Thread.start", "RuntimeError(\"can't start new thread\")")
+    done = start(home, trouble, ["pull", "--progress", "json", "localhost:1/r"])
+    assert done.code == 1 and json.loads(done.err)["errorDetail"] == {"code": 1, "message": NO_THREADS[10:-1]}
+
+
+@pytest.mark.parametrize("stream", ["io.StringIO()", "None", "io.TextIOBase()"])
+@pytest.mark.parametrize("words", [["images"], ["inspect", "no/such"]])
+def test_a_stdout_that_takes_only_text_or_nothing_is_no_traceback(home: Path, stream: str, words: List[str]) -> None:
+    done = start(home, "import io; sys.stdout = " + stream, words)
+    assert done.code in (0, 3, 7) and "Traceback" not in done.err and "internal error" not in done.err
+
+
+def test_bytes_for_a_stdout_that_takes_only_text_are_exit_7(home: Path) -> None:
+    done = start(home, "import io; sys.stdout = io.StringIO(); sys.stdout.isatty = lambda: False\n"
+                 "from minipull.cli import context, images\n"
+                 "images.do_images = lambda context, flags: context.write(b'x')", ["images"])
+    assert (done.code, done.err) == (7, "minipull: write to stdout: it takes text alone\n")
+
+
+def test_an_interrupt_while_modules_are_loaded_is_no_traceback(home: Path) -> None:
+    (home / "argparse.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    env = unmeasured(home)
+    env["PYTHONPATH"] = "%s:%s" % (home, env["PYTHONPATH"])
+    done = subprocess.run(  # a shell's background jobs, as this may be one, have the signal ignored
+        [sys.executable, "-m", "minipull", "images"], env=env, cwd=str(home), stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, timeout=60, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")
