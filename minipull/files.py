@@ -19,8 +19,7 @@ import io
 import os
 import stat
 import time
-from typing import (
-    Any, BinaryIO, Callable, ContextManager, Iterable, Iterator, List, Optional, Tuple, Union)
+from typing import Any, BinaryIO, Callable, ContextManager, Iterable, Iterator, List, Optional, Tuple, Union
 
 from .digest import Buffer
 from .errors import InvalidDocument, StorageError, file_errors, shown, storage_errors
@@ -189,6 +188,7 @@ def _swept(scratch: str, path: str, remove: Callable[[str], object], take_over: 
     """Sweep; return the first directory, open and locked, if it is to be taken over, else -1 and no name."""
     prefix, taken = _prefix(path) if path else ".minipull-", (-1, "")
     for debris in paths(scratch, prefix):
+        # Eight characters of chance follow the prefix, or for any path what _prefix() makes of it.
         if debris[-9:-8] != "-" or path and len(os.path.basename(debris)) != len(prefix) + 8:
             continue
         with contextlib.suppress(OSError, StorageError, RecursionError), contextlib.ExitStack() as stack:

@@ -24,8 +24,7 @@ from ..errors import Error, InvalidDocument, InvalidReference, PolicyError, Stor
 from ..files import write_all
 from ..image import manifest
 from ..image.config import ImageConfig
-from ..image.descriptor import (
-    DOCKER_CONFIG, DOCKER_MANIFEST, DOCKER_TAR, Descriptor, select)
+from ..image.descriptor import DOCKER_CONFIG, DOCKER_MANIFEST, DOCKER_TAR, Descriptor, select
 from ..image.manifest import MAX_LAYERS, MAX_MANIFEST, Index, Manifest, is_runnable
 from ..image.strictjson import (
     as_object, compact, digests_at, int_at, object_at, parse_json, parse_value, string_at, strings_at)

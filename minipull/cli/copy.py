@@ -46,7 +46,8 @@ def do_copy(context: Context, flags: argparse.Namespace) -> int:
             options, stored_tags(store, name) if prefix == "store:" else tags_with(
                 reader, name, context.renderer, context.cancel)))
         sources = [_place(named_image(store, text)) for text in texts]
-        copies = Copies((reader, writer), store, options, settings.uploads(JOBS), context.renderer, context.cancel)
+        copies = Copies(
+            (reader, writer), store, options, settings.uploads(JOBS), context.renderer, context.cancel)
         try:
             copies.run(sources, target, told, texts != flags.srcs)
         except Error as exc:

@@ -50,7 +50,7 @@ def do_pull(context: Context, flags: argparse.Namespace) -> int:
             if name.tag and name.digest and name._replace(digest=None) in tagged_names:
                 raise InvalidReference("%s:%s is asked for with and without a digest" % (name.name, name.tag))
             _show_default_tag(context, flags, name)
-        results: "Dict[Reference, List[Pulled]]" = {name: [] for name in names}
+        results: Dict[Reference, List[Pulled]] = {name: [] for name in names}
         rows: List[Row] = []
         planned: Set[Digest] = set()
 
@@ -150,7 +150,7 @@ def do_push(context: Context, flags: argparse.Namespace) -> int:
             _show_default_tag(context, flags, reference(text))
         for image, target in pushed_images(text, store, dest, flags.all_tags):
             groups.setdefault(target.name, []).append((image, target))
-    results: "List[Pushed]" = []
+    results: List[Pushed] = []
     codes = []
     many = sum(map(len, groups.values())) > 1
     with context.client([images[0][1].domain for images in groups.values()]) as client:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Manifests side by side, within the slots of blobs: asked for before their turn, had whole, and put.
+"""Manifests side by side, within the slots of blobs: asked for before their turn, pulled whole, and put.
 
 The order of a walk stays, and so does its first error.  moby asks for one after another.
 """
@@ -139,11 +139,11 @@ def side_by_side(transfers: TransferManager, works: Sequence[Tuple[str, Run]], c
         yield wait
 
 
-def had_in_order(images: Iterable[Manifest], begin: Callable[[Manifest], ContextManager[Callable[[], Any]]],
-                 lacks: Callable[[Descriptor], bool], transfers: TransferManager) -> None:
-    """Have images: some begin while those before them are on their way, and each ends in its turn.
+def pull_in_order(images: Iterable[Manifest], begin: Callable[[Manifest], ContextManager[Callable[[], Any]]],
+                  lacks: Callable[[Descriptor], bool], transfers: TransferManager) -> None:
+    """Pull images: some begin while those before them are on their way, and each ends in its turn.
 
-    An image that shares with those a blob that ``lacks`` waits for it.
+    ``lacks`` tells which blobs are to come; an image waits for those before it that share one of these.
     """
     with contextlib.ExitStack() as every:
         coming: Deque[Tuple[Manifest, contextlib.ExitStack, Callable[[], Any]]] = collections.deque()
@@ -154,11 +154,11 @@ def had_in_order(images: Iterable[Manifest], begin: Callable[[Manifest], Context
                 wait()
 
         for image in images:
-            own = {blob.digest for blob in image.blobs if lacks(blob)}
+            missing = {blob.digest for blob in image.blobs if lacks(blob)}
             while coming:
                 others = [blob.digest for other, _, _ in coming for blob in other.blobs]
                 configs = sum(other.config.size for other, _, _ in coming) + image.config.size
-                if len(others) < most_ahead(transfers) and configs <= MAX_AHEAD and own.isdisjoint(others):
+                if len(others) < most_ahead(transfers) and configs <= MAX_AHEAD and missing.isdisjoint(others):
                     break
                 end()
             block = every.enter_context(contextlib.ExitStack())

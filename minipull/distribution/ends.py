@@ -29,8 +29,7 @@ from ..store.references import REF_NAME, UNNAMED, association, named
 from ..store.signatures import StoredSignatures
 from ..store.store import ImageSource, Store, damaged
 from ..xfer.transfer import Transfer, nothing
-from .blobs import (
-    SMALL, RemoteBlob, existing, fetch_blob, moved_as_manifest, persist, put_document)
+from .blobs import SMALL, RemoteBlob, existing, fetch_blob, moved_as_manifest, persist, put_document
 from .places import ARCHIVES, Place
 from .read import found
 from .sessions import Source, upload_blob

@@ -30,12 +30,11 @@ import contextlib
 import functools
 import os
 import threading
-from typing import Callable, Iterator, List, NamedTuple, Optional, Sequence
+from typing import Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from ..cancel import Cancel
 from ..digest import DiffID, Digest
-from ..errors import (
-    ContentMismatch, Error, NotFound, PolicyError, StorageError, Unsupported, within)
+from ..errors import ContentMismatch, Error, NotFound, PolicyError, StorageError, Unsupported, within
 from ..image.config import Image, ImageConfig
 from ..image.descriptor import Descriptor
 from ..image.manifest import MAX_MANIFEST, Document, Index, Manifest, is_runnable, is_schema1
@@ -53,7 +52,7 @@ from ..store.store import MAX_CONFIG, Store
 from ..xfer.download import LayerDownloadManager
 from ..xfer.transfer import Transfer
 from .blobs import fetch_blob, moved_as_manifest, persist
-from .documents import Ahead, had_in_order, side_by_side
+from .documents import Ahead, pull_in_order, side_by_side
 from .ends import LayoutEnd, RegistryEnd
 from .layers import V2LayerDescriptor
 from .naming import name_pulled
@@ -207,8 +206,8 @@ class V2Puller(NamedTuple):
                     content.put(item.digest, document.raw)
                     descriptors.append(item)
         children = (self.store.document(item) for item in descriptors)
-        had_in_order((child for child in children if isinstance(child, Manifest)), self._pulling,
-                     lambda blob: not content.has(blob.digest, blob.size), transfers)
+        pull_in_order((child for child in children if isinstance(child, Manifest)), self._pulling,
+                      lambda blob: not content.has(blob.digest, blob.size), transfers)
 
     @contextlib.contextmanager
     def _pulling(self, document: Manifest,
@@ -257,15 +256,15 @@ class V2Puller(NamedTuple):
         with self.downloads.downloading(*asked) as wait:
 
             def checked() -> ImageConfig:
-                for attempt in (wait, functools.partial(self.downloads.download, *asked)):
-                    stored, config = attempt()
-                    if tuple(layer.diff.diff_id for layer in stored) == config.diff_ids:
-                        made: ImageConfig = config
-                        return made
-                    if attempt is wait:
-                        for descriptor, layer in zip(layers, stored):
-                            self._forget(descriptor.blob.digest, layer)
-                raise ContentMismatch("layers from manifest don't match image configuration")
+                config: ImageConfig
+                stored, config = wait()
+                if _diff_ids(stored) != config.diff_ids:
+                    for descriptor, layer in zip(layers, stored):
+                        self._forget(descriptor.blob.digest, layer)
+                    stored, config = self.downloads.download(*asked)
+                if _diff_ids(stored) != config.diff_ids:
+                    raise ContentMismatch("layers from manifest don't match image configuration")
+                return config
 
             yield checked
 
@@ -297,3 +296,7 @@ class V2Puller(NamedTuple):
     def _plain_blob(self, blob: Descriptor, cancel: Cancel) -> None:
         source = functools.partial(self.repository.blob, blob.digest)
         persist(self.repository, cancel, fetch_blob, self.store, blob, source)
+
+
+def _diff_ids(layers: Sequence[Layer]) -> Tuple[DiffID, ...]:
+    return tuple(layer.diff.diff_id for layer in layers)

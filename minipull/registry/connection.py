@@ -92,7 +92,7 @@ class Connection(io.RawIOBase):
                 self._send_head(request)
                 self._all_sent = request.body is None
                 if request.body is not None:
-                    # A server that closes the connection may have sent an answer before.
+                    # A server that closes the connection may have sent an answer before; http needs no ssl.
                     with contextlib.suppress(ConnectionError, ssl.SSLError if self.secure else ConnectionError):
                         self._all_sent = self._send_body(request.body)
                 answer = self._head()
@@ -193,7 +193,7 @@ class Connection(io.RawIOBase):
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         # What TLS has read of a record is no longer in the socket.
-        return not getattr(self._socket, "pending", int)() and not poll.poll(0)
+        return not (self.secure and getattr(self._socket, "pending")()) and not poll.poll(0)
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:

@@ -195,8 +195,9 @@ class Transport:
         for peer in peers:
             if peer not in self._speak_tls:
                 secure = peer._replace(scheme="https")
-                probe = Connection(secure, min(self.timeout, _PROBE_TIMEOUT), lambda: client_context(verify=False),
-                                   Connection.drop, proxy if peer is conn.origin else None, self.network)
+                probe = Connection(
+                    secure, min(self.timeout, _PROBE_TIMEOUT), lambda: client_context(verify=False),
+                    Connection.drop, proxy if peer is conn.origin else None, self.network)
                 with contextlib.suppress(NetworkError, Unauthorized):  # the latter of the proxy
                     probe.exchange(Request("GET", "https://%s" % (secure,), request.cancel,
                                            only_public=request.only_public and peer is conn.origin)).close()

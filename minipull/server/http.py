@@ -177,7 +177,7 @@ class _Connection:
         self._socket = client
         self._server = server
         self._held = held
-        self.since = 0.0  # when the last answer was given at once
+        self.since = 0.0  # when it began to wait
         self._buffer = memoryview(bytearray(BUFFER))
         self._start = self._end = 0  # of the bytes in the buffer that are not consumed
         self._waited, self._moved = 0.0, 0  # seconds of waiting for that many bytes of a body
@@ -187,7 +187,7 @@ class _Connection:
         return self._socket.fileno()
 
     def start(self) -> None:
-        """Answer in a thread, as long as requests come; raises RuntimeError, MemoryError if there is none left."""
+        """Answer in a thread, as long as requests come; raises RuntimeError, MemoryError for none."""
         threading.Thread(target=self._run, daemon=True).start()
 
     def close(self) -> None:
@@ -202,7 +202,7 @@ class _Connection:
                 unsent, self._unsent = self._unsent, b""
                 self._send(unsent)
                 while self._exchange():
-                    if self._ready and self._start == self._end and self._server.waiting.add(self):
+                    if self._at_once and self._start == self._end and self._server.waiting.add(self):
                         stack.pop_all()
                         return
             except _GONE:  # no client is left to answer
@@ -226,8 +226,8 @@ class _Connection:
         try:
             request = parse_request(head[:-4], self._receive, self._proceed)
             response = None if request.last else self._server.application.at_once(request)
-        except Exception:  # the thread will say so
-            return False
+        except Exception:
+            response = None  # the thread will say so
         if response is None:
             return False
         data = self._message(request, response, True)
@@ -239,7 +239,7 @@ class _Connection:
 
     def _exchange(self) -> bool:
         """Answer one request; return whether another may follow."""
-        request, keep, note, self._ready = None, False, "", False  # ready: the answer was given at once
+        request, keep, note, self._at_once = None, False, "", False  # whether the answer needs no wait
         try:
             head = self._receive_head()
             if head is None:
@@ -248,7 +248,7 @@ class _Connection:
             self._waited, self._moved = 0.0, 0
             at_once = self._server.application.at_once(request)
             response = at_once or self._server.application(request)
-            keep, self._ready = not request.last, at_once is not None
+            keep, self._at_once = not request.last, at_once is not None
         except Refusal as exc:
             response = exc.response
             keep = request is not None and not request.last

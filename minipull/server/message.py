@@ -81,8 +81,8 @@ def format_head(response: Response, keep: bool) -> bytes:
     Raises ValueError for a header that could be read as two.
     """
     fields = [
-        *response.headers, ("Date", _date(int(time.time()))), ("Docker-Distribution-Api-Version", "registry/2.0"),
-        ("X-Content-Type-Options", "nosniff")]
+        *response.headers, ("Date", _date(int(time.time()))),
+        ("Docker-Distribution-Api-Version", "registry/2.0"), ("X-Content-Type-Options", "nosniff")]
     if response.pieces is not None and keep:
         fields.append(("Transfer-Encoding", "chunked"))
     elif response.status not in (204, 304) and response.pieces is None:

@@ -32,7 +32,7 @@ from ..store.store import ImageSource, Store
 from .blobs import Blobs, asked_digest, created
 from .catalog import Catalog, is_name, next_link, page
 from .http import Server
-from .message import Application, Headers, Refusal, Request, Response, json_response
+from .message import Application, Refusal, Request, Response, json_response
 from .page import Pages
 
 MAX_TAGS = 20  # given to one manifest by one request
@@ -59,7 +59,7 @@ class Registry(Application):
         self._incoming = threading.BoundedSemaphore(LARGE)  # held as long as a client takes to send
         self._parsing = threading.BoundedSemaphore()
         self._facts = functools.lru_cache(10000)(self._read_facts)
-        self._no_wait = Cancel()
+        self._no_wait = Cancel()  # cancelled: a lock that another holds is not waited for
         self._no_wait.cancel()
         self._blobs = blobs = Blobs(self._content, self._store)
         self._routes: Sequence[Tuple[str, Dict[str, Callable[..., Response]]]] = [

@@ -5,9 +5,8 @@ Bytes come in through :class:`Ingest`: written and hashed once, compared with th
 promised digest and size, synced, and only then renamed to where a reader looks.
 Until then they are a partial in ``ingest/``, which the next process continues:
 all of it after kill -9, as much as was synced after a power cut.  A blob that comes
-in one piece needs no note of that.  That the name too
-outlives a power cut costs a sync of its directory: one for all blobs of an image,
-by ``make_durable``, before index.json names it.
+in one piece needs no note of that.  Names outlive a power cut by a sync of their
+directory: one for all blobs of an image, by ``make_durable``, before index.json.
 
 The file of a partial carries its own lock.  Its former owner may just have
 renamed that very file into place; so a new owner compares the open file with the
@@ -64,7 +63,7 @@ class ContentStore(BlobSource):
         return data
 
     def put(self, digest: Digest, data: bytes) -> None:
-        """Store a small blob that is held in memory, unless it is stored and sound; make_durable() is to follow."""
+        """Store a small blob from memory, unless it is stored and sound; make_durable() is to follow."""
         if Digest.of(data, digest.algorithm) != digest:
             raise ContentMismatch("blob %s: content is something else" % digest)
         if self.size(digest) != len(data) or files.read_bytes(self.path(digest), len(data)) != data:
@@ -104,7 +103,7 @@ class ContentStore(BlobSource):
                     if os.path.isfile(path) and not os.path.lexists(partial):
                         Ingest.remove(path)
                 elif horizon and os.lstat(path).st_mtime < horizon:
-                    if os.path.basename(path).startswith("rotten-"):  # of any kind, moved away by check --repair
+                    if os.path.basename(path).startswith("rotten-"):  # moved away by check --repair
                         files.remove(path)
                         continue
                     with contextlib.suppress(StorageError):

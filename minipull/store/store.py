@@ -17,8 +17,7 @@ from typing import Callable, ContextManager, Dict, Iterator, List, Optional, Seq
 from .. import files
 from ..cancel import Cancel
 from ..digest import Digest
-from ..errors import (
-    Error, InvalidDocument, InvalidReference, NotFound, NotStored, PolicyError, StorageError)
+from ..errors import Error, InvalidDocument, InvalidReference, NotFound, NotStored, PolicyError, StorageError
 from ..image.config import Image, ImageConfig
 from ..image.descriptor import INDEX_TYPES, MANIFEST_TYPES, Descriptor
 from ..image.manifest import MAX_MANIFEST, Document, Manifest, is_runnable, parse
