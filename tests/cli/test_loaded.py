@@ -11,10 +11,9 @@ from tests.kit.servers import ScriptedServer, Uploads
 
 #: Modules of the standard library that take a millisecond or more, or bring others along that do.
 SLOW = {
-    "argparse", "asyncio", "bz2", "concurrent.futures", "datetime", "decimal", "email", "glob",
-    "hmac", "http.client",
-    "http.server", "inspect", "logging", "lzma", "multiprocessing", "pathlib", "pickle", "random", "secrets",
-    "shutil", "socket", "ssl", "subprocess", "tarfile", "tempfile", "unittest", "urllib.parse", "urllib.request",
+    "argparse", "asyncio", "bz2", "concurrent.futures", "datetime", "decimal", "email", "glob", "hmac",
+    "http.client", "http.server", "inspect", "logging", "lzma", "multiprocessing", "pathlib", "pickle",
+    "random", "secrets", "shutil", "socket", "ssl", "subprocess", "tarfile", "tempfile", "unittest", "urllib.parse", "urllib.request",
     "uuid", "xml", "zipfile"}
 GROUND = """
     cancel cli.commands cli.context cli.habits cli.main cli.pace cli.parser cli.render cli.settings digest

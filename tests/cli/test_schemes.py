@@ -5,7 +5,7 @@ import re
 import socket
 import ssl
 from pathlib import Path
-from typing import Any, Iterator, List
+from typing import Any, Dict, Iterator, List
 
 import pytest
 
@@ -46,7 +46,10 @@ class TLSServer(ScriptedServer):
 
 class ClosingProxy(Proxy):
     """A proxy that closes a connection as the second request on it arrives."""
-    served: List[Connection] = []
+
+    def __init__(self, hosts: Dict[str, str]) -> None:
+        self.served: List[Connection] = []
+        super().__init__(hosts)
 
     def handle(self, connection: Connection) -> None:
         if connection in self.served:
