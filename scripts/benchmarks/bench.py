@@ -14,7 +14,7 @@ from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from tests.kit import images
 
-from .processes import PYTHON, ROOT, Measured, answers, free_port, measure, peak_memory, started
+from .processes import PYTHON, ROOT, Measured, answers, cpu_seconds, free_port, measure, peak_memory, started
 
 #: A peer and the programs that it needs, by the contestants' names.
 PROGRAMS: Dict[str, Tuple[str, ...]] = {
@@ -26,7 +26,7 @@ PATH = "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin"
 
 
 class Sizes(NamedTuple):
-    """Megabytes are of files before compression, which makes a third of them."""
+    """Runs of rows, and sizes: megabytes of files before compression, which makes a third of them."""
 
     runs: int
     short_runs: int  # of a row that takes a tenth of a second
@@ -40,13 +40,17 @@ class Sizes(NamedTuple):
     requests: int
     blob: int  # bytes
     patch: int  # bytes
-    load_seconds: float
+    crowd_seconds: float
 
 
-FULL = Sizes(5, 41, 5, 2, (32, 960, 160, 700, 8, 480, 480), (16, 480, 80, 350, 4, 240, 240), 4000, "big",
-             300, 2000, 2 * 10 ** 9, 500 * 10 ** 6, 20.0)
-QUICK = Sizes(3, 11, 2, 1, (3, 68, 11, 50, 1, 34, 34), (4, 60, 40), 200, "small",
-              60, 500, 5 * 10 ** 8, 10 ** 8, 2.0)
+FULL = Sizes(
+    runs=5, short_runs=41, slow_runs=5, long_runs=2, big=(32, 960, 160, 700, 8, 480, 480),
+    archive=(16, 480, 80, 350, 4, 240, 240), huge=4000, slow="big", children=300, requests=2000,
+    blob=2 * 10 ** 9, patch=500 * 10 ** 6, crowd_seconds=20.0)
+QUICK = Sizes(
+    runs=3, short_runs=11, slow_runs=2, long_runs=1, big=(3, 68, 11, 50, 1, 34, 34),
+    archive=(4, 60, 40), huge=200, slow="small", children=60, requests=500,
+    blob=5 * 10 ** 8, patch=10 ** 8, crowd_seconds=2.0)
 SMALL = (10, 60, 40)
 
 
@@ -75,8 +79,9 @@ class Source(NamedTuple):
 
 
 class Bench:
+    """The folder ``work`` and what lies in it; ``named`` has the paths of programs that were named by hand."""
+
     def __init__(self, work: Path, stack: contextlib.ExitStack, sizes: Sizes, named: Dict[str, str]) -> None:
-        """``named`` has the paths of programs that were named by hand."""
         self.work, self.sizes, self._stack, self._named = work, sizes, stack, named
         self.log = work / "log"
         self.env = {"PATH": PATH, "HOME": str(work), "TMPDIR": str(work), "LC_ALL": "C.UTF-8",
@@ -159,15 +164,16 @@ class Bench:
         return client, pid
 
     def docker(self, source: Source, *args: str) -> Measured:
-        """A docker command that brings ``source``; its memory is the daemon's."""
+        """A docker command that brings ``source``; processor time and memory are the daemon's."""
         client, pid = self._dockerd()
-        cost = self.measure([*client, *args])
+        before = cpu_seconds(pid)
+        cost = self.measure([*client, *args])._replace(cpu=cpu_seconds(pid) - before, memory=peak_memory(pid))
         self.measure([*client, "image", "inspect", source.reference])
         stored = json.loads(self.log.read_bytes())[0]
         if (stored["Id"], stored["RootFS"]["Layers"]) != (source.image.config["digest"], source.image.diff_ids):
             raise RuntimeError("docker has another image")
         self.measure([*client, "image", "rm", source.reference])
-        return cost._replace(memory=peak_memory(pid))
+        return cost
 
     # -- images ----------------------------------------------------------------
 

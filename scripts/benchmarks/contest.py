@@ -22,7 +22,7 @@ class Row(NamedTuple):
     title: str
     prepare: Prepare
     targets: Dict[str, float] = {}  # minipull's time as a share of theirs, at most
-    length: str = "runs"  # the field of Sizes that says how often
+    runs: str = "runs"  # the field of Sizes that says how many
     needs: Tuple[str, ...] = ("docker-registry",)
     growth: Optional[str] = None  # the contestant that says how much memory a smaller task takes
 

@@ -11,11 +11,13 @@ from .contest import Prepare, Prepared
 from .processes import PYTHON, ROOT, Measured
 
 NOTHING = [PYTHON, "-I", "-S", "-c", "pass"]
-NETWORK = [PYTHON, "-S", "-c", "import urllib.request, ssl, json, hashlib, threading"]
+IMPORTS = [PYTHON, "-S", "-c", "import urllib.request, ssl, json, hashlib, threading"]
 
 
 def start(peer: str, beside: List[str], *command: str, pyz: bool = False) -> Prepare:
     """minipull beside a bare interpreter; the word IMAGE stands for the name of what is stored."""
+    expected = "minipull " if command == ("--version",) else "bench/small"
+
     @contextlib.contextmanager
     def prepare(bench: Bench) -> Prepared:
         source = bench.source("small")
@@ -29,8 +31,8 @@ def start(peer: str, beside: List[str], *command: str, pyz: bool = False) -> Pre
 
         def run() -> Measured:
             cost = bench.measure(args)
-            if command[0] != "--version" and "bench/small" not in bench.log.read_text():
-                raise RuntimeError("%s does not tell of the image" % " ".join(args))
+            if expected not in bench.log.read_text():
+                raise RuntimeError("%s does not tell of %s" % (" ".join(args), expected))
             return cost
         yield "python -S %s %s, beside python %s" % (
             "minipull.pyz" if pyz else "-m minipull", " ".join(command), " ".join(beside[1:])), {

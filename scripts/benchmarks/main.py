@@ -20,20 +20,17 @@ from .contest import MEMORY, Report, run_row
 from .processes import PYTHON
 from .rows import ROWS
 
-VERSIONS: Dict[str, List[str]] = {
-    "docker-registry": ["--version"], "skopeo": ["--version"], "crane": ["version"], "dockerd": ["--version"],
-    "umoci": ["--version"], "pigz": ["--version"], "tar": ["--version"], "curl": ["--version"]}
-
 
 def machine(bench: Bench) -> Dict[str, Any]:
     """Processor, system and peers that a ratio holds for."""
     model = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
              if line.startswith("model name")]
     peers = {}
-    for name in sorted({name for programs in PROGRAMS.values() for name in programs} & set(VERSIONS)):
+    for name in sorted({name for programs in PROGRAMS.values() for name in programs}):
         path = bench.program(name)
         if path is not None:
-            told = subprocess.run([path, *VERSIONS[name]], env=bench.env, stdin=subprocess.DEVNULL,
+            flag = "version" if name == "crane" else "--version"
+            told = subprocess.run([path, flag], env=bench.env, stdin=subprocess.DEVNULL,
                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT).stdout
             peers[name] = (re.findall(r"\d+\.\d[^\s,]*", told.decode("utf-8", "replace")) or ["unknown"])[0]
     return {"processor": model[0] if model else platform.machine(), "processors": os.cpu_count(),
@@ -104,7 +101,7 @@ def main(arguments: List[str]) -> int:
             report.line("the machine is busy: believe the ratios only")
         for row in ROWS:
             if flags.only is None or row.name in flags.only:
-                run_row(row, bench, report, getattr(sizes, row.length))
+                run_row(row, bench, report, getattr(sizes, row.runs))
         memory = report.summary()
     seconds = time.monotonic() - start
     report.line("%.0f s" % seconds)

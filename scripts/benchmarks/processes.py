@@ -54,9 +54,9 @@ def peak_memory(pid: int) -> float:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Seconds that a running process has computed so far."""
+    """Seconds that a running process, and children that it has waited for, have computed so far."""
     fields = Path("/proc/%d/stat" % pid).read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 def free_port() -> int:

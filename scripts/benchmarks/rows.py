@@ -5,8 +5,6 @@ from typing import List
 from . import local, serving, transfers
 from .contest import Row
 
-NETWORK = "python's imports"
-
 ROWS: List[Row] = [
     Row("version", "start-up of --version", local.start("python", local.NOTHING, "--version"),
         {"python": 2.0}, "short_runs"),
@@ -14,8 +12,9 @@ ROWS: List[Row] = [
         {"python": 5.0}, "short_runs"),
     Row("pyz-images", "start-up of the one-file program",
         local.start("python", local.NOTHING, "images", pyz=True), {"python": 12.0}, "short_runs"),
-    Row("pull-again", "pull of what is there", local.start(NETWORK, local.NETWORK, "pull", "IMAGE"),
-        {NETWORK: 1.4}, "short_runs"),
+    Row("pull-again", "pull of what is there",
+        local.start("python's imports", local.IMPORTS, "pull", "IMAGE"),
+        {"python's imports": 1.4}, "short_runs"),
     Row("copy-big", "copy large layers to a layout", transfers.copy("big"), {"skopeo": 0.47}),
     Row("copy-tiny", "copy 80 tiny layers to a layout", transfers.copy("tiny"), {"skopeo": 0.45}),
     Row("copy-small", "copy a small image to a layout", transfers.copy("small"), {"skopeo": 0.7}),
@@ -35,5 +34,5 @@ ROWS: List[Row] = [
     Row("serve-patch", "take a blob by PATCH", serving.patch),
     Row("serve-pushes", "take 80 tiny layers of skopeo copy", serving.pushes,
         needs=("docker-registry", "skopeo")),
-    Row("serve-crowd", "1,000 requests of many that push and pull", serving.crowd, length="long_runs"),
+    Row("serve-crowd", "1,000 requests of many that push and pull", serving.crowd, runs="long_runs"),
 ]

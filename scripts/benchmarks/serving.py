@@ -133,6 +133,6 @@ def manifests(method: str, connections: int) -> Prepare:
 
 @contextlib.contextmanager
 def crowd(bench: Bench) -> Prepared:
-    with _servers(bench, lambda host: clients.crowd(host, bench.sizes.load_seconds),
+    with _servers(bench, lambda host: clients.crowd(host, bench.sizes.crowd_seconds),
                   bench.work / "served") as contestants:
-        yield "%d clients for %g s" % (clients.CROWD, bench.sizes.load_seconds), contestants
+        yield "%d clients for %g s" % (clients.CROWD, bench.sizes.crowd_seconds), contestants
