@@ -114,7 +114,7 @@ class Catalog:
                     break
 
 
-def page(request: Request, items: Sequence[str]) -> Tuple[List[str], Headers]:
+def page_of(request: Request, items: Sequence[str]) -> Tuple[List[str], Headers]:
     """Return a page of names, and the headers that link to the next page."""
     count, last = request.parameter("n"), request.parameter("last")
     if "n" in request.query and not re.fullmatch("[0-9]{1,18}", count):

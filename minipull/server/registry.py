@@ -30,7 +30,7 @@ from ..store.gc import delete
 from ..store.references import Association
 from ..store.store import ImageSource, Store
 from .blobs import Blobs, asked_digest, created
-from .catalog import Catalog, is_name, next_link, page
+from .catalog import Catalog, is_name, next_link, page_of
 from .http import Server
 from .message import Application, Refusal, Request, Response, json_response
 from .page import Pages
@@ -242,12 +242,12 @@ class Registry(Application):
     def _tags(self, request: Request, name: str) -> Response:
         for repository in self._repositories_of(request, name):
             tags = [image.name.tag for image in repository.values() if image.name.tag]
-            names, headers = page(request, tags)
+            names, headers = page_of(request, tags)
             return json_response(200, {"name": name, "tags": names}, headers)
         raise Refusal(404, "NAME_UNKNOWN", "repository name not known to registry")
 
     def _repositories(self, request: Request) -> Response:
-        names, headers = page(request, self._catalog.names(request.parameter("ns")))
+        names, headers = page_of(request, self._catalog.names(request.parameter("ns")))
         return json_response(200, {"repositories": names}, headers)
 
     def _referrers(self, request: Request, name: str, text: str) -> Response:

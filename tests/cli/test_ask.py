@@ -179,12 +179,12 @@ def test_tags_have_the_dates_of_their_images_or_none(call: Call, site: Site, tmp
         ("9", CONFIG["created"]), ("10", CONFIG["created"]), ("index", CREATED), ("odd", "")]
 
 
-@pytest.mark.parametrize("challenges", ['Basic realm="r"', 'Bearer realm="http://HOST/token"'])
+@pytest.mark.parametrize("header", ['Basic realm="r"', 'Bearer realm="http://HOST/token"'])
 def test_a_password_that_is_refused_is_not_tried_for_every_tag(
-        call: Call, server: ScriptedServer, challenges: str) -> None:
+        call: Call, server: ScriptedServer, header: str) -> None:
     server.on("GET", "/token", error(401, "UNAUTHORIZED"))
     server.on("GET", "/tags/list", reply(200, {"tags": ["v%d" % number for number in range(300)]}))
-    server.on("GET", "/manifests/", challenge(challenges.replace("HOST", server.host)))
+    server.on("GET", "/manifests/", challenge(header.replace("HOST", server.host)))
     assert call("tags", "--created", server.host + "/r", "--creds", "ann:wr0ng").code == 4
     assert len([request for request in server.requests if "authorization" in request.headers]) < 50
 
