@@ -7,7 +7,7 @@ import collections
 import contextlib
 import functools
 from typing import (
-    Any, Callable, ContextManager, Deque, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple)
+    Any, Callable, ContextManager, Deque, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, TypeVar)
 
 from ..cancel import Cancel
 from ..digest import Digest
@@ -19,8 +19,9 @@ from ..registry.v2 import Received, Repository
 from ..xfer.transfer import Holding, Run, Transfer, TransferManager, Watcher, nothing
 from .blobs import persist
 
-MAX_AHEAD = 4 << 20  # bytes of manifests, or of configs, that are here, or asked for, before their turn
+MAX_AHEAD = 1 << 20  # bytes of JSON, which may take 30 times that, here or asked for before their turn
 _WAVES = 3  # manifests on their way, or in line, in terms of the slots: one that is slow holds up few
+T = TypeVar("T")
 
 
 class Ahead(ContextManager["Ahead"]):
@@ -67,15 +68,26 @@ class Ahead(ContextManager["Ahead"]):
                     return received.document()
             finally:
                 self._release(entry.digest)
-        return self._plain(entry)
+        plain = functools.partial(self._plain, entry)
+        return plain() if self._here(entry) else self.in_turn(plain)
+
+    def in_turn(self, work: Callable[[], T], holding: Holding = nothing) -> T:
+        """Return the result of ``work``, which asks for what has not been asked for, within a slot."""
+        works = [("turn:%x" % id(self), lambda transfer: work())]
+        with side_by_side(self._transfers, works, self._cancel, holding) as wait:
+            result: T = wait()[0]
+            return result
+
+    def _here(self, entry: Descriptor) -> bool:
+        return self._repository is None or bool(entry.data) or self._stored(entry.digest, entry.size)
 
     def _room(self, entry: Descriptor) -> bool:
         return len(self._asked) < most_ahead(self._transfers) and self._held + entry.size <= MAX_AHEAD
 
     def _ask(self, entry: Descriptor) -> None:
         repository, digest, size = self._repository, entry.digest, entry.size
-        known = not entry.is_document or entry.data or digest in self._sizes or size > MAX_MANIFEST
-        if repository is None or known or self._stored(digest, size):
+        known = not entry.is_document or digest in self._sizes or size > MAX_MANIFEST
+        if repository is None or known or self._here(entry):
             return
         work = functools.partial(repository.manifest, digest, limit=size)
 
@@ -124,17 +136,16 @@ def put_below(documents: Sequence[Document], put: Callable[[Document, Cancel], A
 
 @contextlib.contextmanager
 def side_by_side(transfers: TransferManager, works: Sequence[Tuple[str, Run]], cancel: Cancel,
-                 holding: Holding = nothing) -> Iterator[Callable[[], None]]:
-    """Work within the block, which gets a function that waits; it raises the first error in order."""
+                 holding: Holding = nothing) -> Iterator[Callable[[], List[Any]]]:
+    """Work within the block, which gets a function for the results; it raises the first error in order."""
     with contextlib.ExitStack() as stack:
         watchers: List[Watcher] = []
         for key, run in works:
             watchers.append(transfers.transfer(key, run, discard, None, cancel, holding))
             stack.callback(transfers.release, watchers[-1])
 
-        def wait() -> None:
-            for watcher in watchers:
-                transfers.wait([watcher], cancel)
+        def wait() -> List[Any]:
+            return [transfers.wait([watcher], cancel)[0] for watcher in watchers]
 
         yield wait
 
@@ -157,8 +168,9 @@ def pull_in_order(images: Iterable[Manifest], begin: Callable[[Manifest], Contex
             missing = {blob.digest for blob in image.blobs if lacks(blob)}
             while coming:
                 others = [blob.digest for other, _, _ in coming for blob in other.blobs]
-                configs = sum(other.config.size for other, _, _ in coming) + image.config.size
-                if len(others) < most_ahead(transfers) and configs <= MAX_AHEAD and missing.isdisjoint(others):
+                held = [image, *(other for other, _, _ in coming)]
+                size = sum(len(document.raw) + document.config.size for document in held)
+                if len(others) < most_ahead(transfers) and size <= MAX_AHEAD and missing.isdisjoint(others):
                     break
                 end()
             block = every.enter_context(contextlib.ExitStack())

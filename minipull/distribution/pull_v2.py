@@ -30,7 +30,7 @@ import contextlib
 import functools
 import os
 import threading
-from typing import Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from ..cancel import Cancel
 from ..digest import DiffID, Digest
@@ -192,10 +192,8 @@ class V2Puller(NamedTuple):
         def get(item: Descriptor) -> Optional[Document]:
             if item.is_document:
                 return ahead.get(item)
-            put = functools.partial(self.store.content.put, item.digest)
-            if not self.store.content.has(item.digest, item.size) and not moved_as_manifest(
-                    item, lambda digest: self._received(digest).raw, put):
-                self._plain_blob(item, self.cancel)
+            if not content.has(item.digest, item.size):
+                ahead.in_turn(functools.partial(self._unknown, item), self.store.writing)
             return None
 
         descriptors = []
@@ -209,9 +207,14 @@ class V2Puller(NamedTuple):
         pull_in_order((child for child in children if isinstance(child, Manifest)), self._pulling,
                       lambda blob: not content.has(blob.digest, blob.size), transfers)
 
+    def _unknown(self, entry: Descriptor) -> None:
+        put = functools.partial(self.store.content.put, entry.digest)
+        if not moved_as_manifest(entry, lambda digest: self._received(digest).raw, put):
+            self._plain_blob(entry, self.cancel)
+
     @contextlib.contextmanager
     def _pulling(self, document: Manifest,
-                 chosen: bool = False) -> Iterator[Callable[[], Optional[ImageConfig]]]:
+                 chosen: bool = False) -> Iterator[Callable[[], Any]]:
         """Download every blob of a manifest within the block, which gets a function that waits for them.
 
         ``chosen`` if it is the image that gets the name.

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Manifests are asked for and put side by side, within --jobs, and fail in the order of their index."""
+import contextlib
 import threading
 from pathlib import Path
 from typing import Callable, List
@@ -110,6 +111,46 @@ def test_jobs_hold_for_manifests_too(server: ScriptedServer, target: Target, lay
     busy.on(method, "/manifests/sha256:", counted)
     copied("docker://%s/r" % server.host, target, uploads=jobs(2))
     assert (counter.most, counter.total) == (2, CHILDREN)
+
+
+@pytest.mark.parametrize("kind", ["blobs", "larger"])
+def test_an_entry_that_is_not_asked_for_ahead_takes_a_slot_too(
+        server: ScriptedServer, layout: Layout, store: minipull.Store, kind: str) -> None:
+    counter = Counter()
+    entries = [artifact(layout, annotations={"n": str(number)}) for number in range(CHILDREN)]
+    if kind == "larger":
+        entries[0]["size"] -= 1
+    elif kind == "blobs":
+        entries.insert(0, layout.blob(b"other", "application/x-other"))
+    layout.index(entries, "latest")
+    server.serve(layout.root, "r")
+    raws = {"sha256:" + path.name: path.read_bytes() for path in (layout.root / "blobs" / "sha256").iterdir()}
+
+    def counted(connection: Connection) -> None:
+        with counter:
+            connection.wait(0.02)
+        content(raws[connection.request.path.rpartition("/")[2]], ranges=False)(connection)
+
+    server.on("GET", "/(blobs|manifests)/sha256:", counted)
+    with contextlib.suppress(InvalidDocument):
+        minipull.pull("%s/r" % server.host, store, all_platforms=True, downloads=LayerDownloadManager(1))
+    assert counter.most == 1
+
+
+@pytest.mark.parametrize("part", ["manifest", "config"])
+def test_images_are_begun_within_a_bound_of_their_json(
+        server: ScriptedServer, layout: Layout, store: minipull.Store, part: str) -> None:
+    extra = {"x": "a" * (MAX_AHEAD // 2)}
+    made = [layout.image(images.specs(1, 1000, seed=number), **(
+        {"config": {"n": number, **extra}} if part == "config" else extra)) for number in range(3)]
+    layout.index([image.descriptor for image in made], "latest")
+    server.serve(layout.root, "r")
+    log = Log()
+    downloads = LayerDownloadManager(9)
+    minipull.pull("%s/r" % server.host, store, all_platforms=True, progress=log, downloads=downloads)
+    ids = [Digest(image.layers[0].descriptor["digest"]).short for image in made]
+    steps = [(event.id, event.action) for event in log.events if event.action.startswith("Pull")]
+    assert steps == [(id, action) for id in ids for action in ("Pulling fs layer", "Pull complete")]
 
 
 def test_children_are_put_side_by_side_and_their_index_after_them(
