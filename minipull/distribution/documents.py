@@ -150,9 +150,10 @@ def side_by_side(transfers: TransferManager, works: Sequence[Tuple[str, Run]], c
         yield wait
 
 
-def pull_in_order(images: Iterable[Manifest], begin: Callable[[Manifest], ContextManager[Callable[[], Any]]],
+def pull_in_order(entries: Iterable[Descriptor], get: Callable[[Descriptor], Document],
+                  begin: Callable[[Manifest], ContextManager[Callable[[], Any]]],
                   lacks: Callable[[Descriptor], bool], transfers: TransferManager) -> None:
-    """Pull images: some begin while those before them are on their way, and each ends in its turn.
+    """Pull the images of some entries: they begin while others are on their way, and end in their turn.
 
     ``lacks`` tells which blobs are to come; an image waits for those before it that share one of these.
     """
@@ -164,13 +165,20 @@ def pull_in_order(images: Iterable[Manifest], begin: Callable[[Manifest], Contex
             with block:
                 wait()
 
-        for image in images:
+        def room(size: int) -> bool:
+            return size + sum(len(other.raw) + other.config.size for other, _, _ in coming) <= MAX_AHEAD
+
+        for entry in entries:
+            while coming and not room(entry.size):
+                end()  # before the next one is parsed
+            image = get(entry)
+            if isinstance(image, Index):
+                continue
             missing = {blob.digest for blob in image.blobs if lacks(blob)}
             while coming:
                 others = [blob.digest for other, _, _ in coming for blob in other.blobs]
-                held = [image, *(other for other, _, _ in coming)]
-                size = sum(len(document.raw) + document.config.size for document in held)
-                if len(others) < most_ahead(transfers) and size <= MAX_AHEAD and missing.isdisjoint(others):
+                fits = len(others) < most_ahead(transfers) and room(entry.size + image.config.size)
+                if fits and missing.isdisjoint(others):
                     break
                 end()
             block = every.enter_context(contextlib.ExitStack())

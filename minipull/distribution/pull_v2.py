@@ -203,8 +203,7 @@ class V2Puller(NamedTuple):
                 if document is not None:
                     content.put(item.digest, document.raw)
                     descriptors.append(item)
-        children = (self.store.document(item) for item in descriptors)
-        pull_in_order((child for child in children if isinstance(child, Manifest)), self._pulling,
+        pull_in_order(descriptors, self.store.document, self._pulling,
                       lambda blob: not content.has(blob.digest, blob.size), transfers)
 
     def _unknown(self, entry: Descriptor) -> None:
