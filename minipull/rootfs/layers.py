@@ -103,6 +103,7 @@ def reading(store: ImageSource, blob: Descriptor, diff_id: DiffID, output: Outpu
                 hashing.result()  # a piece is hashed while the next one is inflated
                 hashing = pool.submit(verifier.update, stable)
                 yield stable
+            hashing.result()
 
     try:
         with ahead(inflated()) as pieces:

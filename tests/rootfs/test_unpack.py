@@ -27,7 +27,7 @@ from minipull.progress import Progress
 from minipull.reference import Reference
 from minipull.store.store import Store
 from minipull.cancel import Cancel
-from minipull.digest import Buffer
+from minipull.digest import Buffer, Verifier
 from minipull.rootfs.layers import ahead
 from minipull.rootfs.layers import for_platform, layers_of, remember
 from minipull.rootfs.unpack import unpack
@@ -66,6 +66,22 @@ def test_an_image_without_layers_is_an_empty_directory(place: Place) -> None:
     place.set()
     place.unpack()
     assert shown(place.target) == {}
+
+
+def test_an_error_of_the_thread_that_hashes_is_not_told_as_the_layers(
+        place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Verifier.update
+
+    def update(verifier: Verifier, piece: Buffer) -> None:
+        if threading.current_thread().name.startswith("hash") and piece:
+            raise MemoryError("hash")
+        real(verifier, piece)
+
+    monkeypatch.setattr(Verifier, "update", update)
+    with pytest.raises(MemoryError):
+        place.unpack()
+    assert os.listdir(str(place.parent)) == []
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("hash")]
 
 
 @pytest.mark.parametrize("umask", [0, 0o077])
