@@ -122,7 +122,7 @@ class _Waiting:
         with self._lock:
             self._open = False
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(GRACE)  # its log may block
 
     def add(self, connection: "_Connection") -> bool:
         """Take over a connection; False if that is not possible."""
@@ -134,22 +134,23 @@ class _Waiting:
                 self._thread = thread
             if self._open:
                 connection.since = time.monotonic()
+                self._poll.register(connection.fileno(), select.EPOLLIN)  # the system may have no room for it
                 self.connections[connection.fileno()] = connection
-                self._poll.register(connection.fileno(), select.EPOLLIN)
                 return True
-        self.connections.pop(connection.fileno(), None)  # the system may have no room to wait for it
         return False
 
     def _run(self) -> None:
         checked = time.monotonic()
         while self._open:
-            for fd, _ in self._poll.poll(TICK):
-                self._serve(self.connections[fd])
+            ready = dict(self._poll.poll(TICK))
             if time.monotonic() - checked >= TICK:
                 checked = time.monotonic()
-                for connection in list(self.connections.values()):
-                    if self._server.leaving or checked - connection.since > IDLE_SECONDS:
+                patience = TICK if self._server.leaving else IDLE_SECONDS
+                for fd, connection in list(self.connections.items()):
+                    if fd not in ready and checked - connection.since > patience:
                         self._let_go(connection).close()
+            for fd in filter(self.connections.get, ready):  # one that is being added is not among them yet
+                self._serve(self.connections[fd])
         for connection in list(self.connections.values()):
             self._let_go(connection).close()
         self._poll.close()
@@ -292,8 +293,7 @@ class _Connection:
                 if not self._end:
                     return None
             except socket.timeout:  # closed only here, where no request has arrived
-                idle = time.monotonic() - since > IDLE_SECONDS
-                if not head and (idle or self._server.leaving):
+                if not head and (self._server.leaving or time.monotonic() - since > IDLE_SECONDS):
                     return None
 
     def _receive(self, limit: int) -> memoryview:

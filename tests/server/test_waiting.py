@@ -3,8 +3,11 @@
 import errno
 import http.client
 import os
+import select
 import threading
+import time
 from contextlib import closing
+from types import SimpleNamespace
 from typing import List, NoReturn, Tuple
 
 import pytest
@@ -135,6 +138,67 @@ def test_kept_connections_make_room_for_new_ones(listen: Listen, places: int) ->
         assert opened[-1].answer().status == 200
     with clients(*opened):
         assert len(listener.server.waiting.connections) <= places  # the oldest ones most often, not always
+
+
+def test_a_kept_connection_makes_room_only_after_a_silence(
+        listen: Listen, monkeypatch: pytest.MonkeyPatch) -> None:
+    listener = listen(TICK=0.15)
+    client, *others = waiting(listener, 10)
+    begin = time.monotonic()
+    assert client.ask("GET", "/quick").status == 200
+    monkeypatch.setattr(listener.server, "_slots", threading.Semaphore(0))  # all places are taken
+    with clients(Client(listener), client, *others):
+        for other in others:
+            other.send(QUICK)
+            select.select([client.socket], [], [], 0.02)
+        assert client.ended() and time.monotonic() - begin >= 0.15
+
+
+class Slow:
+    """An epoll that takes its time to add a connection."""
+
+    def __init__(self) -> None:
+        self._poll = select.epoll()
+        self.poll, self.unregister, self.close = self._poll.poll, self._poll.unregister, self._poll.close
+
+    def register(self, fd: int, events: int) -> None:
+        threading.Event().wait(0.3)
+        self._poll.register(fd, events)
+
+
+def test_a_connection_that_is_being_added_does_not_end_the_others(
+        listen: Listen, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minipull.server.http.select", SimpleNamespace(epoll=Slow, EPOLLIN=select.EPOLLIN))
+    listener = listen(MAX_CONNECTIONS=2)
+    first = Client(listener, QUICK)
+    with clients(first):
+        assert first.answer().status == 200
+        with clients(Client(listener, request("GET", "/wait"))):  # now all places are taken
+            assert first.ended()
+        listener.application.go_on.set()
+    wait_until(lambda: not listener.server.leaving, "the free places")
+    [client] = waiting(listener)
+    with clients(client):
+        assert client.ask("GET", "/quick").status == 200
+
+
+def test_a_stop_does_not_wait_for_a_log_that_blocks(listen: Listen, monkeypatch: pytest.MonkeyPatch) -> None:
+    listener = listen(GRACE=0.05)
+    [client] = waiting(listener)
+    go_on, blocked = threading.Event(), threading.Event()
+
+    def block(status: int, text: str) -> None:
+        blocked.set()
+        go_on.wait(60)
+
+    monkeypatch.setattr(listener.server, "log", block)
+    try:
+        with clients(client):
+            client.send(QUICK)
+            assert blocked.wait(30)
+            listener.stop()
+    finally:
+        go_on.set()
 
 
 def test_a_stop_ends_kept_connections(listener: Listener) -> None:
