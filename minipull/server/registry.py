@@ -280,8 +280,10 @@ class Registry(Application):
     def _read_facts(self, digest: Digest) -> Tuple[str, Optional[Digest]]:
         """Return media type and subject of a manifest; raises an error of _NO_MANIFEST for any other blob."""
         with self._reading(digest) as raw:
-            document = manifest.parse(raw)
-            return document.media_type, document.subject.digest if document.subject else None
+            document, subject = manifest.parse(raw), None
+            with contextlib.suppress(InvalidDocument):  # the list of its subject's referrers can't hold it
+                subject = document.subject and manifest.listed(document) and document.subject.digest
+            return document.media_type, subject
 
 
 def serve(store: ImageSource, host: str = "127.0.0.1", port: int = 5000, writable: bool = False,

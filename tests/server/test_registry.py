@@ -15,7 +15,9 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 
 import minipull
-from minipull.image import walk
+from minipull.digest import Digest
+from minipull.image import descriptor, walk
+from minipull.reference import Reference
 from minipull.server import catalog, registry as module
 from minipull.store.gc import gc
 from minipull.store.store import Store
@@ -500,6 +502,18 @@ def test_a_large_referrer_is_listed_in_short(site: Site, monkeypatch: pytest.Mon
     assert referrers(site, subject["digest"])[0]["artifactType"] == "a/b"
     monkeypatch.setattr(module, "SMALL", 2000)
     assert referrers(site, subject["digest"]) == [described(large)]
+
+
+def test_a_referrer_that_no_list_can_hold_is_left_out(site: Site) -> None:
+    subject = described(b"never pushed")
+    good = site.push("good", "good", subject=subject)
+    bad = site.manifest("bad", subject=subject, annotations={"x": 5})
+    with site.store.writing():  # as a pull does, which takes it
+        site.store.content.put(Digest(digest_of(bad)), bad)
+        site.store.references.set(Reference.of("localhost/app:bad"), descriptor.Descriptor(
+            OCI_MANIFEST, Digest(digest_of(bad)), len(bad)), Digest(digest_of(bad)))
+    assert [item["digest"] for item in referrers(site, subject["digest"])] == [digest_of(good)]
+    assert site.ask("GET", "/v2/app/manifests/bad").body == bad
 
 
 def test_a_referrer_that_could_not_be_read_is_read_again(site: Site) -> None:
