@@ -9,7 +9,7 @@ from typing import BinaryIO, Iterator
 from .files import Extent, read_at
 
 _PIECE = 128 << 10  # bytes of one sendfile
-_COPY = 512 << 10  # bytes read and sent at once
+_COPY = 256 << 10  # bytes read and sent at once
 
 
 def send(sock: socket.socket, file: BinaryIO, offset: int, count: int) -> Iterator[int]:

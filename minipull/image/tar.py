@@ -84,7 +84,7 @@ class Reader:
         extensions: Dict[bytes, bytes] = {}
         count = chained = extended = 0
         while True:
-            for _ in self._stored(self._left) if self._left else ():
+            for _ in self._stored(self._left):
                 pass
             self._take(self._padding, may_end=True)
             self._padding = 0
@@ -255,8 +255,8 @@ def _entry(kind: bytes, fields: _Fields, extensions: Mapping[bytes, bytes]) -> E
         pax.owner(fields.uid, "uid", extensions.get(b"uid")),
         pax.owner(fields.gid, "gid", extensions.get(b"gid")),
         pax.time(fields.mtime, extensions.get(b"mtime")), linkname, major, minor,
-        extensions and {keyword[len(_XATTR):]: value for keyword, value in extensions.items()
-                        if keyword.startswith(_XATTR)} or NONE,
+        {keyword[len(_XATTR):]: value for keyword, value in extensions.items()
+         if keyword.startswith(_XATTR)} or NONE,
         extensions.get(b"uname", fields.uname.partition(b"\0")[0]),
         extensions.get(b"gname", fields.gname.partition(b"\0")[0]))
 

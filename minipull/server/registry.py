@@ -281,8 +281,10 @@ class Registry(Application):
         """Return media type and subject of a manifest; raises an error of _NO_MANIFEST for any other blob."""
         with self._reading(digest) as raw:
             document, subject = manifest.parse(raw), None
-            with contextlib.suppress(InvalidDocument):  # the list of its subject's referrers can't hold it
-                subject = document.subject and manifest.listed(document) and document.subject.digest
+            if document.subject:
+                with contextlib.suppress(InvalidDocument):  # the list of its subject's referrers can't hold it
+                    manifest.listed(document)
+                    subject = document.subject.digest
             return document.media_type, subject
 
 
