@@ -11,6 +11,7 @@ The modules in reading order:
     settings    flags, environment and files become objects
     effective   the settings in effect, where each comes from; unknown keys
     environ     environment(): settings for a program that embeds the package
+    lines       tables, and the line that says what failed
     pace        bytes a second, time left
     render      progress on a terminal, in a log, as JSON
     commands    the flags of every command

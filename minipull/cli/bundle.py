@@ -10,7 +10,7 @@ from ..parts import part
 from ..progress import human_size
 from .context import Context
 from .parser import program
-from .render import aligned
+from .lines import aligned
 
 _ALONE = """
   {0} check      hash all of it again

@@ -11,8 +11,7 @@ import json
 import os
 import sys
 from typing import (
-    TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Type, TypeVar,
-    Union)
+    TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List, Optional, TypeVar, Union)
 
 from ..cancel import Cancel
 from ..digest import Buffer
@@ -21,29 +20,24 @@ from ..errors import (
     escape, one_line, shown, within)
 from ..files import write_file
 from ..image.config import Image
-from ..parts import left_out, part
+from ..parts import part
 from ..progress import Progress
 from ..reference import DEFAULT_DOMAIN, Reference
-from ..store.compression import packing
 from ..store.store import ImageSource, Store
-from .render import JSON, NO_THREADS, Renderer, choose, lacking, say
+from .lines import explained, say
 from .settings import Settings
 
 if TYPE_CHECKING:
     from ..registry.client import Client
     from ..registry.network import Connected, Network
     from ..registry.v2 import Repository
+    from .render import JSON, Renderer
 
 BROKEN_PIPE = 128 + 13
 _REMOTE = ("check", "inspect")  # commands that take an image of the store or docker://REF
 _STORED = ("history", "push", "save")  # and those that take one of the store alone
 S = TypeVar("S", bound=ImageSource)
 T = TypeVar("T")
-#: Trouble of the host that any line may meet: the exception, words of its text, and what the user sees.
-_HOST_TROUBLE: Sequence[Tuple[Type[BaseException], str, Error]] = (
-    (RuntimeError, "start new thread", Error(NO_THREADS)),
-    (MemoryError, "", Error("no memory left")),
-    (FileNotFoundError, "", StorageError("the working directory has been deleted; change to another one")))
 
 
 class Context:
@@ -51,7 +45,7 @@ class Context:
         self.cancel = cancel
         self.json = flags.format == "json"
         self._flags = flags
-        self._renderer: Optional[Renderer] = None
+        self._renderer: Optional["Renderer"] = None
         self._finished = False  # so the last line of the progress stands
         self._settings: Optional[Settings] = None
         self._source: Optional[ImageSource] = None
@@ -70,8 +64,9 @@ class Context:
         return self._settings
 
     @property
-    def renderer(self) -> Renderer:
+    def renderer(self) -> "Renderer":
         if self._renderer is None:
+            from .render import choose
             mode = self.settings.text("progress", "auto")
             if self.quiet and not vars(self._flags).get("progress"):
                 mode = "none"
@@ -79,15 +74,16 @@ class Context:
         return self._renderer
 
     @property
-    def stream(self) -> Optional[JSON]:
+    def stream(self) -> Optional["JSON"]:
         """The engine's stream, if stderr is that: then nothing else stands on it.
 
         It needs no settings, which may be what failed; -q leaves only what isn't progress of it.
         """
-        if isinstance(self._renderer, JSON):
-            return self._renderer
         mode = vars(self._flags).get("progress") or os.environ.get("MINIPULL_PROGRESS")
-        return JSON(sys.stderr) if mode == "json" else None
+        if self._renderer is None and mode != "json":
+            return None
+        from .render import JSON
+        return self._renderer if isinstance(self._renderer, JSON) else JSON(sys.stderr) if mode == "json" else None
 
     def status(self, *lines: str) -> None:
         """Add lines of the result to the engine's stream, which is to be whole."""
@@ -222,12 +218,7 @@ class Context:
                 else:
                     print(escape(line), file=sys.stderr)
         command = self._flags.command
-        if isinstance(error, ImportError):
-            missing = left_out(error)
-            error = missing.within(command) if missing is not None else Error(lacking(error, command))
-        for kind, text, told in _HOST_TROUBLE:
-            if isinstance(error, kind) and text in str(error) and not getattr(error, "filename", None):
-                error = told
+        error = explained(error, command)
         if isinstance(error, NotStored) and error.name and command in _REMOTE:
             error = error.reworded("%s; docker://%s asks the registry" % (error, error.name))
         elif isinstance(error, NotStored) and error.name and command in _STORED:
@@ -285,6 +276,7 @@ class Context:
         Raises InvalidReference for a terminal, and for a name that promises a compression.
         """
         if path and path != "-":
+            from ..store.compression import packing
             file, pack = path, packing(path)
             return lambda pieces: write_file(file, pack(pieces))
         if sys.stdout is not None and sys.stdout.isatty():

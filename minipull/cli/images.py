@@ -15,7 +15,7 @@ from ..store.references import Association
 from ..store.store import host_platform, platform_of
 from ..store.usage import usage
 from .context import Context, described, reference
-from .render import aligned
+from .lines import aligned
 
 _WIDTH = 45  # characters of a command or comment, as docker cuts them
 

@@ -77,7 +77,7 @@ def _performed(flags: "argparse.Namespace") -> int:
 
             codes.append(perform(flags, cancel))
         except ImportError as exc:
-            from .render import lacking, say
+            from .lines import lacking, say
 
             say(lacking(exc, flags.command))
         finally:
@@ -131,7 +131,7 @@ def unwritten(error: Exception) -> int:
     if isinstance(error, BrokenPipeError):
         return BROKEN_PIPE
     from ..errors import StorageError
-    from .render import say
+    from .lines import say
 
     say("write to stdout: %s" % (getattr(error, "strerror", None) or error))
     return StorageError.exit_code

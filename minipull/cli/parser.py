@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit with code 2 and one line instead of argparse's usage text."""
-        from .render import say
+        from .lines import say
 
         template = re.search("invalid choice: '({{)", message)
         if template:

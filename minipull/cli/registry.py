@@ -19,7 +19,7 @@ from ..store.store import IMAGE_ID, platform_of
 from .context import Context, described, reference
 from .lists import Operand, expanded, image_tags, operands, stored_tags
 from .plan import Row, row, show_plan
-from .render import aligned
+from .lines import aligned
 
 if TYPE_CHECKING:
     from ..distribution.pull_v2 import Pulled

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Progress drawn on a text stream: bars, plain lines or JSON; and the line that says what failed.
+"""Progress drawn on a text stream: bars, plain lines or JSON.
 
 - The caller chooses the words; a renderer adds ids, bars and byte counts.
 - No text from a registry reaches a terminal as a control character.
@@ -8,32 +8,16 @@
 
 Mirrors moby's pkg/streamformatter and pkg/jsonmessage.
 """
-import contextlib
 import json
 import os
 import re
-import sys
 import threading
 import time
-from typing import IO, Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import IO, Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
-from ..errors import InvalidReference, escape, one_line
+from ..errors import InvalidReference, escape
 from ..progress import Progress, human_size
 from .pace import Flow, Pace
-
-_WIDEST = 160  # characters of a cell that its column makes room for
-NO_THREADS = "can't start a thread: this user has as many as may be (ulimit -u)"
-
-
-def aligned(table: Sequence[Sequence[str]]) -> List[str]:
-    """The lines of a table, escaped, whose columns, but for the last, are as wide as their widest cell.
-
-    A cell past _WIDEST stands out, else a thousand lines would be padded to the length of one text of an image.
-    """
-    cells = [list(map(escape, line)) for line in table]
-    widths = [max([len(cell) for cell in column if len(cell) <= _WIDEST], default=0) for column in zip(*cells)]
-    widths[-1:] = [0]
-    return ["   ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
 
 
 def bar(current: int, total: int, width: int = 200) -> str:
@@ -294,17 +278,3 @@ def _terminal_size(stream: IO[str], width: int = 0) -> Tuple[int, int]:
     except (OSError, ValueError):
         columns = rows = 0
     return width or columns or 80, rows or 24  # a serial console reports 0
-
-
-def say(text: str) -> None:
-    """Print one line of diagnostics, wherever stderr is."""
-    with contextlib.suppress(OSError, ValueError):
-        if sys.stderr is not None:
-            print("minipull: " + one_line(text), file=sys.stderr, flush=True)
-
-
-def lacking(error: ImportError, command: str) -> str:
-    """The text for a module of the standard library that this Python lacks."""
-    module = (error.name or str(error)).lstrip("_")
-    return "this Python has no %s module, which %s needs; use another Python or install its %s support" % (
-        module, command, module)

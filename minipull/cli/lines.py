@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lines for people: tables on stdout, and on stderr the line that says what failed."""
+import contextlib
+import sys
+from typing import List, Sequence, Tuple, Type
+
+from ..errors import Error, StorageError, escape, one_line
+from ..parts import left_out
+
+_WIDEST = 160  # characters of a cell that its column makes room for
+#: Trouble of the host that any line may meet: the exception, words of its text, and what the user sees.
+_HOST_TROUBLE: Sequence[Tuple[Type[BaseException], str, Error]] = (
+    (RuntimeError, "start new thread",
+     Error("can't start a thread: this user has as many as may be (ulimit -u)")),
+    (MemoryError, "", Error("no memory left")),
+    (FileNotFoundError, "", StorageError("the working directory has been deleted; change to another one")))
+
+
+def aligned(table: Sequence[Sequence[str]]) -> List[str]:
+    """The lines of a table, escaped, whose columns, but for the last, are as wide as their widest cell.
+
+    A cell past _WIDEST stands out, else a thousand lines would be padded to the length of one text of an image.
+    """
+    cells = [list(map(escape, line)) for line in table]
+    widths = [max([len(cell) for cell in column if len(cell) <= _WIDEST], default=0) for column in zip(*cells)]
+    widths[-1:] = [0]
+    return ["   ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
+
+
+def say(text: str) -> None:
+    """Print one line of diagnostics, wherever stderr is."""
+    with contextlib.suppress(OSError, ValueError):
+        if sys.stderr is not None:
+            print("minipull: " + one_line(text), file=sys.stderr, flush=True)
+
+
+def lacking(error: ImportError, command: str) -> str:
+    """The text for a module of the standard library that this Python lacks."""
+    module = (error.name or str(error)).lstrip("_")
+    return "this Python has no %s module, which %s needs; use another Python or install its %s support" % (
+        module, command, module)
+
+
+def explained(error: BaseException, command: str) -> BaseException:
+    """The error that the user sees: another one for trouble of the host that any line may meet."""
+    if isinstance(error, ImportError):
+        missing = left_out(error)
+        return missing.within(command) if missing is not None else Error(lacking(error, command))
+    for kind, text, told in _HOST_TROUBLE:
+        if isinstance(error, kind) and text in str(error) and not getattr(error, "filename", None):
+            return told
+    return error
