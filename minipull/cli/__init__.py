@@ -9,6 +9,7 @@ commands must not load the network stack.
 The modules in reading order:
 
     settings    flags, environment and files become objects
+    access      registries and credentials, as the settings have them
     effective   the settings in effect, where each comes from; unknown keys
     environ     environment(): settings for a program that embeds the package
     lines       tables, and the line that says what failed

@@ -142,7 +142,8 @@ class Context:
         settings = self.settings.end(side) if side else self.settings
         if settings.truth("legacy_v1"):
             self.require("registry.v1")
-        return Client(settings.service(domains, self.network), settings.credentials(domains))
+        access = settings.access
+        return Client(access.service(domains, self.network), access.credentials(domains))
 
     def ask(self, name: Reference, subject: str, question: Callable[["Repository"], T],
             client: Optional["Client"] = None, push: bool = False) -> T:
@@ -157,7 +158,7 @@ class Context:
     def network(self) -> "Network":
         """The network that all clients of the command share; with -v its connections are told."""
         if self._network is None:
-            self._network = self.settings.network(self._connected if self._flags.verbose else None)
+            self._network = self.settings.access.network(self._connected if self._flags.verbose else None)
         return self._network
 
     def _connected(self, connected: "Connected") -> None:

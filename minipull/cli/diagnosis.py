@@ -149,8 +149,9 @@ class Diagnosis:
         self._at = "settings"
         settings, network = self._context.settings, self._context.network
         options, store, downloads = pull_options(settings.platform), settings.store(), settings.downloads()
-        service = self._service = settings.service([name.domain], network)
-        self._credentials = settings.credentials([name.domain])
+        access = settings.access
+        service = self._service = access.service([name.domain], network)
+        self._credentials = access.credentials([name.domain])
         network.connected = lambda connected: self._connected.update({connected.origin: connected})
         self._tell("settings", settings.path or "no file")
         self._at = "mirrors"
@@ -196,7 +197,7 @@ class Diagnosis:
         self._at = "credentials"
         path = "" if endpoint.mirror else name.path
         credential, text = self._credentials.get(endpoint.host, path), self._credentials.described(endpoint.host, path)
-        files = [source.name for source in settings.sources() if source.text or os.path.exists(source.name)]
+        files = [source.name for source in settings.access.sources() if source.text or os.path.exists(source.name)]
         text = "none in " + (", ".join(files) or "any file") if credential.anonymous else text
         self._tell("credentials", ", ".join(
             [text] + ["asked docker-credential-" + helper for helper, _ in self._credentials.asked]))

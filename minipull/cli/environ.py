@@ -43,5 +43,6 @@ def environment(environ: Mapping[str, str] = os.environ, *, config: Optional[str
     for text in unknown_keys(settings.document, settings.path):
         output(Progress(message="warning: " + text))
     domains = [registry(text).domain for text in registries]
-    return Environment(settings.service(domains), settings.credentials(domains), settings.platform,
+    access = settings.access
+    return Environment(access.service(domains), access.credentials(domains), settings.platform,
                        settings.verify_keys(), find_zstd(environ.get("PATH", os.defpath)))

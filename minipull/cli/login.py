@@ -23,7 +23,7 @@ _MAX_PASSWORD = 1 << 16  # bytes
 def do_login(context: Context, flags: argparse.Namespace) -> None:
     name, settings = registry(flags.registry), context.settings
     username, password = _user_and_password(context, flags)
-    with Client(settings.service([name.domain], context.network), Keyring()) as client:
+    with Client(settings.access.service([name.domain], context.network), Keyring()) as client:
         credential = login_with(client, name, Credential(username, password), context.cancel, context.alert)
     _logins(context).keep(name.domain, credential, context.cancel)
     context.answer({"registry": name.domain, "username": username}, ["Login Succeeded"])
@@ -37,8 +37,8 @@ def do_logout(context: Context, flags: argparse.Namespace) -> None:
 
 
 def _logins(context: Context) -> Logins:
-    settings = context.settings
-    return Logins(settings.authfile or settings.docker_config, settings.helper_environ, settings.timeout)
+    access = context.settings.access
+    return Logins(access.authfile or access.docker_config, access.helper_environ, context.settings.timeout)
 
 
 def _user_and_password(context: Context, flags: argparse.Namespace) -> Tuple[str, str]:

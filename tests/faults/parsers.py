@@ -326,14 +326,14 @@ def settings(folder: Path) -> Kind:
         read = Settings(case[1], {"config": str(path)})
         for ask in (lambda: read.timeout, read.downloads, read.uploads, read.store,
                     lambda: read.size("chunk_size"),
-                    lambda: read.sources(), lambda: read.credentials(["a.lan"]),
+                    lambda: read.access.sources(), lambda: read.access.credentials(["a.lan"]),
                     lambda: read.truth("tls_verify"),
-                    lambda: Platform.parse(read.platform or "linux/arm"), lambda: read.docker_config):
+                    lambda: Platform.parse(read.platform or "linux/arm"), lambda: read.access.docker_config):
             try:
                 cast(Callable[[], object], ask)()
             except Error:
                 pass
-        service = read.service(["a.lan"])
+        service = read.access.service(["a.lan"])
         for domain, host in service.hosts.items():
             if host.ca not in ("/etc/ca", ""):  # a context takes long
                 service.tls_context(Origin.of("https://" + domain))
