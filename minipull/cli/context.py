@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ..registry.client import Client
     from ..registry.network import Connected, Network
     from ..registry.v2 import Repository
+    from .access import Access
     from .render import JSON, Renderer
 
 BROKEN_PIPE = 128 + 13
@@ -62,6 +63,12 @@ class Context:
                 for text in unknown_keys(self._settings.document, shown(self._settings.path, 300)):
                     self.alert(text)
         return self._settings
+
+    @property
+    def access(self) -> "Access":
+        """Registries and credentials, of which commands on the store need none."""
+        from .access import Access
+        return Access(self.settings)
 
     @property
     def renderer(self) -> "Renderer":
@@ -138,18 +145,17 @@ class Context:
     def client(self, domains: List[str], side: str = "") -> "Client":
         """A client for the registries at ``domains``; ``side`` is the end of a copy: src or dest."""
         from ..registry.client import Client
-
+        from .access import Access
         settings = self.settings.end(side) if side else self.settings
         if settings.truth("legacy_v1"):
             self.require("registry.v1")
-        access = settings.access
+        access = Access(settings)
         return Client(access.service(domains, self.network), access.credentials(domains))
 
     def ask(self, name: Reference, subject: str, question: Callable[["Repository"], T],
             client: Optional["Client"] = None, push: bool = False) -> T:
         """Return the answer of the first endpoint that has one; ``subject`` begins the text of errors."""
         from ..distribution.ask import ask
-
         with contextlib.ExitStack() as stack:
             asker = client or stack.enter_context(self.client([name.domain]))
             return ask(asker, name, subject, question, self.renderer, self.cancel, push)
@@ -158,7 +164,7 @@ class Context:
     def network(self) -> "Network":
         """The network that all clients of the command share; with -v its connections are told."""
         if self._network is None:
-            self._network = self.settings.access.network(self._connected if self._flags.verbose else None)
+            self._network = self.access.network(self._connected if self._flags.verbose else None)
         return self._network
 
     def _connected(self, connected: "Connected") -> None:

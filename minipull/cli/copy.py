@@ -26,7 +26,7 @@ def do_copy(context: Context, flags: argparse.Namespace) -> int:
     items = operands(flags.srcs, True, flags.all_tags)
     domains = [item.name.domain for item in items if item.name and item.prefix == "docker://"]
     if settings.text("creds") or settings.text("registry_token"):
-        settings.access.credentials(domains + target.domains)  # for one registry, not for two
+        context.access.credentials(domains + target.domains)  # for one registry, not for two
     options = _options(context, flags)
     stored = any(item.prefix == "store:" for item in items)
     store = context.store if target.kind == "store" else context.source if stored else settings.store()

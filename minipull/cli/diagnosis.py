@@ -149,7 +149,7 @@ class Diagnosis:
         self._at = "settings"
         settings, network = self._context.settings, self._context.network
         options, store, downloads = pull_options(settings.platform), settings.store(), settings.downloads()
-        access = settings.access
+        access = self._context.access
         service = self._service = access.service([name.domain], network)
         self._credentials = access.credentials([name.domain])
         network.connected = lambda connected: self._connected.update({connected.origin: connected})
@@ -197,7 +197,8 @@ class Diagnosis:
         self._at = "credentials"
         path = "" if endpoint.mirror else name.path
         credential, text = self._credentials.get(endpoint.host, path), self._credentials.described(endpoint.host, path)
-        files = [source.name for source in settings.access.sources() if source.text or os.path.exists(source.name)]
+        files = [source.name for source in self._context.access.sources()
+                 if source.text or os.path.exists(source.name)]
         text = "none in " + (", ".join(files) or "any file") if credential.anonymous else text
         self._tell("credentials", ", ".join(
             [text] + ["asked docker-credential-" + helper for helper, _ in self._credentials.asked]))

@@ -201,7 +201,7 @@ def _zstd(context: Context) -> str:
 
 
 def _proxies(context: Context) -> str:
-    proxies = context.settings.access.proxies()
+    proxies = context.access.proxies()
     urls = [(scheme, proxies.get(scheme)) for scheme in ("https", "http")]
     used = ", ".join("%s by %s" % (scheme, url) for scheme, url in urls if url)
     listed = " and what NO_PROXY lists: " + proxies.no_proxy if proxies.no_proxy else ""
@@ -209,24 +209,24 @@ def _proxies(context: Context) -> str:
 
 
 def _mirrors(context: Context) -> str:
-    hosts = context.settings.access.service().hosts
+    hosts = context.access.service().hosts
     return "; ".join("%s: %s%s" % (name, ", ".join(host.mirrors), "" if host.fallback else ", and no other")
                      for name, host in hosts.items() if host.mirrors) or "none"
 
 
 def _insecure(context: Context) -> str:
     """The hosts that may be asked without verified TLS; --tls-verify and --plain-http are among the settings."""
-    return ", ".join(["loopback", *context.settings.access.service().insecure])
+    return ", ".join(["loopback", *context.access.service().insecure])
 
 
 def _certificates(context: Context) -> str:
     """The directories of certificates for hosts."""
-    return ", ".join(os.path.join(root, name) for root in context.settings.access.certs if os.path.isdir(root)
+    return ", ".join(os.path.join(root, name) for root in context.access.certs if os.path.isdir(root)
                      for name in sorted(os.listdir(root))) or "none"
 
 
 def _credentials(context: Context) -> str:
-    names = [source.name for source in context.settings.access.sources()]
+    names = [source.name for source in context.access.sources()]
     return ", ".join(name for name in names if os.path.exists(name) or "/" not in name) or "none"
 
 

@@ -8,6 +8,7 @@ from ..progress import Output, Progress, discard, serialized
 from ..registry.credentials import Credentials
 from ..registry.endpoints import RegistryService
 from ..registry.login import registry
+from .access import Access
 from .effective import unknown_keys
 from .settings import Settings, find_zstd
 
@@ -43,6 +44,6 @@ def environment(environ: Mapping[str, str] = os.environ, *, config: Optional[str
     for text in unknown_keys(settings.document, settings.path):
         output(Progress(message="warning: " + text))
     domains = [registry(text).domain for text in registries]
-    access = settings.access
+    access = Access(settings)
     return Environment(access.service(domains), access.credentials(domains), settings.platform,
                        settings.verify_keys(), find_zstd(environ.get("PATH", os.defpath)))

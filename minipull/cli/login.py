@@ -21,9 +21,9 @@ _MAX_PASSWORD = 1 << 16  # bytes
 
 
 def do_login(context: Context, flags: argparse.Namespace) -> None:
-    name, settings = registry(flags.registry), context.settings
+    name = registry(flags.registry)
     username, password = _user_and_password(context, flags)
-    with Client(settings.access.service([name.domain], context.network), Keyring()) as client:
+    with Client(context.access.service([name.domain], context.network), Keyring()) as client:
         credential = login_with(client, name, Credential(username, password), context.cancel, context.alert)
     _logins(context).keep(name.domain, credential, context.cancel)
     context.answer({"registry": name.domain, "username": username}, ["Login Succeeded"])
@@ -37,7 +37,7 @@ def do_logout(context: Context, flags: argparse.Namespace) -> None:
 
 
 def _logins(context: Context) -> Logins:
-    access = context.settings.access
+    access = context.access
     return Logins(access.authfile or access.docker_config, access.helper_environ, context.settings.timeout)
 
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from ..image.signature import Key
     from ..xfer.download import LayerDownloadManager
     from ..xfer.upload import LayerUploadManager
-    from .access import Access
 
 MAX_FILE = 1 << 20  # bytes of a settings file
 JOBS = 6  # downloads at once on the command line, where the engine has 3; and blobs of a copy, as skopeo has
@@ -142,7 +141,6 @@ class Settings:
 
     def verify_keys(self) -> Tuple["Key", ...]:
         """The keys of which one must have signed an image, from files: one a line of the variable."""
-        from ..image.signature import parse_key
         own = self.document.get("verify-key")
         paths = (self.flags.get("verify_key") or self.environ.get("MINIPULL_VERIFY_KEY", "").splitlines()
                  or ([own] if isinstance(own, str) else strings_at(self.document, "verify-key", self.name)))
@@ -150,17 +148,12 @@ class Settings:
             raise InvalidReference("%s: verify-key names no key" % self.name)
         keys = []
         for path in paths:
+            from ..image.signature import parse_key
             data = None if "\0" in path else read_file(path, MAX_FILE)
             if data is None:
                 raise InvalidReference("key file '%s' does not exist" % shown(path, 300))
             keys.append(parse_key(data, path))
         return tuple(keys)
-
-    @property
-    def access(self) -> "Access":
-        """Registries and credentials, of which most commands on the store need none."""
-        from .access import Access
-        return Access(self)
 
     def _read(self, path: Optional[str]) -> Dict[str, Any]:
         """The settings in the file at ``path``, else in the user's, else in the system's."""

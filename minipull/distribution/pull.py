@@ -5,13 +5,12 @@ Mirrors moby's distribution/pull.go; its loop over endpoints is registry/client.
 
 Where this leaves the engine: endpoints that are all out of service are asked twice.
 """
-from typing import Optional, Sequence, Union
+from typing import TYPE_CHECKING, Optional, Sequence, Union
 
 from ..cancel import Cancel
 from ..errors import InvalidReference
 from ..image.config import Image
 from ..image.platform import Platform
-from ..image.signature import Key
 from ..parts import part
 from ..progress import Output, discard, serialized
 from ..reference import Reference
@@ -22,9 +21,12 @@ from ..store.store import Store, host_platform, platform_of
 from ..xfer.download import LayerDownloadManager
 from .pull_v2 import PullOptions, Pulled, V2Puller
 
+if TYPE_CHECKING:
+    from ..image.signature import Key
+
 
 def pull(name: Union[str, Reference], store: Store, *, platform: Union[str, Platform, None] = None,
-         all_platforms: bool = False, foreign: bool = False, referrers: bool = False, keys: Sequence[Key] = (),
+         all_platforms: bool = False, foreign: bool = False, referrers: bool = False, keys: Sequence["Key"] = (),
          progress: Output = discard, service: Optional[RegistryService] = None,
          credentials: Optional[Keyring] = None, downloads: Optional[LayerDownloadManager] = None,
          cancel: Optional[Cancel] = None) -> Image:
@@ -48,7 +50,7 @@ def pull(name: Union[str, Reference], store: Store, *, platform: Union[str, Plat
 
 
 def pull_options(platform: Union[str, Platform, None] = None, all_platforms: bool = False,
-                 foreign: bool = False, referrers: bool = False, keys: Sequence[Key] = ()) -> PullOptions:
+                 foreign: bool = False, referrers: bool = False, keys: Sequence["Key"] = ()) -> PullOptions:
     """Make the options of a pull; raises InvalidReference."""
     if platform is not None and all_platforms:
         raise InvalidReference("one platform and all platforms can't be asked for together")

@@ -30,7 +30,7 @@ import contextlib
 import functools
 import os
 import threading
-from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from ..cancel import Cancel
 from ..digest import DiffID, Digest
@@ -39,7 +39,6 @@ from ..image.config import Image, ImageConfig
 from ..image.descriptor import Descriptor
 from ..image.manifest import MAX_MANIFEST, Document, Index, Manifest, is_runnable, is_schema1
 from ..image.platform import Platform, preference
-from ..image.signature import Key, first_good
 from ..image.walk import choose, walk
 from ..parts import part
 from ..progress import Output, Progress
@@ -53,12 +52,11 @@ from ..xfer.download import LayerDownloadManager
 from ..xfer.transfer import Transfer
 from .blobs import fetch_blob, moved_as_manifest, persist
 from .documents import Ahead, pull_in_order, side_by_side
-from .ends import LayoutEnd, RegistryEnd
 from .layers import V2LayerDescriptor
 from .naming import name_pulled
-from .places import Place
-from .referrers import Referrers
-from .verify import RemoteSignatures
+
+if TYPE_CHECKING:
+    from ..image.signature import Key
 
 ENGINE_MAX_LAYERS = 125
 
@@ -80,7 +78,7 @@ class PullOptions(NamedTuple):
     foreign: bool = False
     defer_diff_ids: bool = False
     referrers: bool = False
-    keys: Sequence[Key] = ()
+    keys: Sequence["Key"] = ()
     keep_name: bool = False
 
 
@@ -128,9 +126,8 @@ class V2Puller(NamedTuple):
             self.store.content.put(document.digest, document.raw)
         if self.options.referrers:
             below = [item.digest for item, document in self.store.walk(chosen.descriptor) if document]
-            target = LayoutEnd(Place("store", name=reference._replace(tag="", digest=None)), self.store)
-            referrers = Referrers(RegistryEnd(self.repository), target, self._pull_whole, self.cancel,
-                                  bool(self.options.keys))
+            referrers = part("distribution.referrers").into_store(
+                self.repository, self.store, reference, self._pull_whole, self.cancel, bool(self.options.keys))
             referrers.copy(sorted({top.digest, *below}))
         # Also of one that is up to date: who put it there may have been killed before it was durable.
         name_pulled(self.store, association, self.options.keep_name, self.output, self.cancel)
@@ -142,8 +139,8 @@ class V2Puller(NamedTuple):
     def _verify(self, digests: Sequence[Digest]) -> None:
         """Raise ContentMismatch if keys are given and none has signed; nothing has been kept by then."""
         if self.options.keys:
-            signatures = RemoteSignatures(self.repository, self.cancel).of(digests, self.options.keys)
-            self.output(Progress(message=str(first_good(signatures, self.options.keys))))
+            text = part("distribution.verify").verified(self.repository, digests, self.options.keys, self.cancel)
+            self.output(Progress(message=text))
 
     def _resolve(self, reference: Reference, former: Optional[Association]) -> Received:
         """Return the verified manifest of a reference, from the store if it has been pulled and not moved."""

@@ -13,10 +13,13 @@ from ..image.descriptor import OCI_INDEX, Descriptor
 from ..image.manifest import Document, Index
 from ..image.strictjson import compact
 from ..image.walk import runs
+from ..reference import Reference
 from ..registry.errors import RegistryError
-from ..registry.v2 import MAX_REFERRERS
+from ..registry.v2 import MAX_REFERRERS, Repository
 from ..store.references import COSIGN
-from .ends import End
+from ..store.store import Store
+from .ends import End, LayoutEnd, RegistryEnd
+from .places import Place
 
 
 class Referrers:
@@ -92,3 +95,10 @@ class Referrers:
             raw = compact({"schemaVersion": 2, "mediaType": OCI_INDEX,
                            "manifests": [item.to_json() for item in listed + added]})
             self._target.tag(tag, manifest.parse(raw, OCI_INDEX), self._cancel)
+
+
+def into_store(repository: Repository, store: Store, name: Reference, send_below: Callable[[Document], None],
+               cancel: Cancel, strict: bool) -> Referrers:
+    """Referrers on their way from a repository into the store, as those of the image ``name``."""
+    target = LayoutEnd(Place("store", name=name._replace(tag="", digest=None)), store)
+    return Referrers(RegistryEnd(repository), target, send_below, cancel, strict)

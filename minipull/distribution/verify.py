@@ -3,14 +3,14 @@
 
 Mirrors cosign's verify --key; moby has none.
 """
-from typing import Iterator, List
+from typing import Iterator, List, Sequence
 
 from ..cancel import Cancel
 from ..digest import Digest
 from ..errors import NotFound
 from ..image.descriptor import Descriptor
 from ..image.manifest import Document
-from ..image.signature import KINDS, Signatures
+from ..image.signature import KINDS, Key, Signatures, first_good
 from ..registry.errors import RegistryError
 from ..registry.v2 import Repository
 from .read import found, read_blob, referring
@@ -41,3 +41,8 @@ class RemoteSignatures(Signatures):
             return read_blob(self._repository, blob, limit, self._cancel)
         except RegistryError as exc:
             raise (NotFound("blob %s is not there" % blob.digest) if exc.status == 404 else exc) from exc
+
+
+def verified(repository: Repository, digests: Sequence[Digest], keys: Sequence[Key], cancel: Cancel) -> str:
+    """The line for the good signature of an image; raises ContentMismatch if no key has signed one of these."""
+    return str(first_good(RemoteSignatures(repository, cancel).of(digests, keys), keys))

@@ -13,6 +13,7 @@ from minipull.registry.auth import Credential
 from minipull.registry.endpoints import RegistryService
 from minipull.errors import Error, InvalidDocument, InvalidReference, StorageError
 from minipull.reference import Reference
+from minipull.cli.access import Access
 from minipull.cli.settings import Settings, find_zstd
 
 
@@ -50,8 +51,8 @@ def test_a_flag_beats_the_environment_which_beats_the_file(home: Path) -> None:
 def test_an_empty_variable_counts_as_unset(home: Path) -> None:
     env = {"MINIPULL_JOBS": "", "MINIPULL_TLS_VERIFY": "", "MINIPULL_PLAIN_HTTP": "", "MINIPULL_ROOT": ""}
     assert settings(home, env).downloads().transfers.limit == 6
-    assert settings(home, env).access.service().tls_verify
-    assert not settings(home, env).access.service().plain_http
+    assert Access(settings(home, env)).service().tls_verify
+    assert not Access(settings(home, env)).service().plain_http
     assert settings(home, env).store().root == str(home / ".local/share/minipull")
 
 
@@ -114,10 +115,10 @@ def test_a_file_that_cannot_be_used_is_named(home: Path) -> None:
 
 def test_v1_is_spoken_where_the_file_or_the_flag_says_so(home: Path) -> None:
     old, other = Reference.parse("old.lan:5000/r"), Reference.parse("r.com/r")
-    assert not settings(home).access.service().v1_endpoints(old)
-    assert settings(home, {"MINIPULL_LEGACY_V1": "1"}).access.service().v1_endpoints(other)
+    assert not Access(settings(home)).service().v1_endpoints(old)
+    assert Access(settings(home, {"MINIPULL_LEGACY_V1": "1"})).service().v1_endpoints(other)
     written(home, {"legacy-registries": ["old.lan:5000"]})
-    service = settings(home).access.service()
+    service = Access(settings(home)).service()
     assert service.v1_endpoints(old) and not service.v1_endpoints(other)
 
 
@@ -125,7 +126,7 @@ def test_the_settings_file_takes_the_engines_keys_and_hosts(home: Path) -> None:
     written(home, {
         "registry-mirrors": ["https://mirror.example"], "insecure-registries": ["10.0.0.0/8", "plain:5000"],
         "hosts": {"docker.io": {"mirrors": ["http://near:5000"], "fallback": False, "ca": "/ca.pem"}}})
-    service = settings(home).access.service()
+    service = Access(settings(home)).service()
     host = service.hosts["docker.io"]
     assert (host.fallback, host.ca) == (False, "/ca.pem")
     assert [endpoint.url for endpoint in service.pull_endpoints(Reference.parse("alpine"))] == [
@@ -151,7 +152,7 @@ def test_a_bad_setting_is_an_error_for_its_registry_alone(
         home: Path, document: Any, domain: str, kind: Type[Error], text: str) -> None:
     file = written(home, document)
     alerts: List[str] = []
-    service = Settings({"HOME": str(home)}, {}, alert=alerts.append).access.service()
+    service = Access(Settings({"HOME": str(home)}, {}, alert=alerts.append)).service()
     assert service.pull_endpoints(Reference.parse("other.lan/r"))
     for ask in (service.pull_endpoints, service.push_endpoints):
         with pytest.raises(kind, match=text) as caught:
@@ -169,7 +170,7 @@ def test_a_host_that_can_not_be_read_is_told_once_and_gets_no_right(home: Path, 
     file = written(home, {key: value})
     alerts: List[str] = []
     made = Settings({"HOME": str(home)}, {}, alert=alerts.append)
-    services = [made.access.service(), made.end("src").access.service(), made.end("dest").access.service()]
+    services = [Access(made).service(), Access(made.end("src")).service(), Access(made.end("dest")).service()]
     assert len(alerts) == 1 and "secret" not in alerts[0]
     assert alerts[0].startswith("%s: %s: " % (file, key)) and alerts[0].endswith("; passed over")
     for service in services:
@@ -182,14 +183,14 @@ def test_a_host_that_can_not_be_read_is_told_once_and_gets_no_right(home: Path, 
 def test_a_host_that_none_can_be_is_told_and_passed_over(home: Path) -> None:
     written(home, {"hosts": {"r .lan": {"ca": "x"}, "a.lan": {"ca": "y"}}})
     alerts: List[str] = []
-    assert Settings({"HOME": str(home)}, {}, alert=alerts.append).access.service().hosts["a.lan"].ca == "y"
+    assert Access(Settings({"HOME": str(home)}, {}, alert=alerts.append)).service().hosts["a.lan"].ca == "y"
     assert len(alerts) == 1 and "r .lan" in alerts[0]
 
 
 def test_hosts_that_are_no_object_are_an_error_for_all(home: Path) -> None:
     written(home, {"hosts": []})
     with pytest.raises(InvalidDocument, match="config.json: 'hosts' must be an object"):
-        settings(home).access.service()
+        Access(settings(home)).service()
 
 
 @pytest.mark.parametrize("name, value", [
@@ -205,12 +206,12 @@ def test_a_variable_or_flag_with_a_nul_is_refused(home: Path, name: str, value: 
 def test_an_odd_path_is_one_short_line(home: Path, path: str) -> None:
     alerts: List[str] = []
     with pytest.raises(InvalidReference, match="does not exist") as caught:
-        settings(home, authfile=path).access.credentials([])
+        Access(settings(home, authfile=path)).credentials([])
     made = Settings({"HOME": str(home), "DOCKER_CONFIG": path}, {}, alert=alerts.append)
-    assert made.access.credentials([]).get("r").anonymous
+    assert Access(made).credentials([]).get("r").anonymous
     written(home, {"credsStore": "x" * 5000}, ".docker/config.json")
     made = Settings({"HOME": str(home)}, {}, alert=alerts.append)
-    assert made.access.credentials([]).get("r").anonymous
+    assert Access(made).credentials([]).get("r").anonymous
     assert len(str(caught.value)) < 400 and "\n" not in str(caught.value) and "not found on PATH" in alerts[-1]
     assert len(alerts[-1]) < 400
 
@@ -219,17 +220,17 @@ def test_an_odd_path_is_one_short_line(home: Path, path: str) -> None:
 
 
 def test_flags_reach_the_service(home: Path) -> None:
-    service = settings(home, plain_http=True, tls_verify="false", ca_file="/ca.pem").access.service()
+    service = Access(settings(home, plain_http=True, tls_verify="false", ca_file="/ca.pem")).service()
     assert (service.plain_http, service.tls_verify, service.ca_file) == (True, False, "/ca.pem")
 
 
 def test_certificates_are_found_at_home_before_etc_and_where_a_flag_says(home: Path) -> None:
-    made = settings(home, cert_dir="/given").access.service(["R.com:443", "docker.io"])
+    made = Access(settings(home, cert_dir="/given")).service(["R.com:443", "docker.io"])
     assert list(made.certs) == ["%s/%s/certs.d" % (place, name) for place in (home / ".config", "/etc")
                                  for name in ("containers", "docker")]
     assert made._cert_dirs == {"r.com": "/given", "docker.io": "/given"}
     env = {"XDG_CONFIG_HOME": "/xdg", "MINIPULL_CERT_DIR": "/env"}
-    made = settings(home, env).access.service(["r.com"])
+    made = Access(settings(home, env)).service(["r.com"])
     assert (made.certs[0], made._cert_dirs) == ("/xdg/containers/certs.d", {"r.com": "/env"})
 
 
@@ -246,7 +247,7 @@ def test_certificates_are_found_at_home_before_etc_and_where_a_flag_says(home: P
 def test_proxies_are_the_environments(
     home: Path, env: Dict[str, str], http: int, https: int, no_proxy: str
 ) -> None:
-    made = settings(home, env).access.service().proxies
+    made = Access(settings(home, env)).service().proxies
     found = [made.get(scheme) for scheme in ("http", "https")]
     assert [proxy.port if proxy else 0 for proxy in found] == [http, https]
     assert made.no_proxy == no_proxy
@@ -264,7 +265,7 @@ def test_the_root_is_found_in_the_order_of_the_design(home: Path) -> None:
 
 
 def headers(home: Path, env: Optional[Mapping[str, str]] = None, **flags: Any) -> Dict[str, str]:
-    return dict(settings(home, env, **flags).access.service()._headers or {})
+    return dict(Access(settings(home, env, **flags)).service()._headers or {})
 
 
 def test_headers_come_from_the_flag_or_the_environment(home: Path) -> None:
@@ -278,7 +279,7 @@ def test_headers_come_from_the_flag_or_the_environment(home: Path) -> None:
     "cookie: x", "Proxy-Authorization: x"])
 def test_a_header_that_could_do_harm_is_refused(home: Path, line: str) -> None:
     with pytest.raises(InvalidReference, match="--header must be NAME:VALUE"):
-        settings(home, header=[line]).access.service()
+        Access(settings(home, header=[line])).service()
 
 
 def test_jobs_and_attempts_apply_to_uploads_too(home: Path) -> None:
@@ -307,16 +308,16 @@ def test_a_size_is_a_number_of_bytes_with_an_optional_unit(home: Path, text: str
 
 
 def test_explicit_credentials_are_for_one_registry(home: Path) -> None:
-    made = settings(home, creds="user:pass:word").access.credentials(["a.example", "a.example"])
+    made = Access(settings(home, creds="user:pass:word")).credentials(["a.example", "a.example"])
     assert made.get("a.example") == Credential("user", "pass:word")
     assert made.get("b.example").anonymous
-    assert settings(home, creds="user").access.credentials(["a"]).get("a") == Credential("user")
-    token = settings(home, {"MINIPULL_REGISTRY_TOKEN": "abc"}).access.credentials(["a"])
+    assert Access(settings(home, creds="user")).credentials(["a"]).get("a") == Credential("user")
+    token = Access(settings(home, {"MINIPULL_REGISTRY_TOKEN": "abc"})).credentials(["a"])
     assert token.get("a") == Credential(registry_token="abc")
     with pytest.raises(InvalidReference, match="for one registry, not for a.example and b.example"):
-        settings(home, creds="u:p").access.credentials(["b.example", "a.example"])
+        Access(settings(home, creds="u:p")).credentials(["b.example", "a.example"])
     with pytest.raises(InvalidReference) as caught:
-        settings(home, registry_token="secret\nEvil: 1").access.credentials(["a"])
+        Access(settings(home, registry_token="secret\nEvil: 1")).credentials(["a"])
     assert "secret" not in str(caught.value)
 
 
@@ -330,23 +331,23 @@ def test_stored_credentials_are_found_in_the_order_of_the_design(home: Path) -> 
     for place in places:
         document = auths("r", place)
         written(home, document["auths"] if place == ".dockercfg" else document, place)
-        assert settings(home, env).access.credentials([]).get("r").username == place
+        assert Access(settings(home, env)).credentials([]).get("r").username == place
     written(home, auths("r", "DOCKER_CONFIG"), "docker/config.json")
     env["DOCKER_CONFIG"] = str(home / "docker")
-    assert settings(home, env).access.credentials([]).get("r").username == "DOCKER_CONFIG"
+    assert Access(settings(home, env)).credentials([]).get("r").username == "DOCKER_CONFIG"
     env["DOCKER_AUTH_CONFIG"] = json.dumps(auths("r", "text"))
-    assert settings(home, env).access.credentials([]).get("r").username == "text"
-    assert settings(home, env, creds="flag:p").access.credentials(["r"]).get("r").username == "flag"
+    assert Access(settings(home, env)).credentials([]).get("r").username == "text"
+    assert Access(settings(home, env, creds="flag:p")).credentials(["r"]).get("r").username == "flag"
 
 
 def test_an_authfile_ends_the_search(home: Path) -> None:
     written(home, auths("r", "docker"), ".docker/config.json")
     file = written(home, auths("other", "alone"), "auth.json")
     for made in (settings(home, authfile=str(file)), settings(home, {"REGISTRY_AUTH_FILE": str(file)})):
-        assert made.access.credentials([]).get("r").anonymous
-        assert made.access.credentials([]).get("other").username == "alone"
+        assert Access(made).credentials([]).get("r").anonymous
+        assert Access(made).credentials([]).get("other").username == "alone"
     with pytest.raises(InvalidReference, match="authfile .* does not exist"):
-        settings(home, authfile=str(home / "none")).access.credentials([])
+        Access(settings(home, authfile=str(home / "none"))).credentials([])
 
 
 def test_a_helper_does_not_get_minipulls_own_secrets(home: Path) -> None:
@@ -356,7 +357,7 @@ def test_a_helper_does_not_get_minipulls_own_secrets(home: Path) -> None:
     written(home, {"credsStore": "test"}, ".docker/config.json")
     env = {"PATH": "%s:%s" % (home / "bin", os.defpath), "KEPT": "yes", "MINIPULL_CREDS": "a:secret",
            "MINIPULL_REGISTRY_TOKEN": "secret", "DOCKER_AUTH_CONFIG": '{"auths":{"x":{"auth":"c2VjcmV0"}}}'}
-    assert settings(home, env).access.credentials(["other"]).get("r") == Credential("u", "s")
+    assert Access(settings(home, env)).credentials(["other"]).get("r") == Credential("u", "s")
     seen = (home / "seen").read_text()
     assert "KEPT=yes" in seen and "HOME=" in seen
     assert "MINIPULL_" not in seen and "DOCKER_AUTH_CONFIG" not in seen
@@ -366,7 +367,7 @@ def test_warnings_go_to_the_callers_function(home: Path) -> None:
     written(home, {"credsStore": "absent"}, ".docker/config.json")
     warnings: List[str] = []
     made = Settings({"HOME": str(home), "PATH": "/nonexistent"}, {}, warnings.append)
-    assert made.access.credentials([]).get("r").anonymous
+    assert Access(made).credentials([]).get("r").anonymous
     assert "docker-credential-absent" in warnings[0]
 
 
@@ -418,13 +419,13 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_without_a_home_nothing_of_the_working_directory_is_read_or_written(
         elsewhere: Path, env: Mapping[str, str]) -> None:
     made = Settings(env, {})
-    assert made.access.service().pull_endpoints(Reference.parse("alpine")) == RegistryService().pull_endpoints(
+    assert Access(made).service().pull_endpoints(Reference.parse("alpine")) == RegistryService().pull_endpoints(
         Reference.parse("alpine"))
-    assert made.access.sources() == []
+    assert Access(made).sources() == []
     with pytest.raises(StorageError, match="^no home directory: give --root$"):
         made.store()
     with pytest.raises(InvalidReference, match="^no home directory: give --authfile$"):
-        made.access.docker_config
+        Access(made).docker_config
     assert Settings(env, {"root": "here"}).store().root == str(elsewhere / "here")
     absolute = Settings(dict(env, XDG_DATA_HOME=str(elsewhere)), {})
     assert absolute.store().root == str(elsewhere / "minipull")
@@ -435,7 +436,7 @@ def test_a_relative_home_is_that_of_the_passwd_file_instead(home: Optional[str])
     entry = pwd.getpwuid(os.getuid()).pw_dir
     made = Settings({} if home is None else {"HOME": home}, {})
     assert made.store().root == os.path.join(entry, ".local/share/minipull")
-    assert made.access.docker_config == os.path.join(entry, ".docker/config.json")
+    assert Access(made).docker_config == os.path.join(entry, ".docker/config.json")
 
 
 @pytest.mark.parametrize("flags, env, settings, source", [

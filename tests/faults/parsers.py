@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Tuple, cast
 
 from minipull.cancel import Cancel
+from minipull.cli.access import Access
 from minipull.cli.settings import Settings
 from minipull.digest import DiffID, Digest
 from minipull.distribution.places import Place
@@ -326,14 +327,14 @@ def settings(folder: Path) -> Kind:
         read = Settings(case[1], {"config": str(path)})
         for ask in (lambda: read.timeout, read.downloads, read.uploads, read.store,
                     lambda: read.size("chunk_size"),
-                    lambda: read.access.sources(), lambda: read.access.credentials(["a.lan"]),
+                    lambda: Access(read).sources(), lambda: Access(read).credentials(["a.lan"]),
                     lambda: read.truth("tls_verify"),
-                    lambda: Platform.parse(read.platform or "linux/arm"), lambda: read.access.docker_config):
+                    lambda: Platform.parse(read.platform or "linux/arm"), lambda: Access(read).docker_config):
             try:
                 cast(Callable[[], object], ask)()
             except Error:
                 pass
-        service = read.access.service(["a.lan"])
+        service = Access(read).service(["a.lan"])
         for domain, host in service.hosts.items():
             if host.ca not in ("/etc/ca", ""):  # a context takes long
                 service.tls_context(Origin.of("https://" + domain))
