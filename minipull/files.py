@@ -114,6 +114,13 @@ def remove(path: str) -> None:
     (shutil.rmtree if os.path.isdir(path) and not os.path.islink(path) else os.unlink)(path)
 
 
+def unlink(*paths: str) -> None:
+    """Delete files, as far as they are there; an OSError is the caller's to map."""
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+
 def write_all(fd: int, data: "memoryview") -> None:
     """Write all of ``data``; a short write is how a full disk begins."""
     while data:

@@ -18,6 +18,7 @@ from ..image.signature import Key
 from ..image.walk import Seen
 from ..parts import futures
 from ..progress import Meter, Output, Progress, discard, serialized
+from ..store.ingest import copy_blob
 from ..store.signatures import StoredSignatures
 from ..store.store import MAX_CONFIG, Store
 from .reader import Archive, opened
@@ -121,7 +122,7 @@ def _take(archive: Archive, tops: Sequence[Descriptor], store: Store, output: Ou
             if archive.content.size(blob.digest) is None:
                 return  # a foreign layer
             meter = Meter(told, blob.digest.short, "Loading layer", blob.size)
-            store.content.copy(archive.content, blob.digest, blob.size, cancel, meter.advance)
+            copy_blob(store.content, archive.content, blob.digest, blob.size, cancel, meter.advance)
             meter.finish()
             result = "Load complete"
         known = store.metadata.get_diff_id(blob.digest)

@@ -32,11 +32,12 @@ from ..image.tar import Reader
 from ..image.walk import Bounds, Seen, walk
 from ..parts import part, tempfile
 from ..reference import Reference
-from ..store.compression import decompressed, hash_file, is_compressed
+from ..store.compression import decompressed, is_compressed
 from ..store.layer import LayerSource
 from ..store.metadata import MemoryMetadata
 from ..store.references import (
     REF_NAME, SOURCE_DIGEST, UNNAMED, Association, Names, association, check_name, named)
+from ..store.source import hash_file
 from ..store.store import MAX_CONFIG, ImageSource, host_platform
 from .members import Members, inside
 from .stream import DECODERS, Pipe

@@ -28,8 +28,9 @@ from ..image.tar import DIRECTORY, END, FILE, Entry, header, padding
 from ..parts import part
 from ..progress import Meter, Output, Progress, discard, serialized
 from ..reference import Reference
-from ..store.compression import BUFFER, is_compressed, packing, pieces
+from ..store.compression import is_compressed, packing
 from ..store.references import IMAGE_NAME, LAYOUT, REF_NAME, SOURCE_DIGEST, UNNAMED, Association
+from ..store.source import BUFFER, pieces
 from ..store.store import ImageSource, Store, host_platform, platform_of
 from .reader import DELTA, Named, opened
 

@@ -7,7 +7,7 @@ import os
 from typing import Any, BinaryIO, Iterator, cast
 
 from ..errors import InvalidDocument, PolicyError, Unsupported
-from ..store.compression import BUFFER
+from ..store.source import BUFFER
 
 _MEMORY = 80 << 20  # bytes for xz; the most that its levels need is 65 MiB
 

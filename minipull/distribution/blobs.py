@@ -30,7 +30,8 @@ from ..registry.request import Body
 from ..registry.response import Response
 from ..registry.upload import Upload
 from ..registry.v2 import Repository
-from ..store.compression import BUFFER
+from ..store.ingest import Ingest
+from ..store.source import BUFFER
 from ..store.store import Store
 from ..xfer.transfer import Transfer
 
@@ -146,11 +147,10 @@ def fetch_blob(store: Store, blob: Descriptor, source: Opener, cancel: Cancel, k
         store.content.put(blob.digest, blob.data)
         return
     output = transfer.progress if transfer else discard
-    with store.content.ingest(blob.digest, blob.size, cancel) as ingest:
+    with Ingest.of(store.content, blob.digest, blob.size, cancel) as ingest:
         if ingest.complete:
             return
-        lasting = store.sessions is not None
-        meter = Meter(output, blob.digest.short, "Downloading", blob.size, ingest.offset, lasting)
+        meter = Meter(output, blob.digest.short, "Downloading", blob.size, ingest.offset, store.lasting)
         remote = RemoteBlob(blob.digest, blob.size, source, cancel, stuck_delays=READ_DELAYS)
         with contextlib.closing(remote):
             for last in (False, True):

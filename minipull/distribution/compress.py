@@ -15,7 +15,7 @@ from ..image.manifest import Manifest, is_runnable
 from ..parts import tempfile
 from ..progress import Meter, Progress
 from ..store.compression import decompressed
-from ..store.content import Ingest
+from ..store.ingest import Ingest
 from ..store.store import MAX_CONFIG
 from ..xfer.transfer import Transfer
 from .convert import converted, without_zstd
@@ -71,7 +71,7 @@ class GzipDescriptor(CopyDescriptor):
         blob = self.blob
         with file_errors("make a temporary directory"), tempfile.TemporaryDirectory() as folder:
             scratch = LayoutEnd(Place("oci", folder), None)
-            scratch.store.sessions = None  # nothing here stays for another process
+            scratch.store.lasting = False
             content = scratch.store.content
             self._source.fetch(blob, scratch.store, transfer)
             meter = Meter(transfer.progress, self.id, "Compressing", blob.size)

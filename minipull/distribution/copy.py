@@ -230,7 +230,7 @@ class Copies:
         def asked(endpoint: Endpoint) -> T:
             repository = self._writer.repository(endpoint, place.name, push=True)
             return work(RegistryEnd(repository, self._options.chunk_size, self._options.dry_run,
-                                    self._store.sessions if self._store else None), place.tag)
+                                    self._store), place.tag)
 
         if layout is None:
             return over_endpoints(

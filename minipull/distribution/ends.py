@@ -24,7 +24,7 @@ from ..registry.request import Body, FileBody
 from ..registry.response import Response
 from ..registry.url import Origin
 from ..registry.v2 import Received, Repository
-from ..store.sessions import SessionNotes
+from ..store.ingest import copy_blob
 from ..store.references import REF_NAME, UNNAMED, association, named
 from ..store.signatures import StoredSignatures
 from ..store.store import ImageSource, Store, damaged
@@ -39,16 +39,16 @@ from .verify import RemoteSignatures
 class RegistryEnd:
     """A repository at a registry; ``chunk_size`` (bytes) is the most that one request sends, 0 for all.
 
-    With ``dry_run`` an end answers as ever, and takes nothing.  ``notes`` are of its uploads.
+    With ``dry_run`` an end answers as ever, and takes nothing.  ``store`` has the notes of its uploads.
     """
 
     def __init__(self, repository: Repository, chunk_size: int = 0, dry_run: bool = False,
-                 notes: Optional[SessionNotes] = None) -> None:
+                 store: Optional[ImageSource] = None) -> None:
         self.repository = repository
         self.path = repository.path
         self._dry_run = dry_run
         self._chunk_size = chunk_size
-        self._notes = notes
+        self._store = store
         #: The first reference and its manifest, by which an endpoint is chosen; not asked for again.
         self._first: Optional[Tuple[str, Received]] = None
 
@@ -166,7 +166,7 @@ class RegistryEnd:
             for last in (False, True):
                 try:
                     upload_blob(ours, blob, read, transfer.progress, blob.digest.short, cancel, upload,
-                                self._chunk_size, self._notes)
+                                self._chunk_size, self._store)
                     break
                 except ContentMismatch as exc:
                     # The rest is of another blob, as from another backend: all of it then, but once.
@@ -302,7 +302,7 @@ class LayoutEnd:
 
     def fetch(self, blob: Descriptor, store: Store, transfer: Transfer) -> None:
         try:
-            store.content.copy(self.source.content, blob.digest, blob.size, transfer.cancel)
+            copy_blob(store.content, self.source.content, blob.digest, blob.size, transfer.cancel)
         except ContentMismatch as exc:
             raise self.spoiled(blob) from exc
 

@@ -99,7 +99,7 @@ def plan_push(client: Client, groups: Iterable[Sequence[Tuple[Image, Reference]]
               foreign: bool = False) -> List[Plan]:
     """Plan the push of images, each group to one repository, as push_with() would do it."""
     unchanged = copy.copy(store)
-    unchanged.metadata, unchanged.sessions = _Unwritten(store.metadata), None
+    unchanged.metadata, unchanged.lasting = _Unwritten(store.metadata), False
     planned: Dict[Tuple[str, Digest], int] = {}  # the blobs that a repository would have by then
     plans: List[Plan] = []
 

@@ -29,7 +29,7 @@ from ..reference import Reference
 from ..registry.errors import continue_on_error
 from ..registry.response import Response
 from ..registry.v1 import Session, V1Image, check_v1_id
-from ..store.content import Ingest
+from ..store.ingest import Ingest
 from ..store.layer import Diff
 from ..store.metadata import V1_IDS, MetadataStore, V2Metadata
 from ..store.references import Association

@@ -47,7 +47,7 @@ from ..registry.errors import Dispensable, RegistryError
 from ..registry.request import FileBody
 from ..registry.upload import Upload
 from ..registry.v2 import Repository
-from ..store.compression import BUFFER, pieces
+from ..store.source import BUFFER, pieces
 from ..store.metadata import V2Metadata, check_hmac, hmac_key
 from ..store.store import MAX_CONFIG, ImageSource
 from ..xfer.transfer import Transfer
@@ -312,7 +312,7 @@ class V2PushDescriptor(UploadDescriptor):
             try:
                 upload_blob(
                     pusher.repository, blob, lambda offset, size: FileBody(file, offset, size), output, self.id,
-                    cancel, upload, pusher.chunk_size, pusher.store.sessions)
+                    cancel, upload, pusher.chunk_size, pusher.store)
             except RegistryError as exc:
                 if exc.code != "DIGEST_INVALID":
                     raise

@@ -18,6 +18,7 @@ from ..registry.request import Body
 from ..registry.upload import Upload
 from ..registry.v2 import Repository
 from ..store.sessions import SessionNote, SessionNotes
+from ..store.store import ImageSource
 from .blobs import send_blob
 
 NOTED = 4 << 20  # bytes; a smaller blob is sent again
@@ -26,9 +27,9 @@ Source = Callable[[int, int], Body]  # a part of a blob, by offset and size in b
 
 def upload_blob(repository: Repository, blob: Descriptor, source: Source, output: Output, id: str,
                 cancel: Cancel, upload: Optional[Upload] = None, chunk_size: int = 0,
-                notes: Optional[SessionNotes] = None) -> None:
-    """Send a blob as send_blob() does, but go on with the upload that ``notes`` have of it, if any."""
-    with _note(repository, blob, notes) as note:
+                store: Optional[ImageSource] = None) -> None:
+    """Send a blob as send_blob() does, but go on with the upload that ``store`` has noted of it, if any."""
+    with _note(repository, blob, store) as note:
 
         def send(upload: Optional[Upload]) -> None:
             meter = Meter(output, id, "Pushing", blob.size, upload.offset if upload else 0, bool(note))
@@ -63,11 +64,11 @@ def upload_blob(repository: Repository, blob: Descriptor, source: Source, output
             raise
 
 
-def _note(repository: Repository, blob: Descriptor, notes: Optional[SessionNotes]) -> SessionNote:
+def _note(repository: Repository, blob: Descriptor, store: Optional[ImageSource]) -> SessionNote:
     """Own the note of a blob; it keeps nothing where it is not worth it or there is no room for it."""
-    if notes is None or blob.size < NOTED:
+    if store is None or not store.lasting or blob.size < NOTED:
         return SessionNote({})
-    return notes.own(repository.endpoint.url, repository.path, blob.digest)
+    return SessionNotes(store.root).own(repository.endpoint.url, repository.path, blob.digest)
 
 
 def _resumed(repository: Repository, blob: Descriptor, note: SessionNote, output: Output, id: str,

@@ -20,7 +20,8 @@ from .. import files
 from ..cancel import Cancel
 from ..digest import Buffer, Digest, Verifier
 from ..errors import NotFound, PolicyError, RateLimited, StorageError, storage_errors
-from ..store.content import ContentStore, Ingest
+from ..store.content import ContentStore
+from ..store.ingest import Ingest
 
 MAX_SESSIONS = 1000
 MAX_BLOB = 64 << 30  # bytes

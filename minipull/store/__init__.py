@@ -3,9 +3,10 @@
 
 The modules in reading order:
 
-    compression    gzip and zstd undone, within bounds
     source         blobs to be read, of a store or of an archive
-    content        blobs under their digests, and the only way in
+    compression    gzip and zstd undone, within bounds
+    content        blobs under their digests
+    ingest         the only way in
     layer          one record a ChainID
     references     index.json: names to manifests
     metadata       the layer of each blob, and the repositories that have it

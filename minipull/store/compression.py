@@ -9,22 +9,20 @@ Mirrors moby's pkg/archive (DecompressStream).  RFC 1952 for gzip members.
 """
 import contextlib
 import importlib
-import io
 import os
 import re
 import threading
 import zlib
-from typing import Any, BinaryIO, Callable, Iterator, Mapping, Optional, Union, cast
+from typing import Any, BinaryIO, Callable, Iterator, Mapping, Optional
 
 from ..cancel import Cancel
 from ..digest import Buffer, Verifier
 from ..errors import Cancelled, InvalidDocument, InvalidReference, PolicyError, Unsupported, storage_errors
 from ..parts import subprocess
+from .source import BUFFER, INPUT, hash_file, pieces
 
-BUFFER = 1 << 20  # bytes; the largest piece
 MAX_GROWTH = 1032  # times, which is the most that gzip can do; zstd does a lot better on zeros
 FREE_GROWTH = 4 << 30  # bytes that any stream may have
-_INPUT = 128 << 10  # bytes; at the usual ratio they inflate to one piece
 #: Decodes pieces; its second argument names the source in errors.
 Decoder = Callable[[Iterator[memoryview], str], Iterator[bytes]]
 _ZSTD = re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")  # or a skippable frame
@@ -96,26 +94,6 @@ def _bounded(stream: Iterator[bytes], file: BinaryIO, source: str) -> Iterator[b
         yield piece
 
 
-def pieces(file: Union[int, BinaryIO], cancel: Cancel, raw: Optional[Verifier] = None,
-           size: int = _INPUT) -> Iterator[memoryview]:
-    """Yield the rest of an unbuffered file, hashed by ``raw``; an OSError is the caller's to map."""
-    buffer = memoryview(bytearray(size))
-    while True:
-        cancel.check()
-        count = os.readv(file, [buffer]) if isinstance(file, int) else cast(io.RawIOBase, file).readinto(buffer)
-        if not count:
-            return
-        if raw is not None:
-            raw.update(buffer[:count])
-        yield buffer[:count]
-
-
-def hash_file(file: Union[int, BinaryIO], verifier: Verifier, cancel: Cancel) -> None:
-    """Show the rest of an open file to ``verifier``; an OSError is the caller's to map."""
-    for _ in pieces(file, cancel, verifier, BUFFER):
-        pass
-
-
 def _gunzip(pieces: Iterator[memoryview], source: str) -> Iterator[bytes]:
     """Inflate gzip members, of which zeros may pad the last one (RFC 1952)."""
     member = zlib.decompressobj(31)
@@ -176,7 +154,7 @@ def _unzstd(file: BinaryIO, cancel: Cancel, program: Optional[str], source: str)
     try:
         with cancel.calling(kill):
             feeder.start()
-            for data in iter(lambda: stdout.read(_INPUT), b""):
+            for data in iter(lambda: stdout.read(INPUT), b""):
                 cancel.check()
                 yield data
             cancel.check()

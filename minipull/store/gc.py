@@ -20,6 +20,7 @@ from ..image.descriptor import Descriptor
 from ..progress import Meter, Output, discard
 from .content import listing
 from .references import SOURCE_DIGEST
+from .sessions import SessionNotes
 from .store import Store, damaged
 
 
@@ -59,8 +60,7 @@ def gc(store: Store, keep: float = 24 * 3600.0, *, progress: Output = discard,
         if doomed:
             meter.finish()
         content.make_durable(horizon)
-        if store.sessions:
-            store.sessions.sweep(horizon)
+        SessionNotes(store.root).sweep(horizon)
         sizes.append(before - sum(_ingest(store).values()))
     return Collected(doomed, sum(sizes))
 

@@ -18,7 +18,7 @@ from ..digest import ChainID, DiffID, Digest, Verifier, next_chain_id
 from ..errors import Error, InvalidDocument, storage_errors
 from ..image.descriptor import Descriptor
 from ..image.strictjson import compact, digest_at, int_at, objects_at, parse_json
-from .compression import decompressed, is_compressed
+from ..parts import part
 from .source import BlobSource
 
 
@@ -46,7 +46,8 @@ class LayerSource:
     def is_plain(self, blob: Digest) -> bool:
         """Whether a blob is a tar without compression, so that its SHA-256 is its DiffID."""
         with self._content.open(blob) as file, storage_errors("read layer"):
-            return blob.algorithm == "sha256" and not is_compressed(file.read(6))
+            plain: bool = not part("store.compression").is_compressed(file.read(6))
+        return plain and blob.algorithm == "sha256"
 
     def diff(self, blob: Digest, cancel: Cancel, raw: Optional[Verifier] = None,
              move: Callable[[int], None] = lambda position: None) -> Diff:
@@ -57,7 +58,7 @@ class LayerSource:
         """
         verifier = Verifier()
         with self._content.open(blob) as file:
-            for piece in decompressed(file, cancel, self.zstd, raw):
+            for piece in part("store.compression").decompressed(file, cancel, self.zstd, raw):
                 verifier.update(piece)
                 move(file.tell())
         return Diff(DiffID(verifier.digest))

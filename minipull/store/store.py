@@ -28,7 +28,6 @@ from .content import ContentStore
 from .layer import LayerSource, LayerStore
 from .metadata import V2MetadataService
 from .references import Association, Names, ReferenceStore, tag_subject
-from .sessions import SessionNotes
 from .source import BlobSource
 
 MAX_CONFIG = 8 << 20  # bytes
@@ -48,7 +47,7 @@ class ImageSource:
     layers: LayerSource
     references: Names
     metadata: V2MetadataService
-    sessions: Optional[SessionNotes] = None  # where there is room for notes
+    lasting = False  # whether what is unfinished stays for another process
 
     @property
     def writable(self) -> "Store":
@@ -182,6 +181,7 @@ class Store(ImageSource):
     content: ContentStore
     layers: LayerStore
     references: ReferenceStore
+    lasting = True
 
     def __init__(self, root: str, timeout: float = 60.0, zstd: Optional[str] = None) -> None:
         self.root = os.path.abspath(root)
@@ -191,7 +191,6 @@ class Store(ImageSource):
         self.layers = LayerStore(os.path.join(self.root, "layers"), scratch, self.content, zstd)
         self.references = ReferenceStore(self.root, scratch, timeout)
         self.metadata = V2MetadataService(os.path.join(self.root, "metadata"), scratch)
-        self.sessions = SessionNotes(self.root)
 
     @property
     def writable(self) -> "Store":

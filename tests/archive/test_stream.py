@@ -20,7 +20,8 @@ from minipull.cancel import Cancel
 from minipull.errors import InvalidDocument, PolicyError, Unsupported
 from minipull.store import compression
 from minipull.store.check import check
-from minipull.store.compression import BUFFER, decompressed
+from minipull.store.compression import decompressed
+from minipull.store.source import BUFFER
 from minipull.store.store import Store
 from tests.archive.test_bounds import Pipe
 from tests.kit.archives import docker_members, pack

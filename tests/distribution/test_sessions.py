@@ -82,7 +82,7 @@ class Pusher:
             try:
                 whole: Source = lambda offset, size: Body.of(data[offset:offset + size])
                 upload_blob(repository, blob, source or whole, self._progress, "it", cancel or Cancel(),
-                            notes=self._store.sessions, **options)
+                            store=self._store, **options)
             finally:
                 self.asked = [" ".join(filter(None, (item.method, item.headers.get("content-range", ""))))
                               for item in self._server.requests[before:] if item.method != "HEAD"]

@@ -33,6 +33,7 @@ from minipull.server.message import parse_request
 from minipull.server.registry import Registry
 from minipull.store.check import UNVERIFIED, check
 from minipull.store.gc import gc
+from minipull.store.ingest import Ingest
 from minipull.store.store import Store
 from tests.faults.parsers import tars
 from tests.kit import images
@@ -102,7 +103,7 @@ def store_files(folder: Path) -> Kind:
     keep(whole, layout, made["linux/amd64"], "docker.io/demo/a:1", index)
     keep(whole, layout, made["linux/arm64"], "docker.io/demo/b:1")
     part = Digest.of(b"partial")
-    with whole.content.ingest(part, 7, Cancel()) as ingest:
+    with Ingest.of(whole.content, part, 7, Cancel()) as ingest:
         ingest.write(b"part")
     shutil.copytree(str(template), str(root))
     files = sorted(path.relative_to(template) for path in template.rglob("*") if path.is_file()
@@ -134,7 +135,7 @@ def _use_store(store: Store, part: Digest, folder: str, change: bool) -> None:
         gc(store, 0)
 
     def ingest() -> None:
-        with store.content.ingest(part, 7, Cancel()) as held:
+        with Ingest.of(store.content, part, 7, Cancel()) as held:
             assert held.offset <= 7
 
     def retag() -> None:

@@ -21,6 +21,7 @@ from minipull.cli.main import main
 from minipull.digest import Digest
 from minipull.reference import Reference
 from minipull.server.registry import serve
+from minipull.store.ingest import Ingest
 from minipull.store.store import Store
 from tests.kit.crashes import command
 from tests.kit.images import Image, Layout, Spec
@@ -191,7 +192,7 @@ def prepare_unpack(folder: Path, host: str) -> None:
 
 def prepare_gc(folder: Path, host: str) -> None:
     store = Store(str(store_of(folder, NEW, "docker.io/demo/same:1")))
-    with store.content.ingest(Digest.of(b"part"), 4, Cancel()) as ingest:
+    with Ingest.of(store.content, Digest.of(b"part"), 4, Cancel()) as ingest:
         ingest.write(b"pa")
     store.remove(Reference.parse(NEW))
     layout = Layout(folder / "made")

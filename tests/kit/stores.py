@@ -14,6 +14,7 @@ from minipull.digest import ChainID, Digest
 from minipull.image.descriptor import Descriptor
 from minipull.reference import Reference
 from minipull.store.check import Problem, check
+from minipull.store.ingest import Ingest
 from minipull.store.metadata import V2Metadata
 from minipull.store.store import Store
 from tests.kit import ROOT, images
@@ -33,7 +34,7 @@ def descriptor(obj: Any) -> Descriptor:
 
 
 def fetch(store: Store, blob: Descriptor, data: bytes) -> None:
-    with store.content.ingest(blob.digest, blob.size, Cancel()) as ingest:
+    with Ingest.of(store.content, blob.digest, blob.size, Cancel()) as ingest:
         if not ingest.complete:
             ingest.write(data[ingest.offset:])
             ingest.verify("blob")

@@ -16,7 +16,7 @@ from tests.kit.images import digest_of
 from minipull import files
 from minipull.server import uploads
 from minipull.store.gc import gc
-from minipull.store import content as store_content
+from minipull.store import ingest as store_ingest
 from minipull.store.content import ContentStore
 from minipull.digest import Digest, Verifier
 from minipull.errors import ContentMismatch, NotFound, PolicyError, RateLimited, StorageError
@@ -105,7 +105,7 @@ def test_bytes_are_hashed_as_they_come_and_not_again(
     def read(fd: int, verifier: Verifier, cancel: Cancel) -> None:
         assert os.fstat(fd).st_size == 0, "read again"
 
-    monkeypatch.setattr(store_content, "hash_file", read)
+    monkeypatch.setattr(store_ingest, "hash_file", read)
     name = sessions.start(REPOSITORY)
     for start in range(0, len(DATA), 5000):
         append(sessions, name, DATA[start:start + 5000])
@@ -174,11 +174,11 @@ def test_where_nothing_was_ever_uploaded_no_session_is_known(store: Store, sessi
 
 def test_after_a_reboot_a_session_continues_with_the_bytes_that_were_synced(
         content: ContentStore, sessions: UploadStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_content, "SYNC_EVERY", 4000)
+    monkeypatch.setattr(store_ingest, "SYNC_EVERY", 4000)
     name = sessions.start(REPOSITORY)
     for start in range(0, 6000, 2000):
         append(sessions, name, DATA[start:start + 2000])
-    monkeypatch.setattr(store_content, "_boot_id", lambda: "the next boot")
+    monkeypatch.setattr(store_ingest, "_boot_id", lambda: "the next boot")
     with UploadStore(content).owning(REPOSITORY, name) as upload:
         assert upload.offset == 4000
         upload.write(DATA[4000:])

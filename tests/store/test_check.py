@@ -21,6 +21,7 @@ from minipull.store.check import CACHE, HARMLESS, REBUILT, REPAIRED, UNVERIFIED,
 from minipull.store.gc import gc
 from minipull.digest import ChainID, DiffID, Digest
 from minipull.errors import Cancelled, StorageError
+from minipull.store.ingest import Ingest
 from minipull.store.layer import Diff
 from minipull.store.metadata import V1_IDS
 from minipull.store.repair import remedy, repair
@@ -234,7 +235,7 @@ def test_entries_of_other_tools_are_no_damage(store: Store, layout: Layout) -> N
 
 def test_partials_are_no_damage(store: Store, layout: Layout) -> None:
     keep(store, layout, layout.image([text_layer("one")]))
-    with store.content.ingest(Digest.of(b"part"), 4, Cancel()) as ingest:
+    with Ingest.of(store.content, Digest.of(b"part"), 4, Cancel()) as ingest:
         ingest.write(b"xx")
     assert problems(store) == []
 

@@ -21,7 +21,8 @@ from minipull.cancel import Cancel
 from minipull.digest import Digest, Verifier
 from minipull.errors import Cancelled, InvalidDocument, PolicyError, StorageError, Unsupported
 from minipull.store import compression
-from minipull.store.compression import BUFFER, decompressed
+from minipull.store.compression import decompressed
+from minipull.store.source import BUFFER
 from tests.kit.processes import peer
 
 TIMEOUT = 30.0

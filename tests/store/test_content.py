@@ -10,7 +10,8 @@ import pytest
 from minipull.cancel import Cancel
 from minipull.digest import Digest, Verifier
 from minipull.errors import Cancelled, ContentMismatch, StorageError
-from minipull.store.content import ContentStore, Ingest, listing
+from minipull.store.content import ContentStore, listing
+from minipull.store.ingest import Ingest, copy_blob
 from tests.kit.stores import failing
 
 DATA = bytes(range(256)) * 40
@@ -74,7 +75,7 @@ def test_reading_a_blob_verifies_its_digest(store: ContentStore) -> None:
 def test_every_registered_algorithm_is_stored(store: ContentStore) -> None:
     for algorithm in ("sha256", "sha384", "sha512"):
         digest = Digest.parse("%s:%s" % (algorithm, hashlib.new(algorithm, DATA).hexdigest()))
-        with store.ingest(digest, len(DATA), Cancel()) as ingest:
+        with Ingest.of(store, digest, len(DATA), Cancel()) as ingest:
             ingest.write(DATA)
             ingest.commit()
         assert store.read(digest, len(DATA)) == DATA
@@ -113,9 +114,9 @@ def test_a_partial_and_its_note_go_with_their_blob_however_that_comes(
     elif way == "settle":
         store.make_durable()
     elif way == "copy":
-        store.copy(store, DIGEST, len(DATA), Cancel())
+        copy_blob(store, store, DIGEST, len(DATA), Cancel())
     else:
-        assert store.ingest(DIGEST, len(DATA), Cancel()).complete
+        assert Ingest.of(store, DIGEST, len(DATA), Cancel()).complete
     kept = other.replace(":", "-")
     assert sorted(os.listdir(store.scratch)) == [kept, kept + ".json"], "the other may be continued"
     assert store.read(DIGEST, len(DATA)) == DATA
@@ -128,7 +129,7 @@ def test_settling_sweeps_what_nobody_will_continue_and_leaves_the_rest(store: Co
     for name in debris + rest:
         Path(store.scratch, name).write_bytes(b"x")
     Path(store.scratch, "folder.json").mkdir()
-    with store.ingest(Digest.of(b"used"), 4, Cancel()) as used:
+    with Ingest.of(store, Digest.of(b"used"), 4, Cancel()) as used:
         used.write(b"us")
         store.make_durable()
         assert sorted(set(os.listdir(store.scratch)) - set(rest) - {"folder.json"}) == sorted(
@@ -139,7 +140,7 @@ def test_settling_sweeps_what_nobody_will_continue_and_leaves_the_rest(store: Co
 def test_a_partial_that_is_owned_is_left_to_its_owner_at_once(
         store: ContentStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Cancel, "pause", None)
-    with store.ingest(DIGEST, len(DATA), Cancel()) as owner:
+    with Ingest.of(store, DIGEST, len(DATA), Cancel()) as owner:
         owner.write(DATA)
         store.put(DIGEST, DATA)
         store.make_durable()

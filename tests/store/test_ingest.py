@@ -19,8 +19,9 @@ import pytest
 from minipull.cancel import Cancel
 from minipull.digest import Digest
 from minipull.errors import Cancelled, ContentMismatch, StorageError
-from minipull.store import content
-from minipull.store.content import ContentStore, Ingest
+from minipull.store import ingest as store_ingest
+from minipull.store.content import ContentStore
+from minipull.store.ingest import Ingest
 from tests.kit.processes import run, wait_until
 from tests.kit.stores import ENV, at_once, failing
 
@@ -35,7 +36,7 @@ def store(tmp_path: Path) -> ContentStore:
 
 
 def start(store: ContentStore, size: int = len(DATA)) -> Ingest:
-    return store.ingest(DIGEST, size, Cancel())
+    return Ingest.of(store, DIGEST, size, Cancel())
 
 
 def leave(store: ContentStore, data: bytes) -> None:
@@ -77,7 +78,7 @@ def test_a_blob_appears_only_when_committed(store: ContentStore) -> None:
 
 def test_an_empty_blob_is_a_blob(store: ContentStore) -> None:
     empty = Digest.of(b"")
-    with store.ingest(empty, 0, Cancel()) as ingest:
+    with Ingest.of(store, empty, 0, Cancel()) as ingest:
         ingest.commit()
     assert store.read(empty, 0) == b""
 
@@ -127,12 +128,12 @@ def test_after_a_restart_nothing_is_left_of_an_earlier_attempt(store: ContentSto
 
 KILLED = """
 import os, signal, sys
-from minipull.store import content
+from minipull.store import content, ingest
 from minipull.digest import Digest
 from minipull.cancel import Cancel
-content.SYNC_EVERY = int(sys.argv[3])
+ingest.SYNC_EVERY = int(sys.argv[3])
 data = bytes(range(256)) * 40
-ingest = content.ContentStore(sys.argv[1]).ingest(Digest.of(data), len(data), Cancel())
+ingest = ingest.Ingest.of(content.ContentStore(sys.argv[1]), Digest.of(data), len(data), Cancel())
 while ingest.offset < int(sys.argv[2]):
     ingest.write(data[ingest.offset:ingest.offset + 100])
 os.kill(os.getpid(), signal.SIGKILL)
@@ -178,8 +179,8 @@ def test_a_resumed_partial_is_not_taken_for_synced(store: ContentStore) -> None:
 def test_where_the_system_names_no_boot_only_what_was_synced_is_kept(
         store: ContentStore, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     real: Callable[..., Any] = builtins.open
-    content._boot_id.cache_clear()
-    request.addfinalizer(content._boot_id.cache_clear)
+    store_ingest._boot_id.cache_clear()
+    request.addfinalizer(store_ingest._boot_id.cache_clear)
 
     def opening(path: Any, *args: Any, **options: Any) -> Any:
         if str(path).endswith("boot_id"):
@@ -187,7 +188,7 @@ def test_where_the_system_names_no_boot_only_what_was_synced_is_kept(
         return real(path, *args, **options)
 
     monkeypatch.setattr(builtins, "open", opening)
-    monkeypatch.setattr(content, "SYNC_EVERY", 2000)
+    monkeypatch.setattr(store_ingest, "SYNC_EVERY", 2000)
     leave(store, DATA[:2500])
     with start(store) as ingest:
         ingest.write(DATA[ingest.offset:2600])
@@ -211,14 +212,14 @@ def test_a_note_left_by_a_kill_is_removed_by_the_next_ingest_of_the_blob(store: 
     store.put(DIGEST, DATA)
     note = Path(store.scratch, PART + ".json")
     note.write_text("{}")
-    with store.ingest(DIGEST, len(DATA), Cancel()) as ingest:
+    with Ingest.of(store, DIGEST, len(DATA), Cancel()) as ingest:
         assert ingest.complete
     assert os.listdir(store.scratch) == []
 
 
 def test_a_partial_longer_than_promised_is_dropped(
         store: ContentStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(content, "SYNC_EVERY", 1000)
+    monkeypatch.setattr(store_ingest, "SYNC_EVERY", 1000)
     leave(store, DATA)
     with start(store, 5000) as ingest:
         assert ingest.offset == 0
@@ -251,7 +252,7 @@ def test_the_side_file_never_promises_what_is_not_synced(
     lengths: List[int] = []
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "replace", checked)
-    monkeypatch.setattr(content, "SYNC_EVERY", 1000)
+    monkeypatch.setattr(store_ingest, "SYNC_EVERY", 1000)
     with start(store) as ingest:
         for position in range(0, 5000, 250):
             ingest.write(DATA[position:position + 250])
@@ -323,7 +324,7 @@ class Waiter:
 
     def _run(self) -> None:
         try:
-            with self._store.ingest(DIGEST, len(DATA), self.cancel) as ingest:
+            with Ingest.of(self._store, DIGEST, len(DATA), self.cancel) as ingest:
                 self.result = (ingest.complete, ingest.offset)
         except BaseException as exc:
             self.result = exc
@@ -400,12 +401,13 @@ def test_an_owner_whose_partial_grows_is_waited_for(
 RACER = """
 import sys
 from minipull.store.content import ContentStore
+from minipull.store.ingest import Ingest
 from minipull.digest import Digest
 from minipull.cancel import Cancel
 data = bytes(range(256)) * 40
 print("ready", flush=True)
 sys.stdin.readline()
-with ContentStore(sys.argv[1]).ingest(Digest.of(data), len(data), Cancel()) as ingest:
+with Ingest.of(ContentStore(sys.argv[1]), Digest.of(data), len(data), Cancel()) as ingest:
     print("waited" if ingest.complete else "wrote", flush=True)
     for at in range(0, 0 if ingest.complete else len(data), 64):
         ingest.write(data[at:at + 64])
@@ -462,7 +464,7 @@ def test_a_folder_that_can_not_be_synced_is_an_error(
 
 
 def test_bytes_of_a_failed_sync_are_never_kept(store: ContentStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(content, "SYNC_EVERY", 1000)
+    monkeypatch.setattr(store_ingest, "SYNC_EVERY", 1000)
     with start(store) as ingest:
         ingest.write(DATA[:1500])
         monkeypatch.setattr(os, "fsync", failing(errno.EIO))
@@ -483,6 +485,7 @@ def test_a_failing_close_is_a_storage_error(store: ContentStore, monkeypatch: py
 LIMITED = """
 import resource, sys
 from minipull.store.content import ContentStore
+from minipull.store.ingest import Ingest
 from minipull.digest import Digest
 from minipull.errors import StorageError
 from minipull.cancel import Cancel
@@ -490,7 +493,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 data = bytes(range(256)) * 40
 store = ContentStore(sys.argv[1])
 try:
-    with store.ingest(Digest.of(data), len(data), Cancel()) as ingest:
+    with Ingest.of(store, Digest.of(data), len(data), Cancel()) as ingest:
         ingest.write(data[:4000])
         ingest.write(data[4000:])
 except StorageError as exc:
@@ -523,7 +526,7 @@ def test_a_full_file_system_leaves_a_usable_store(tiny: Path) -> None:
     digest = Digest.of(big)
     for _ in range(2):
         with pytest.raises(StorageError, match="No space left"):
-            with store.ingest(digest, len(big), Cancel()) as ingest:
+            with Ingest.of(store, digest, len(big), Cancel()) as ingest:
                 ingest.write(big[ingest.offset:])
     assert store.digests() == [DIGEST] and store.read(DIGEST, len(DATA)) == DATA
     with pytest.raises(StorageError, match="No space left"):

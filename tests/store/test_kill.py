@@ -10,6 +10,7 @@ from minipull.cancel import Cancel
 from minipull.digest import Digest
 from minipull.reference import Reference
 from minipull.store.gc import gc
+from minipull.store.ingest import Ingest
 from minipull.store.store import Store
 from tests.kit import images
 from tests.kit.images import Layout
@@ -52,7 +53,7 @@ def crash_gc(root: str) -> None:
         store = Store(os.path.join(root, "store-%d" % k), timeout=1)
         for name, made in (("one:1", one), ("two:1", two), ("twin:1", twin)):
             keep(store, layout, made, name)
-        with store.content.ingest(Digest.of(b"part"), 4, Cancel()) as ingest:
+        with Ingest.of(store.content, Digest.of(b"part"), 4, Cancel()) as ingest:
             ingest.write(b"pa")
         for name in ("one:1", "twin:1"):
             store.remove(Reference.parse(name))

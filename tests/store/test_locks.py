@@ -18,6 +18,7 @@ from minipull.digest import Digest
 from minipull.errors import Cancelled, StorageError
 from minipull.reference import Reference
 from minipull.store.gc import gc
+from minipull.store.ingest import Ingest
 from minipull.store.store import Store
 from tests.kit.images import Layout
 from tests.kit.processes import run, short_folder
@@ -103,7 +104,7 @@ def test_without_locks_readers_go_on_and_writers_stop(
     writes: List[Callable[[], object]] = [
         lambda: gc(store, 0), lambda: store.remove(Reference.parse(NAME)),
         lambda: store.tag("other", store.image("busybox")), lambda: keep(store, layout, made, "more:1"),
-        lambda: store.content.ingest(Digest.of(b"new"), 3, Cancel())]
+        lambda: Ingest.of(store.content, Digest.of(b"new"), 3, Cancel())]
     for write in writes:
         with pytest.raises(StorageError, match="--root"):
             write()
