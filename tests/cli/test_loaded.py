@@ -16,33 +16,33 @@ SLOW = {
     "random", "secrets", "shutil", "socket", "ssl", "subprocess", "tarfile", "tempfile", "unittest", "urllib.parse", "urllib.request",
     "uuid", "xml", "zipfile"}
 GROUND = """
-    cancel cli.commands cli.context cli.habits cli.main cli.pace cli.parser cli.render cli.settings digest
-    errors files image.config image.descriptor image.manifest image.platform image.strictjson image.walk parts
-    progress reference store.compression store.content store.layer store.metadata store.references
-    store.sessions store.source store.store argparse hmac"""
+    cancel cli.commands cli.context cli.habits cli.lines cli.main cli.parser cli.settings digest errors
+    files image.config image.descriptor image.manifest image.platform image.strictjson image.walk parts
+    progress reference store.content store.layer store.metadata store.references store.source store.store
+    argparse hmac"""
 NETWORK = """
-    cli.lists cli.plan distribution.ask distribution.blobs distribution.documents distribution.read
-    distribution.sessions registry.auth registry.client registry.connection registry.credentials
-    registry.endpoints registry.errors registry.head registry.network registry.proxy registry.request
-    registry.response registry.tls registry.transport registry.upload registry.url registry.v2 sendfile
-    xfer.download xfer.transfer socket ssl urllib.parse"""
+    cli.access cli.lists cli.pace cli.plan cli.render distribution.ask distribution.blobs
+    distribution.documents distribution.read registry.auth registry.client registry.connection
+    registry.credentials registry.endpoints registry.errors registry.head registry.network registry.proxy
+    registry.request registry.response registry.tls registry.transport registry.upload registry.url
+    registry.v2 sendfile store.ingest xfer.download xfer.transfer socket ssl urllib.parse"""
 #: What a command loads, of the package and of the slow modules.
 LOADED: Dict[str, str] = {
     "--version": "cli.main",
     "images": GROUND + """
         cli.images store.usage""",
     "tag": GROUND + """
-        cli.lists cli.plan cli.store""",
+        cli.lists cli.plan cli.store store.compression""",
     "pull": GROUND + NETWORK + """
-        cli.registry distribution.ends distribution.layers distribution.naming distribution.places
-        distribution.pull distribution.pull_v2 distribution.referrers distribution.verify image.es256
-        image.signature store.signatures""",
+        cli.registry distribution.layers distribution.naming distribution.pull distribution.pull_v2""",
     "push": GROUND + NETWORK + """
-        cli.registry distribution.mounts distribution.push distribution.push_v2 xfer.upload""",
+        cli.registry distribution.mounts distribution.push distribution.push_v2 distribution.sessions
+        store.sessions xfer.upload""",
     "copy": GROUND + NETWORK + """
         cli.copy distribution.compress distribution.convert distribution.copy distribution.ends
-        distribution.job distribution.places distribution.referrers distribution.tally distribution.verify
-        image.es256 image.signature store.signatures xfer.upload"""}
+        distribution.job distribution.places distribution.referrers distribution.sessions distribution.tally
+        distribution.verify image.es256 image.signature store.compression store.sessions store.signatures
+        xfer.upload"""}
 PROGRAM = """
 import sys
 from minipull.cli.main import main
