@@ -47,14 +47,14 @@ if TYPE_CHECKING:
     from .archive.load import load as load
     from .archive.save import save as save
     from .cancel import Cancel as Cancel
-    from .cli.environ import environment as environment
+    from .cli.effective import environment as environment
     from .digest import Digest as Digest
     from .distribution.ask import digest as digest, inspect as inspect, tags as tags
     from .distribution.copy import copy as copy
     from .distribution.pull import pull as pull
     from .distribution.push import push as push
     from .distribution.push_v2 import Pushed as Pushed
-    from .distribution.tally import Copied as Copied
+    from .distribution.job import Copied as Copied
     from .errors import (
         Cancelled as Cancelled, ContentMismatch as ContentMismatch, Error as Error,
         InvalidDocument as InvalidDocument, InvalidReference as InvalidReference,
@@ -90,14 +90,14 @@ _NAMES = {
     "archive.load": "load",
     "archive.save": "save",
     "cancel": "Cancel",
-    "cli.environ": "environment",
+    "cli.effective": "environment",
     "digest": "Digest",
     "distribution.ask": "digest inspect tags",
     "distribution.copy": "copy",
     "distribution.pull": "pull",
     "distribution.push": "push",
     "distribution.push_v2": "Pushed",
-    "distribution.tally": "Copied",
+    "distribution.job": "Copied",
     "errors": "Cancelled ContentMismatch Error InvalidDocument InvalidReference NetworkError NotFound"
               " PolicyError RateLimited StorageError Unauthorized Unsupported",
     "image.config": "Image",

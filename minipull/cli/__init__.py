@@ -10,8 +10,7 @@ The modules in reading order:
 
     settings    flags, environment and files become objects
     access      registries and credentials, as the settings have them
-    effective   the settings in effect, where each comes from; unknown keys
-    environ     environment(): settings for a program that embeds the package
+    effective   the settings in effect, where each comes from; unknown keys; environment()
     lines       tables, and the line that says what failed
     pace        bytes a second, time left
     render      progress on a terminal, in a log, as JSON

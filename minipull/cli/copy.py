@@ -5,9 +5,8 @@ from typing import List
 
 from ..distribution.ask import tags_with
 from ..distribution.copy import Copies
-from ..distribution.job import Options
+from ..distribution.job import Options, Outcome
 from ..distribution.places import Place
-from ..distribution.tally import Outcome
 from ..errors import Error, InvalidReference, shown, within
 from ..image.platform import Platform
 from ..store.store import host_platform

@@ -1,11 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The settings in effect and where each comes from, and keys of the settings file that nobody reads."""
+"""The settings in effect: where each comes from, keys that nobody reads, and all of them for another program."""
 import json
+import os
 import re
-from typing import Any, Dict, Iterator, List, Mapping
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from ..errors import shown
-from .settings import Settings
+from ..progress import Output, Progress, discard, serialized
+from .settings import Settings, find_zstd
+
+if TYPE_CHECKING:
+    from ..image.signature import Key
+    from ..registry.credentials import Credentials
+    from ..registry.endpoints import RegistryService
 
 #: Our keys in the settings file, each with the flag that wins over it.
 KEYS = {
@@ -82,3 +89,41 @@ def given(settings: Settings, flags: Mapping[str, Any]) -> List[Dict[str, str]]:
             text = re.sub(r'"(?:[^"\\]|\\.)*@', '"xxxxx@', json.dumps(settings.document[key]))
             rows.append({"name": key, "value": text[:300], "source": settings.path})
     return rows
+
+
+class Environment(NamedTuple):
+    """Arguments of the functions that speak to registries; ``zstd`` is one of Store()."""
+    service: "RegistryService"
+    credentials: "Credentials"
+    platform: Optional[str]  # of $MINIPULL_PLATFORM or $DOCKER_DEFAULT_PLATFORM; None for the host's
+    keys: Tuple["Key", ...]  # of ``verify-key``: pull() and copy() then take what one of them has signed
+    zstd: Optional[str]  # the path of the program
+
+
+def environment(environ: Mapping[str, str] = os.environ, *, config: Optional[str] = None,
+                registries: Sequence[str] = (), progress: Output = discard) -> Environment:
+    """The settings of this host and user: the one public function that reads the environment.
+
+    They are those of the command line without flags: ``MINIPULL_*``, the settings file (or
+    the one at ``config``), ``certs.d`` of docker and containers, the proxies of ``HTTPS_PROXY``
+    and ``NO_PROXY``, the credentials and helpers of docker and podman.  ``$MINIPULL_CREDS``,
+    ``$MINIPULL_REGISTRY_TOKEN`` and ``$MINIPULL_CERT_DIR`` are for ``registries`` (``HOST[:PORT]``)
+    alone, the first two for one.  ``progress`` gets warnings.  Raises InvalidReference for a value that
+    does not fit, StorageError and InvalidDocument for a file that can't be used.
+
+    Example::
+
+        host = minipull.environment()
+        minipull.pull("registry.lan/app:1.0", store, platform=host.platform,
+                      service=host.service, credentials=host.credentials)
+    """
+    from ..registry.login import registry
+    from .access import Access
+
+    output = serialized(progress)
+    settings = Settings(environ, {"config": config}, lambda text: output(Progress(message="warning: " + text)))
+    for text in unknown_keys(settings.document, settings.path):
+        output(Progress(message="warning: " + text))
+    domains, access = [registry(text).domain for text in registries], Access(settings)
+    return Environment(access.service(domains), access.credentials(domains), settings.platform,
+                       settings.verify_keys(), find_zstd(environ.get("PATH", os.defpath)))

@@ -34,18 +34,12 @@ def say(text: str) -> None:
             print("minipull: " + one_line(text), file=sys.stderr, flush=True)
 
 
-def lacking(error: ImportError, command: str) -> str:
-    """The text for a module of the standard library that this Python lacks."""
-    module = (error.name or str(error)).lstrip("_")
-    return "this Python has no %s module, which %s needs; use another Python or install its %s support" % (
-        module, command, module)
-
-
 def explained(error: BaseException, command: str) -> BaseException:
     """The error that the user sees: another one for trouble of the host that any line may meet."""
     if isinstance(error, ImportError):
-        missing = left_out(error)
-        return missing.within(command) if missing is not None else Error(lacking(error, command))
+        missing, module = left_out(error), (error.name or str(error)).lstrip("_")
+        text = "this Python has no %s module, which %s needs; use another Python or install its %s support"
+        return missing.within(command) if missing is not None else Error(text % (module, command, module))
     for kind, text, told in _HOST_TROUBLE:
         if isinstance(error, kind) and text in str(error) and not getattr(error, "filename", None):
             return told

@@ -77,9 +77,9 @@ def _performed(flags: "argparse.Namespace") -> int:
 
             codes.append(perform(flags, cancel))
         except ImportError as exc:
-            from .lines import lacking, say
+            from .lines import explained, say
 
-            say(lacking(exc, flags.command))
+            say(str(explained(exc, flags.command)))
         finally:
             done.set()
 

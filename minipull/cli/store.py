@@ -15,7 +15,6 @@ from ..image.platform import Platform
 from ..parts import carrier
 from ..progress import human_size
 from ..reference import Reference
-from ..store.compression import gzipped, packing
 from ..store.references import UNNAMED, Association
 from ..store.store import IMAGE_ID, Store, host_platform
 from .context import Context, described, reference, stripped
@@ -118,6 +117,7 @@ def do_gc(context: Context, flags: argparse.Namespace) -> None:
 
 def do_save(context: Context, flags: argparse.Namespace) -> None:
     from ..archive.save import contents
+    from ..store.compression import gzipped, packing
 
     settings, output = context.settings, flags.output
     names, bundle = stored_names(context.source, operands(flags.refs, ids=True)), settings.truth("bundle")

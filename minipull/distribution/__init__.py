@@ -27,8 +27,7 @@ decide otherwise than moby's end their docstring with the points:
     check      check of an image at a registry
     archives   archives as ends of a copy
     convert    docker's format to OCI's and back
-    tally      blobs and images of one command
-    job        one image from end to end
+    job        one image from end to end, and the tally of a command
     compress   layers to gzip
     copy       copy(): images from end to end
 """

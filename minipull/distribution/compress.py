@@ -20,9 +20,8 @@ from ..store.store import MAX_CONFIG
 from ..xfer.transfer import Transfer
 from .convert import converted, without_zstd
 from .ends import End, LayoutEnd
-from .job import CopyDescriptor, CopyJob
+from .job import Copied, CopyDescriptor, CopyJob, Tally
 from .places import Place
-from .tally import Copied, Tally
 
 _GZIP = {OCI_LAYER: OCI_LAYER + "+gzip", OCI_LAYER + "+zstd": OCI_LAYER + "+gzip",
          DOCKER_TAR: DOCKER_LAYER, DOCKER_TAR + ".zstd": DOCKER_LAYER}

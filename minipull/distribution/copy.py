@@ -28,9 +28,8 @@ from ..xfer.upload import LayerUploadManager
 from .compress import GzipJob
 from .convert import FORMATS
 from .ends import End, LayoutEnd, RegistryEnd
-from .job import CopyJob, Options
+from .job import Copied, CopyJob, Options, Outcome, Tally
 from .places import ARCHIVES, Place
-from .tally import Copied, Outcome, Tally
 
 T = TypeVar("T")
 

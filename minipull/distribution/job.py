@@ -7,11 +7,11 @@ name last.  Blobs that the target has are not sent.
 Mirrors skopeo's copy; moby has none.  Spec: image-spec.
 """
 import sys
-from typing import Any, Container, Dict, Iterator, List, NamedTuple, Optional, Sequence
+from typing import Any, Container, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from ..cancel import Cancel
 from ..digest import Digest
-from ..errors import ContentMismatch, NotFound
+from ..errors import ContentMismatch, Error, NotFound
 from ..image.descriptor import INDEX_TYPES, Descriptor, select
 from ..image.manifest import Document, Index, Manifest
 from ..image.platform import Platform
@@ -24,9 +24,12 @@ from ..xfer.upload import LayerUploadManager, UploadDescriptor
 from .convert import converted, rewritten
 from .documents import Ahead, put_below
 from .ends import End, RegistryEnd, beside, copied_as_manifest
+from .places import Place
 from .referrers import Referrers
-from .tally import Copied, Tally
 
+Sizes = Dict[Digest, int]  # of blobs, in bytes
+_MOVED, _THERE, _MOUNTED = range(3)
+_KINDS = {"Layer": _THERE, "Mounted": _MOUNTED}  # by the first word of a result
 _ATTESTED = "vnd.docker.reference.digest"
 
 
@@ -44,6 +47,49 @@ class Options(NamedTuple):
     dry_run: bool = False  # ask, but send and write nothing
     no_clobber: bool = False  # let an image alone whose name the target has
     keep_going: bool = False  # after an image that failed
+
+
+class Copied(NamedTuple):
+    """The manifest of an image at the target, and its digest at the source."""
+    descriptor: Descriptor
+    source: Digest
+
+
+class Outcome(NamedTuple):
+    """The end of one image: ``result`` is copied, would copy, there (so it was let alone) or failed."""
+    source: Place
+    target: Place
+    result: str
+    sizes: Tuple[Sizes, Sizes, Sizes] = ({}, {}, {})  # of what moved, was there, was mounted
+    digest: Optional[Digest] = None  # at the target
+    copied: Optional[Copied] = None
+    error: Optional[Error] = None
+    covered: Container[str] = ()  # digests, by signatures that have been verified with all of its source
+
+
+class Tally:
+    """The repositories that have a blob, and what the present image took."""
+
+    def __init__(self) -> None:
+        self._known: Dict[Digest, Dict[str, bool]] = {}
+        self._sizes: Tuple[Sizes, Sizes, Sizes] = ({}, {}, {})
+
+    def known(self, digest: Digest) -> Dict[str, bool]:
+        """Return the repositories that have a blob, and whether this command brought it there."""
+        return self._known.get(digest, {})
+
+    def add(self, blob: Descriptor, path: str, result: str) -> None:
+        """Note what became of a blob at the repository ``path``."""
+        word = result.partition(" ")[0]
+        if word != "Skipped":
+            kind = _KINDS.get(word, _MOVED)
+            self._sizes[kind][blob.digest] = blob.size
+            self._known.setdefault(blob.digest, {}).setdefault(path, kind != _THERE)
+
+    def sizes(self) -> Tuple[Sizes, Sizes, Sizes]:
+        """Return what the present image took, and begin with the next."""
+        sizes, self._sizes = self._sizes, ({}, {}, {})
+        return sizes
 
 
 class CopyJob:

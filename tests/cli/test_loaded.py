@@ -32,7 +32,7 @@ LOADED: Dict[str, str] = {
     "images": GROUND + """
         cli.images store.usage""",
     "tag": GROUND + """
-        cli.lists cli.plan cli.store store.compression""",
+        cli.lists cli.plan cli.store""",
     "pull": GROUND + NETWORK + """
         cli.registry distribution.layers distribution.naming distribution.pull distribution.pull_v2""",
     "push": GROUND + NETWORK + """
@@ -40,7 +40,7 @@ LOADED: Dict[str, str] = {
         store.sessions xfer.upload""",
     "copy": GROUND + NETWORK + """
         cli.copy distribution.compress distribution.convert distribution.copy distribution.ends
-        distribution.job distribution.places distribution.referrers distribution.sessions distribution.tally
+        distribution.job distribution.places distribution.referrers distribution.sessions
         distribution.verify image.es256 image.signature store.compression store.sessions store.signatures
         xfer.upload"""}
 PROGRAM = """

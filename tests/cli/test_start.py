@@ -12,7 +12,7 @@ import pytest
 from tests.kit.processes import Finished, minipull_env, run
 
 MAIN = "import sys\n%s\nfrom minipull.cli.main import main\nsys.exit(main(%r))\n"
-NO_MODULE = "minipull: this Python has no %s module, which images needs; use another Python or install its %s support\n"
+NO_MODULE = "minipull: this Python has no %s module, which %s needs; use another Python or install its %s support\n"
 NO_THREADS = "minipull: can't start a thread: this user has as many as may be (ulimit -u)\n"
 
 
@@ -32,8 +32,8 @@ def failing(name: str, error: str) -> str:
 
 
 @pytest.mark.parametrize("trouble,words,code,err", [
-    ("sys.modules['fcntl'] = None", ["images"], 1, NO_MODULE % ("fcntl", "fcntl")),
-    ("sys.modules['zlib'] = None", ["images"], 1, NO_MODULE % ("zlib", "zlib")),
+    ("sys.modules['fcntl'] = None", ["images"], 1, NO_MODULE % ("fcntl", "images", "fcntl")),
+    ("sys.modules['zlib'] = None", ["save", "app"], 1, NO_MODULE % ("zlib", "save", "zlib")),
     (failing("threading.Thread.start", "RuntimeError(\"can't start new thread\")"), ["images"], 1, NO_THREADS),
     (failing("os.path.abspath", "RuntimeError(\"can't start new thread\")"), ["images"], 1, NO_THREADS),
     (failing("os.path.abspath", "MemoryError"), ["images"], 1, "minipull: no memory left\n"),
