@@ -36,12 +36,12 @@ def program(without: Sequence[str] = ()) -> bytes:
 
 
 def _sources(without: Sequence[str]) -> Dict[str, bytes]:
-    """The modules of this package, read by its own loader: from a folder, a zip or a bundle."""
+    """The files of this package, read by its own loader: from a folder, a zip or a bundle."""
     package = importlib.import_module(__package__.rpartition(".")[0])
     get_data = getattr(package.__spec__ and package.__spec__.loader, "get_data")
     folder = os.path.dirname(package.__file__ or "")
     left_out = tuple("%s." % module for part in without for module in PARTS[part])
-    paths = ["__init__.py"]
+    paths = ["__init__.py", "cli/completion.bash", "cli/completion.fish", "cli/completion.zsh"]
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         name = module.name[len(package.__name__) + 1:]
         if not (name + ".").startswith(left_out):

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command completion: scripts for shells, and the words that these ask for when TAB is pressed.
 
-A script knows no word itself: it gives the words typed so far to ``completion SHELL +WORD...``
-(a plus before each, so that none is an option) and gets lines: a word, and behind a tab its
-description.  A line ``:files PREFIX`` stands for the shell's own completion of a path, behind
-a prefix such as ``oci:``.
+A script, ``completion.SHELL`` beside this file, knows no word itself: it gives the words
+typed so far to ``completion SHELL +WORD...`` (a plus before each, so that none is an option)
+and gets lines: a word, and behind a tab its description.  A line ``:files PREFIX`` stands for
+the shell's own completion of a path, behind a prefix such as ``oci:``.
 """
 import argparse
 import os
+import pkgutil
 import re
 import shlex
 import sys
@@ -27,78 +28,6 @@ _NAMES = ("REF", "REPO", "SRC", "DST", "DEST", "NAME")  # these and what begins 
 _HOSTS = ("REGISTRY", "HOST")
 _PLACES = ("docker://", "store:", "oci:", "oci-archive:", "docker-archive:")
 
-_BASH = r"""# bash completion of minipull; to be sourced, as: source <(minipull completion bash)
-_minipull() {
-    # COMP_WORDS is split at : = and @, and so put together again where no blank was typed.
-    local left=${COMP_LINE:0:COMP_POINT} words=() word number line
-    for ((number = 0; number <= COMP_CWORD; number++)); do
-        word=${COMP_WORDS[number]}
-        if [[ $number == 0 || $left == [[:space:]]* ]]; then
-            left=${left#"${left%%[![:space:]]*}"} words+=("")
-        fi
-        [[ $number != "$COMP_CWORD" ]] || word=$left
-        left=${left#"$word"} words[${#words[@]}-1]+=$word
-    done
-    word=${words[${#words[@]}-1]}
-    # What readline has before the last of its own breaks stays, and is left out of the answers.
-    local known=${word%"${word##*["${COMP_WORDBREAKS//]/}"]}"}
-    words=("${words[@]/#/+}") COMPREPLY=()
-    while IFS= read -r line; do
-        if [[ $line == :files* ]]; then
-            local prefix=${line#:files} path
-            prefix=${prefix# }
-            compopt -o filenames
-            while IFS= read -r path; do
-                path=$prefix$path COMPREPLY+=("${path#"$known"}")
-            done < <(compgen -f -- "${word#"$prefix"}")
-        else
-            line=${line%%$'\t'*} COMPREPLY+=("${line#"$known"}")
-        fi
-    done < <(PROGRAM completion bash "${words[@]:1}" 2>/dev/null)
-    [[ ${#COMPREPLY[@]} != 1 || ${COMPREPLY[0]} != *[/:=] ]] || compopt -o nospace
-}
-complete -F _minipull minipull
-"""
-_ZSH = r"""#compdef minipull
-# zsh completion of minipull; to be sourced after compinit, or kept as _minipull in a folder of fpath
-_minipull() {
-    local -a lines texts
-    local line word tab=$'\t'
-    lines=("${(@f)$(PROGRAM completion zsh +"${(@Q)^words[2,CURRENT-1]}" +"${(Q)PREFIX}" 2>/dev/null)}")
-    for line in "${(@)lines}"; do
-        if [[ $line == :files* ]]; then
-            line=${${line#:files}# }
-            [[ -z $line ]] || compset -P "${(b)line}"
-            _files
-        elif [[ -n $line ]]; then
-            word=${line%%$tab*} texts=("${line/$tab/ -- }")
-            if [[ $word == *[/:=] ]]; then compadd -l -d texts -S '' -- "$word"
-            elif [[ $line == *$tab* ]]; then compadd -l -d texts -- "$word"
-            else compadd -- "$word"; fi
-        fi
-    done
-}
-if [[ $funcstack[1] == _minipull ]]; then _minipull "$@"; else compdef _minipull minipull; fi
-"""
-_FISH = r"""# fish completion of minipull; to be sourced, or kept as ~/.config/fish/completions/minipull.fish
-function __minipull_words
-    set -l typed (commandline -opc)
-    set -l word (commandline -ct)
-    for line in (PROGRAM completion fish +$typed[2..-1] +"$word" 2>/dev/null)
-        if string match -q -- ':files*' $line
-            set -l prefix (string sub -s 8 -- $line)
-            set -l size (string length -- "$prefix")
-            for path in (__fish_complete_path (string sub -s (math $size + 1) -- "$word"))
-                echo -- $prefix$path
-            end
-        else
-            echo -- $line
-        end
-    end
-end
-complete -c minipull -f -a '(__minipull_words)'
-"""
-_SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 _FUNCTION = {"fish": "type -q minipull; or function minipull; %s $argv; end\n",
              "": "command -v minipull >/dev/null || minipull() { %s \"$@\"; }\n"}
 
@@ -112,7 +41,8 @@ def do_completion(context: Context, flags: argparse.Namespace) -> None:
     program, defined = _program(), ""
     if program != "minipull":
         defined = (_FUNCTION.get(flags.shell) or _FUNCTION[""]) % program
-    script = _SCRIPTS[flags.shell].replace("PROGRAM", "command minipull" if program == "minipull" else program)
+    script = (pkgutil.get_data(__package__, "completion." + flags.shell) or b"").decode()
+    script = script.replace("PROGRAM", "command minipull" if program == "minipull" else program)
     head, _, rest = script.partition("\n")  # the first line of zsh must stay the first
     context.write("%s\n%s%s" % (head, defined, rest))
 
