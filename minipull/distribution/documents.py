@@ -7,13 +7,14 @@ import collections
 import contextlib
 import functools
 from typing import (
-    Any, Callable, ContextManager, Deque, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, TypeVar)
+    Any, Callable, Container, ContextManager, Deque, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple,
+    TypeVar)
 
 from ..cancel import Cancel
 from ..digest import Digest
 from ..errors import PolicyError
 from ..image.descriptor import Descriptor
-from ..image.manifest import MAX_MANIFEST, Document, Index, Manifest
+from ..image.manifest import Document, Index, Manifest
 from ..progress import discard
 from ..registry.v2 import Received, Repository
 from ..xfer.transfer import Holding, Run, Transfer, TransferManager, Watcher, nothing
@@ -28,16 +29,19 @@ class Ahead(ContextManager["Ahead"]):
     """The manifests of a walk, of which a repository is asked for those to come; use it in a ``with``.
 
     ``plain`` returns one that has not been asked for: ``stored`` ones, and all without a ``repository``.
+    Entries that the walk has ``seen`` are left out.
     """
 
     def __init__(self, plain: Callable[[Descriptor], Document], repository: Optional[Repository],
                  transfers: TransferManager, cancel: Cancel,
-                 stored: Callable[[Digest, int], bool] = lambda digest, size: False) -> None:
+                 stored: Callable[[Digest, int], bool] = lambda digest, size: False,
+                 seen: Container[Tuple[str, Digest, int]] = ()) -> None:
         self._plain = plain
         self._repository = repository
         self._transfers = transfers
         self._cancel = cancel
         self._stored = stored
+        self._seen = seen
         self._asked: Dict[Digest, Watcher] = {}
         self._sizes: Dict[Digest, int] = {}  # of those that were ever asked for
         self._held = 0  # bytes of those whose turn is still to come, by their index
@@ -48,14 +52,12 @@ class Ahead(ContextManager["Ahead"]):
 
     def below(self, index: Index) -> Iterator[Descriptor]:
         """Yield the entries of an index one by one, after asking for it and for some that follow."""
-        entries, coming = index.manifests, 0
+        entries, coming = [entry for entry in index.manifests if entry[:3] not in self._seen], 0
         for position, entry in enumerate(entries):
             while coming < len(entries) and (coming <= position or self._room(entries[coming])):
                 self._ask(entries[coming])
                 coming += 1
             yield entry
-            if entry.digest in self._asked:  # it has been met before
-                self._release(entry.digest)
 
     def get(self, entry: Descriptor) -> Document:
         """Return the manifest of an entry; raises as Repository.manifest and ``plain``."""
@@ -69,7 +71,7 @@ class Ahead(ContextManager["Ahead"]):
             finally:
                 self._release(entry.digest)
         plain = functools.partial(self._plain, entry)
-        return plain() if self._here(entry) else self.in_turn(plain)
+        return plain() if self._repository is None else self.in_turn(plain)
 
     def in_turn(self, work: Callable[[], T], holding: Holding = nothing) -> T:
         """Return the result of ``work``, which asks for what has not been asked for, within a slot."""
@@ -78,16 +80,13 @@ class Ahead(ContextManager["Ahead"]):
             result: T = wait()[0]
             return result
 
-    def _here(self, entry: Descriptor) -> bool:
-        return self._repository is None or bool(entry.data) or self._stored(entry.digest, entry.size)
-
     def _room(self, entry: Descriptor) -> bool:
         return len(self._asked) < most_ahead(self._transfers) and self._held + entry.size <= MAX_AHEAD
 
     def _ask(self, entry: Descriptor) -> None:
         repository, digest, size = self._repository, entry.digest, entry.size
-        known = not entry.is_document or digest in self._sizes or size > MAX_MANIFEST
-        if repository is None or known or self._here(entry):
+        known = digest in self._sizes or bool(entry.data) or self._stored(digest, size)
+        if repository is None or known or not entry.is_document:
             return
         work = functools.partial(repository.manifest, digest, limit=size)
 

@@ -143,8 +143,10 @@ class RegistryEnd:
         if blob.size <= SMALL and not blob.data:
             # A small blob needs no partial on disk, unless its body breaks off.
             with contextlib.suppress(NetworkError, PolicyError), source(0, transfer.cancel) as response:
-                store.content.put(blob.digest, response.read(blob.size))
-                return
+                raw = response.read(blob.size)
+                if len(raw) == blob.size:
+                    store.content.put(blob.digest, raw)
+                    return
         fetch_blob(store, blob, source, transfer.cancel, transfer=transfer)
 
     def receive(self, blob: Descriptor, source: "End", transfer: Transfer, sibling: str = "") -> str:

@@ -71,12 +71,12 @@ class Tally:
     """The repositories that have a blob, and what the present image took."""
 
     def __init__(self) -> None:
-        self._known: Dict[Digest, Dict[str, bool]] = {}
+        self._known: Dict[Tuple[object, ...], Dict[str, bool]] = {}  # by digest and size
         self._sizes: Tuple[Sizes, Sizes, Sizes] = ({}, {}, {})
 
-    def known(self, digest: Digest) -> Dict[str, bool]:
+    def known(self, blob: Descriptor) -> Dict[str, bool]:
         """Return the repositories that have a blob, and whether this command brought it there."""
-        return self._known.get(digest, {})
+        return self._known.get(blob[1:3], {})
 
     def add(self, blob: Descriptor, path: str, result: str) -> None:
         """Note what became of a blob at the repository ``path``."""
@@ -84,7 +84,7 @@ class Tally:
         if word != "Skipped":
             kind = _KINDS.get(word, _MOVED)
             self._sizes[kind][blob.digest] = blob.size
-            self._known.setdefault(blob.digest, {}).setdefault(path, kind != _THERE)
+            self._known.setdefault(blob[1:3], {}).setdefault(path, kind != _THERE)
 
     def sizes(self) -> Tuple[Sizes, Sizes, Sizes]:
         """Return what the present image took, and begin with the next."""
@@ -145,7 +145,7 @@ class CopyJob:
     def _below(self, top: Document, seen: Seen, bounds: Bounds) -> List[Document]:
         """List the manifests below ``top`` that have not been seen, children first, and ``top`` itself."""
         repository = self._source.repository if isinstance(self._source, RegistryEnd) else None
-        with Ahead(self._get, repository, self._uploads.transfers, self._cancel) as ahead:
+        with Ahead(self._get, repository, self._uploads.transfers, self._cancel, seen=seen) as ahead:
             entries = walk(top, lambda entry: ahead.get(entry) if entry.is_document else None, ahead.below,
                            seen, bounds)
             return [document for _, document in entries if document]
@@ -189,13 +189,13 @@ class CopyJob:
         return leaves
 
     def _blobs(self, documents: Sequence[Document]) -> None:
-        jobs: Dict[Digest, CopyDescriptor] = {}
+        jobs: Dict[Tuple[object, ...], CopyDescriptor] = {}  # by digest and size, of which one may be wrong
         ends = self._source, self._target, self._tally, self._options.foreign
         for document in documents:
             for blob in (blob for blob in document.blobs if blob.digest not in self._sent):
-                jobs[blob.digest] = CopyDescriptor(blob, *ends)
+                jobs[blob[1:3]] = CopyDescriptor(blob, *ends)
             for entry in document.unknown if isinstance(document, Index) else ():
-                jobs[entry.digest] = EntryDescriptor(entry, *ends)
+                jobs[entry[1:3]] = EntryDescriptor(entry, *ends)
         output = discard if self._options.dry_run else self._output
         self._uploads.upload(list(jobs.values()), output, self._cancel, self._target.holding)
 
@@ -215,7 +215,7 @@ class CopyDescriptor(UploadDescriptor):
 
     def __init__(self, blob: Descriptor, source: End, target: End, tally: Tally, foreign: bool) -> None:
         self.blob = blob
-        self.key = "copy:%s %s %s %s" % (source, target, blob.digest, foreign)
+        self.key = "copy:%s %s %s %d %s" % (source, target, blob.digest, blob.size, foreign)
         self._foreign = foreign
         self.id = blob.digest.short
         self.size = blob.size
@@ -233,7 +233,7 @@ class CopyDescriptor(UploadDescriptor):
 
     def _bring(self, blob: Descriptor, source: End, transfer: Transfer) -> str:
         """Bring a blob to the target, unless it is there; returns the last word of its progress."""
-        path, known = self._target.path, self._tally.known(blob.digest)
+        path, known = self._target.path, self._tally.known(blob)
         brought = [sibling for sibling in known if known[sibling]]
         if path in known or not brought and self._target.has(blob, transfer.cancel):
             result = "Layer already exists"

@@ -30,7 +30,7 @@ class V2LayerDescriptor(DownloadDescriptor):
         self._urls = blob.urls if foreign and blob.is_foreign else ()
         self._deferred = deferred
         # Pulls with other options may come to another result, so they share no transfer.
-        self.key = "v2:%s %s %s" % (blob.digest, self._deferred, " ".join(self._urls))
+        self.key = "v2:%s %d %s %s" % (blob.digest, blob.size, self._deferred, " ".join(self._urls))
         self.id = blob.digest.short
         self.size = blob.size
         self.blob = blob

@@ -219,8 +219,8 @@ class V2Puller(NamedTuple):
             def fetch_plain(transfer: Transfer, blob: Descriptor) -> None:
                 self._plain_blob(blob, transfer.cancel)
 
-            works = [("%s plain:%s" % (self.store.root, blob.digest), functools.partial(fetch_plain, blob=blob))
-                     for blob in document.blobs]
+            works = [("%s plain:%s %s %d" % (self.store.root, self.repository.name, blob.digest, blob.size),
+                      functools.partial(fetch_plain, blob=blob)) for blob in document.blobs]
             with side_by_side(self.downloads.transfers, works, self.cancel, self.store.writing) as wait_plain:
                 yield wait_plain
             return
@@ -243,7 +243,7 @@ class V2Puller(NamedTuple):
                                     self.options.defer_diff_ids, functools.partial(claimed, position))
                   for position, layer in enumerate(document.layers)]
         exact = chosen and self.options.exact
-        key = "config:%s %s" % (document.config.digest, self.options.platform if exact else "")
+        key = "config:%s %d %s" % (*document.config[1:3], self.options.platform if exact else "")
 
         def fetch(transfer: Transfer) -> ImageConfig:
             config = parsed_config(transfer.cancel)

@@ -145,11 +145,11 @@ class ImageSource:
         ``document`` is that of a ``top`` that may not be stored yet.  Documents in ``seen``
         are left out.  Raises as image.walk and document().
         """
-        blobs: Set[Digest] = set()
+        blobs: Set[Tuple[object, ...]] = set()  # by digest and size, of which a document may claim two
         for item, parsed in walk(document or top, self.stored, seen=seen):
             for blob in parsed.blobs if parsed else ():
-                if blob.digest not in blobs:
-                    blobs.add(blob.digest)
+                if blob[1:3] not in blobs:
+                    blobs.add(blob[1:3])
                     yield blob, None
             yield item, parsed
 

@@ -10,8 +10,9 @@ import pytest
 import minipull
 from minipull.cancel import Cancel
 from minipull.digest import Digest
+from minipull.distribution import blobs
 from minipull.distribution.documents import MAX_AHEAD, Ahead
-from minipull.errors import Cancelled, InvalidDocument
+from minipull.errors import Cancelled, InvalidDocument, Unauthorized
 from minipull.image.descriptor import Descriptor
 from minipull.image.manifest import Document, Index, parse
 from minipull.reference import Reference
@@ -25,7 +26,7 @@ from minipull.xfer.upload import LayerUploadManager
 from tests.kit import images
 from tests.kit.copies import Target, add, artifact, copied
 from tests.kit.images import OCI_INDEX, Layout
-from tests.kit.servers import Connection, ScriptedServer, content, error, hold
+from tests.kit.servers import Connection, ScriptedServer, content, error, hold, reply
 from tests.kit.work import Counter, Log
 
 pytestmark = pytest.mark.usefixtures("no_repeats")
@@ -69,15 +70,60 @@ def test_children_of_an_index_are_asked_for_side_by_side(
     copied("docker://%s/r" % server.host, "oci:%s" % (tmp_path / "new"), uploads=jobs(CHILDREN))
 
 
+@pytest.mark.parametrize("first", [MAX_AHEAD // 3, MAX_AHEAD])
+def test_children_that_wait_for_room_are_asked_for_side_by_side_too(
+        server: ScriptedServer, layout: Layout, tmp_path: Path, first: int) -> None:
+    sizes = [first] + [MAX_AHEAD // 3] * CHILDREN
+    entries = [artifact(layout, annotations={"n": "%d" % number * size}) for number, size in enumerate(sizes)]
+    layout.index(entries, "latest")
+    server.serve(layout.root, "r")
+    pairs = together(2, answering(layout))
+    for entry in entries[1:]:
+        server.on("GET", "/manifests/" + entry["digest"], pairs)
+    copied("docker://%s/r" % server.host, "oci:%s" % (tmp_path / "new"), uploads=jobs(CHILDREN))
+
+
+@pytest.mark.parametrize("how", ["pull", "pull again", "copy", "copy its referrers"])
+def test_no_manifest_is_asked_for_twice(
+        server: ScriptedServer, layout: Layout, store: minipull.Store, tmp_path: Path, how: str) -> None:
+    few = [artifact(layout, annotations={"n": str(number)}) for number in range(CHILDREN)]
+    inner, other = layout.index([few[-1]]).descriptor, layout.blob(b"other", "application/x-other")
+    top = layout.index([few[0], inner, few[0], *few, other], "latest").descriptor
+    about = add(layout, {"schemaVersion": 2, "mediaType": OCI_INDEX, "subject": top, "manifests": few}, "about")
+    server.serve(layout.root, "r")
+    server.on("GET", "/referrers/" + top["digest"], reply(200, {"manifests": [about]}))
+    if how == "pull again":
+        server.on("GET", "/manifests/" + other["digest"], error(403, "DENIED"),
+                  content(layout.read(other["digest"]), other["mediaType"]))
+        with pytest.raises(Unauthorized):
+            minipull.pull("%s/r" % server.host, store, all_platforms=True, downloads=LayerDownloadManager(1))
+    if how.startswith("pull"):
+        minipull.pull("%s/r" % server.host, store, all_platforms=True, downloads=LayerDownloadManager(1))
+    else:
+        copied("docker://%s/r" % server.host, "oci:%s" % (tmp_path / "new"), uploads=jobs(1),
+               referrers=how == "copy its referrers")
+    for entry in (*few, inner, other):
+        refused = how == "pull again" and entry is other
+        assert len(server.seen("GET", "/manifests/" + entry["digest"])) == 1 + refused
+
+
+def test_a_child_that_fails_once_is_asked_for_again(
+        server: ScriptedServer, layout: Layout, children: List[str], tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blobs, "DOCUMENT_DELAYS", (0.001,))
+    server.on("GET", children[1], error(500, "UNKNOWN"), answering(layout))
+    copied("docker://%s/r" % server.host, "oci:%s" % (tmp_path / "new"))
+
+
 def test_images_of_an_index_are_pulled_side_by_side_and_end_in_order(
         server: ScriptedServer, layout: Layout, store: minipull.Store) -> None:
     made = [layout.image(images.specs(1, 1000, seed=number)) for number in range(CHILDREN - 1)]
     layout.index([*(image.descriptor for image in made), artifact(layout, payload=b"bill")], "latest")
     server.serve(layout.root, "r")
-    blobs = {"sha256:" + path.name: path.read_bytes() for path in (layout.root / "blobs" / "sha256").iterdir()}
+    raws = {"sha256:" + path.name: path.read_bytes() for path in (layout.root / "blobs" / "sha256").iterdir()}
 
     def answer(connection: Connection) -> None:
-        content(blobs[connection.request.path.rpartition("/")[2]])(connection)
+        content(raws[connection.request.path.rpartition("/")[2]])(connection)
 
     server.on("GET", "/blobs/", together(2 * CHILDREN, answer))  # the config and the layer of each
     log = Log()
@@ -113,7 +159,7 @@ def test_jobs_hold_for_manifests_too(server: ScriptedServer, target: Target, lay
     assert (counter.most, counter.total) == (2, CHILDREN)
 
 
-@pytest.mark.parametrize("kind", ["blobs", "larger"])
+@pytest.mark.parametrize("kind", ["blobs", "larger", "rotten"])
 def test_an_entry_that_is_not_asked_for_ahead_takes_a_slot_too(
         server: ScriptedServer, layout: Layout, store: minipull.Store, kind: str) -> None:
     counter = Counter()
@@ -122,6 +168,10 @@ def test_an_entry_that_is_not_asked_for_ahead_takes_a_slot_too(
         entries[0]["size"] -= 1
     elif kind == "blobs":
         entries.insert(0, layout.blob(b"other", "application/x-other"))
+    else:
+        rotten = Path(store.content.path(Digest(entries[0]["digest"])))
+        rotten.parent.mkdir(parents=True)
+        rotten.write_bytes(bytes(entries[0]["size"]))
     layout.index(entries, "latest")
     server.serve(layout.root, "r")
     raws = {"sha256:" + path.name: path.read_bytes() for path in (layout.root / "blobs" / "sha256").iterdir()}
@@ -193,6 +243,8 @@ def test_a_manifest_larger_than_its_index_says_is_told_as_such(
     server.serve(layout.root, "r")
     with pytest.raises(InvalidDocument, match="%s is not as its index says" % entry["digest"]):
         copied("docker://%s/r" % server.host, "oci:%s" % (tmp_path / "new"))
+    asked = server.seen("GET", entry["digest"])
+    assert len(asked) == 2, "the first reads no more than the size in the index"
 
 
 def test_a_cancel_ends_every_request_on_its_way(
@@ -205,18 +257,47 @@ def test_a_cancel_ends_every_request_on_its_way(
     assert uploads.transfers.active == 0 and not target.put()
 
 
-def test_manifests_that_wait_for_their_turn_are_bounded_by_their_sum(server: ScriptedServer) -> None:
-    entries = [Descriptor(images.OCI_MANIFEST, Digest.of(b"%d" % number), MAX_AHEAD // 2) for number in range(5)]
-    index = parse(images.to_json({"schemaVersion": 2, "mediaType": OCI_INDEX,
-                                  "manifests": [entry.to_json() for entry in entries]}))
-    assert isinstance(index, Index)
+@pytest.mark.parametrize("size, limit, most", [(MAX_AHEAD // 2, 5, 2), (1, 2, 6)])
+def test_manifests_that_wait_for_their_turn_are_bounded_by_their_sum_and_number(
+        server: ScriptedServer, size: int, limit: int, most: int) -> None:
+    index = listing([Descriptor(images.OCI_MANIFEST, Digest.of(b"%d" % number), size) for number in range(9)])
     server.on("GET", "/manifests/", hold(threading.Event()))
-    transfers = TransferManager(len(entries))
+    transfers = TransferManager(limit)
     with Client() as client:
         repository = client.repository(Endpoint(server.url, server.host), Reference(server.host, "r"))
         with Ahead(unasked, repository, transfers, Cancel()) as ahead:
             next(ahead.below(index))
-            assert transfers.active == 2
+            assert transfers.active + len(transfers.waiting) == most
+
+
+@pytest.mark.parametrize("path, size, requests", [("r", 9, 1), ("r", 8, 2), ("other", 9, 2)])
+def test_two_pulls_share_a_request_for_one_manifest_of_one_repository(
+        server: ScriptedServer, path: str, size: int, requests: int) -> None:
+    server.on("GET", "/manifests/", hold(threading.Event()))
+    transfers = TransferManager(9)
+    with Client() as client, contextlib.ExitStack() as stack:
+        for place, length in (("r", 9), (path, size)):
+            repository = client.repository(Endpoint(server.url, server.host), Reference(server.host, place))
+            ahead = stack.enter_context(Ahead(unasked, repository, transfers, Cancel()))
+            next(ahead.below(listing([Descriptor(images.OCI_MANIFEST, Digest.of(b""), length)])))
+        assert transfers.active == requests
+
+
+def test_what_a_walk_has_seen_is_not_asked_for(server: ScriptedServer) -> None:
+    entries = [Descriptor(images.OCI_MANIFEST, Digest.of(b"%d" % number), 9) for number in range(3)]
+    server.on("GET", "/manifests/", hold(threading.Event()))
+    transfers = TransferManager(9)
+    with Client() as client:
+        repository = client.repository(Endpoint(server.url, server.host), Reference(server.host, "r"))
+        with Ahead(unasked, repository, transfers, Cancel(), seen={entry[:3] for entry in entries[:2]}) as ahead:
+            assert next(ahead.below(listing(entries))) == entries[2] and transfers.active == 1
+
+
+def listing(entries: List[Descriptor]) -> Index:
+    index = parse(images.to_json({"schemaVersion": 2, "mediaType": OCI_INDEX,
+                                  "manifests": [entry.to_json() for entry in entries]}))
+    assert isinstance(index, Index)
+    return index
 
 
 def unasked(entry: Descriptor) -> Document:

@@ -14,7 +14,7 @@ from minipull.registry.errors import RegistryError
 from minipull.store.check import check
 from minipull.store.store import Store
 from tests.kit import images
-from tests.kit.copies import Target, copied
+from tests.kit.copies import Target, artifact, copied
 from tests.kit.images import Descriptor, Layout
 from tests.kit.pulls import asked, blobs, pull, rewrite, serve
 from tests.kit.pushes import push
@@ -116,6 +116,45 @@ def test_no_entry_of_an_unknown_kind_is_chosen_for_a_platform(
     unknown(server, tmp_path, *CASES[0], "manifests")
     with pytest.raises(NotFound, match="no linux/s390x in the index"):
         copied("docker://%s/r" % server.host, target, platforms=["linux/s390x"])
+
+
+def in_two_sizes(layout: Layout, where: str, wrong: List[int]) -> None:
+    """Let one blob have a size and a ``wrong`` one, in this order, in "latest"."""
+    image = layout.image(images.specs(1))
+    made = json.loads(image.raw)
+    layer = made["layers"][0]
+    sizes = [{**layer, "size": layer["size"] + more} for more in wrong]
+    if where == "two manifests":
+        layout.index([artifact(layout, layers=[blob]) for blob in sizes], "latest")
+    elif where == "an artifact":
+        layout.index([image.descriptor, artifact(layout, layers=sizes)], "latest")
+    elif where == "a config":
+        layout.index([artifact(layout, config=blob) for blob in sizes], "latest")
+    else:
+        config = json.loads(layout.read(made["config"]["digest"]))
+        config["rootfs"]["diff_ids"] *= 2
+        config["history"] *= 2
+        made.update(config=layout.blob(images.to_json(config), images.OCI_CONFIG), layers=sizes)
+        layout.index([layout.blob(images.to_json(made), images.OCI_MANIFEST)], "latest")
+
+
+@pytest.mark.parametrize("how", ["pull", "copy to a store", "copy to a layout", "copy to a registry"])
+@pytest.mark.parametrize("where", ["an artifact", "an image", "two manifests", "a config"])
+@pytest.mark.parametrize("wrong", [[0, 1], [1, 0]], ids=["last", "first"])
+def test_a_blob_has_the_size_that_every_descriptor_says(
+        server: ScriptedServer, target: Target, store: Store, tmp_path: Path, how: str, where: str,
+        wrong: List[int]) -> None:
+    layout = Layout(tmp_path / "layout")
+    in_two_sizes(layout, where, wrong)
+    serve(server, layout)
+    source, place = "docker://%s/r" % server.host, tmp_path / "copy"
+    with pytest.raises(ContentMismatch):
+        if how == "pull":
+            pull(server, store, all_platforms=True)
+        else:
+            copied(source, {"store": "store:app:1", "layout": "oci:%s:1" % place, "registry": target.place}[
+                how.rpartition(" ")[2]], store=store)
+    assert store.references.all() == [] and target.put() == [] and not (place / "index.json").exists()
 
 
 # -- inline content ----------------------------------------------------------------

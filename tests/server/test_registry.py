@@ -227,6 +227,9 @@ REFUSED: Mapping[str, Tuple[Callable[[Site], bytes], Tuple[int, str]]] = {
                    (404, "MANIFEST_BLOB_UNKNOWN")),
     "layer of another size": (lambda site: site.manifest(layers=[{**described(b"one"), "size": 4}]),
                               (404, "MANIFEST_BLOB_UNKNOWN")),
+    "layer of two sizes": (lambda site: site.manifest(layers=[
+        described(site.push("twice")), {**described(site.push("twice")), "size": 4}]),
+        (404, "MANIFEST_BLOB_UNKNOWN")),
     "lost config": (lambda site: site.manifest(config=described(b"lost", OCI_CONFIG)),
                     (404, "MANIFEST_BLOB_UNKNOWN")),
     "lost child": (lambda site: index_of(described(b"lost")), (404, "MANIFEST_BLOB_UNKNOWN")),
