@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Manifests are asked for and put side by side, within --jobs, and fail in the order of their index."""
 import contextlib
+import json
 import threading
 from pathlib import Path
-from typing import Callable, List
+from typing import Callable, Iterator, List
 
 import pytest
 
@@ -11,23 +12,23 @@ import minipull
 from minipull.cancel import Cancel
 from minipull.digest import Digest
 from minipull.distribution import blobs
-from minipull.distribution.documents import MAX_AHEAD, Ahead
+from minipull.distribution.documents import MAX_AHEAD, Ahead, pull_in_order, put_below, side_by_side
 from minipull.errors import Cancelled, InvalidDocument, Unauthorized
 from minipull.image.descriptor import Descriptor
-from minipull.image.manifest import Document, Index, parse
+from minipull.image.manifest import Document, Index, Manifest, parse
 from minipull.reference import Reference
 from minipull.registry.client import Client
 from minipull.registry.endpoints import Endpoint
 from minipull.registry.errors import RegistryError
 from minipull.store.check import check
 from minipull.xfer.download import LayerDownloadManager
-from minipull.xfer.transfer import TransferManager
+from minipull.xfer.transfer import Transfer, TransferManager
 from minipull.xfer.upload import LayerUploadManager
 from tests.kit import images
 from tests.kit.copies import Target, add, artifact, copied
 from tests.kit.images import OCI_INDEX, Layout
 from tests.kit.servers import Connection, ScriptedServer, content, error, hold, reply
-from tests.kit.work import Counter, Log
+from tests.kit.work import Counter, Log, background
 
 pytestmark = pytest.mark.usefixtures("no_repeats")
 
@@ -213,8 +214,30 @@ def test_children_are_put_side_by_side_and_their_index_after_them(
 def test_an_index_within_an_index_waits_for_its_children(target: Target, layout: Layout) -> None:
     inner = [layout.index([artifact(layout, annotations={"n": str(number)})]) for number in range(3)]
     layout.index([index.descriptor for index in inner], "latest")
+
+    def late(connection: Connection) -> None:
+        connection.wait(0.02)
+        target.uploads.put(connection)
+
+    for index in inner:
+        target.on("PUT", "/manifests/" + json.loads(index.raw)["manifests"][0]["digest"], late)
     copied("oci:%s" % layout.root, target)  # which refuses an index whose children it lacks
     assert len(target.put()) == 7
+
+
+def test_referrers_are_put_one_by_one_in_their_order(target: Target, layout: Layout) -> None:
+    counter, image = Counter(), artifact(layout)
+    entries = [artifact(layout, annotations={"n": str(number)}, subject=image) for number in range(3)]
+    layout.index([image, *entries, artifact(layout, annotations={"n": "last"})], "latest")
+
+    def counted(connection: Connection) -> None:
+        with counter:
+            connection.wait(0.01)
+            target.uploads.put(connection)
+
+    target.on("PUT", "/manifests/sha256:", counted)
+    copied("oci:%s" % layout.root, target)
+    assert counter.most == 1 and target.put()[1:4] == [entry["digest"] for entry in entries]
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT"])
@@ -257,6 +280,22 @@ def test_a_cancel_ends_every_request_on_its_way(
     assert uploads.transfers.active == 0 and not target.put()
 
 
+def test_an_error_ends_every_request_on_its_way(
+        server: ScriptedServer, target: Target, children: List[str]) -> None:
+    uploads = jobs(CHILDREN)
+    server.on("GET", "/manifests/sha256:", hold(threading.Event()))
+    server.on("GET", children[0], error(405, "UNSUPPORTED"))
+    with pytest.raises(RegistryError):
+        copied("docker://%s/r" % server.host, target, uploads=uploads)
+    assert_settled(uploads.transfers)
+
+
+def assert_settled(transfers: TransferManager) -> None:
+    thread, _ = background(lambda: transfers.settle(""))
+    thread.join(20)
+    assert not thread.is_alive()
+
+
 @pytest.mark.parametrize("size, limit, most", [(MAX_AHEAD // 2, 5, 2), (1, 2, 6)])
 def test_manifests_that_wait_for_their_turn_are_bounded_by_their_sum_and_number(
         server: ScriptedServer, size: int, limit: int, most: int) -> None:
@@ -289,7 +328,8 @@ def test_what_a_walk_has_seen_is_not_asked_for(server: ScriptedServer) -> None:
     transfers = TransferManager(9)
     with Client() as client:
         repository = client.repository(Endpoint(server.url, server.host), Reference(server.host, "r"))
-        with Ahead(unasked, repository, transfers, Cancel(), seen={entry[:3] for entry in entries[:2]}) as ahead:
+        seen = {entry[:3] for entry in entries[:2]}
+        with Ahead(unasked, repository, transfers, Cancel(), seen=seen) as ahead:
             assert next(ahead.below(listing(entries))) == entries[2] and transfers.active == 1
 
 
@@ -298,6 +338,80 @@ def listing(entries: List[Descriptor]) -> Index:
                                   "manifests": [entry.to_json() for entry in entries]}))
     assert isinstance(index, Index)
     return index
+
+
+# -- works and images in line, without a registry ------------------------------------
+
+
+@contextlib.contextmanager
+def entered(counter: Counter) -> Iterator[None]:
+    with counter:
+        yield
+
+
+def test_works_hold_what_they_need_and_end_with_the_first_error_in_their_order() -> None:
+    transfers, late, counter = TransferManager(9), threading.Event(), Counter()
+
+    def first(transfer: Transfer) -> None:
+        assert late.wait(20)
+        raise InvalidDocument("first")
+
+    def second(transfer: Transfer) -> None:
+        late.set()
+        raise InvalidDocument("second")
+
+    def third(transfer: Transfer) -> None:
+        transfer.cancel.pause(60)
+
+    works = [("1", first), ("2", second), ("3", third)]
+    with pytest.raises(InvalidDocument, match="first"):
+        with side_by_side(transfers, works, Cancel(), lambda cancel: entered(counter)) as wait:
+            wait()
+    assert_settled(transfers)
+    assert counter.total == len(works)
+
+
+def test_each_put_holds_what_it_needs(layout: Layout) -> None:
+    entries = [artifact(layout, annotations={"n": str(number)}) for number in range(3)]
+    documents = [parse(layout.read(entry["digest"])) for entry in entries]
+    counter, put = Counter(), []
+    put_below(documents, lambda document, cancel: put.append((document, counter.now > 0)), "place",
+              TransferManager(2), Cancel(), lambda cancel: entered(counter))
+    assert sorted(put) == sorted((document, True) for document in documents)
+
+
+def in_line(layout: Layout, blobs: int, extra: int) -> List[Descriptor]:
+    """Three images of their own blobs, and of one that all share."""
+    entries = []
+    for number in range(3):
+        layers = [layout.blob(b"%d %d" % (number, blob), "a/b") for blob in range(blobs - 2)]
+        entries.append(artifact(layout, layers=[layout.blob(b"shared", "a/b"), *layers],
+                                config=layout.blob(b"%d" % number, "a/b"), annotations={"x": "y" * extra}))
+    return [Descriptor.from_json(entry, "entry") for entry in entries]
+
+
+@pytest.mark.parametrize("blobs, extra, lacking, together", [
+    (2, 0, "own", True), (2, 0, "shared", False),  # which the first image brings
+    (2, MAX_AHEAD // 2, "own", False), (6, 0, "own", False)])
+def test_an_image_begins_before_the_end_of_others_if_there_is_room_and_they_share_nothing(
+        layout: Layout, blobs: int, extra: int, lacking: str, together: bool) -> None:
+    entries, events = in_line(layout, blobs, extra), []
+
+    def get(entry: Descriptor) -> Document:
+        events.append("get")
+        return parse(layout.read(entry.digest))
+
+    @contextlib.contextmanager
+    def begin(image: Manifest) -> Iterator[Callable[[], None]]:
+        events.append("begin")
+        yield lambda: events.append("end")
+
+    shared = Digest.of(b"shared")
+    pull_in_order(entries, get, begin, lambda blob: lacking == "shared" or blob.digest != shared,
+                  TransferManager(2))
+    wanted = ["get", "begin"] * 3 + ["end"] * 3 if together else ["get", "begin", "end"] * 3
+    assert [event for event in events if extra or event != "get"] == [
+        event for event in wanted if extra or event != "get"]
 
 
 def unasked(entry: Descriptor) -> Document:

@@ -65,6 +65,15 @@ def test_a_layer_of_a_foreign_type_without_urls_is_needed(
     assert "blob unknown" in refused(RegistryError, server, store, foreign=True)
 
 
+@pytest.mark.parametrize("status", [400, 403, 410])
+def test_a_foreign_layer_that_the_registry_refuses_is_not_skipped(
+        server: ScriptedServer, store: minipull.Store, tmp_path: Path, status: int) -> None:
+    layout = foreign_image(tmp_path, ["https://127.0.0.1:1/x"])
+    serve(server, layout)
+    on_blob(server, manifest_of(layout)["layers"][0]["digest"], error(status, "NO"))
+    assert "no" in refused(minipull.Error, server, store, attempts=1)
+
+
 def test_a_foreign_layer_is_fetched_over_https_without_credentials(
         server: ScriptedServer, store: minipull.Store, tmp_path: Path, certificates: Certificates) -> None:
     service = minipull.RegistryService(ca_file=str(certificates.ca))

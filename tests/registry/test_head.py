@@ -50,6 +50,10 @@ def test_a_line_of_blanks_is_read_at_once(start: bytes, end: bytes) -> None:
     assert time.process_time() - before < 2
 
 
+def test_a_head_may_have_as_many_fields_as_the_limit_says() -> None:
+    assert len(read(OK + b"A: x\r\n" * MAX_LINES + b"\r\n").fields["a"]) == MAX_LINES
+
+
 def test_only_blanks_and_tabs_are_no_part_of_a_value() -> None:
     assert read(OK + b"Content-Length:\t \xa05\x0b \r\n \x85 \r\n\r\n").fields == {
         "content-length": ["\xa05\x0b \x85"]}
