@@ -350,14 +350,14 @@ def entered(counter: Counter) -> Iterator[None]:
 
 
 def test_works_hold_what_they_need_and_end_with_the_first_error_in_their_order() -> None:
-    transfers, late, counter = TransferManager(9), threading.Event(), Counter()
+    transfers, counter = TransferManager(9), Counter()
 
     def first(transfer: Transfer) -> None:
-        assert late.wait(20)
+        transfers.settle("2")
+        transfer.cancel.pause(0.02)
         raise InvalidDocument("first")
 
     def second(transfer: Transfer) -> None:
-        late.set()
         raise InvalidDocument("second")
 
     def third(transfer: Transfer) -> None:

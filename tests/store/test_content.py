@@ -122,6 +122,15 @@ def test_a_partial_and_its_note_go_with_their_blob_however_that_comes(
     assert store.read(DIGEST, len(DATA)) == DATA
 
 
+def test_a_copy_takes_nothing_of_a_partial(store: ContentStore, tmp_path: Path) -> None:
+    with store.ingest(DIGEST, len(DATA), Cancel()) as partial:
+        partial.write(DATA[:2])
+    source = ContentStore(str(tmp_path / "source"))
+    source.put(DIGEST, DATA)
+    store.copy(source, DIGEST, len(DATA), Cancel())
+    assert store.read(DIGEST, len(DATA)) == DATA
+
+
 def test_settling_sweeps_what_nobody_will_continue_and_leaves_the_rest(store: ContentStore) -> None:
     store.put(DIGEST, DATA)
     debris = ["sha256-%s.json" % DIGEST.encoded, "upload-1.json", ".minipull-index.json-12345678"]
