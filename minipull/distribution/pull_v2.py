@@ -188,6 +188,8 @@ class V2Puller(NamedTuple):
 
         def get(item: Descriptor) -> Optional[Document]:
             if item.is_document:
+                with contextlib.suppress(Error):  # a rotten one is had again
+                    return self.store.document(item)
                 return ahead.get(item)
             if not content.has(item.digest, item.size):
                 ahead.in_turn(functools.partial(self._unknown, item), self.store.writing)

@@ -135,6 +135,34 @@ def test_images_of_an_index_are_pulled_side_by_side_and_end_in_order(
     assert check(store) == []
 
 
+def test_a_repository_that_refuses_a_blob_fails_no_pull_from_another(
+        server: ScriptedServer, layout: Layout, store: minipull.Store) -> None:
+    bill = artifact(layout, payload=b"bill")
+    layout.index([bill], "latest")
+    asked = threading.Event()
+
+    def refuse(connection: Connection) -> None:
+        asked.set()
+        while not server.seen("GET", "/v2/b/manifests/latest"):
+            connection.wait(0.01)
+        connection.wait(0.05)
+        error(403, "DENIED")(connection)
+
+    for path in "ab":
+        server.serve(layout.root, path)
+    server.on("GET", "/v2/a/blobs/" + json.loads(layout.read(bill["digest"]))["layers"][0]["digest"], refuse)
+    other, downloads = minipull.Store(store.root), LayerDownloadManager(6)
+
+    def pull(path: str, into: minipull.Store) -> minipull.Image:
+        return minipull.pull("%s/%s" % (server.host, path), into, all_platforms=True, downloads=downloads)
+
+    thread, results = background(lambda: pull("a", store))
+    assert asked.wait(20)
+    pull("b", other)
+    thread.join(20)
+    assert isinstance(results[0], Unauthorized) and check(other) == []
+
+
 def test_a_layer_that_two_images_share_is_pulled_once(
         server: ScriptedServer, layout: Layout, store: minipull.Store) -> None:
     shared = images.specs(1, 1000)
