@@ -123,11 +123,11 @@ def test_a_partial_and_its_note_go_with_their_blob_however_that_comes(
 
 
 def test_a_copy_takes_nothing_of_a_partial(store: ContentStore, tmp_path: Path) -> None:
-    with store.ingest(DIGEST, len(DATA), Cancel()) as partial:
+    with Ingest.of(store, DIGEST, len(DATA), Cancel()) as partial:
         partial.write(DATA[:2])
     source = ContentStore(str(tmp_path / "source"))
     source.put(DIGEST, DATA)
-    store.copy(source, DIGEST, len(DATA), Cancel())
+    copy_blob(store, source, DIGEST, len(DATA), Cancel())
     assert store.read(DIGEST, len(DATA)) == DATA
 
 
