@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """From docker's format to OCI's and back: manifests change, configs and layers don't."""
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Dict, List, Mapping, Optional
 
 from ..digest import Digest
 from ..errors import Unsupported
@@ -11,6 +11,7 @@ from ..image.descriptor import (
 from ..image.manifest import Document, Index, is_runnable
 from ..image.strictjson import compact, parse_json
 from ..progress import Output, Progress
+from .documents import Held
 
 #: The OCI media types with those of docker; the type of a tar stands for its compressed kinds too.
 _DOCKER = {OCI_MANIFEST: DOCKER_MANIFEST, OCI_INDEX: DOCKER_LIST, OCI_CONFIG: DOCKER_CONFIG,
@@ -47,8 +48,8 @@ def rewritten(document: Document, media_type: str, **members: Any) -> Document:
     return manifest.parse(compact(obj), media_type)
 
 
-def converted(documents: Sequence[Document], format: str, output: Output,
-              changed: Mapping[Digest, Descriptor] = {}) -> List[Document]:
+def converted(documents: Held, format: str, output: Output,
+              changed: Mapping[Digest, Descriptor] = {}) -> Held:
     """Return the manifests in ``format``, with ``changed`` layers; tells ``output`` how many are left out."""
     names = FORMATS.get(format, {})
 
@@ -61,10 +62,10 @@ def converted(documents: Sequence[Document], format: str, output: Output,
         return part._replace(media_type=renamed(part.media_type, names))
 
     if all(new(part) == part for document in documents for part in parts(document)):
-        return list(documents)
+        return documents
     descriptors: Dict[Digest, Descriptor] = {}  # by the digest in the old format
-    images: List[Document] = []
-    for document in documents:
+    images = Held()
+    for number, document in enumerate(documents, 1):
         if isinstance(document, Index):
             kept = [descriptors[child.digest]._replace(
                 platform=child.platform, annotations=None if format else without_zstd(child.annotations))
@@ -79,7 +80,7 @@ def converted(documents: Sequence[Document], format: str, output: Output,
             top, config, *layers = map(new, parts(document))
             image = document if [top, config, *layers] == parts(document) else rewritten(
                 document, top.media_type, config=config, layers=layers)
-        elif document is documents[-1]:
+        elif number == len(documents):
             raise Unsupported("only an image can have another format")
         else:
             continue

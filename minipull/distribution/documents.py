@@ -6,23 +6,72 @@ The order of a walk stays, and so does its first error.  moby asks for one after
 import collections
 import contextlib
 import functools
+import os
 from typing import (
-    Any, Callable, Container, ContextManager, Deque, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple,
-    TypeVar)
+    IO, Any, Callable, Container, ContextManager, Deque, Dict, Iterable, Iterator, List, Optional, Sequence,
+    Tuple, TypeVar)
 
 from ..cancel import Cancel
 from ..digest import Digest
-from ..errors import PolicyError
+from ..errors import PolicyError, file_errors
+from ..image import manifest
 from ..image.descriptor import Descriptor
 from ..image.manifest import Document, Index, Manifest
+from ..parts import tempfile
 from ..progress import discard
 from ..registry.v2 import Received, Repository
 from ..xfer.transfer import Holding, Run, Transfer, TransferManager, Watcher, nothing
 from .blobs import persist
 
 MAX_AHEAD = 1 << 20  # bytes of JSON, which may take 30 times that, here or asked for before their turn
+MAX_HELD = 1 << 19  # bytes of JSON that are parsed, of all manifests of an image
 _WAVES = 3  # manifests on their way, or in line, in terms of the slots: one that is slow holds up few
 T = TypeVar("T")
+
+
+class Held:
+    """Manifests in order.  Of those past MAX_HELD the bytes are in a file, and parsed at each turn."""
+
+    def __init__(self, documents: Iterable[Document] = ()) -> None:
+        self._made: List[Callable[[], Document]] = []
+        self._room = MAX_HELD
+        self._file: Optional[IO[bytes]] = None
+        for document in documents:
+            self.append(document)
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    def __iter__(self) -> Iterator[Document]:
+        return (make() for make in self._made)
+
+    @property
+    def top(self) -> Document:
+        return self._made[-1]()
+
+    @property
+    def below(self) -> Iterator[Document]:
+        """The manifests below the top, children first."""
+        return (make() for make in self._made[:-1])
+
+    def append(self, document: Document) -> None:
+        size = len(document.raw)
+        if size <= self._room:
+            self._room -= size
+            self._made.append(lambda: document)
+            return
+        with file_errors("keep a manifest"):
+            self._file = self._file or tempfile.TemporaryFile()
+            start = self._file.seek(0, os.SEEK_END)
+            self._file.write(document.raw)
+        self._made.append(functools.partial(self._read, start, size, document.media_type, document.digest))
+
+    def _read(self, start: int, size: int, media_type: str, digest: Digest) -> Document:
+        assert self._file is not None
+        with file_errors("read a manifest"):
+            self._file.seek(start)
+            raw = self._file.read(size)
+        return manifest.parse(raw, media_type)._replace(digest=digest)
 
 
 class Ahead(ContextManager["Ahead"]):
@@ -108,7 +157,7 @@ def most_ahead(transfers: TransferManager) -> int:
     return _WAVES * (transfers.limit or 8)
 
 
-def put_below(documents: Sequence[Document], put: Callable[[Document, Cancel], Any], key: str,
+def put_below(documents: Iterable[Document], put: Callable[[Document, Cancel], Any], key: str,
               transfers: TransferManager, cancel: Cancel, holding: Holding = nothing) -> None:
     """Put manifests, each by its digest and children before their index; raises the first error in order.
 
@@ -118,18 +167,19 @@ def put_below(documents: Sequence[Document], put: Callable[[Document, Cancel], A
         put(document, transfer.cancel)
 
     with contextlib.ExitStack() as stack:
-        coming: Deque[Watcher] = collections.deque()
+        coming: Deque[Tuple[Watcher, int]] = collections.deque()
         room = most_ahead(transfers)
         for document in documents:
-            alone = isinstance(document, Index) or document.subject is not None
-            while len(coming) >= (1 if alone else room):
-                transfers.wait([coming.popleft()], cancel)
-            coming.append(transfers.transfer(
+            alone, size = isinstance(document, Index) or document.subject is not None, len(document.raw)
+            while len(coming) >= (1 if alone else room) or coming and size + sum(
+                    other for _, other in coming) > MAX_HELD:
+                transfers.wait([coming.popleft()[0]], cancel)
+            coming.append((transfers.transfer(
                 "put:%s %s" % (key, document.digest), functools.partial(run, document=document), discard,
-                None, cancel, holding))
-            stack.callback(transfers.release, coming[-1])
+                None, cancel, holding), size))
+            stack.callback(transfers.release, coming[-1][0])
             room = 1 if alone else most_ahead(transfers)  # so nothing is beside it
-        for watcher in coming:
+        for watcher, _ in coming:
             transfers.wait([watcher], cancel)
 
 

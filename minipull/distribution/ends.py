@@ -9,7 +9,7 @@ same methods.
 import contextlib
 import copy
 import functools
-from typing import Any, ContextManager, Dict, Iterator, List, Optional, Set, Tuple, Union
+from typing import Any, ContextManager, Dict, Iterable, Iterator, List, Optional, Set, Tuple, Union
 
 from ..cancel import Cancel
 from ..digest import Buffer, Digest, Verifier
@@ -272,7 +272,7 @@ class LayoutEnd:
             name = self._base.with_digest(digest) if tag is digest else self._base.with_tag(tag)
             self.store.references.set(name, descriptor, digest, cancel.pause)
 
-    def referrers(self, digest: Digest, cancel: Cancel) -> Optional[List[Descriptor]]:
+    def referrers(self, digest: Digest, cancel: Cancel) -> Optional[Iterable[Descriptor]]:
         # Only manifests with an entry of their own in this repository, as serve lists them, are found.
         if self._referrers is None:
             self._referrers = {}
@@ -284,10 +284,12 @@ class LayoutEnd:
                 with contextlib.suppress(Error):
                     item = Descriptor.from_json(entry, "index.json")
                     document = self.source.document(item)
-                    if document.subject is not None:
+                    if document.subject is not None and listed(document):  # which may raise
                         self._referrers.setdefault(document.subject.digest, []).append(
-                            listed(document)._replace(digest=item.digest))
-        return self._referrers.get(digest)
+                            Descriptor(*item[:3]))
+        items = self._referrers.get(digest)
+        # Their annotations may take much, so one is parsed at a time.
+        return items and (listed(self.source.document(item))._replace(digest=item.digest) for item in items)
 
     def signatures(self, cancel: Cancel) -> Signatures:
         return StoredSignatures(self.source)

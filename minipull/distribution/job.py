@@ -7,7 +7,7 @@ name last.  Blobs that the target has are not sent.
 Mirrors skopeo's copy; moby has none.  Spec: image-spec.
 """
 import sys
-from typing import Any, Container, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Container, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from ..cancel import Cancel
 from ..digest import Digest
@@ -22,7 +22,7 @@ from ..registry.v2 import Received
 from ..xfer.transfer import Transfer
 from ..xfer.upload import LayerUploadManager, UploadDescriptor
 from .convert import converted, rewritten
-from .documents import Ahead, put_below
+from .documents import Ahead, Held, put_below
 from .ends import End, RegistryEnd, beside, copied_as_manifest
 from .places import Place
 from .referrers import Referrers
@@ -93,7 +93,7 @@ class Tally:
 
 
 class CopyJob:
-    """An image to be copied, all its manifests in memory."""
+    """An image to be copied; its manifests are read before anything is written."""
     _sent: Container[Digest] = ()  # layers that the target has already
 
     def __init__(self, source: End, reference: str, options: Options, uploads: LayerUploadManager,
@@ -118,37 +118,37 @@ class CopyJob:
     def to(self, target: End, tag: str) -> Copied:
         """Copy the image to ``target``; its name, a tag or a digest, comes last."""
         self._target = target
-        *below, top = self._documents
+        documents, top = self._documents, self._documents.top
         if isinstance(tag, Digest) and Digest.of(top.raw, tag.algorithm) != tag:
             raise ContentMismatch("the image is %s, not %s" % (top.digest, tag))
-        for document in self._documents:
+        for document in documents:
             if isinstance(document, Manifest):
                 # One request alone first, so that the others find the connection and a token.
                 target.has(document.config, self._cancel)
                 break
-        self._blobs(self._documents)
-        self._put(below)
+        self._blobs(documents)
+        self._put(documents.below)
         if self._options.referrers:
-            sent: Seen = {document.descriptor[:3] for document in self._documents}
+            sent: Seen = {document.descriptor[:3] for document in documents}
             bounds = Bounds(sys.maxsize)  # of referrers there may be many; their bytes have one bound
             referrers = Referrers(
                 beside(self._source, self._reference), beside(target, tag),
                 lambda document: self._send_below(document, sent, bounds), self._cancel,
                 bool(self._options.keys))
-            referrers.copy([document.digest for document in self._documents])
+            referrers.copy([document.digest for document in documents])
         target.tag(tag, top, self._cancel)
         return Copied(top.descriptor, self._top)
 
     def _get(self, entry: Descriptor) -> Document:
         return (Received.inline(entry) or self._source.get(entry.digest, self._cancel)).document()
 
-    def _below(self, top: Document, seen: Seen, bounds: Bounds) -> List[Document]:
+    def _below(self, top: Document, seen: Seen, bounds: Bounds) -> Held:
         """List the manifests below ``top`` that have not been seen, children first, and ``top`` itself."""
         repository = self._source.repository if isinstance(self._source, RegistryEnd) else None
         with Ahead(self._get, repository, self._uploads.transfers, self._cancel, seen=seen) as ahead:
             entries = walk(top, lambda entry: ahead.get(entry) if entry.is_document else None, ahead.below,
                            seen, bounds)
-            return [document for _, document in entries if document]
+            return Held(document for _, document in entries if document)
 
     def _filtered(self, top: Document) -> Document:
         """Return the one image of an index that was asked for, or the index without the others."""
@@ -188,12 +188,12 @@ class CopyJob:
             pass
         return leaves
 
-    def _blobs(self, documents: Sequence[Document]) -> None:
+    def _blobs(self, documents: Held) -> None:
         jobs: Dict[Tuple[object, ...], CopyDescriptor] = {}  # by digest and size, of which one may be wrong
         ends = self._source, self._target, self._tally, self._options.foreign
         for document in documents:
             for blob in (blob for blob in document.blobs if blob.digest not in self._sent):
-                jobs[blob[1:3]] = CopyDescriptor(blob, *ends)
+                jobs[blob[1:3]] = CopyDescriptor(blob._replace(annotations=None, urls=blob.urls[:1]), *ends)
             for entry in document.unknown if isinstance(document, Index) else ():
                 jobs[entry[1:3]] = EntryDescriptor(entry, *ends)
         output = discard if self._options.dry_run else self._output
@@ -203,9 +203,9 @@ class CopyJob:
         """Copy every blob and manifest that a manifest needs."""
         documents = self._below(document, sent, bounds)
         self._blobs(documents)
-        self._put(documents[:-1])
+        self._put(documents.below)
 
-    def _put(self, documents: Sequence[Document]) -> None:
+    def _put(self, documents: Iterable[Document]) -> None:
         target = self._target
         put_below(documents, target.put, str(target), self._uploads.transfers, self._cancel, target.holding)
 

@@ -53,7 +53,7 @@ from ..store.store import MAX_CONFIG, ImageSource
 from ..xfer.transfer import Transfer
 from ..xfer.upload import LayerUploadManager, UploadDescriptor
 from .blobs import LACKS_BLOB, existing, moved_as_manifest, put_document, send_stream
-from .documents import put_below
+from .documents import Held, put_below
 from .mounts import budget, by_likeness, mount_candidates
 from .sessions import upload_blob
 
@@ -115,9 +115,9 @@ class V2Pusher:
                 break
         for last in (False, True):
             layers = self._blobs(documents)
-            top = self._rebuilt(documents[-1], layers)
+            top = self._rebuilt(documents.top, layers)
             try:
-                put_below(documents[:-1],
+                put_below(documents.below,
                           lambda child, cancel: put_document(self.repository, child.digest, child, cancel),
                           self.target.name, self._uploads.transfers, self.cancel)
                 put_document(self.repository, tag, top, self.cancel)
@@ -135,9 +135,9 @@ class V2Pusher:
             self.trusting = False
         return Pushed(self.target.with_tag(tag), top.descriptor, layers)
 
-    def _documents(self, image: Image) -> List[Document]:
+    def _documents(self, image: Image) -> Held:
         """The manifests of an image, children first; raises NotFound for one that is not stored."""
-        documents = []
+        documents = Held()
         for item, document in walk(image.descriptor, self.store.stored):
             if document is not None:
                 documents.append(document)
@@ -146,7 +146,7 @@ class V2Pusher:
                     image.name.familiar, item.platform or item.digest))
         return documents
 
-    def _blobs(self, documents: Sequence[Document]) -> List[PushedLayer]:
+    def _blobs(self, documents: Held) -> List[PushedLayer]:
         """Bring the blobs of manifests to the registry, and return the layers, bottom first."""
         jobs: List[V2PushDescriptor] = []
         for document in documents:
@@ -191,7 +191,7 @@ class V2PushDescriptor(UploadDescriptor):
 
     def __init__(self, pusher: V2Pusher, blob: Descriptor, diff_id: Optional[DiffID] = None,
                  may_compress: bool = False, show: bool = True) -> None:
-        self.blob = blob
+        self.blob = blob if may_compress else blob._replace(annotations=None)  # of many, to be let go of
         self.diff_id = diff_id
         self._pusher = pusher
         content: Digest = diff_id or blob.digest

@@ -3,7 +3,7 @@
 
 Spec: distribution-spec "Listing Referrers" and its fallback tags; cosign's tags.
 """
-from typing import Callable, Optional, Sequence
+from typing import Callable, Dict, Iterable, Optional, Sequence
 
 from ..cancel import Cancel
 from ..digest import Digest
@@ -47,7 +47,7 @@ class Referrers:
                 if document is not None and not self._runs(document):
                     self._send_below(document)
                     self._target.tag(tag, document, self._cancel)
-            unlisted = []
+            unlisted: Dict[Digest, bytes] = {}
             for entry in self._listed(subject):
                 asked += 1
                 if asked > MAX_REFERRERS:
@@ -59,8 +59,8 @@ class Referrers:
                     continue
                 self._send_below(document)
                 if not self._target.put(document, self._cancel):
-                    unlisted.append(entry._replace(
-                        media_type=document.media_type, size=len(document.raw)))
+                    unlisted[entry.digest] = compact(entry._replace(
+                        media_type=document.media_type, size=len(document.raw)).to_json())
                 if entry.digest not in seen:
                     seen.add(entry.digest)
                     pending.append(entry.digest)
@@ -77,7 +77,7 @@ class Referrers:
                 raise
             return None
 
-    def _listed(self, subject: Digest) -> Sequence[Descriptor]:
+    def _listed(self, subject: Digest) -> Iterable[Descriptor]:
         """List the referrers of a manifest at the source, from the fallback tag if it has no API for them."""
         listed = self._source.referrers(subject, self._cancel)
         if listed is None:
@@ -85,15 +85,15 @@ class Referrers:
             return index.manifests if isinstance(index, Index) else ()
         return listed
 
-    def _list(self, subject: Digest, entries: Sequence[Descriptor]) -> None:
-        """Add referrers to the fallback tag of a target that does not list them itself."""
+    def _list(self, subject: Digest, entries: Dict[Digest, bytes]) -> None:
+        """Add referrers, their descriptors in JSON, to the fallback tag of a target that does not list them."""
         tag = subject.replace(":", "-")
         index = self._found(tag, self._target) if entries else None
-        listed = list(index.manifests) if isinstance(index, Index) else []
-        added = [entry for entry in entries if entry.digest not in {item.digest for item in listed}]
+        present = index.manifests if isinstance(index, Index) else ()
+        added = [entry for digest, entry in entries.items() if digest not in {item.digest for item in present}]
         if added:
-            raw = compact({"schemaVersion": 2, "mediaType": OCI_INDEX,
-                           "manifests": [item.to_json() for item in listed + added]})
+            start = compact({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []})[:-2]
+            raw = b"%s%s]}" % (start, b",".join([*(compact(item.to_json()) for item in present), *added]))
             self._target.tag(tag, manifest.parse(raw, OCI_INDEX), self._cancel)
 
 

@@ -22,15 +22,15 @@ class StoredSignatures(Signatures):
     def __init__(self, source: ImageSource) -> None:
         self._source = source
         self._subjects: Dict[Digest, str] = {}  # by manifest
-        self._attached: Dict[str, List[Document]] = {}  # by the digest of their image
+        self._attached: Dict[str, List[Descriptor]] = {}  # manifests, by the digest of their image
         self._above: Dict[Digest, List[Digest]] = {}
         seen: Seen = set()
         for entry in source.references.descriptors():
             with contextlib.suppress(Error):
                 item = Descriptor.from_json(entry, "index.json")
                 owner = self._owner(named(entry), item)
-                for _, document in walk(item, source.stored, seen=seen) if owner else ():
-                    self._attached.setdefault(owner, []).extend([document] if document else [])
+                for below, document in walk(item, source.stored, seen=seen) if owner else ():
+                    self._attached.setdefault(owner, []).extend([Descriptor(*below[:3])] if document else [])
         for owner in self._attached:
             with contextlib.suppress(Error):
                 top = parse(source.content.read(Digest.parse(owner), MAX_MANIFEST))
@@ -48,7 +48,7 @@ class StoredSignatures(Signatures):
         return self._subjects[item.digest]
 
     def manifests(self, digest: Digest) -> Iterator[Document]:
-        yield from self._attached.get(digest, ())
+        yield from filter(None, map(self._source.stored, self._attached.get(digest, ())))
 
     def read(self, blob: Descriptor, limit: int) -> bytes:
         return self._source.content.read(blob.digest, limit)

@@ -580,7 +580,7 @@ def test_a_layout_lists_referrers_that_have_an_entry(kind: str, tmp_path: Path) 
     (tmp_path / "index.json").write_text(json.dumps(index))
     again = store_end(tmp_path) if kind == "store" else layout(tmp_path)
     for _ in range(2):
-        assert again.referrers(digest, NEVER) == [Descriptor(
+        assert list(again.referrers(digest, NEVER) or ()) == [Descriptor(
             OCI_MANIFEST, Digest.of(raw), len(raw), annotations={"a": "b"}, artifact_type="application/x")]
         assert again.referrers(Digest.of(raw), NEVER) is None
 
