@@ -3,6 +3,7 @@
 import io
 import os
 import socket
+import struct
 import threading
 from pathlib import Path
 from typing import BinaryIO, Callable, Dict, Iterator, Optional, cast
@@ -92,3 +93,12 @@ def test_a_peer_that_has_gone_is_an_oserror(pair: Pair) -> None:
     pair.far.close()
     with pytest.raises(OSError):
         list(send(pair.near, pair.file, 0, len(pair.data)))
+
+
+def test_a_peer_that_has_gone_before_the_first_byte_is_told_as_one_that_goes_later(pair: Pair) -> None:
+    pair.far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    pair.far.close()  # by a reset
+    with pytest.raises(ConnectionError):
+        pair.near.recv(1)
+    with pytest.raises(ConnectionError):
+        list(send(pair.near, pair.file, 0, 100))
