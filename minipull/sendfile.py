@@ -15,7 +15,7 @@ _COPY = 256 << 10  # bytes read and sent at once
 def _is_near(sock: socket.socket) -> bool:
     """Whether the peer is on this machine: then copying is quicker, since the data is in the cache when it reads."""
     try:
-        return sock.getpeername()[:1] == sock.getsockname()[:1]
+        return bool(sock.getpeername()[:1] == sock.getsockname()[:1])
     except OSError:  # a peer that has gone has no name; sending will say so
         return True
 

@@ -33,7 +33,7 @@ def do_catalog(context: Context, flags: argparse.Namespace) -> None:
     paths = context.ask(Reference(name.domain, ""), "list repositories of %s" % host,
                 lambda repository: repository.catalog(context.cancel))
     paths = sorted({item for item in paths if not path or item == path or item.startswith(path + "/")})
-    context.answer([{"name": "%s/%s" % (name.domain, item)} for item in paths], paths)
+    context.answer(({"name": "%s/%s" % (name.domain, item)} for item in paths), paths)
 
 
 def do_referrers(context: Context, flags: argparse.Namespace) -> None:

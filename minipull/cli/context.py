@@ -261,9 +261,9 @@ class Context:
         self.write("\n".join(escape(line) for line in text.split("\n")) + "\n")
 
     def answer(self, value: Any, lines: Iterable[str]) -> None:
-        """Print the result, as JSON or as text, each of the lines as one."""
+        """Print the result, as JSON, of which rows may be made for it alone, or as text, each line as one."""
         if self.json:
-            self.dump(value)
+            self.dump(list(value) if isinstance(value, Iterator) else value)
         else:
             self.write("".join(escape(line) + "\n" for line in lines))
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands that speak to registries: pull, push, tags, manifest, digest."""
 import argparse
+import itertools
 import json
 from typing import TYPE_CHECKING, Callable, Dict, Iterable, List, Mapping, Set, Tuple
 
@@ -194,14 +195,13 @@ def do_tags(context: Context, flags: argparse.Namespace) -> None:
         raise InvalidReference("%s: want a repository, without tag or digest" % name.familiar)
     with context.client([name.domain]) as client:
         tags = sorted(tags_with(client, name, context.renderer, context.cancel), key=version)
-        rows = [{"name": str(name.with_tag(tag)), "tag": tag} for tag in tags]
+        dates: List[str] = []
         if flags.created:
             with futures.ThreadPoolExecutor(MAX_QUESTIONS) as pool:
-                for row, created in zip(rows, pool.map(
-                        lambda tag: _created(context, client, name.with_tag(tag)), tags)):
-                    row["created"] = created
-    dated = [(row["tag"], row.get("created") or "-") for row in rows]
-    context.answer(rows, aligned(dated) if flags.created else tags)
+                dates += pool.map(lambda tag: _created(context, client, name.with_tag(tag)), tags)
+    rows = ({"name": str(name.with_tag(tag)), "tag": tag, **({"created": created} if dates else {})}
+            for tag, created in itertools.zip_longest(tags, dates))
+    context.answer(rows, aligned([(tag, created or "-") for tag, created in zip(tags, dates)]) if dates else tags)
 
 
 def _created(context: Context, client: Client, name: Reference) -> str:

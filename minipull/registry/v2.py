@@ -271,11 +271,11 @@ class Repository:
 def valid_tags(listed: Iterable[object], source: str, warn: Callable[[str], None]) -> List[str]:
     """The tags in the list of a ``source``, each once; ``warn`` is told of the first entry that is none."""
     tags: Dict[str, None] = {}
-    invalid = []
+    invalid: List[object] = []
     for tag in listed:
         if isinstance(tag, str) and is_tag(tag):
             tags[tag] = None
-        else:
+        elif not invalid:
             invalid.append(tag)
     if invalid:
         warn("%s: list of tags: invalid tag %s, left out" % (source, ascii(invalid[0])[:150]))

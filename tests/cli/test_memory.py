@@ -16,7 +16,7 @@ from minipull.store.store import Store
 from tests.kit import images
 from tests.kit.archives import pack
 from tests.kit.images import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
-from tests.kit.processes import minipull_env
+from tests.kit.processes import Serve, minipull_env
 from tests.kit.pulls import rewrite, serve
 from tests.kit.servers import ScriptedServer, content, reply
 
@@ -136,6 +136,60 @@ def test_the_dates_of_many_tags_take_less_than_64_megabytes(tmp_path: Path, serv
     server.on("GET", "/tags/list", reply(200, {"tags": ["v%d" % number for number in range(40)]}))
     code, peak, text = world.measured("tags", "--created", world.ref)
     assert code == 0 and peak < 64 and "is larger than" in text, text
+
+
+@pytest.mark.parametrize("command, key", [("tags", "tags"), ("catalog", "repositories")])
+def test_a_list_of_100000_names_takes_less_than_50_megabytes(
+        command: str, key: str, tmp_path: Path, server: ScriptedServer) -> None:
+    world = World(tmp_path, server)
+    names = ["version-%d.%d" % (number // 100, number % 100) for number in range(100000)]
+    server.on("GET", "/tags/list|/_catalog", reply(200, {key: names}))
+    code, peak, text = world.measured(command, world.ref if command == "tags" else server.host)
+    assert code == 0 and peak < 50, text
+
+
+#: By the parts of an image that are many: commands for it, in which each is parsed in its turn.
+MANY = {
+    "children, copied": ("index", ["copy", "store:x.io/a:1", "oci:copy"]),
+    "children, pushed": ("index", ["push", "x.io/a:1", "HOST/a:1"]),
+    "children, converted": ("index", ["copy", "--format", "docker", "store:x.io/a:1", "oci:copy"]),
+    "referrers, copied": ("referrers", ["copy", "--referrers", "store:x.io/a:1", "docker://HOST/a:1"])}
+
+
+@pytest.mark.parametrize("case", MANY)
+def test_the_manifests_of_an_image_are_parsed_a_few_at_a_time(
+        case: str, tmp_path: Path, server: ScriptedServer, serve: Callable[..., Serve]) -> None:
+    """Ten of 700 kB, full of annotations: parsed, they take 50 MB."""
+    world, store = World(tmp_path, server), Store(str(tmp_path / "store"))
+    kind, command = MANY[case]
+
+    def put(document: object, media_type: str) -> Descriptor:
+        blob = Descriptor.of(json.dumps(document, separators=(",", ":")).encode(), media_type)
+        store.content.put(blob.digest, json.dumps(document, separators=(",", ":")).encode())
+        return blob
+
+    notes = {"k%06d" % number: "" for number in range(50000)}
+    layer = put("layer", images.OCI_LAYER)
+    config = put({"os": "linux", "architecture": "amd64", "rootfs": {
+        "type": "layers", "diff_ids": [layer.digest]}}, OCI_CONFIG)
+    image = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config.to_json(), "layers": [layer.to_json()]}
+    top = put(image, OCI_MANIFEST)
+    many = []
+    for number in range(10):
+        noted = dict(notes, n=str(number))
+        more = {"layers": [dict(layer.to_json(), annotations=noted)]} if kind == "index" else {
+            "subject": top.to_json(), "artifactType": "a/b", "annotations": noted}
+        many.append(put(dict(image, **more), OCI_MANIFEST))
+    names = [Reference.parse("x.io/a@" + one.digest) for one in many]
+    if kind == "index":
+        names, many = [], [put({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [
+            one.to_json() for one in many]}, OCI_INDEX)]
+        top = many.pop()
+    store.references.put([Association(name, one, one.digest).to_json() for name, one in zip(
+        [Reference.parse("x.io/a:1"), *names], [top, *many])])
+    registry = serve(tmp_path / "registry", "--writable")
+    code, peak, text = world.measured(*(word.replace("HOST", registry.host) for word in command))
+    assert code == 0 and peak < 64, text
 
 
 def test_images_and_df_of_2000_images_take_less_than_64_megabytes(tmp_path: Path, server: ScriptedServer) -> None:
