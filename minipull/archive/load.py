@@ -102,7 +102,7 @@ def _take(archive: Archive, tops: Sequence[Descriptor], store: Store, output: Ou
     seen: Seen = set()
     for top in tops:
         for item, document in archive.walk(top, seen=seen):
-            blobs[item.digest] = item
+            blobs[item.digest] = item.bare
             if isinstance(document, Manifest) and is_runnable(document):
                 config = ImageConfig.parse(archive.content.read(document.config.digest, MAX_CONFIG))
                 for blob, diff_id in config.paired(document.layers):

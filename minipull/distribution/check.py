@@ -44,9 +44,9 @@ def check_repository(repository: Repository, top: Received, deep: bool, output: 
     for item, document in walk(top.document(), lambda entry: get(entry) if entry.is_document else None):
         sizes[item.digest] = item.size
         if document is not None:
-            blobs.update((blob.digest, blob) for blob in document.blobs)
+            blobs.update((blob.digest, blob.bare) for blob in document.blobs)
         elif not item.is_document:
-            blobs[item.digest] = item
+            blobs[item.digest] = item.bare
         if isinstance(document, Manifest) and is_runnable(document):
             problems += _config_problems(repository, document, cancel)
     remote = [blob for blob in blobs.values() if not blob.data]

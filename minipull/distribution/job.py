@@ -193,9 +193,9 @@ class CopyJob:
         ends = self._source, self._target, self._tally, self._options.foreign
         for document in documents:
             for blob in (blob for blob in document.blobs if blob.digest not in self._sent):
-                jobs[blob[1:3]] = CopyDescriptor(blob._replace(annotations=None, urls=blob.urls[:1]), *ends)
+                jobs[blob[1:3]] = CopyDescriptor(blob.bare, *ends)
             for entry in document.unknown if isinstance(document, Index) else ():
-                jobs[entry[1:3]] = EntryDescriptor(entry, *ends)
+                jobs[entry[1:3]] = EntryDescriptor(entry.bare, *ends)
         output = discard if self._options.dry_run else self._output
         self._uploads.upload(list(jobs.values()), output, self._cancel, self._target.holding)
 

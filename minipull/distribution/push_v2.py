@@ -191,7 +191,7 @@ class V2PushDescriptor(UploadDescriptor):
 
     def __init__(self, pusher: V2Pusher, blob: Descriptor, diff_id: Optional[DiffID] = None,
                  may_compress: bool = False, show: bool = True) -> None:
-        self.blob = blob if may_compress else blob._replace(annotations=None)  # of many, to be let go of
+        self.blob = blob if may_compress else blob.bare
         self.diff_id = diff_id
         self._pusher = pusher
         content: Digest = diff_id or blob.digest

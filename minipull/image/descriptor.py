@@ -93,6 +93,11 @@ class Descriptor(NamedTuple):
         return {key: value for key, value in members.items() if value or key == "size"}
 
     @property
+    def bare(self) -> "Descriptor":
+        """The content alone, for lists of many: no annotations, no platform, of the URLs one at most."""
+        return self._replace(annotations=None, platform=None, urls=self.urls[:1])
+
+    @property
     def is_foreign(self) -> bool:
         """Whether it is a layer, of any type, that may be kept at its ``urls`` only (moby: by urls)."""
         return bool(self.urls) and self.media_type not in _NEVER_FOREIGN

@@ -17,6 +17,7 @@ from ..cancel import Cancel
 from ..digest import ChainID, Digest
 from ..errors import InvalidDocument, PolicyError, StorageError, storage_errors
 from ..image.descriptor import Descriptor
+from ..image.manifest import Document
 from ..progress import Meter, Output, discard
 from .content import listing
 from .references import SOURCE_DIGEST
@@ -104,12 +105,13 @@ def _needed(store: Store) -> Set[Digest]:
             top = Descriptor.from_json(entry, "index.json")
             source = (top.annotations or {}).get(SOURCE_DIGEST)
             needed.update([] if source is None else [Digest.parse(source)])
-        items = list(store.walk(top))
-        if items[-1][1] is None:
+        document: Optional[Document] = None
+        for item, document in store.walk(top):
+            needed.add(item.digest)
+        if document is None:
             raise StorageError(
                 "manifest %s is missing or unknown, so what it needs can't be told;"
                 " pull or remove its image" % top.digest)
-        needed.update(item.digest for item, _ in items)
     return needed
 
 
