@@ -172,7 +172,6 @@ def test_the_manifests_of_an_image_are_parsed_a_few_at_a_time(
         store.content.put(blob.digest, raw)
         return blob
 
-    notes.update({"k%06d" % number: "" for number in range(50000)})
     def image(number: int, **more: object) -> Descriptor:
         layer = put("layer %d" % number, images.OCI_LAYER)
         config = put({"os": "linux", "architecture": "amd64", "rootfs": {
