@@ -13,7 +13,8 @@ from minipull.cancel import Cancel
 from minipull.digest import Digest
 from minipull.distribution import blobs
 from minipull.distribution.documents import MAX_AHEAD, Ahead, pull_in_order, put_below, side_by_side
-from minipull.errors import Cancelled, InvalidDocument, Unauthorized
+from minipull.errors import Cancelled, InvalidDocument, PolicyError, Unauthorized
+from minipull.image import walk
 from minipull.image.descriptor import Descriptor
 from minipull.image.manifest import Document, Index, Manifest, parse
 from minipull.reference import Reference
@@ -90,9 +91,11 @@ def test_no_manifest_is_asked_for_twice(
     few = [artifact(layout, annotations={"n": str(number)}) for number in range(CHILDREN)]
     inner, other = layout.index([few[-1]]).descriptor, layout.blob(b"other", "application/x-other")
     top = layout.index([few[0], inner, few[0], *few, other], "latest").descriptor
-    about = add(layout, {"schemaVersion": 2, "mediaType": OCI_INDEX, "subject": top, "manifests": few}, "about")
+    new = artifact(layout, annotations={"n": "new"})
+    about = [add(layout, {"schemaVersion": 2, "mediaType": OCI_INDEX, "subject": top, "manifests": listed}, name)
+             for name, listed in (("one", [*few, new]), ("two", [new]))]
     server.serve(layout.root, "r")
-    server.on("GET", "/referrers/" + top["digest"], reply(200, {"manifests": [about]}))
+    server.on("GET", "/referrers/" + top["digest"], reply(200, {"manifests": about}))
     if how == "pull again":
         server.on("GET", "/manifests/" + other["digest"], error(403, "DENIED"),
                   content(layout.read(other["digest"]), other["mediaType"]))
@@ -106,6 +109,18 @@ def test_no_manifest_is_asked_for_twice(
     for entry in (*few, inner, other):
         refused = how == "pull again" and entry is other
         assert len(server.seen("GET", "/manifests/" + entry["digest"])) == 1 + refused
+    assert len(server.seen("GET", "/manifests/" + new["digest"])) == (how == "copy its referrers")
+
+
+def test_the_manifests_of_all_referrers_have_one_bound(
+        server: ScriptedServer, layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    top = artifact(layout, "latest")
+    about = [artifact(layout, name, subject=top, annotations={"x": name * 1000}) for name in "abcde"]
+    server.serve(layout.root, "r")
+    server.on("GET", "/referrers/" + top["digest"], reply(200, {"manifests": about}))
+    monkeypatch.setattr(walk, "MAX_BYTES", 4000)
+    with pytest.raises(PolicyError, match="more than 4000 bytes of manifests"):
+        copied("docker://%s/r" % server.host, "oci:%s" % (tmp_path / "new"), referrers=True)
 
 
 def test_a_child_that_fails_once_is_asked_for_again(
@@ -170,7 +185,8 @@ def test_a_layer_that_two_images_share_is_pulled_once(
                   for number in range(2)], "latest")
     server.serve(layout.root, "r")
     minipull.pull("%s/r" % server.host, store, all_platforms=True, downloads=LayerDownloadManager(9))
-    assert len(server.seen("GET", "/blobs/")) == len({request.path for request in server.seen("GET", "/blobs/")})
+    asked = [request.path for request in server.seen("GET", "/blobs/")]
+    assert len(asked) == len(set(asked))
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT"])
