@@ -6,18 +6,15 @@ The order of a walk stays, and so does its first error.  moby asks for one after
 import collections
 import contextlib
 import functools
-import os
 from typing import (
-    IO, Any, Callable, Container, ContextManager, Deque, Dict, Iterable, Iterator, List, Optional, Sequence,
-    Tuple, TypeVar)
+    Any, Callable, Container, ContextManager, Deque, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple,
+    TypeVar)
 
 from ..cancel import Cancel
 from ..digest import Digest
-from ..errors import PolicyError, file_errors
-from ..image import manifest
+from ..errors import PolicyError
 from ..image.descriptor import Descriptor
 from ..image.manifest import Document, Index, Manifest
-from ..parts import tempfile
 from ..progress import discard
 from ..registry.v2 import Received, Repository
 from ..xfer.transfer import Holding, Run, Transfer, TransferManager, Watcher, nothing
@@ -30,14 +27,11 @@ T = TypeVar("T")
 
 
 class Held:
-    """Manifests in order.  Of those past MAX_HELD the bytes are in a file, and parsed at each turn."""
+    """Manifests in order; those past MAX_HELD are kept as bytes, and parsed at each turn."""
 
-    def __init__(self, documents: Iterable[Document] = ()) -> None:
+    def __init__(self) -> None:
         self._made: List[Callable[[], Document]] = []
         self._room = MAX_HELD
-        self._file: Optional[IO[bytes]] = None
-        for document in documents:
-            self.append(document)
 
     def __len__(self) -> int:
         return len(self._made)
@@ -55,23 +49,9 @@ class Held:
         return (make() for make in self._made[:-1])
 
     def append(self, document: Document) -> None:
-        size = len(document.raw)
-        if size <= self._room:
-            self._room -= size
-            self._made.append(lambda: document)
-            return
-        with file_errors("keep a manifest"):
-            self._file = self._file or tempfile.TemporaryFile()
-            start = self._file.seek(0, os.SEEK_END)
-            self._file.write(document.raw)
-        self._made.append(functools.partial(self._read, start, size, document.media_type, document.digest))
-
-    def _read(self, start: int, size: int, media_type: str, digest: Digest) -> Document:
-        assert self._file is not None
-        with file_errors("read a manifest"):
-            self._file.seek(start)
-            raw = self._file.read(size)
-        return manifest.parse(raw, media_type)._replace(digest=digest)
+        self._room -= len(document.raw)
+        received = Received(document.raw, document.media_type, document.digest)
+        self._made.append((lambda: document) if self._room >= 0 else received.document)
 
 
 class Ahead(ContextManager["Ahead"]):
@@ -119,8 +99,7 @@ class Ahead(ContextManager["Ahead"]):
                     return received.document()
             finally:
                 self._release(entry.digest)
-        plain = functools.partial(self._plain, entry)
-        return plain() if self._repository is None else self.in_turn(plain)
+        return self._plain(entry) if self._repository is None else self.in_turn(lambda: self._plain(entry))
 
     def in_turn(self, work: Callable[[], T], holding: Holding = nothing) -> T:
         """Return the result of ``work``, which asks for what has not been asked for, within a slot."""

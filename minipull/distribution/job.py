@@ -148,7 +148,11 @@ class CopyJob:
         with Ahead(self._get, repository, self._uploads.transfers, self._cancel, seen=seen) as ahead:
             entries = walk(top, lambda entry: ahead.get(entry) if entry.is_document else None, ahead.below,
                            seen, bounds)
-            return Held(document for _, document in entries if document)
+            documents = Held()
+            for _, document in entries:
+                if document:
+                    documents.append(document)
+            return documents
 
     def _filtered(self, top: Document) -> Document:
         """Return the one image of an index that was asked for, or the index without the others."""

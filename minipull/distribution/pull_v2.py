@@ -139,8 +139,7 @@ class V2Puller(NamedTuple):
     def _verify(self, digests: Sequence[Digest]) -> None:
         """Raise ContentMismatch if keys are given and none has signed; nothing has been kept by then."""
         if self.options.keys:
-            text = part("distribution.verify").verified(self.repository, digests, self.options.keys, self.cancel)
-            self.output(Progress(message=text))
+            part("distribution.verify").verify(self.repository, digests, self.options.keys, self.output, self.cancel)
 
     def _resolve(self, reference: Reference, former: Optional[Association]) -> Received:
         """Return the verified manifest of a reference, from the store if it has been pulled and not moved."""
@@ -227,8 +226,8 @@ class V2Puller(NamedTuple):
                 yield wait_plain
             return
         if len(document.layers) > ENGINE_MAX_LAYERS:
-            text = "image has %d layers, docker will not load more than %d"
-            self.output(Progress(message=text % (len(document.layers), ENGINE_MAX_LAYERS)))
+            self.output(Progress(message="image has %d layers, docker will not load more than %d" % (
+                len(document.layers), ENGINE_MAX_LAYERS)))
         parsed: List[ImageConfig] = []  # the config, which may be large, once for all layers
         parsing = threading.Lock()
 

@@ -11,6 +11,7 @@ from ..errors import NotFound
 from ..image.descriptor import Descriptor
 from ..image.manifest import Document
 from ..image.signature import KINDS, Key, Signatures, first_good
+from ..progress import Output, Progress
 from ..registry.errors import RegistryError
 from ..registry.v2 import Repository
 from .read import found, read_blob, referring
@@ -43,6 +44,7 @@ class RemoteSignatures(Signatures):
             raise (NotFound("blob %s is not there" % blob.digest) if exc.status == 404 else exc) from exc
 
 
-def verified(repository: Repository, digests: Sequence[Digest], keys: Sequence[Key], cancel: Cancel) -> str:
-    """The line for the good signature of an image; raises ContentMismatch if no key has signed one of these."""
-    return str(first_good(RemoteSignatures(repository, cancel).of(digests, keys), keys))
+def verify(repository: Repository, digests: Sequence[Digest], keys: Sequence[Key], output: Output,
+           cancel: Cancel) -> None:
+    """Tell the good signature of an image; raises ContentMismatch if no key has signed one of its manifests."""
+    output(Progress(message=str(first_good(RemoteSignatures(repository, cancel).of(digests, keys), keys))))

@@ -30,7 +30,6 @@ from .url import Origin, joined
 
 MAX_TAGS = 100000  # and repositories
 MAX_REFERRERS = 1000
-MAX_NOTES = 4 << 20  # bytes of memory, of the annotations in a list of referrers
 _MAX_PAGE = 8 << 20  # bytes: 100,000 tags of 80 characters, which docker-registry 2.8 sends at once
 _MAX_PAGES = 10000
 
@@ -170,20 +169,13 @@ class Repository:
         self._ask("DELETE", "manifests/" + reference, cancel, scope=scope, once=True).discard()
 
     def referrers(self, digest: Digest, cancel: Cancel) -> Optional[List[Descriptor]]:
-        """The manifests whose subject is a manifest; None if the registry has no referrers API.
-
-        Annotations past MAX_NOTES are left out.
-        """
+        """The manifests whose subject is a manifest; None if the registry has no referrers API."""
         items = self._listed("referrers/" + digest, "manifests", "referrers", MAX_REFERRERS, cancel)
         referrers: Dict[Digest, Descriptor] = {}
-        room = MAX_NOTES
         try:
             for item in items:
                 referrer = Descriptor.from_json(item, "list of referrers")
-                room -= sum(200 + len(key) + len(note) for key, note in (referrer.annotations or {}).items())
-                if room < 0:
-                    referrer = referrer._replace(annotations=None)
-                referrers.setdefault(referrer.digest, referrer._replace(urls=(), data=b""))
+                referrers.setdefault(referrer.digest, referrer)
         except (InvalidDocument, RegistryError) as exc:
             if isinstance(exc, RegistryError) and exc.status not in (400, 404, 405):
                 raise

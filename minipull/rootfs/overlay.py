@@ -28,8 +28,8 @@ from ..errors import InvalidDocument, PolicyError
 from ..image.tar import CHAR, DIRECTORY, FILE, LINK, MAX_NAME, SYMLINK, Entry
 
 MAX_HOPS = 255  # links followed on the way to one entry
-MAX_KEPT = 32 << 20  # bytes of names, link targets and attributes
-_PER_ENTRY, _PER_IMPLIED = 16, 400  # bytes that an entry counts for besides, and a directory without one
+MAX_KEPT = 256 << 20  # bytes of memory, for names, link targets and attributes
+_SIZES = {FILE: 200, LINK: 200, DIRECTORY: 650}  # bytes that an entry takes besides these (CPython 3.6)
 _MAX_PART = 255  # bytes of one name, as file systems have it
 WHITEOUT, META, OPAQUE = b".wh.", b".wh..wh.", b".wh..wh..opq"
 PLNK = b".wh..wh.plnk"  # where AUFS kept what it hard-linked; gone when its layer is done
@@ -108,7 +108,7 @@ class Overlay:
 
     def _keep(self, entry: Entry, name: bytes) -> Entry:
         """Count what is kept of an entry, which is returned; raises PolicyError past MAX_KEPT."""
-        self._room -= _PER_ENTRY + len(name)
+        self._room -= len(name) + _SIZES.get(entry.kind, 350)
         if entry.kind not in (FILE, LINK):
             entry = entry._replace(name=b"")
             self._room -= len(entry.linkname) + len(entry.uname) + len(entry.gname) + sum(
@@ -244,8 +244,7 @@ class Overlay:
             raise InvalidDocument("File name too long")
         if name in way.folder.names:
             self._drop(way, name)
-        self._room -= _PER_IMPLIED
-        self._keep(Entry(b""), name)
+        self._keep(Entry(b"", DIRECTORY), name)
         folder = Folder()
         way.folder.names[name] = folder, layer
         self._implied(way.to(name))

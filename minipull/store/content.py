@@ -15,6 +15,7 @@ import os
 from typing import BinaryIO, List, Optional, Tuple
 
 from .. import files
+from ..cancel import Cancel
 from ..digest import ALGORITHMS, Digest
 from ..errors import ContentMismatch, InvalidDocument, StorageError, corrupt, storage_errors
 from ..parts import part
@@ -65,8 +66,11 @@ class ContentStore(BlobSource):
     def drop_partial(self, digest: Digest) -> None:
         """Remove the partial of a blob that is stored, and its note, unless another thread owns them."""
         partial = os.path.join(self.scratch, digest.replace(":", "-"))
-        if os.path.lexists(partial) or os.path.lexists(partial + ".json"):
-            part("store.ingest").drop_partial(self, digest)
+        size = self.size(digest) if os.path.lexists(partial) or os.path.lexists(partial + ".json") else None
+        if size is not None:
+            with contextlib.suppress(StorageError):
+                part("store.ingest").Ingest(
+                    self, os.path.basename(partial), Cancel(), digest, size, patience=0).close()
 
     def make_durable(self, horizon: float = 0.0) -> None:
         """Make the names of all blobs durable, and sweep ``ingest/``; raises StorageError.

@@ -4,8 +4,6 @@
 The file of a partial carries its own lock.  Its former owner may just have
 renamed that very file into place; so a new owner compares the open file with the
 path, then looks for the blob, and only then changes anything.
-
-Mirrors containerd's core/content.
 """
 import contextlib
 import functools
@@ -59,10 +57,9 @@ class Ingest(ContextManager["Ingest"]):
                 raise
 
     @classmethod
-    def of(cls, content: ContentStore, digest: Digest, size: int, cancel: Cancel,
-           patience: Optional[float] = None) -> "Ingest":
+    def of(cls, content: ContentStore, digest: Digest, size: int, cancel: Cancel) -> "Ingest":
         """Own the partial of a blob; raises Cancelled, and StorageError if its owner stands still too long."""
-        return cls(content, digest.replace(":", "-"), cancel, digest, size, patience=patience)
+        return cls(content, digest.replace(":", "-"), cancel, digest, size)
 
     @property
     def offset(self) -> int:
@@ -222,19 +219,9 @@ def copy_blob(content: ContentStore, source: BlobSource, digest: Digest, size: i
             ingest.commit(settle=False)
 
 
-def drop_partial(content: ContentStore, digest: Digest) -> None:
-    """Remove the partial of a blob if that is stored, unless another thread owns it."""
-    size = content.size(digest)
-    with contextlib.suppress(StorageError):
-        if size is not None:
-            Ingest.of(content, digest, size, Cancel(), patience=0).close()
-
-
 @functools.lru_cache(maxsize=None)
 def _boot_id() -> str:
     """Return an id that changes with every boot; empty where the system has none."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
+    with contextlib.suppress(StorageError):
+        return (files.read_file("/proc/sys/kernel/random/boot_id", 100) or b"").decode().strip()
+    return ""

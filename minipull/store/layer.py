@@ -46,8 +46,7 @@ class LayerSource:
     def is_plain(self, blob: Digest) -> bool:
         """Whether a blob is a tar without compression, so that its SHA-256 is its DiffID."""
         with self._content.open(blob) as file, storage_errors("read layer"):
-            plain: bool = not part("store.compression").is_compressed(file.read(6))
-        return plain and blob.algorithm == "sha256"
+            return blob.algorithm == "sha256" and not part("store.compression").is_compressed(file.read(6))
 
     def diff(self, blob: Digest, cancel: Cancel, raw: Optional[Verifier] = None,
              move: Callable[[int], None] = lambda position: None) -> Diff:

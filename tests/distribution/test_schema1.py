@@ -323,7 +323,7 @@ def test_a_layer_that_is_not_there_is_named(server: ScriptedServer, store: minip
 
 def test_a_layer_that_nobody_can_read_is_refused(
         server: ScriptedServer, store: minipull.Store, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minipull.store.layer.decompressed", unreadable)
+    monkeypatch.setattr("minipull.store.compression.decompressed", unreadable)
     offer(server, layout, images.specs(1))
     assert "schema 1 does not say what is in it" in refused(InvalidDocument, server, store)
 

@@ -369,20 +369,6 @@ def test_referrers_come_with_all_pages(repository: Repository, server: ScriptedS
         (digest(b"1"), "a/b"), (digest(b"2"), "a/b")]
 
 
-def test_annotations_of_referrers_have_one_bound_over_all_pages(
-        repository: Repository, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert module.MAX_NOTES == 4 << 20
-    monkeypatch.setattr(module, "MAX_NOTES", 1000)
-    for number in range(3):
-        page = {"manifests": [{"mediaType": OCI, "digest": digest(b"%d" % number), "size": 1, "urls": ["x"],
-                               "annotations": {"a": "x" * 300}}]}
-        link = {"Link": '<?n=%d>; rel="next"' % (number + 1)} if number < 2 else {}
-        server.on("GET", "n=%d$" % number if number else "/referrers/[^?]*$", reply(200, page, link))
-    referrers = repository.referrers(digest(MANIFEST), Cancel())
-    assert referrers is not None and [len((item.annotations or {}).get("a", "")) for item in referrers] == [300, 0, 0]
-    assert [item.urls for item in referrers] == [()] * 3
-
-
 @pytest.mark.parametrize("answer", [
     error(404), error(400), error(405), reply(200, "<html>"), reply(200, "[]"), referring("sha256:0"),
     reply(200, '{"manifests": [1]}'), reply(200, '{"manifests": 1}')])
