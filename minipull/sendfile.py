@@ -14,7 +14,7 @@ _COPY = 256 << 10  # bytes read and sent at once
 
 
 def send(sock: socket.socket, file: BinaryIO, offset: int, count: int) -> Iterator[int]:
-    """Send a part of a file, by sendfile(2) if the peer is another machine.
+    """Send a part of a file, by sendfile(2) if the peer is another machine: here data is in the cache.
 
     Yields the length of each piece in bytes; ends early where the file does.
     Raises OSError, socket.timeout as the socket does.
@@ -23,8 +23,7 @@ def send(sock: socket.socket, file: BinaryIO, offset: int, count: int) -> Iterat
     if isinstance(file, Extent):
         start, end = file.start, min(end, file.size)
     copying = not hasattr(os, "sendfile") or isinstance(file, io.BytesIO)
-    # To a peer on this machine copying is quicker: the data is in the cache when it reads.
-    with contextlib.suppress(OSError):  # one that has gone has no name; sending will say so
+    with contextlib.suppress(OSError):  # on one machine copying is quicker; a peer that has gone has no name
         copying = copying or sock.getpeername()[:1] == sock.getsockname()[:1]
     while offset < end:
         if copying:

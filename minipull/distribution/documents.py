@@ -6,6 +6,7 @@ The order of a walk stays, and so does its first error.  moby asks for one after
 import collections
 import contextlib
 import functools
+import zlib
 from typing import (
     Any, Callable, Container, ContextManager, Deque, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple,
     TypeVar)
@@ -27,7 +28,7 @@ T = TypeVar("T")
 
 
 class Held:
-    """Manifests in order; those past MAX_HELD are kept as bytes, and parsed at each turn."""
+    """Manifests in order; those past MAX_HELD are kept as bytes, compressed, and parsed at each turn."""
 
     def __init__(self) -> None:
         self._made: List[Callable[[], Document]] = []
@@ -50,8 +51,11 @@ class Held:
 
     def append(self, document: Document) -> None:
         self._room -= len(document.raw)
-        received = Received(document.raw, document.media_type, document.digest)
-        self._made.append((lambda: document) if self._room >= 0 else received.document)
+        if self._room >= 0:
+            self._made.append(lambda: document)
+            return
+        packed, names = zlib.compress(document.raw, 1), (document.media_type, document.digest)
+        self._made.append(lambda: Received(zlib.decompress(packed), *names).document())
 
 
 class Ahead(ContextManager["Ahead"]):
