@@ -25,10 +25,9 @@ The modules in reading order:
     copy        copy
     images      images history df
     store       inspect tag rm gc save load
-    check       check
+    check       check verify
     rootfs      unpack export cat
     login       login logout
-    verify      verify
     diagnosis   doctor REF: the way of a pull
     doctor      doctor
     serve       serve

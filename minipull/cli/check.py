@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command check, of the store, images in it, archives and images at a registry."""
+"""The commands check, of the store, images in it, archives and images at a registry, and verify."""
 import argparse
 import contextlib
 import os
+import re
 from typing import Any, Dict, Iterable, List, NamedTuple, Sequence, Set, Tuple
 
-from ..errors import Error, InvalidDocument, InvalidReference, NotFound, StorageError
+from ..digest import Digest
+from ..errors import Error, InvalidDocument, InvalidReference, NotFound, StorageError, shown, within
 from ..image.descriptor import Descriptor
 from ..reference import Reference
 from ..store.check import HARMLESS, REBUILT, REPAIRED, Problem, check, check_images
@@ -14,7 +16,7 @@ from ..store.repair import remedy, repair
 from ..store.store import ImageSource
 from ..store.usage import Counts, usage
 from .context import Context
-from .lists import operands, read_pins, stored_names
+from .lists import named_image, operands, read_pins, stored_names
 
 ABSENT, DIFFERS, EXTRA = "absent", "differs", "extra"  # kinds of problems with pins
 
@@ -183,3 +185,35 @@ def _named(source: ImageSource, images: Sequence[Association], checked: Checked)
     rows = [{"name": str(image.name), "digest": image.source, "ok": whole(image)} for image in images]
     return checked._replace(
         counts=usage(source, [image.descriptor for image in images]).counts, images=rows)
+
+
+def do_verify(context: Context, flags: argparse.Namespace) -> None:
+    from ..distribution.copy import open_source
+    from ..distribution.places import Place
+    from ..image.signature import first_good
+
+    keys, cancel, text = context.settings.verify_keys(), context.cancel, flags.ref
+    if not keys:
+        raise InvalidReference("verify: give the public key with --key FILE")
+    plain = not re.match("docker://|(store|oci|oci-archive|docker-archive):", text)
+    subject = "verify %s" % shown(text, 300)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(within(subject))
+        store = context.source if plain or text.startswith("store:") else context.settings.store()
+        place = Place.parse(named_image(store, "store:" + text if plain else text))
+        client = stack.enter_context(context.client(place.domains))
+        try:
+            end = open_source(place, client, store, subject, stack, context.renderer, cancel)
+            digest = end.get(place.tag, cancel).digest
+        except NotFound as exc:
+            raise exc.reworded("%s; docker://%s asks the registry" % (exc, text)) if plain else exc
+        signatures = list(end.signatures(cancel).of([digest], keys))
+        good = any(signature.key for signature in signatures)
+        tag = "" if isinstance(place.tag, Digest) or not place.tag else ":" + place.tag
+        context.answer(
+            {"ok": good, "name": "%s%s" % (place, tag), "digest": digest, "signatures": [
+                dict(item._asdict(), key=item.key and item.key.source,
+                     fingerprint=item.key and item.key.fingerprint) for item in signatures]},
+            ["%s: %s%s@%s" % ("Verified" if good else "Not verified", place, tag, digest),
+             *map(str, signatures)])
+        first_good(signatures, keys)

@@ -167,7 +167,7 @@ def built(wanted: str = "") -> Parser:
     add_network(network.add_argument_group("network"))
     commands = {module: functools.partial(_add_command, subparsers, wanted, module)
                 for module in (
-                    "registry", "copy", "ask", "login", "rootfs", "images", "store", "check", "verify", "doctor",
+                    "registry", "copy", "ask", "login", "rootfs", "images", "store", "check", "doctor",
                     "serve", "completion")}
     registry_commands(commands["registry"], [credentials, network])
     copy_command(commands["copy"], [credentials, network])
@@ -177,7 +177,7 @@ def built(wanted: str = "") -> Parser:
     images_commands(commands["images"])
     store_commands(commands["store"], progress, [credentials, network])
     check_command(commands["check"], [credentials, network])
-    verify_command(commands["verify"], [credentials, network])
+    verify_command(commands["check"], [credentials, network])
     doctor_command(commands["doctor"], [credentials, network])
     serve_command(commands["serve"])
     shell_commands(commands["completion"])

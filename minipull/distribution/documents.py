@@ -6,7 +6,6 @@ The order of a walk stays, and so does its first error.  moby asks for one after
 import collections
 import contextlib
 import functools
-import zlib
 from typing import (
     Any, Callable, Container, ContextManager, Deque, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple,
     TypeVar)
@@ -25,37 +24,6 @@ MAX_AHEAD = 1 << 20  # bytes of JSON, which may take 30 times that, here or aske
 MAX_HELD = 1 << 19  # bytes of JSON that are parsed, of all manifests of an image
 _WAVES = 3  # manifests on their way, or in line, in terms of the slots: one that is slow holds up few
 T = TypeVar("T")
-
-
-class Held:
-    """Manifests in order; those past MAX_HELD are kept as bytes, compressed, and parsed at each turn."""
-
-    def __init__(self) -> None:
-        self._made: List[Callable[[], Document]] = []
-        self._room = MAX_HELD
-
-    def __len__(self) -> int:
-        return len(self._made)
-
-    def __iter__(self) -> Iterator[Document]:
-        return (make() for make in self._made)
-
-    @property
-    def top(self) -> Document:
-        return self._made[-1]()
-
-    @property
-    def below(self) -> Iterator[Document]:
-        """The manifests below the top, children first."""
-        return (make() for make in self._made[:-1])
-
-    def append(self, document: Document) -> None:
-        self._room -= len(document.raw)
-        if self._room >= 0:
-            self._made.append(lambda: document)
-            return
-        packed, names = zlib.compress(document.raw, 1), (document.media_type, document.digest)
-        self._made.append(lambda: Received(zlib.decompress(packed), *names).document())
 
 
 class Ahead(ContextManager["Ahead"]):

@@ -6,8 +6,9 @@ name last.  Blobs that the target has are not sent.
 
 Mirrors skopeo's copy; moby has none.  Spec: image-spec.
 """
+import itertools
 import sys
-from typing import Any, Container, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Container, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from ..cancel import Cancel
 from ..digest import Digest
@@ -21,8 +22,8 @@ from ..progress import Output, Progress, discard
 from ..registry.v2 import Received
 from ..xfer.transfer import Transfer
 from ..xfer.upload import LayerUploadManager, UploadDescriptor
-from .convert import converted, rewritten
-from .documents import Ahead, Held, put_below
+from .convert import Held, converted, rewritten
+from .documents import Ahead, put_below
 from .ends import End, RegistryEnd, beside, copied_as_manifest
 from .places import Place
 from .referrers import Referrers
@@ -127,7 +128,7 @@ class CopyJob:
                 target.has(document.config, self._cancel)
                 break
         self._blobs(documents)
-        self._put(documents.below)
+        self._put(documents)
         if self._options.referrers:
             sent: Seen = {document.descriptor[:3] for document in documents}
             bounds = Bounds(sys.maxsize)  # of referrers there may be many; their bytes have one bound
@@ -207,11 +208,11 @@ class CopyJob:
         """Copy every blob and manifest that a manifest needs."""
         documents = self._below(document, sent, bounds)
         self._blobs(documents)
-        self._put(documents.below)
+        self._put(documents)
 
-    def _put(self, documents: Iterable[Document]) -> None:
-        target = self._target
-        put_below(documents, target.put, str(target), self._uploads.transfers, self._cancel, target.holding)
+    def _put(self, documents: Held) -> None:
+        below, target = itertools.islice(documents, len(documents) - 1), self._target
+        put_below(below, target.put, str(target), self._uploads.transfers, self._cancel, target.holding)
 
 
 class CopyDescriptor(UploadDescriptor):

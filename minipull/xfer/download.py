@@ -195,6 +195,10 @@ class Turnstile:
         self._sizes: Dict[int, float] = {}  # of the work, by arrival; a thread with its turn counts as infinite
         self._changed = threading.Condition()
 
+    def __repr__(self) -> str:
+        holders = list(self._sizes.values()).count(math.inf)
+        return "<Turnstile: %d of %d in use, %d waiting>" % (holders, self._limit, len(self._sizes) - holders)
+
     @contextlib.contextmanager
     def turn(self, size: int, cancel: Cancel) -> Iterator[None]:
         """Hold the lock within the block, for work on ``size`` bytes; raises Cancelled while waiting."""

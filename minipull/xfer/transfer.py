@@ -66,6 +66,10 @@ class Transfer:
         self._last: Optional[Progress] = None
         self._count = 0  # of progress so far
 
+    def __repr__(self) -> str:
+        state = "done" if self.done else "running" if self.started else "waiting"
+        return "<Transfer %s: %s, %d watchers>" % (self.key, state, len(self._watchers))
+
     def progress(self, progress: Progress) -> None:
         """Deliver progress to every watcher; called by the work."""
         with self._manager.changed:
@@ -102,6 +106,10 @@ class TransferManager:
         self.changed = threading.Condition()
         self._transfers: Dict[str, Transfer] = {}
         self._queued = 0  # threads that wait for a busy output
+
+    def __repr__(self) -> str:
+        return "<TransferManager: %d of %d active, %d waiting>" % (
+            self.active, self.limit, len(self.waiting))
 
     def transfer(self, key: str, run: Run, output: Output, waiting: Optional[Progress] = None,
                  cancel: Optional[Cancel] = None, holding: Holding = nothing) -> Watcher:

@@ -328,7 +328,7 @@ def test_the_turnstile_lets_the_largest_work_in_first() -> None:
     with turnstile.turn(0, Cancel()):
         for n, size in enumerate((10, 30, 20, 30)):
             threads.append(background(functools.partial(enter, size))[0])
-            wait_until(lambda: len(turnstile._sizes) == n + 2, "the queue")
+            wait_until(lambda: repr(turnstile).endswith(" %d waiting>" % (n + 1)), "the queue")
     for thread in threads:
         thread.join(10)
     assert entered == [30, 30, 20, 10]
