@@ -51,10 +51,10 @@ if TYPE_CHECKING:
     from .digest import Digest as Digest
     from .distribution.ask import digest as digest, inspect as inspect, tags as tags
     from .distribution.copy import copy as copy
+    from .distribution.job import Copied as Copied
     from .distribution.pull import pull as pull
     from .distribution.push import push as push
     from .distribution.push_v2 import Pushed as Pushed
-    from .distribution.job import Copied as Copied
     from .errors import (
         Cancelled as Cancelled, ContentMismatch as ContentMismatch, Error as Error,
         InvalidDocument as InvalidDocument, InvalidReference as InvalidReference,
@@ -94,10 +94,10 @@ _NAMES = {
     "digest": "Digest",
     "distribution.ask": "digest inspect tags",
     "distribution.copy": "copy",
+    "distribution.job": "Copied",
     "distribution.pull": "pull",
     "distribution.push": "push",
     "distribution.push_v2": "Pushed",
-    "distribution.job": "Copied",
     "errors": "Cancelled ContentMismatch Error InvalidDocument InvalidReference NetworkError NotFound"
               " PolicyError RateLimited StorageError Unauthorized Unsupported",
     "image.config": "Image",

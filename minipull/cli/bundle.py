@@ -9,8 +9,8 @@ from ..image.manifest import Index
 from ..parts import part
 from ..progress import human_size
 from .context import Context
-from .parser import program
 from .lines import aligned
+from .parser import program
 
 _ALONE = """
   {0} check      hash all of it again

@@ -8,7 +8,6 @@ the shell's own completion of a path, behind a prefix such as ``oci:``.
 """
 import argparse
 import os
-import pkgutil
 import re
 import shlex
 import sys
@@ -38,6 +37,7 @@ def do_completion(context: Context, flags: argparse.Namespace) -> None:
         words = [_unquoted(word[1:]) if flags.shell == "bash" else word[1:] for word in flags.words]
         context.write("".join(line + "\n" for line in candidates(context, flags, words)))
         return
+    import pkgutil  # not where TAB is pressed
     program, defined = _program(), ""
     if program != "minipull":
         defined = (_FUNCTION.get(flags.shell) or _FUNCTION[""]) % program

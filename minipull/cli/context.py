@@ -217,7 +217,6 @@ class Context:
             return BROKEN_PIPE
         if self._flags.verbose:
             import traceback
-
             trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
             for line in trace.splitlines():
                 if self.stream:
@@ -261,7 +260,7 @@ class Context:
         self.write("\n".join(escape(line) for line in text.split("\n")) + "\n")
 
     def answer(self, value: Any, lines: Iterable[str]) -> None:
-        """Print the result, as JSON, of which rows may be made for it alone, or as text, each line as one."""
+        """Print the result: the value as JSON, if need be of the rows of an iterator, or each text as one line."""
         if self.json:
             self.dump(list(value) if isinstance(value, Iterator) else value)
         else:

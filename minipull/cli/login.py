@@ -21,9 +21,9 @@ _MAX_PASSWORD = 1 << 16  # bytes
 
 
 def do_login(context: Context, flags: argparse.Namespace) -> None:
-    name = registry(flags.registry)
+    name, access = registry(flags.registry), context.access
     username, password = _user_and_password(context, flags)
-    with Client(context.access.service([name.domain], context.network), Keyring()) as client:
+    with Client(access.service([name.domain], context.network), Keyring()) as client:
         credential = login_with(client, name, Credential(username, password), context.cancel, context.alert)
     _logins(context).keep(name.domain, credential, context.cancel)
     context.answer({"registry": name.domain, "username": username}, ["Login Succeeded"])

@@ -18,9 +18,9 @@ from ..registry.v2 import Received, Repository
 from ..store.references import Association
 from ..store.store import IMAGE_ID, platform_of
 from .context import Context, described, reference
+from .lines import aligned
 from .lists import Operand, expanded, image_tags, operands, stored_tags
 from .plan import Row, row, show_plan
-from .lines import aligned
 
 if TYPE_CHECKING:
     from ..distribution.pull_v2 import Pulled

@@ -7,8 +7,7 @@ import collections
 import contextlib
 import functools
 from typing import (
-    Any, Callable, Container, ContextManager, Deque, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple,
-    TypeVar)
+    Any, Callable, Container, ContextManager, Deque, Dict, Iterable, Iterator, List, Optional, Tuple, TypeVar)
 
 from ..cancel import Cancel
 from ..digest import Digest
@@ -59,6 +58,8 @@ class Ahead(ContextManager["Ahead"]):
                 self._ask(entries[coming])
                 coming += 1
             yield entry
+            if entry.digest in self._asked:  # another process has stored it meanwhile
+                self._release(entry.digest)
 
     def get(self, entry: Descriptor) -> Document:
         """Return the manifest of an entry; raises as Repository.manifest and ``plain``."""
@@ -135,7 +136,7 @@ def put_below(documents: Iterable[Document], put: Callable[[Document, Cancel], A
 
 
 @contextlib.contextmanager
-def side_by_side(transfers: TransferManager, works: Sequence[Tuple[str, Run]], cancel: Cancel,
+def side_by_side(transfers: TransferManager, works: Iterable[Tuple[str, Run]], cancel: Cancel,
                  holding: Holding = nothing) -> Iterator[Callable[[], List[Any]]]:
     """Work within the block, which gets a function for the results; it raises the first error in order."""
     with contextlib.ExitStack() as stack:

@@ -210,8 +210,7 @@ class V2Puller(NamedTuple):
             self._plain_blob(entry, self.cancel)
 
     @contextlib.contextmanager
-    def _pulling(self, document: Manifest,
-                 chosen: bool = False) -> Iterator[Callable[[], Any]]:
+    def _pulling(self, document: Manifest, chosen: bool = False) -> Iterator[Callable[[], Any]]:
         """Download every blob of a manifest within the block, which gets a function that waits for them.
 
         ``chosen`` if it is the image that gets the name.

@@ -47,8 +47,8 @@ from ..registry.errors import Dispensable, RegistryError
 from ..registry.request import FileBody
 from ..registry.upload import Upload
 from ..registry.v2 import Repository
-from ..store.source import BUFFER, pieces
 from ..store.metadata import V2Metadata, check_hmac, hmac_key
+from ..store.source import BUFFER, pieces
 from ..store.store import MAX_CONFIG, ImageSource
 from ..xfer.transfer import Transfer
 from ..xfer.upload import LayerUploadManager, UploadDescriptor

@@ -90,7 +90,8 @@ class Referrers:
         tag = subject.replace(":", "-")
         index = self._found(tag, self._target) if entries else None
         present = index.manifests if isinstance(index, Index) else ()
-        added = [entry for digest, entry in entries.items() if digest not in {item.digest for item in present}]
+        known = {item.digest for item in present}
+        added = [entry for digest, entry in entries.items() if digest not in known]
         if added:
             start = compact({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []})[:-2]
             raw = b"%s%s]}" % (start, b",".join([*(compact(item.to_json()) for item in present), *added]))

@@ -6,7 +6,7 @@ The modules in reading order:
     source         blobs to be read, of a store or of an archive
     compression    gzip and zstd undone, within bounds
     content        blobs under their digests
-    ingest         the only way in
+    ingest         a blob on its way in
     layer          one record a ChainID
     references     index.json: names to manifests
     metadata       the layer of each blob, and the repositories that have it

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Content: blobs under their digests, and the only way in.
+"""Content: blobs under their digests, and how they come in.
 
 Bytes come in through an Ingest (ingest.py): written and hashed once, compared with the
 promised digest and size, synced, and only then renamed to where a reader looks.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ingest: the only way for a blob into the store.
+"""Ingest: a blob on its way into the store.
 
 The file of a partial carries its own lock.  Its former owner may just have
 renamed that very file into place; so a new owner compares the open file with the

@@ -138,6 +138,11 @@ def test_login_without_user_and_password_sends_no_request(
     assert private.requests == []
 
 
+def test_settings_that_can_not_be_read_are_told_before_a_password_is_asked_for(
+        private: ScriptedServer, run_minipull: Minipull) -> None:
+    refused(run_minipull("--config", "absent", "login", private.host, stdin=b""), 2, "settings file 'absent'")
+
+
 def test_a_closed_stdin_is_no_terminal(private: ScriptedServer, home: Path) -> None:
     for flags in ("", " --password-stdin"):
         done = run(["sh", "-c", "%s -m minipull login -u ann %s%s <&-" % (

@@ -9,9 +9,8 @@ import pytest
 
 from minipull.cancel import Cancel
 from minipull.distribution.copy import Copies
-from minipull.distribution.job import Options
+from minipull.distribution.job import Options, Outcome
 from minipull.distribution.places import Place
-from minipull.distribution.job import Outcome
 from minipull.errors import Cancelled, Error, InvalidReference, NotFound
 from minipull.progress import Output, discard
 from minipull.registry.auth import Keyring

@@ -377,6 +377,17 @@ def test_what_a_walk_has_seen_is_not_asked_for(server: ScriptedServer) -> None:
             assert next(ahead.below(listing(entries))) == entries[2] and transfers.active == 1
 
 
+def test_what_was_asked_for_and_is_had_from_elsewhere_leaves_room_for_others(server: ScriptedServer) -> None:
+    index = listing([Descriptor(images.OCI_MANIFEST, Digest.of(b"%d" % number), 9) for number in range(9)])
+    server.on("GET", "/manifests/", hold(threading.Event()))
+    transfers = TransferManager(1)
+    with Client() as client:
+        repository = client.repository(Endpoint(server.url, server.host), Reference(server.host, "r"))
+        with Ahead(unasked, repository, transfers, Cancel()) as ahead:
+            assert list(ahead.below(index)) == list(index.manifests)
+            assert_settled(transfers)
+
+
 def listing(entries: List[Descriptor]) -> Index:
     index = parse(images.to_json({"schemaVersion": 2, "mediaType": OCI_INDEX,
                                   "manifests": [entry.to_json() for entry in entries]}))
