@@ -27,7 +27,7 @@ def check_repository(repository: Repository, top: Received, deep: bool, output: 
                      cancel: Cancel) -> Tuple[List[Problem], Counts]:
     """Return what is wrong with an image, given by its manifest, and what it has; raises an Error."""
     problems: List[Problem] = []
-    blobs: Dict[Digest, Descriptor] = {}
+    blobs: Dict[Tuple[object, ...], Descriptor] = {}  # by digest and size, of which one may be wrong
     sizes: Dict[Digest, int] = {}
 
     def get(entry: Descriptor) -> Optional[Document]:
@@ -44,9 +44,9 @@ def check_repository(repository: Repository, top: Received, deep: bool, output: 
     for item, document in walk(top.document(), lambda entry: get(entry) if entry.is_document else None):
         sizes[item.digest] = item.size
         if document is not None:
-            blobs.update((blob.digest, blob.bare) for blob in document.blobs)
+            blobs.update((blob[1:3], blob.bare) for blob in document.blobs)
         elif not item.is_document:
-            blobs[item.digest] = item.bare
+            blobs[item[1:3]] = item.bare
         if isinstance(document, Manifest) and is_runnable(document):
             problems += _config_problems(repository, document, cancel)
     remote = [blob for blob in blobs.values() if not blob.data]

@@ -16,6 +16,7 @@ from minipull.store.store import Store
 from tests.kit import images
 from tests.kit.copies import Target, artifact, copied
 from tests.kit.images import Descriptor, Layout
+from tests.kit.processes import Minipull
 from tests.kit.pulls import asked, blobs, pull, rewrite, serve
 from tests.kit.pushes import push
 from tests.kit.servers import ScriptedServer, content, error
@@ -155,6 +156,17 @@ def test_a_blob_has_the_size_that_every_descriptor_says(
             copied(source, {"store": "store:app:1", "layout": "oci:%s:1" % place, "registry": target.place}[
                 how.rpartition(" ")[2]], store=store)
     assert store.references.all() == [] and target.put() == [] and not (place / "index.json").exists()
+
+
+@pytest.mark.parametrize("where", ["an artifact", "an image", "two manifests", "a config"])
+@pytest.mark.parametrize("wrong", [[0, 1], [1, 0]], ids=["last", "first"])
+def test_check_at_a_registry_tells_a_size_that_one_descriptor_has_wrong(
+        server: ScriptedServer, tmp_path: Path, run_minipull: Minipull, where: str, wrong: List[int]) -> None:
+    layout = Layout(tmp_path / "layout")
+    in_two_sizes(layout, where, wrong)
+    serve(server, layout)
+    done = run_minipull("check", "docker://%s/r" % server.host)
+    assert done.code != 0 and " bytes, not " in done.out + done.err
 
 
 # -- inline content ----------------------------------------------------------------
