@@ -80,34 +80,31 @@ class Flattened:
         Nothing is there twice, which docker and podman refuse to import.  So GNU tar needs
         --delay-directory-restore: it gives a directory times and mode at the first entry elsewhere.
         """
-        files: Dict[int, List[Trail]] = {}
-        others: Dict[int, Trail] = {}  # the first name of each thing without data
+        files: Dict[int, Trail] = {}  # the first name of each; of a thing without data by a number below 0
+        links: List[Tuple[Trail, Trail]] = []  # other names, and the first ones
         for trail, thing in self._overlay.walk():
-            if isinstance(thing, int):
-                files.setdefault(thing, []).append(trail)
-            elif isinstance(thing, Folder):
+            if isinstance(thing, Folder):
                 if trail or thing.entry:
                     entry = thing.entry or Entry(b"", DIRECTORY, mode=0o755)
                     yield _header(entry._replace(name=(path_of(trail) or b".") + b"/"))
-            else:
-                first = others.setdefault(id(thing), trail)
-                if first is trail:
-                    yield _header(thing._replace(name=path_of(trail)))
-                else:
-                    yield _header(Entry(path_of(trail), LINK, linkname=path_of(first)))
+                continue
+            first = files.setdefault(thing if isinstance(thing, int) else ~id(thing), trail)
+            if first is not trail:
+                links.append((trail, first))
+            elif isinstance(thing, Entry):
+                yield _header(thing._replace(name=path_of(trail)))
         announce(self._layers, self._output)
         for number, (blob, diff_id) in enumerate(self._layers):
             with self._reading(blob, diff_id) as reader:
                 for position, entry in enumerate(reader):
-                    trails = files.get(number << POSITION | position)
-                    if trails:
-                        yield _header(entry._replace(name=path_of(trails[0])))
+                    trail = files.get(number << POSITION | position)
+                    if trail:
+                        yield _header(entry._replace(name=path_of(trail)))
                         yield from reader.data()
                         yield padding(entry.size)
             self._output(Progress(id=blob.digest.short, action="Extracted"))
-        for first, *more in files.values():
-            for trail in more:
-                yield _header(Entry(path_of(trail), LINK, linkname=path_of(first)))
+        for trail, first in links:
+            yield _header(Entry(path_of(trail), LINK, linkname=path_of(first)))
         yield END
 
     def file(self, path: str) -> Iterator[Buffer]:

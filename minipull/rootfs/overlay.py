@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rules of an overlay, on names in memory: what layers make when they lie on each other.
 
-unpack carries out what is decided here, on disk; export writes what is left at
-the end.  The rules:
+unpack carries out on disk what is decided here; export writes what is left:
 
 - a whiteout hides entries of lower layers and none of its own layer, wherever
   in the layer it stands;
@@ -19,8 +18,7 @@ the end.  The rules:
 What is kept of all layers has one bound, so memory has one, however little of a
 layer holds it once it is compressed.
 
-Mirrors umoci's oci/layer and moby's pkg/archive (diff.go).  Spec: image-spec
-layer.md.
+Mirrors umoci's oci/layer and moby's pkg/archive.  Spec: image-spec layer.md.
 """
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
@@ -98,13 +96,19 @@ class Overlay:
             self._drop(_Way(self.root), PLNK)
 
     def walk(self) -> Iterator[Tuple[Trail, Thing]]:
-        """Yield trails and things in order, parents first."""
-        pending: List[Tuple[Trail, Thing]] = [((), self.root)]
+        """Yield trails and things in order, parents first; of a directory one at a time."""
+        yield (), self.root
+        pending: List[Tuple[Trail, Folder, List[bytes]]] = [((), self.root, sorted(self.root.names, reverse=True))]
         while pending:
-            trail, thing = pending.pop()
-            yield trail, thing
+            trail, folder, names = pending[-1]
+            if not names:
+                pending.pop()
+                continue
+            here = trail, names.pop()
+            thing = folder.names[here[1]][0]
+            yield here, thing
             if isinstance(thing, Folder):
-                pending += [((trail, name), thing.names[name][0]) for name in sorted(thing.names, reverse=True)]
+                pending.append((here, thing, sorted(thing.names, reverse=True)))
 
     def _keep(self, entry: Entry, name: bytes) -> Entry:
         """Count what is kept of an entry, which is returned; raises PolicyError past MAX_KEPT."""

@@ -101,3 +101,14 @@ def test_a_whiteout_in_a_later_layer_hides_what_an_earlier_one_kept() -> None:
                                     file(b"d/c") + file(b"d/.wh..wh..opq"))):
         lie(tree, number, iter([layer]))
     assert [path_of(trail) for trail, _ in tree.walk()] == [b"", b"d", b"d/c"]
+
+
+def test_a_walk_holds_no_more_than_the_names_of_the_directories_above() -> None:
+    tree = Overlay()
+    lie(tree, 0, (file(b"d/%d" % n) for n in range(50000)))
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in tree.walk()) == 50002
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
