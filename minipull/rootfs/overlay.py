@@ -26,8 +26,11 @@ from ..errors import InvalidDocument, PolicyError
 from ..image.tar import CHAR, DIRECTORY, FILE, LINK, MAX_NAME, SYMLINK, Entry
 
 MAX_HOPS = 255  # links followed on the way to one entry
-MAX_KEPT = 256 << 20  # bytes of memory, for names, link targets and attributes
-_SIZES = {FILE: 200, LINK: 200, DIRECTORY: 650}  # bytes that an entry takes besides these (CPython 3.6)
+MAX_KEPT = 32 << 20  # bytes of names, link targets and attributes
+_PER_ENTRY, _PER_IMPLIED = 16, 400  # bytes that an entry counts for besides, and a directory without one
+MAX_MEMORY = 256 << 20  # bytes that all entries take
+#: Bytes of memory for an entry besides its texts, and for one of another kind (CPython 3.6).
+_SIZES, _SIZE = {FILE: 200, LINK: 200, DIRECTORY: 650}, 350
 _MAX_PART = 255  # bytes of one name, as file systems have it
 WHITEOUT, META, OPAQUE = b".wh.", b".wh..wh.", b".wh..wh..opq"
 PLNK = b".wh..wh.plnk"  # where AUFS kept what it hard-linked; gone when its layer is done
@@ -85,7 +88,7 @@ class Overlay:
         self.root = Folder()
         self._removed = removed
         self._implied = implied
-        self._room = MAX_KEPT
+        self._room, self._memory = MAX_KEPT, MAX_MEMORY
         self._bare: Set[int] = set()  # directories from which this layer has hidden all of those below
         #: The layer, the parent and the way of the entry before: most lie beside it.
         self._last: Tuple[int, List[bytes], _Way] = (-1, [], _Way(self.root))
@@ -111,14 +114,18 @@ class Overlay:
                 pending.append((here, thing, sorted(thing.names, reverse=True)))
 
     def _keep(self, entry: Entry, name: bytes) -> Entry:
-        """Count what is kept of an entry, which is returned; raises PolicyError past MAX_KEPT."""
-        self._room -= len(name) + _SIZES.get(entry.kind, 350)
+        """Count what is kept of an entry, which is returned; raises PolicyError past a bound."""
+        text = len(name)
         if entry.kind not in (FILE, LINK):
             entry = entry._replace(name=b"")
-            self._room -= len(entry.linkname) + len(entry.uname) + len(entry.gname) + sum(
+            text += len(entry.linkname) + len(entry.uname) + len(entry.gname) + sum(
                 len(key) + len(value) for key, value in entry.xattrs.items())
+        self._room -= _PER_ENTRY + text
+        self._memory -= _SIZES.get(entry.kind, _SIZE) + text
         if self._room < 0:
             raise PolicyError("names, links and attributes of more than %d bytes in all" % MAX_KEPT)
+        if self._memory < 0:
+            raise PolicyError("entries that would take more than %d bytes of memory" % MAX_MEMORY)
         return entry
 
     def add(self, layer: int, position: int, entry: Entry) -> Optional[Place]:
@@ -248,6 +255,7 @@ class Overlay:
             raise InvalidDocument("File name too long")
         if name in way.folder.names:
             self._drop(way, name)
+        self._room -= _PER_IMPLIED
         self._keep(Entry(b"", DIRECTORY), name)
         folder = Folder()
         way.folder.names[name] = folder, layer

@@ -20,9 +20,6 @@ FLOODS = {
     "targets of links": lambda n: pax(linkpath=b"%04d" % n * 1000) + symlink(b"%d" % n, b"x"),
     "names of owners": lambda n: pax(uname=b"%04d" % n * 10000) + folder(b"%d" % n),
     "directories that are only named": lambda n: pax(path=b"%d/" % n + DEEP) + file(b"x"),
-    "files": lambda n: file(b"%d" % n),
-    "directories": lambda n: folder(b"%d" % n),
-    "links": lambda n: symlink(b"%d" % n, b"x"),
     "long names": lambda n: pax(path=b"/".join([b"%07d" % n * 35] * 16)) + file(b"x")}
 
 
@@ -35,13 +32,35 @@ def lie(tree: Overlay, number: int, layer: Iterator[bytes]) -> None:
 @pytest.mark.parametrize("flood", list(FLOODS.values()), ids=list(FLOODS))
 def test_what_is_kept_of_layers_has_one_bound(
         flood: Callable[[int], bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert overlay.MAX_KEPT == 256 << 20
+    assert overlay.MAX_KEPT == 32 << 20
     monkeypatch.setattr(overlay, "MAX_KEPT", 1 << 20)
     tracemalloc.start()
     try:
         with pytest.raises(PolicyError, match="names, links and attributes of more than %d bytes" % (1 << 20)):
             lie(Overlay(), 0, (flood(n) for n in range(300000)))
-        assert tracemalloc.get_traced_memory()[1] < 5 << 20
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
+#: And streams of entries that have next to no text.
+EMPTY: Dict[str, Callable[[int], bytes]] = {
+    "files": lambda n: file(b"%d" % n),
+    "directories": lambda n: folder(b"%d" % n),
+    "directories that are only named": lambda n: file(b"%d/x" % n),
+    "links": lambda n: symlink(b"%d" % n, b"x")}
+
+
+@pytest.mark.parametrize("flood", list(EMPTY.values()), ids=list(EMPTY))
+def test_what_entries_take_has_one_bound_however_short_they_are(
+        flood: Callable[[int], bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert overlay.MAX_MEMORY == 256 << 20
+    monkeypatch.setattr(overlay, "MAX_MEMORY", 1 << 20)
+    tracemalloc.start()
+    try:
+        with pytest.raises(PolicyError, match="take more than %d bytes of memory" % (1 << 20)):
+            lie(Overlay(), 0, (flood(n) for n in range(300000)))
+        assert tracemalloc.get_traced_memory()[1] < 2 << 20
     finally:
         tracemalloc.stop()
 
