@@ -26,7 +26,7 @@ decide otherwise than moby's end their docstring with the points:
     plan       the blobs that a pull or push would move
     check      check of an image at a registry
     archives   archives as ends of a copy
-    convert    the manifests of an image; docker's format to OCI's and back
+    convert    docker's format to OCI's and back
     job        one image from end to end, and the tally of a command
     compress   layers to gzip
     copy       copy(): images from end to end

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The manifests of an image, few of them parsed; from docker's format to OCI's and back, which changes no more."""
-import zlib
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional
+"""From docker's format to OCI's and back: manifests change, configs and layers don't."""
+from typing import Any, Dict, List, Mapping, Optional
 
 from ..digest import Digest
 from ..errors import Unsupported
@@ -12,39 +11,12 @@ from ..image.descriptor import (
 from ..image.manifest import Document, Index, is_runnable
 from ..image.strictjson import compact, parse_json
 from ..progress import Output, Progress
-from ..registry.v2 import Received
-from .documents import MAX_HELD
+from .documents import Held
 
 #: The OCI media types with those of docker; the type of a tar stands for its compressed kinds too.
 _DOCKER = {OCI_MANIFEST: DOCKER_MANIFEST, OCI_INDEX: DOCKER_LIST, OCI_CONFIG: DOCKER_CONFIG,
            OCI_LAYER: DOCKER_TAR, OCI_FOREIGN: DOCKER_FOREIGN}
 FORMATS = {"docker": _DOCKER, "oci": {docker: oci for oci, docker in _DOCKER.items()}}
-
-
-class Held:
-    """Manifests in order; those past MAX_HELD are kept as bytes, compressed, and parsed at each turn."""
-
-    def __init__(self) -> None:
-        self._made: List[Callable[[], Document]] = []
-        self._room = MAX_HELD
-
-    def __len__(self) -> int:
-        return len(self._made)
-
-    def __iter__(self) -> Iterator[Document]:
-        return (make() for make in self._made)
-
-    @property
-    def top(self) -> Document:
-        return self._made[-1]()
-
-    def append(self, document: Document) -> None:
-        self._room -= len(document.raw)
-        if self._room >= 0:
-            self._made.append(lambda: document)
-            return
-        packed, names = zlib.compress(document.raw, 1), (document.media_type, document.digest)
-        self._made.append(lambda: Received(zlib.decompress(packed), *names).document())
 
 
 def renamed(media_type: str, names: Dict[str, str]) -> str:

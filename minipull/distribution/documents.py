@@ -6,8 +6,9 @@ The order of a walk stays, and so does its first error.  moby asks for one after
 import collections
 import contextlib
 import functools
-from typing import (
-    Any, Callable, Container, ContextManager, Deque, Dict, Iterable, Iterator, List, Optional, Tuple, TypeVar)
+import itertools
+import zlib
+from typing import Any, Callable, Container, ContextManager, Deque, Dict, Iterable, Iterator, List, Optional, Tuple
 
 from ..cancel import Cancel
 from ..digest import Digest
@@ -22,7 +23,33 @@ from .blobs import persist
 MAX_AHEAD = 1 << 20  # bytes of JSON, which may take 30 times that, here or asked for before their turn
 MAX_HELD = 1 << 19  # bytes of JSON that are parsed, of all manifests of an image
 _WAVES = 3  # manifests on their way, or in line, in terms of the slots: one that is slow holds up few
-T = TypeVar("T")
+
+
+class Held:
+    """Manifests in order; those past MAX_HELD are kept as bytes, compressed, and parsed at each turn."""
+    top: Document  # the last one
+
+    def __init__(self) -> None:
+        self._made: List[Callable[[], Document]] = []
+        self._room = MAX_HELD
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    def __iter__(self) -> Iterator[Document]:
+        return (make() for make in self._made)
+
+    def below(self) -> Iterator[Document]:
+        return itertools.islice(self, len(self) - 1)
+
+    def append(self, document: Document) -> None:
+        self.top = document
+        self._room -= len(document.raw)
+        if self._room >= 0:
+            self._made.append(lambda: document)
+            return
+        packed, names = zlib.compress(document.raw, 1), (document.media_type, document.digest)
+        self._made.append(lambda: Received(zlib.decompress(packed), *names).document())
 
 
 class Ahead(ContextManager["Ahead"]):
@@ -74,12 +101,11 @@ class Ahead(ContextManager["Ahead"]):
                 self._release(entry.digest)
         return self._plain(entry) if self._repository is None else self.in_turn(lambda: self._plain(entry))
 
-    def in_turn(self, work: Callable[[], T], holding: Holding = nothing) -> T:
+    def in_turn(self, work: Callable[[], Any], holding: Holding = nothing) -> Any:
         """Return the result of ``work``, which asks for what has not been asked for, within a slot."""
         works = [("turn:%x" % id(self), lambda transfer: work())]
         with side_by_side(self._transfers, works, self._cancel, holding) as wait:
-            result: T = wait()[0]
-            return result
+            return wait()[0]
 
     def _room(self, entry: Descriptor) -> bool:
         return len(self._asked) < most_ahead(self._transfers) and self._held + entry.size <= MAX_AHEAD

@@ -6,7 +6,6 @@ name last.  Blobs that the target has are not sent.
 
 Mirrors skopeo's copy; moby has none.  Spec: image-spec.
 """
-import itertools
 import sys
 from typing import Any, Container, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -22,8 +21,8 @@ from ..progress import Output, Progress, discard
 from ..registry.v2 import Received
 from ..xfer.transfer import Transfer
 from ..xfer.upload import LayerUploadManager, UploadDescriptor
-from .convert import Held, converted, rewritten
-from .documents import Ahead, put_below
+from .convert import converted, rewritten
+from .documents import Ahead, Held, put_below
 from .ends import End, RegistryEnd, beside, copied_as_manifest
 from .places import Place
 from .referrers import Referrers
@@ -211,8 +210,8 @@ class CopyJob:
         self._put(documents)
 
     def _put(self, documents: Held) -> None:
-        below, target = itertools.islice(documents, len(documents) - 1), self._target
-        put_below(below, target.put, str(target), self._uploads.transfers, self._cancel, target.holding)
+        target = self._target
+        put_below(documents.below(), target.put, str(target), self._uploads.transfers, self._cancel, target.holding)
 
 
 class CopyDescriptor(UploadDescriptor):

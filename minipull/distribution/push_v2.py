@@ -53,7 +53,7 @@ from ..store.store import MAX_CONFIG, ImageSource
 from ..xfer.transfer import Transfer
 from ..xfer.upload import LayerUploadManager, UploadDescriptor
 from .blobs import LACKS_BLOB, existing, moved_as_manifest, put_document, send_stream
-from .documents import put_below
+from .documents import Held, put_below
 from .mounts import budget, by_likeness, mount_candidates
 from .sessions import upload_blob
 
@@ -104,8 +104,8 @@ class V2Pusher:
 
     def push(self, image: Image, tag: str) -> Pushed:
         """Push an image as ``tag``; the caller holds the store's shared lock."""
-        items = self._manifests(image)
-        for document in map(self.store.document, items):
+        documents = self._documents(image)
+        for document in documents:
             if isinstance(document, Manifest):
                 # One request alone first, so that the uploads find the connection and a token.
                 config = document.config
@@ -114,10 +114,10 @@ class V2Pusher:
                     self.present[config.digest] = config
                 break
         for last in (False, True):
-            layers = self._blobs(items)
-            top = self._rebuilt(self.store.document(items[-1]), layers)
+            layers = self._blobs(documents)
+            top = self._rebuilt(documents.top, layers)
             try:
-                put_below(map(self.store.document, items[:-1]),
+                put_below(documents.below(),
                           lambda child, cancel: put_document(self.repository, child.digest, child, cancel),
                           self.target.name, self._uploads.transfers, self.cancel)
                 put_document(self.repository, tag, top, self.cancel)
@@ -135,21 +135,21 @@ class V2Pusher:
             self.trusting = False
         return Pushed(self.target.with_tag(tag), top.descriptor, layers)
 
-    def _manifests(self, image: Image) -> List[Descriptor]:
+    def _documents(self, image: Image) -> Held:
         """The manifests of an image, children first; raises NotFound for one that is not stored."""
-        manifests = []
+        documents = Held()
         for item, document in walk(image.descriptor, self.store.stored):
             if document is not None:
-                manifests.append(Descriptor(*item[:3]))
+                documents.append(document)
             elif item.is_document or not self.store.content.has(item.digest, item.size):
                 raise NotFound("%s lacks %s of its index; pull it with --all-platforms" % (
                     image.name.familiar, item.platform or item.digest))
-        return manifests
+        return documents
 
-    def _blobs(self, items: Sequence[Descriptor]) -> List[PushedLayer]:
+    def _blobs(self, documents: Held) -> List[PushedLayer]:
         """Bring the blobs of manifests to the registry, and return the layers, bottom first."""
         jobs: List[V2PushDescriptor] = []
-        for document in map(self.store.document, items):
+        for document in documents:
             if isinstance(document, Manifest):
                 diff_ids: List[Optional[DiffID]] = []
                 if is_runnable(document):
@@ -157,7 +157,7 @@ class V2Pusher:
                     diff_ids += ImageConfig.parse(raw).diff_ids
                 diff_ids += [None] * len(document.layers)
                 # An index names its manifests by digest, so they can't be written anew.
-                layers = [V2PushDescriptor(self, blob, diff_id, may_compress=len(items) == 1)
+                layers = [V2PushDescriptor(self, blob, diff_id, may_compress=len(documents) == 1)
                           for blob, diff_id in zip(document.layers, diff_ids)]
                 jobs += layers[::-1] + [V2PushDescriptor(self, document.config, show=False)]
             else:
