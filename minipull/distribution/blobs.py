@@ -147,7 +147,7 @@ def fetch_blob(store: Store, blob: Descriptor, source: Opener, cancel: Cancel, k
         store.content.put(blob.digest, blob.data)
         return
     output = transfer.progress if transfer else discard
-    with Ingest.of(store.content, blob.digest, blob.size, cancel) as ingest:
+    with Ingest(store.content, cancel, blob.digest, blob.size) as ingest:
         if ingest.complete:
             return
         meter = Meter(output, blob.digest.short, "Downloading", blob.size, ingest.offset, store.lasting)

@@ -75,7 +75,7 @@ class GzipDescriptor(CopyDescriptor):
             self._source.fetch(blob, scratch.store, transfer)
             meter = Meter(transfer.progress, self.id, "Compressing", blob.size)
             verifier, packer = Verifier(), zlib.compressobj(6, wbits=31)
-            with content.open(blob.digest) as file, Ingest(content, "gzip", transfer.cancel) as ingest:
+            with content.open(blob.digest) as file, Ingest(content, transfer.cancel, name="gzip") as ingest:
                 for piece in decompressed(file, transfer.cancel, self._zstd):
                     verifier.update(piece)
                     ingest.write(packer.compress(piece))

@@ -156,7 +156,7 @@ class V1LayerDescriptor(DownloadDescriptor):
             return response
 
         partial = "arrival-%s" % uuid.uuid4()
-        with Ingest(self._store.content, partial, transfer.cancel) as arrival, contextlib.ExitStack() as stack:
+        with Ingest(self._store.content, transfer.cancel, name=partial) as arrival, contextlib.ExitStack() as stack:
             stack.callback(arrival.discard)  # its digest is not known, so nobody could continue it
             remote = RemoteBlob(self._v1_id, None, opened, transfer.cancel, MAX_FAILURES, RESUME_DELAYS)
             meter: Optional[Meter] = None

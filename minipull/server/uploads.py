@@ -83,7 +83,7 @@ class UploadStore:
         path = self._path(repository, name)
         self.size(repository, name)
         try:
-            upload = Upload(self._content, os.path.basename(path), cancel or Cancel(),
+            upload = Upload(self._content, cancel or Cancel(), name=os.path.basename(path),
                             hashed=self._hashed.pop(path, None), create=False, patience=BUSY)
         except StorageError:
             self.size(repository, name)  # raises NotFound once it is committed or abandoned

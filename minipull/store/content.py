@@ -69,8 +69,7 @@ class ContentStore(BlobSource):
         size = self.size(digest) if os.path.lexists(partial) or os.path.lexists(partial + ".json") else None
         if size is not None:
             with contextlib.suppress(StorageError):
-                part("store.ingest").Ingest(
-                    self, os.path.basename(partial), Cancel(), digest, size, patience=0).close()
+                part("store.ingest").Ingest(self, Cancel(), digest, size, patience=0).close()
 
     def make_durable(self, horizon: float = 0.0) -> None:
         """Make the names of all blobs durable, and sweep ``ingest/``; raises StorageError.

@@ -17,7 +17,6 @@ from ..cancel import Cancel
 from ..digest import ChainID, Digest
 from ..errors import InvalidDocument, PolicyError, StorageError, storage_errors
 from ..image.descriptor import Descriptor
-from ..image.manifest import Document
 from ..progress import Meter, Output, discard
 from .content import listing
 from .references import SOURCE_DIGEST
@@ -105,7 +104,6 @@ def _needed(store: Store) -> Set[Digest]:
             top = Descriptor.from_json(entry, "index.json")
             source = (top.annotations or {}).get(SOURCE_DIGEST)
             needed.update([] if source is None else [Digest.parse(source)])
-        document: Optional[Document] = None
         for item, document in store.walk(top):
             needed.add(item.digest)
         if document is None:

@@ -25,8 +25,8 @@ SYNC_EVERY = 64 << 20  # bytes of a partial between two fsyncs
 class Ingest(ContextManager["Ingest"]):
     """A blob on its way in, owned by one thread; a context manager.
 
-    ``offset`` bytes of its partial, ``ingest/NAME``, are held and hashed; ``write``
-    continues there.  A promised blob that the store has is ``complete`` at once.
+    ``offset`` bytes of its partial, ``ingest/NAME`` (by default the digest's), are held and
+    hashed; ``write`` continues there.  A promised blob that the store has is ``complete`` at once.
     Without a promised ``digest`` and ``size`` (bytes), ``commit`` learns the digest.
 
     ``hashed`` is the hash that ran over the partial, if the caller kept it.
@@ -34,9 +34,9 @@ class Ingest(ContextManager["Ingest"]):
     while its partial grows, or for ``patience`` seconds in all.
     """
 
-    def __init__(self, content: ContentStore, name: str, cancel: Cancel, digest: Optional[Digest] = None,
-                 size: Optional[int] = None, *, hashed: Optional[Verifier] = None, create: bool = True,
-                 patience: Optional[float] = None) -> None:
+    def __init__(self, content: ContentStore, cancel: Cancel, digest: Optional[Digest] = None,
+                 size: Optional[int] = None, *, name: str = "", hashed: Optional[Verifier] = None,
+                 create: bool = True, patience: Optional[float] = None) -> None:
         self.digest = digest
         self.size = size
         self.complete = False
@@ -44,7 +44,7 @@ class Ingest(ContextManager["Ingest"]):
         self.verifier = hashed or Verifier(digest.algorithm if digest else "sha256")
         self._content = content
         self._cancel = cancel
-        self._path = os.path.join(content.scratch, name)
+        self._path = os.path.join(content.scratch, name or (digest or "").replace(":", "-"))
         self._fd = -1
         self._synced = 0
         self._noted = False
@@ -55,11 +55,6 @@ class Ingest(ContextManager["Ingest"]):
             except BaseException:
                 self.close()
                 raise
-
-    @classmethod
-    def of(cls, content: ContentStore, digest: Digest, size: int, cancel: Cancel) -> "Ingest":
-        """Own the partial of a blob; raises Cancelled, and StorageError if its owner stands still too long."""
-        return cls(content, digest.replace(":", "-"), cancel, digest, size)
 
     @property
     def offset(self) -> int:
@@ -209,7 +204,7 @@ class Ingest(ContextManager["Ingest"]):
 def copy_blob(content: ContentStore, source: BlobSource, digest: Digest, size: int, cancel: Cancel,
               advance: Callable[[int], None] = lambda count: None) -> None:
     """Copy and verify a blob of another source; raises ContentMismatch, StorageError, Cancelled."""
-    with source.open(digest) as file, Ingest.of(content, digest, size, cancel) as ingest:
+    with source.open(digest) as file, Ingest(content, cancel, digest, size) as ingest:
         if not ingest.complete:
             ingest.restart()
             with storage_errors("read blob %s" % digest):

@@ -103,7 +103,7 @@ def store_files(folder: Path) -> Kind:
     keep(whole, layout, made["linux/amd64"], "docker.io/demo/a:1", index)
     keep(whole, layout, made["linux/arm64"], "docker.io/demo/b:1")
     part = Digest.of(b"partial")
-    with Ingest.of(whole.content, part, 7, Cancel()) as ingest:
+    with Ingest(whole.content, Cancel(), part, 7) as ingest:
         ingest.write(b"part")
     shutil.copytree(str(template), str(root))
     files = sorted(path.relative_to(template) for path in template.rglob("*") if path.is_file()
@@ -135,7 +135,7 @@ def _use_store(store: Store, part: Digest, folder: str, change: bool) -> None:
         gc(store, 0)
 
     def ingest() -> None:
-        with Ingest.of(store.content, part, 7, Cancel()) as held:
+        with Ingest(store.content, Cancel(), part, 7) as held:
             assert held.offset <= 7
 
     def retag() -> None:

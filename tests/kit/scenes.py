@@ -192,7 +192,7 @@ def prepare_unpack(folder: Path, host: str) -> None:
 
 def prepare_gc(folder: Path, host: str) -> None:
     store = Store(str(store_of(folder, NEW, "docker.io/demo/same:1")))
-    with Ingest.of(store.content, Digest.of(b"part"), 4, Cancel()) as ingest:
+    with Ingest(store.content, Cancel(), Digest.of(b"part"), 4) as ingest:
         ingest.write(b"pa")
     store.remove(Reference.parse(NEW))
     layout = Layout(folder / "made")

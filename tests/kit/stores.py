@@ -34,7 +34,7 @@ def descriptor(obj: Any) -> Descriptor:
 
 
 def fetch(store: Store, blob: Descriptor, data: bytes) -> None:
-    with Ingest.of(store.content, blob.digest, blob.size, Cancel()) as ingest:
+    with Ingest(store.content, Cancel(), blob.digest, blob.size) as ingest:
         if not ingest.complete:
             ingest.write(data[ingest.offset:])
             ingest.verify("blob")

@@ -235,7 +235,7 @@ def test_entries_of_other_tools_are_no_damage(store: Store, layout: Layout) -> N
 
 def test_partials_are_no_damage(store: Store, layout: Layout) -> None:
     keep(store, layout, layout.image([text_layer("one")]))
-    with Ingest.of(store.content, Digest.of(b"part"), 4, Cancel()) as ingest:
+    with Ingest(store.content, Cancel(), Digest.of(b"part"), 4) as ingest:
         ingest.write(b"xx")
     assert problems(store) == []
 

@@ -75,7 +75,7 @@ def test_reading_a_blob_verifies_its_digest(store: ContentStore) -> None:
 def test_every_registered_algorithm_is_stored(store: ContentStore) -> None:
     for algorithm in ("sha256", "sha384", "sha512"):
         digest = Digest.parse("%s:%s" % (algorithm, hashlib.new(algorithm, DATA).hexdigest()))
-        with Ingest.of(store, digest, len(DATA), Cancel()) as ingest:
+        with Ingest(store, Cancel(), digest, len(DATA)) as ingest:
             ingest.write(DATA)
             ingest.commit()
         assert store.read(digest, len(DATA)) == DATA
@@ -101,14 +101,14 @@ def test_a_partial_and_its_note_go_with_their_blob_however_that_comes(
     if way in ("put again", "settle", "copy", "ingest"):
         store.put(DIGEST, DATA)
     for digest in (DIGEST, other):
-        with Ingest(store, digest.replace(":", "-"), Cancel()) as partial:
+        with Ingest(store, Cancel(), name=digest.replace(":", "-")) as partial:
             partial.write(b"half")
     note = Path(store.scratch, DIGEST.replace(":", "-") + ".json")
     assert note.exists()
     if way in ("put", "put again"):
         store.put(DIGEST, DATA)
     elif way == "upload":
-        with Ingest(store, "upload-1", Cancel()) as upload:
+        with Ingest(store, Cancel(), name="upload-1") as upload:
             upload.write(DATA)
             assert upload.commit() == DIGEST
     elif way == "settle":
@@ -116,14 +116,14 @@ def test_a_partial_and_its_note_go_with_their_blob_however_that_comes(
     elif way == "copy":
         copy_blob(store, store, DIGEST, len(DATA), Cancel())
     else:
-        assert Ingest.of(store, DIGEST, len(DATA), Cancel()).complete
+        assert Ingest(store, Cancel(), DIGEST, len(DATA)).complete
     kept = other.replace(":", "-")
     assert sorted(os.listdir(store.scratch)) == [kept, kept + ".json"], "the other may be continued"
     assert store.read(DIGEST, len(DATA)) == DATA
 
 
 def test_a_copy_takes_nothing_of_a_partial(store: ContentStore, tmp_path: Path) -> None:
-    with Ingest.of(store, DIGEST, len(DATA), Cancel()) as partial:
+    with Ingest(store, Cancel(), DIGEST, len(DATA)) as partial:
         partial.write(DATA[:2])
     source = ContentStore(str(tmp_path / "source"))
     source.put(DIGEST, DATA)
@@ -138,7 +138,7 @@ def test_settling_sweeps_what_nobody_will_continue_and_leaves_the_rest(store: Co
     for name in debris + rest:
         Path(store.scratch, name).write_bytes(b"x")
     Path(store.scratch, "folder.json").mkdir()
-    with Ingest.of(store, Digest.of(b"used"), 4, Cancel()) as used:
+    with Ingest(store, Cancel(), Digest.of(b"used"), 4) as used:
         used.write(b"us")
         store.make_durable()
         assert sorted(set(os.listdir(store.scratch)) - set(rest) - {"folder.json"}) == sorted(
@@ -149,7 +149,7 @@ def test_settling_sweeps_what_nobody_will_continue_and_leaves_the_rest(store: Co
 def test_a_partial_that_is_owned_is_left_to_its_owner_at_once(
         store: ContentStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Cancel, "pause", None)
-    with Ingest.of(store, DIGEST, len(DATA), Cancel()) as owner:
+    with Ingest(store, Cancel(), DIGEST, len(DATA)) as owner:
         owner.write(DATA)
         store.put(DIGEST, DATA)
         store.make_durable()

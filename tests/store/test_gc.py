@@ -40,7 +40,7 @@ def test_gc_removes_blobs_that_no_name_needs(store: Store, layout: Layout) -> No
 
 def test_gc_keeps_the_young_unless_forced(store: Store, layout: Layout) -> None:
     keep(store, layout, layout.image([text_layer("one")]))
-    with Ingest.of(store.content, Digest.of(b"part"), 4, Cancel()) as ingest:
+    with Ingest(store.content, Cancel(), Digest.of(b"part"), 4) as ingest:
         ingest.write(b"pa")
     store.remove(Reference.parse(NAME))
     before = blobs(store)
@@ -162,7 +162,7 @@ def test_a_partial_that_becomes_a_blob_meanwhile_hides_no_other(
         store: Store, monkeypatch: pytest.MonkeyPatch, when: int, moving: int) -> None:
     """A pull goes on while df counts, and gc --dry-run."""
     for text in (b"one", b"two"):
-        with Ingest.of(store.content, Digest.of(text), 3, Cancel()) as ingest:
+        with Ingest(store.content, Cancel(), Digest.of(text), 3) as ingest:
             ingest.write(text[:2])
     whole, stat = partials(store), os.lstat
     gone = sorted(whole)[moving]

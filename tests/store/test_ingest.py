@@ -36,7 +36,7 @@ def store(tmp_path: Path) -> ContentStore:
 
 
 def start(store: ContentStore, size: int = len(DATA)) -> Ingest:
-    return Ingest.of(store, DIGEST, size, Cancel())
+    return Ingest(store, Cancel(), DIGEST, size)
 
 
 def leave(store: ContentStore, data: bytes) -> None:
@@ -78,7 +78,7 @@ def test_a_blob_appears_only_when_committed(store: ContentStore) -> None:
 
 def test_an_empty_blob_is_a_blob(store: ContentStore) -> None:
     empty = Digest.of(b"")
-    with Ingest.of(store, empty, 0, Cancel()) as ingest:
+    with Ingest(store, Cancel(), empty, 0) as ingest:
         ingest.commit()
     assert store.read(empty, 0) == b""
 
@@ -133,7 +133,7 @@ from minipull.digest import Digest
 from minipull.cancel import Cancel
 ingest.SYNC_EVERY = int(sys.argv[3])
 data = bytes(range(256)) * 40
-ingest = ingest.Ingest.of(content.ContentStore(sys.argv[1]), Digest.of(data), len(data), Cancel())
+ingest = ingest.Ingest(content.ContentStore(sys.argv[1]), Cancel(), Digest.of(data), len(data))
 while ingest.offset < int(sys.argv[2]):
     ingest.write(data[ingest.offset:ingest.offset + 100])
 os.kill(os.getpid(), signal.SIGKILL)
@@ -212,7 +212,7 @@ def test_a_note_left_by_a_kill_is_removed_by_the_next_ingest_of_the_blob(store: 
     store.put(DIGEST, DATA)
     note = Path(store.scratch, PART + ".json")
     note.write_text("{}")
-    with Ingest.of(store, DIGEST, len(DATA), Cancel()) as ingest:
+    with Ingest(store, Cancel(), DIGEST, len(DATA)) as ingest:
         assert ingest.complete
     assert os.listdir(store.scratch) == []
 
@@ -324,7 +324,7 @@ class Waiter:
 
     def _run(self) -> None:
         try:
-            with Ingest.of(self._store, DIGEST, len(DATA), self.cancel) as ingest:
+            with Ingest(self._store, self.cancel, DIGEST, len(DATA)) as ingest:
                 self.result = (ingest.complete, ingest.offset)
         except BaseException as exc:
             self.result = exc
@@ -407,7 +407,7 @@ from minipull.cancel import Cancel
 data = bytes(range(256)) * 40
 print("ready", flush=True)
 sys.stdin.readline()
-with Ingest.of(ContentStore(sys.argv[1]), Digest.of(data), len(data), Cancel()) as ingest:
+with Ingest(ContentStore(sys.argv[1]), Cancel(), Digest.of(data), len(data)) as ingest:
     print("waited" if ingest.complete else "wrote", flush=True)
     for at in range(0, 0 if ingest.complete else len(data), 64):
         ingest.write(data[at:at + 64])
@@ -493,7 +493,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 data = bytes(range(256)) * 40
 store = ContentStore(sys.argv[1])
 try:
-    with Ingest.of(store, Digest.of(data), len(data), Cancel()) as ingest:
+    with Ingest(store, Cancel(), Digest.of(data), len(data)) as ingest:
         ingest.write(data[:4000])
         ingest.write(data[4000:])
 except StorageError as exc:
@@ -526,7 +526,7 @@ def test_a_full_file_system_leaves_a_usable_store(tiny: Path) -> None:
     digest = Digest.of(big)
     for _ in range(2):
         with pytest.raises(StorageError, match="No space left"):
-            with Ingest.of(store, digest, len(big), Cancel()) as ingest:
+            with Ingest(store, Cancel(), digest, len(big)) as ingest:
                 ingest.write(big[ingest.offset:])
     assert store.digests() == [DIGEST] and store.read(DIGEST, len(DATA)) == DATA
     with pytest.raises(StorageError, match="No space left"):
@@ -572,14 +572,14 @@ def test_everything_is_private_under_any_umask(store: ContentStore) -> None:
 
 
 def test_a_blob_that_arrives_without_a_digest_is_named_by_its_bytes(store: ContentStore) -> None:
-    with Ingest(store, "arrival", Cancel()) as arrival:
+    with Ingest(store, Cancel(), name="arrival") as arrival:
         arrival.write(DATA)
         assert (arrival.commit(), arrival.offset) == (DIGEST, len(DATA))
     assert store.read(DIGEST, len(DATA)) == DATA and scratch(store) == []
 
 
 def test_an_arrival_that_is_discarded_leaves_nothing(store: ContentStore) -> None:
-    with Ingest(store, "arrival", Cancel()) as arrival:
+    with Ingest(store, Cancel(), name="arrival") as arrival:
         arrival.write(DATA)
         arrival.discard()
     assert store.digests() == [] and scratch(store) == []

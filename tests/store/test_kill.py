@@ -53,7 +53,7 @@ def crash_gc(root: str) -> None:
         store = Store(os.path.join(root, "store-%d" % k), timeout=1)
         for name, made in (("one:1", one), ("two:1", two), ("twin:1", twin)):
             keep(store, layout, made, name)
-        with Ingest.of(store.content, Digest.of(b"part"), 4, Cancel()) as ingest:
+        with Ingest(store.content, Cancel(), Digest.of(b"part"), 4) as ingest:
             ingest.write(b"pa")
         for name in ("one:1", "twin:1"):
             store.remove(Reference.parse(name))

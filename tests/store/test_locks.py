@@ -104,7 +104,7 @@ def test_without_locks_readers_go_on_and_writers_stop(
     writes: List[Callable[[], object]] = [
         lambda: gc(store, 0), lambda: store.remove(Reference.parse(NAME)),
         lambda: store.tag("other", store.image("busybox")), lambda: keep(store, layout, made, "more:1"),
-        lambda: Ingest.of(store.content, Digest.of(b"new"), 3, Cancel())]
+        lambda: Ingest(store.content, Cancel(), Digest.of(b"new"), 3)]
     for write in writes:
         with pytest.raises(StorageError, match="--root"):
             write()
