@@ -69,7 +69,7 @@ class Access:
         settings = self._settings
         hosts: Dict[str, Host] = {}
         document = settings.document
-        entries = [("hosts", *item) for item in object_at(document, "hosts", settings.name).items()]
+        entries = [("hosts", *item) for item in object_at(document, "hosts", settings.label).items()]
         entries.append(("registry-mirrors", DEFAULT_DOMAIN, {"mirrors": document.get("registry-mirrors")}))
         for key, name, value in entries:
             domain = ""
@@ -107,7 +107,7 @@ class Access:
     def _problem(self, key: str, value: object, error: Error) -> Error:
         """The error with the file, the key and the value, without the secrets that a URL may hold."""
         text = re.sub(r'"(?:[^"\\]|\\.)*@', '"xxxxx@', json.dumps(value))
-        return error.within("%s: %s: %s" % (self._settings.name, key, text[:200]))
+        return error.within("%s: %s: %s" % (self._settings.label, key, text[:200]))
 
     def credentials(self, domains: List[str]) -> Credentials:
         """The credentials of --creds for ``domains``, and those that docker and podman have stored."""

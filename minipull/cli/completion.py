@@ -11,7 +11,7 @@ import os
 import re
 import shlex
 import sys
-from typing import Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Iterable, Iterator, List, Optional, Sequence, Tuple, cast
 
 from ..parts import PARTS, shutil
 from .context import Context
@@ -41,7 +41,7 @@ def do_completion(context: Context, flags: argparse.Namespace) -> None:
     program, defined = _program(), ""
     if program != "minipull":
         defined = (_FUNCTION.get(flags.shell) or _FUNCTION[""]) % program
-    script = (pkgutil.get_data(__package__, "completion." + flags.shell) or b"").decode()
+    script = cast(bytes, pkgutil.get_data(__package__, "completion." + flags.shell)).decode()
     script = script.replace("PROGRAM", "command minipull" if program == "minipull" else program)
     head, _, rest = script.partition("\n")  # the first line of zsh must stay the first
     context.write("%s\n%s%s" % (head, defined, rest))

@@ -48,7 +48,7 @@ class Settings:
         self.alert: Callable[[str], None] = functools.lru_cache()(alert or warn)
         self.home = _home(environ)
         self.config_home = self.folder("XDG_CONFIG_HOME", ".config")
-        self.name = "settings"
+        self.label = "settings"  # of the settings file, in errors
         self.path = ""  # of the settings file
         self.document = self._read(self.flags.get("config"))
 
@@ -143,12 +143,12 @@ class Settings:
         """The keys of which one must have signed an image, from files: one a line of the variable."""
         own = self.document.get("verify-key")
         paths = (self.flags.get("verify_key") or self.environ.get("MINIPULL_VERIFY_KEY", "").splitlines()
-                 or ([own] if isinstance(own, str) else strings_at(self.document, "verify-key", self.name)))
+                 or ([own] if isinstance(own, str) else strings_at(self.document, "verify-key", self.label)))
         if not paths and "verify-key" in self.document:
-            raise InvalidReference("%s: verify-key names no key" % self.name)
+            raise InvalidReference("%s: verify-key names no key" % self.label)
         keys = []
         for path in paths:
-            from ..image.signature import parse_key
+            from ..image.signature import parse_key  # most commands have no key
             data = None if "\0" in path else read_file(path, MAX_FILE)
             if data is None:
                 raise InvalidReference("key file '%s' does not exist" % shown(path, 300))
@@ -162,8 +162,8 @@ class Settings:
         for name in [path] if path else [*own, "/etc/minipull/config.json"]:
             data = read_file(name, MAX_FILE)
             if data is not None:
-                self.path, self.name = name, shown(name, 300)
-                return parse_json(data, self.name)
+                self.path, self.label = name, shown(name, 300)
+                return parse_json(data, self.label)
         if path:
             raise InvalidReference("settings file %s does not exist" % ascii(path))
         return {}

@@ -59,7 +59,7 @@ class Transfer:
         self.result: Any = None
         self.error: Optional[BaseException] = None
         self._manager = manager
-        self._run: Callable[[Any], Any] = run
+        self._run = run
         self._holding = holding
         self._active = False  # holds a slot
         self._watchers: List[Watcher] = []
@@ -256,7 +256,7 @@ class TransferManager:
 
     def _finish(self, transfer: Transfer, result: Any, error: Optional[BaseException]) -> None:
         transfer.result, transfer.error, transfer.done = result, error, True
-        transfer._run = nothing  # its watchers may stay long, and what it worked on need not
+        del transfer._run  # its watchers may stay long, and what it worked on need not
         del self._transfers[transfer.key]
         self.free_slot(transfer)
         self.changed.notify_all()
