@@ -121,11 +121,10 @@ class CopyJob:
         documents, top = self._documents, self._documents.top
         if isinstance(tag, Digest) and Digest.of(top.raw, tag.algorithm) != tag:
             raise ContentMismatch("the image is %s, not %s" % (top.digest, tag))
-        for document in documents:
-            if isinstance(document, Manifest):
-                # One request alone first, so that the others find the connection and a token.
-                target.has(document.config, self._cancel)
-                break
+        config = next((document.config for document in documents if isinstance(document, Manifest)), None)
+        if config is not None:
+            # One request alone first, so that the others find the connection and a token.
+            target.has(config, self._cancel)
         self._blobs(documents)
         self._put(documents)
         if self._options.referrers:

@@ -105,14 +105,12 @@ class V2Pusher:
     def push(self, image: Image, tag: str) -> Pushed:
         """Push an image as ``tag``; the caller holds the store's shared lock."""
         documents = self._documents(image)
-        for document in documents:
-            if isinstance(document, Manifest):
-                # One request alone first, so that the uploads find the connection and a token.
-                config = document.config
-                self.checked.add(config.digest)
-                if existing(self.repository, config.digest, self.cancel) is not None:
-                    self.present[config.digest] = config
-                break
+        config = next((document.config for document in documents if isinstance(document, Manifest)), None)
+        if config is not None:
+            # One request alone first, so that the uploads find the connection and a token.
+            self.checked.add(config.digest)
+            if existing(self.repository, config.digest, self.cancel) is not None:
+                self.present[config.digest] = config
         for last in (False, True):
             layers = self._blobs(documents)
             top = self._rebuilt(documents.top, layers)
