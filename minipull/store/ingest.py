@@ -9,6 +9,7 @@ import contextlib
 import functools
 import json
 import os
+import sys
 from typing import Callable, ContextManager, Optional
 
 from .. import files
@@ -20,6 +21,7 @@ from .content import ContentStore
 from .source import BUFFER, BlobSource, hash_file, pieces
 
 SYNC_EVERY = 64 << 20  # bytes of a partial between two fsyncs
+BEGIN_EVERY = 16 << 20  # bytes of it that the disk is then told to begin with
 
 
 class Ingest(ContextManager["Ingest"]):
@@ -73,6 +75,8 @@ class Ingest(ContextManager["Ingest"]):
                 self._note()
             files.write_all(self._fd, memoryview(data))
             self.verifier.update(data)
+            if (self.offset - len(data)) // BEGIN_EVERY < self.offset // BEGIN_EVERY:
+                self._begin()
             if self.offset - self._synced >= SYNC_EVERY:
                 self._sync()
                 self._note()
@@ -185,6 +189,13 @@ class Ingest(ContextManager["Ingest"]):
             return 0
         self._synced = min(held, synced)
         return held
+
+    def _begin(self) -> None:
+        """Let the disk begin with the last bytes, so that fsync waits less; Linux drops none that are under way."""
+        start = (self.offset // BEGIN_EVERY - 1) * BEGIN_EVERY
+        if sys.platform == "linux":
+            with contextlib.suppress(OSError):  # a file system without
+                os.posix_fadvise(self._fd, start, self.offset - start, os.POSIX_FADV_DONTNEED)
 
     def _sync(self) -> None:
         try:
