@@ -46,6 +46,15 @@ def test_a_wrong_option_is_told_before_anything_is_measured(arguments: List[str]
     assert done.code == 2 and complaint in done.err
 
 
+def test_the_limit_of_a_bare_loop_stands_beside_the_target() -> None:
+    peer("docker-registry")
+    peer("skopeo")
+    document = json.loads(bench("--quick", "--json", "--runs", "1", "--only", "copy-small", "--only", "push-tiny").out)
+    for row in document["rows"]:
+        assert row["contestants"]["a bare loop"]["seconds"] > 0
+        assert row["ratios"][0]["to"] == "skopeo" and row["ratios"][0]["limit"] > 0
+
+
 def test_a_run_gives_one_document_and_leaves_nothing(tmp_path: Path) -> None:
     peer("docker-registry")
     done = bench("--quick", "--json", "--runs", "1", "--only", "version", "--only", "serve-heads",

@@ -14,15 +14,13 @@ from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from tests.kit import images
 
-from .processes import PYTHON, ROOT, Measured, answers, cpu_seconds, free_port, measure, peak_memory, started
+from .processes import PATH, PYTHON, ROOT, Measured, answers, cpu_seconds, free_port, measure, peak_memory, started
 
 #: A peer and the programs that it needs, by the contestants' names.
 PROGRAMS: Dict[str, Tuple[str, ...]] = {
     "docker-registry": ("docker-registry",), "skopeo": ("skopeo",), "crane": ("crane",),
     "docker": ("docker", "dockerd"), "umoci": ("umoci",), "pigz | tar": ("pigz", "tar"),
     "curl": ("curl", "sha256sum")}
-#: The distribution's own programs come first.
-PATH = "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin"
 
 
 class Sizes(NamedTuple):
@@ -109,6 +107,9 @@ class Bench:
 
     def minipull(self, *args: str, root: Optional[Path] = None) -> List[str]:
         return [PYTHON, "-m", "minipull", *([] if root is None else ["--root", str(root)]), *args]
+
+    def bare(self, *args: str) -> List[str]:
+        return [PYTHON, "-I", "-S", str(Path(__file__).with_name("bare.py")), *args]
 
     def measure(self, args: Sequence[str]) -> Measured:
         return measure(args, self.env, self.log)

@@ -14,6 +14,7 @@ Contestants = Dict[str, Callable[[], Measured]]
 Prepare = Callable[[Bench], ContextManager[Tuple[str, Contestants]]]
 #: What such a context manager is written as.
 Prepared = Iterator[Tuple[str, Contestants]]
+BARE = "a bare loop"  # the contestant that does no more than it must: bare.py
 MEMORY, GROWTH = 48.0, 4.0  # MB at most: of any row, and more for what is twenty times as large
 
 
@@ -105,6 +106,9 @@ def _judged(row: Row, size: str, costs: Dict[str, List[Measured]], report: Repor
             report.line("  %-44s %7.2f" % ("minipull / " + name, ratio))
         else:
             entry.update(at_most=at_most, kept=report.verdict("minipull / " + name, ratio, at_most))
+        if BARE in medians and at_most is not None:
+            entry["limit"] = medians[BARE] / medians[name]
+            report.line("  %-44s %7.2f" % ("%s / %s" % (BARE, name), entry["limit"]))
         document["ratios"].append(entry)
     if row.growth is not None:
         peaks = {name: contestant["memory"] for name, contestant in document["contestants"].items()}

@@ -33,9 +33,10 @@ def machine(bench: Bench) -> Dict[str, Any]:
             told = subprocess.run([path, flag], env=bench.env, stdin=subprocess.DEVNULL,
                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT).stdout
             peers[name] = (re.findall(r"\d+\.\d[^\s,]*", told.decode("utf-8", "replace")) or ["unknown"])[0]
+    version = subprocess.run([PYTHON, "--version"], stdout=subprocess.PIPE, check=True).stdout.decode().split()[1]
     return {"processor": model[0] if model else platform.machine(), "processors": os.cpu_count(),
             "system": "%s %s" % (platform.system(), platform.release()), "load": os.getloadavg()[0],
-            "python": "%s (%s)" % (platform.python_version(), PYTHON), "peers": peers}
+            "python": "%s (%s)" % (version, PYTHON), "peers": peers}
 
 
 def table() -> List[Dict[str, Any]]:

@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,8 +13,10 @@ from pathlib import Path
 from typing import Callable, Dict, Iterator, NamedTuple, Sequence
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-#: Never a version manager's shim: it would be measured too.
-PYTHON = os.path.realpath(sys.executable)
+#: The distribution's own programs come first.
+PATH = "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin"
+#: What the distribution ships, as a user has it, or what PYTHON names; no shim, which would be measured too.
+PYTHON = os.path.realpath(os.environ.get("PYTHON") or shutil.which("python3", path=PATH) or sys.executable)
 LONGEST = 900  # seconds of a command
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Callable, List
 
 from .bench import Bench, Source
-from .contest import Contestants, Prepare, Prepared
+from .contest import BARE, Contestants, Prepare, Prepared
 from .processes import Measured
 
 FAR = (0.05, 20e6)  # seconds a round trip, bytes a second
@@ -31,6 +31,8 @@ def _copies(bench: Bench, source: Source, host: str) -> Contestants:
             bench, source, bench.skopeo("--src-tls-verify=false", "docker://" + reference, oci), root),
         "crane": lambda: _into_layout(
             bench, source, [bench.program("crane") or "", "pull", "--format=oci", reference, str(root)], root),
+        BARE: lambda: _into_layout(
+            bench, source, bench.bare("copy", host, "bench/" + source.name, str(root)), root),
         "curl": lambda: _curl(bench, source, host)}
 
 
@@ -72,7 +74,9 @@ def push(name: str) -> Prepare:
             "minipull": lambda: pushed(lambda to: bench.minipull("push", source.reference, to, root=store)),
             "skopeo": lambda: pushed(lambda to: bench.skopeo(
                 "--dest-tls-verify=false", "oci:%s:%s" % (source.layout, name), "docker://" + to)),
-            "crane": lambda: pushed(lambda to: [bench.program("crane") or "", "push", str(source.layout), to])}
+            "crane": lambda: pushed(lambda to: [bench.program("crane") or "", "push", str(source.layout), to]),
+            BARE: lambda: pushed(lambda to: bench.bare(
+                "push", to.partition("/")[0], "bench/pushed", str(source.layout)))}
     return prepare
 
 
@@ -83,9 +87,12 @@ def _pull(bench: Bench, source: Source, reference: str, *flags: str) -> Measured
 
 @contextlib.contextmanager
 def pull(bench: Bench) -> Prepared:
-    source = bench.source(bench.sizes.slow)
-    yield str(source), {"minipull": lambda: _pull(bench, source, source.reference),
-                        "docker": lambda: bench.docker(source, "pull", "--quiet", source.reference)}
+    source, root = bench.source(bench.sizes.slow), bench.work / "pulled"
+    yield str(source), {
+        "minipull": lambda: _pull(bench, source, source.reference),
+        "docker": lambda: bench.docker(source, "pull", "--quiet", source.reference),
+        BARE: lambda: _into_layout(
+            bench, source, bench.bare("pull", source.host, "bench/" + source.name, str(root)), root)}
 
 
 @contextlib.contextmanager
