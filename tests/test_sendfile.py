@@ -22,14 +22,14 @@ FILES: Dict[str, Callable[[BinaryIO, bytes], BinaryIO]] = {
 
 
 class Pair:
-    """Two ends of a connection, and a file to be sent over it; two addresses count as two machines."""
+    """Two ends of a connection, and a file to be sent over it."""
 
-    def __init__(self, path: Path, size: int, near: str, kind: str) -> None:
+    def __init__(self, path: Path, size: int, kind: str) -> None:
         self.data = (bytes(range(251)) * (size // 251 + 1))[:size]
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             listener.listen(1)
-            self.near = socket.create_connection(listener.getsockname(), TIMEOUT, (near, 0))
+            self.near = socket.create_connection(listener.getsockname(), TIMEOUT)
             self.far = listener.accept()[0]
         path.write_bytes(b"before" + self.data + b"behind" if kind == "extent" else self.data)
         self.opened = open(str(path), "rb", buffering=0)
@@ -45,10 +45,9 @@ class Pair:
             each.close()
 
 
-@pytest.fixture(params=[(near, kind) for near in ("127.0.0.1", "127.0.0.2") for kind in FILES],
-                ids=lambda pair: " ".join(pair))
+@pytest.fixture(params=sorted(FILES))
 def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
-    made = Pair(tmp_path / "file", 12 << 20, *request.param)
+    made = Pair(tmp_path / "file", 12 << 20, request.param)
     yield made
     made.close()
 
@@ -67,7 +66,7 @@ def test_a_part_of_a_file_arrives_whatever_the_system_has(
     counts += send(pair.near, pair.file, 0, 1)
     pair.near.shutdown(socket.SHUT_WR)
     thread.join(TIMEOUT)
-    assert sum(counts) == 2000001 and max(counts) <= 256 << 10
+    assert sum(counts) == 2000001 and max(counts) <= 128 << 10
     assert pair.got == pair.data[1000:2001000] + pair.data[:1]
 
 
