@@ -52,7 +52,7 @@ def registry_commands(add: _Add, remote: Sequence[ArgumentParser]) -> None:
     push.add_argument("--dry-run", action="store_true", help=_DRY_RUN)
     push.add_argument("--legacy-schema1", action="store_true", default=None,
                       help="as schema 1 where the manifest is refused")
-    _add_sending(push, "layer", 5)
+    _add_sending(push, "layer")
     tags = add("tags", "list the tags of a repository", "tags alpine", "repo", parents=remote)
     tags.add_argument("--created", action="store_true", help="and when each image was made; reads every config")
     manifest = add("manifest", "print a manifest as it is", "manifest alpine:3.20", "ref", parents=remote)
@@ -85,7 +85,7 @@ def copy_command(add: _Add, remote: Sequence[ArgumentParser]) -> None:
     copy.add_argument("--compress", metavar="gzip", help="layers in zstd or none become gzip")
     copy.add_argument("--referrers", action="store_true", default=None, help="signatures and SBOMs too")
     _add_verifying(copy)
-    _add_sending(copy, "blob", 6)
+    _add_sending(copy, "blob")
     for side in ("src", "dest"):
         for flag in ("creds", "registry-token", "authfile", "tls-verify", "ca-file", "cert-dir"):
             copy.add_argument("--%s-%s" % (side, flag), metavar="VALUE", help="--%s for one end" % flag)
@@ -97,11 +97,11 @@ def _add_verifying(receiver: ArgumentParser) -> None:
                           help="keep nothing that this key has not signed (see verify); may be repeated")
 
 
-def _add_sending(sender: ArgumentParser, kind: str, jobs: int) -> None:
+def _add_sending(sender: ArgumentParser, kind: str) -> None:
     sender.add_argument("--foreign", action="store_true", default=None,
                         help="also layers that have URLs, if they are here")
     sender.add_argument("--chunk-size", metavar="SIZE", help="the most that one request brings, as 10M")
-    sender.add_argument("--jobs", metavar="N", help="%ss at once (%d)" % (kind, jobs))
+    sender.add_argument("--jobs", metavar="N", help="%ss at once (6)" % kind)
     sender.add_argument("--attempts", metavar="N", help="tries for one %s (5)" % kind)
 
 

@@ -13,7 +13,6 @@ from ..store.store import host_platform
 from .context import Context
 from .lists import expanded, image_tags, named_image, operands, stored_tags
 from .plan import Row, row, sentence, total
-from .settings import JOBS
 
 
 def do_copy(context: Context, flags: argparse.Namespace) -> int:
@@ -46,7 +45,7 @@ def do_copy(context: Context, flags: argparse.Namespace) -> int:
                 reader, name, context.renderer, context.cancel)))
         sources = [_place(named_image(store, text)) for text in texts]
         copies = Copies(
-            (reader, writer), store, options, settings.uploads(JOBS), context.renderer, context.cancel)
+            (reader, writer), store, options, settings.uploads(), context.renderer, context.cancel)
         try:
             copies.run(sources, target, told, texts != flags.srcs)
         except Error as exc:

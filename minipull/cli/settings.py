@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..xfer.upload import LayerUploadManager
 
 MAX_FILE = 1 << 20  # bytes of a settings file
-JOBS = 6  # downloads at once on the command line, where the engine has 3; and blobs of a copy, as skopeo has
+JOBS = 6  # blobs at once on the command line, as skopeo has; the engine has 3 downloads and 5 uploads
 _TRUTH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
@@ -132,11 +132,11 @@ class Settings:
             self.number("jobs", JOBS, "max-concurrent-downloads"),
             self.number("attempts", MAX_ATTEMPTS, "max-download-attempts"))
 
-    def uploads(self, default: int = 0) -> "LayerUploadManager":
+    def uploads(self) -> "LayerUploadManager":
         from ..xfer.download import MAX_ATTEMPTS
-        from ..xfer.upload import CONCURRENT_UPLOADS, LayerUploadManager
+        from ..xfer.upload import LayerUploadManager
         return LayerUploadManager(
-            self.number("jobs", default or CONCURRENT_UPLOADS, "max-concurrent-uploads"),
+            self.number("jobs", JOBS, "max-concurrent-uploads"),
             self.number("attempts", MAX_ATTEMPTS))  # the engine has no key for these
 
     def verify_keys(self) -> Tuple["Key", ...]:
