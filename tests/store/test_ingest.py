@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any, Callable, Iterator, List
+from typing import Any, Callable, Iterator, List, Optional, Set
 
 import pytest
 
@@ -259,6 +259,30 @@ def test_the_side_file_never_promises_what_is_not_synced(
         ingest.restart()
         ingest.write(DATA)
     assert lengths == [0, 1000, 2000, 3000, 4000, 5000, 0, len(DATA)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the advice only drops pages")
+@pytest.mark.parametrize("failure", [None, errno.ENOSYS])
+def test_the_disk_begins_with_the_bytes_of_a_large_blob_before_its_end(
+        store: ContentStore, monkeypatch: pytest.MonkeyPatch, failure: Optional[int]) -> None:
+    begun: Set[int] = set()
+
+    def advised(fd: int, offset: int, length: int, advice: int) -> None:
+        assert advice == os.POSIX_FADV_DONTNEED and offset + length == os.fstat(fd).st_size
+        begun.update(range(offset, offset + length))
+        if failure is not None:
+            raise OSError(failure, os.strerror(failure))
+
+    monkeypatch.setattr(os, "posix_fadvise", advised)
+    monkeypatch.setattr(store_ingest, "BEGIN_EVERY", 2000)
+    with start(store) as ingest:
+        for position in range(0, 5100, 300):
+            ingest.write(DATA[position:position + 300])
+            assert len(begun) >= ingest.offset // 2000 * 2000
+        ingest.restart()
+        ingest.write(DATA)
+        ingest.commit()
+    assert store.read(DIGEST, len(DATA)) == DATA
 
 
 def test_a_blob_that_comes_in_one_piece_has_no_note(
