@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command serve: a registry over the store or an archive."""
 import argparse
+import contextlib
 import re
 
 from ..errors import InvalidReference
 from ..server.registry import serve
 from .context import Context
+
+_M_ARENA_MAX = -8  # of malloc.h
 
 
 def do_serve(context: Context, flags: argparse.Namespace) -> None:
@@ -29,5 +32,9 @@ def do_serve(context: Context, flags: argparse.Namespace) -> None:
     context.source.references.descriptors()  # raises where the index is damaged or lost
     for digest in context.source.content.left_out:
         context.source.content.open(digest)  # raises, since a delta is no registry
+    with contextlib.suppress(ImportError, OSError, TypeError, AttributeError):  # no glibc
+        import ctypes
+        # Each of many threads would keep what it has freed in an arena of its own (glibc bug 11261).
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
     serve(context.store if writable else context.source, host, int(match.group(3)), writable,
           settings.text("as", "localhost"), context.cancel, ready, log)

@@ -12,6 +12,7 @@ Mirrors moby's reference/store.go.  Format: image-spec image-layout.md.
 import abc
 import contextlib
 import os
+import threading
 import time
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -47,7 +48,8 @@ class Association(NamedTuple):
 
 class Names(abc.ABC):
     """The names of some images, to be read."""
-    _parsed: Tuple[List[Dict[str, Any]], List[Association]] = ([], [])
+    # The entries as they were last listed, their associations by the entries' ids, and these sorted.
+    _listed: Tuple[List[Dict[str, Any]], Dict[int, Optional[Association]], List[Association]] = ([], {}, [])
 
     @abc.abstractmethod
     def descriptors(self) -> List[Dict[str, Any]]:
@@ -58,12 +60,14 @@ class Names(abc.ABC):
         return association(entry)
 
     def all(self) -> List[Association]:
-        """List every name, sorted; they are parsed once for each state of the index."""
+        """List every name, sorted; an entry is parsed once, as long as it stays."""
         entries = self.descriptors()
-        if self._parsed[0] != entries:
-            associations = filter(None, map(self.association, entries))
-            self._parsed = entries, sorted(associations, key=lambda item: str(item.name))
-        return self._parsed[1]
+        before, known, names = self._listed
+        if before != entries:
+            items = {id(entry): known.get(id(entry)) or self.association(entry) for entry in entries}
+            names = sorted(filter(None, items.values()), key=lambda item: str(item.name))
+            self._listed = entries, items, names
+        return names
 
     def get(self, name: Reference) -> Optional[Association]:
         return next((item for item in self.all() if item.name == name), None)
@@ -87,8 +91,9 @@ class ReferenceStore(Names):
         self._layout = os.path.join(root, "oci-layout")
         self._scratch = scratch
         self._timeout = timeout
-        # The parsed index and the inode, size and mtime that it was read at.
-        self._read: Tuple[Any, List[Dict[str, Any]]] = (None, [])
+        self._mutex = threading.Lock()  # one of many threads parses a changed index
+        self._parsed: Tuple[str, Dict[str, Any]] = ("", {})  # the digest of its text, and what that says
+        self._read: Tuple[Any, List[Dict[str, Any]]] = (None, [])  # its inode, size and mtime, and its entries
 
     def descriptors(self) -> List[Dict[str, Any]]:
         with storage_errors("read %s" % self.path):
@@ -98,9 +103,17 @@ class ReferenceStore(Names):
                 self._bytes()  # raises where it was lost
                 return []
             identity = (status.st_ino, status.st_size, status.st_mtime_ns)
-            if self._read[0] != identity:
-                self._read = (identity, parse_index(self._bytes(), self.path)["manifests"])
-            return self._read[1]
+            with self._mutex:
+                if self._read[0] != identity:
+                    self._read = (identity, self._index(self._bytes())["manifests"])
+                return self._read[1]
+
+    def _index(self, data: bytes) -> Dict[str, Any]:
+        """Parse the text of the index, unless it is the one that was last parsed or written."""
+        digest = Digest.of(data)
+        if self._parsed[0] != digest:
+            self._parsed = digest, parse_index(data, self.path)
+        return self._parsed[1]
 
     def set(self, name: Reference, descriptor: Descriptor, source: Digest,
             pause: Callable[[float], object] = time.sleep) -> None:
@@ -132,7 +145,8 @@ class ReferenceStore(Names):
             files.make_directory(directory)
         with files.locked(self._lock, True, pause, self._timeout):
             former = self._bytes()
-            index = parse_index(former, self.path)
+            with self._mutex:
+                index = dict(self._index(former))
             before = index.pop("manifests")
             entries = list(before)
             yield entries
@@ -149,6 +163,8 @@ class ReferenceStore(Names):
                     with contextlib.suppress(StorageError):  # it is worth no failure
                         files.write_atomic(self.path + ".bak", former, self._scratch)
                 files.write_atomic(self.path, data, self._scratch)
+                with self._mutex:
+                    self._parsed = Digest.of(data), dict(index, manifests=entries)
 
     def _bytes(self) -> bytes:
         try:
