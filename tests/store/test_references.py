@@ -245,6 +245,47 @@ def test_a_reader_sees_the_changes_of_another_process(store: ReferenceStore, tmp
     assert len(other.all()) == 5
 
 
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> List[str]:
+    """The JSON texts that have been parsed."""
+    real, texts = json.loads, []
+
+    def loads(text: str, **options: Any) -> Any:
+        texts.append(text)
+        return real(text, **options)
+
+    monkeypatch.setattr(json, "loads", loads)
+    return texts
+
+
+def test_what_this_process_wrote_is_not_parsed_again(store: ReferenceStore, parsed: List[str]) -> None:
+    tags = [NAME.with_tag("v%d" % number) for number in range(20)]
+    for tag in tags:
+        store.set(tag, manifest(), SOURCE)
+        assert store.get(tag) == Association(tag, manifest(), SOURCE)
+    assert len(parsed) == 1, "only the text of an empty index"
+    assert store.delete(tags[0]) and store.get(tags[0]) is None and len(parsed) == 1
+    assert make(Path(store.path).parent).all() == store.all() and len(parsed) == 2
+
+
+def test_a_thread_that_finds_the_index_being_parsed_waits_for_that(
+        store: ReferenceStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path).set(NAME, manifest(), SOURCE)
+    real, threads, lists = json.loads, [], []
+
+    def loads(text: str, **options: Any) -> Any:
+        threads.append(threading.Thread(target=lambda: lists.append(store.all())))
+        if len(threads) < 5:
+            threads[-1].start()
+            threads[-1].join(0.2)  # in vain, if it waits for us
+        return real(text, **options)
+
+    monkeypatch.setattr(json, "loads", loads)
+    assert names(store) == [str(NAME)]
+    threads[0].join(10)
+    assert lists == [store.all()] and len(threads) == 1
+
+
 def test_a_writer_reads_the_index_anew_under_the_lock(store: ReferenceStore, tmp_path: Path) -> None:
     store.set(Reference.parse("a:1"), manifest(), ONE)
     assert len(store.all()) == 1
