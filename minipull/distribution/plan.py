@@ -24,7 +24,7 @@ from ..registry.endpoints import Endpoint
 from ..registry.request import Body
 from ..registry.upload import Upload
 from ..registry.v2 import Repository
-from ..store.metadata import V2MetadataService
+from ..store.metadata import MemoryMetadata, V2MetadataService
 from ..store.store import ImageSource, Store
 from ..xfer.download import LayerDownloadManager
 from ..xfer.upload import LayerUploadManager
@@ -177,20 +177,16 @@ class _DryUpload(Upload):
         pass
 
 
-class _Unwritten(V2MetadataService):
+class _Unwritten(MemoryMetadata):
     """Associations whose changes stay in memory."""
 
     def __init__(self, stored: V2MetadataService) -> None:
-        super().__init__(stored.root, "")
+        super().__init__()
         self._stored = stored
-        self._changes: Dict[Tuple[str, str], Optional[bytes]] = {}
 
     def get(self, namespace: str, key: str) -> Optional[bytes]:
-        changed = (namespace, key) in self._changes
-        return self._changes[namespace, key] if changed else self._stored.get(namespace, key)
-
-    def set(self, namespace: str, key: str, value: bytes) -> None:
-        self._changes[namespace, key] = value
+        value = super().get(namespace, key)
+        return self._stored.get(namespace, key) if value is None else value
 
     def delete(self, namespace: str, key: str) -> None:
-        self._changes[namespace, key] = None
+        self.set(namespace, key, b"")  # the stored one stays
