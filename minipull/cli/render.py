@@ -53,7 +53,8 @@ class Renderer:
     def finish(self, interrupted: bool = False) -> None:
         """Draw the last line: the sum of what has moved, or what is kept of it."""
         with self._lock:
-            self._write(self._end(interrupted))
+            text = self._pace.interrupted() if interrupted else self._pace.summary()
+            self._write(self._end(text) if text else "")
 
     def _write(self, text: str) -> None:
         if text and self._stream is not None:
@@ -69,14 +70,11 @@ class Renderer:
     def _draw(self, event: Progress) -> str:
         return ""
 
-    def _end(self, interrupted: bool) -> str:
+    def _end(self, text: str) -> str:
         return ""
 
     def _above(self, *lines: str) -> str:
         return ""
-
-    def _last_line(self, interrupted: bool) -> str:
-        return self._pace.interrupted() if interrupted else self._pace.summary()
 
 
 class JSON(Renderer):
@@ -136,9 +134,8 @@ class Plain(Renderer):
             del self._states[next(iter(self._states))]
         return _label(event, text) + "\n" if text else ""
 
-    def _end(self, interrupted: bool) -> str:
-        text = self._last_line(interrupted)
-        return text + "\n" if text else ""
+    def _end(self, text: str) -> str:
+        return text + "\n"
 
 
 class _Line(NamedTuple):
@@ -208,9 +205,8 @@ class Terminal(Renderer):
         width = self._size()[0] - 1
         return up + "".join("\r%s\x1b[K\n" % part for line in lines for part in _folded(line, width))
 
-    def _end(self, interrupted: bool) -> str:
-        text = self._last_line(interrupted)
-        return self._above(text) if text else ""
+    def _end(self, text: str) -> str:
+        return self._above(text)
 
     def _fit(self, id: str, action: str, flow: Optional[Flow], columns: int) -> str:
         """Return a line that fits: the bar shrinks first, then the words go; the numbers are never cut."""
