@@ -231,7 +231,7 @@ class Context:
             error = error.reworded("%s; pull it first" % error)
         if isinstance(error, Error):
             if not self.cancel.cancelled:
-                self._fail(str(error), error.exit_code)
+                self.log(str(error), error.exit_code)
             elif self.stream and not self._finished:
                 self._finished = True
                 self.stream.interrupted(vars(self._flags).get("interrupt", error.exit_code))
@@ -239,19 +239,16 @@ class Context:
                 self.finish(interrupted=True)
             return error.exit_code
         hint = "" if self._flags.verbose else " (run with -v for the traceback)"
-        self._fail("internal error: %s: %s%s" % (type(error).__name__, error, hint), 1)
+        self.log("internal error: %s: %s%s" % (type(error).__name__, error, hint), 1)
         return 1
 
-    def log(self, text: str) -> None:
-        """Print a line that is no progress, whether that is shown or not."""
-        if self.stream:
-            self.stream.emit(status=text)
-        else:
-            say(text)
-
-    def _fail(self, text: str, code: int) -> None:
-        if self.stream:
-            self.stream.failed(one_line(text), code)
+    def log(self, text: str, code: int = 0) -> None:
+        """Print a line that is no progress, whether that is shown or not; with a ``code`` the command has failed."""
+        stream = self.stream
+        if stream and code:
+            stream.failed(one_line(text), code)
+        elif stream:
+            stream.emit(status=text)
         else:
             say(text)
 
