@@ -277,13 +277,9 @@ def _chosen(images: Sequence[Listed], words: List[str]) -> Iterator[Listed]:
 
 def _colours(listing: Listing) -> Dict[Digest, str]:
     """Return a colour for each layer of several images, in the order of the listing."""
-    colours: Dict[Digest, str] = {}
-    for image in listing.images:
-        for variant in image.variants:
-            for digest, _ in variant.layers:
-                if listing.users[digest] > 1 and digest not in colours:
-                    colours[digest] = colour(len(colours))
-    return colours
+    layers = (layer for image in listing.images for variant in image.variants for layer in variant.layers)
+    shared = dict.fromkeys(digest for digest, _ in layers if listing.users[digest] > 1)
+    return {digest: colour(number) for number, digest in enumerate(shared)}
 
 
 @functools.lru_cache(maxsize=4096)
