@@ -16,7 +16,7 @@ from ..digest import Buffer, Digest, Verifier
 from ..errors import (
     ContentMismatch, Error, InvalidReference, NetworkError, NotFound, PolicyError, Unauthorized, corrupt)
 from ..image.descriptor import Descriptor
-from ..image.manifest import MAX_MANIFEST, Document, Index, listed
+from ..image.manifest import MAX_MANIFEST, Document, listed
 from ..image.signature import Signatures
 from ..reference import Reference
 from ..registry.errors import Dispensable, RegistryError
@@ -29,7 +29,7 @@ from ..store.references import REF_NAME, UNNAMED, association, named
 from ..store.signatures import StoredSignatures
 from ..store.store import ImageSource, Store, damaged
 from ..xfer.transfer import Transfer, nothing
-from .blobs import SMALL, RemoteBlob, existing, fetch_blob, moved_as_manifest, persist, put_document
+from .blobs import SMALL, RemoteBlob, existing, fetch_blob, persist, put_document
 from .places import ARCHIVES, Place
 from .read import found
 from .sessions import Source, upload_blob
@@ -338,11 +338,3 @@ def beside(end: End, label: str) -> End:
 
 def _mismatch(end: End, blob: Descriptor) -> ContentMismatch:
     return ContentMismatch("%s: blob %s is something else" % (end, blob.digest))
-
-
-def copied_as_manifest(entry: Descriptor, source: End, target: End, cancel: Cancel) -> bool:
-    """Copy an entry of an index that is of an unknown kind, if it is a manifest; False if it is a blob."""
-    return moved_as_manifest(
-        entry, lambda digest: source.get(digest, cancel).raw,
-        lambda raw: target.put(Index(raw, entry.digest, entry.media_type, ()), cancel),
-        isinstance(source, RegistryEnd))

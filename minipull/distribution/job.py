@@ -21,9 +21,10 @@ from ..progress import Output, Progress, discard
 from ..registry.v2 import Received
 from ..xfer.transfer import Transfer
 from ..xfer.upload import LayerUploadManager, UploadDescriptor
+from .blobs import moved_as_manifest
 from .convert import converted, rewritten
 from .documents import Ahead, Held, put_below
-from .ends import End, RegistryEnd, beside, copied_as_manifest
+from .ends import End, RegistryEnd, beside
 from .places import Place
 from .referrers import Referrers
 
@@ -250,5 +251,9 @@ class EntryDescriptor(CopyDescriptor):
     """An entry of an index that is of an unknown kind: a manifest for the target, or else a blob."""
 
     def upload(self, transfer: Transfer) -> str:
-        moved = copied_as_manifest(self.blob, self._source, self._target, transfer.cancel)
+        entry, cancel = self.blob, transfer.cancel
+        moved = moved_as_manifest(
+            entry, lambda digest: self._source.get(digest, cancel).raw,
+            lambda raw: self._target.put(Index(raw, entry.digest, entry.media_type, ()), cancel),
+            isinstance(self._source, RegistryEnd))
         return "Pushed" if moved else super().upload(transfer)
