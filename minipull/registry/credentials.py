@@ -27,6 +27,7 @@ from ..parts import shutil, subprocess
 from .auth import Credential, Keyring
 
 MAX_FILE = 1 << 20  # bytes
+HELPER_TIMEOUT = 30.0  # seconds
 #: docker keeps Hub's entry under the URL of its former index, so that comes first.
 _HUB_NAMES = ("https://index.docker.io/v1/", "docker.io", "index.docker.io", "registry-1.docker.io")
 
@@ -56,7 +57,7 @@ class Credentials(Keyring):
 
     def __init__(self, sources: Sequence[Source] = (), *,
                  explicit: Optional[Mapping[str, Tuple[str, ...]]] = None, explicit_name: str = "the caller",
-                 helper_environ: Optional[Mapping[str, str]] = None, helper_timeout: float = 30,
+                 helper_environ: Optional[Mapping[str, str]] = None, helper_timeout: float = HELPER_TIMEOUT,
                  warn: Callable[[str], None] = lambda _: None) -> None:
         self._sources = sources
         self._explicit = {host.lower(): Credential(*credential) for host, credential in (explicit or {}).items()}

@@ -26,7 +26,7 @@ from ..progress import Output, Progress, discard, serialized
 from ..reference import DEFAULT_DOMAIN, Reference
 from .auth import Authorizer, Credential, answer_error
 from .client import Client, over_endpoints
-from .credentials import MAX_FILE, AuthFile, Source, host_of, names_of, run_helper
+from .credentials import HELPER_TIMEOUT, MAX_FILE, AuthFile, Source, host_of, names_of, run_helper
 from .endpoints import Endpoint, RegistryService
 from .errors import RegistryError
 from .request import Request
@@ -104,12 +104,10 @@ def login_with(client: Client, name: Reference, credential: Credential, cancel: 
 class Logins:
     """The credentials in a file, whose lock is waited for ``timeout`` seconds, and at its helpers."""
 
-    def __init__(self, path: str, helper_environ: Mapping[str, str], timeout: float = 60,
-                 helper_timeout: float = 30) -> None:
+    def __init__(self, path: str, helper_environ: Mapping[str, str], timeout: float = 60) -> None:
         self.path = path
         self._environ = helper_environ
         self._timeout = timeout
-        self._helper_timeout = helper_timeout
 
     def keep(self, domain: str, credential: Credential, cancel: Cancel) -> None:
         """Store the credential that login() returned."""
@@ -144,7 +142,7 @@ class Logins:
         return bool(keys or stored)
 
     def _ask(self, helper: str, verb: str, text: str, secret: Optional[str] = None) -> Optional[str]:
-        return run_helper(helper, verb, text, self._environ, self._helper_timeout, secret)
+        return run_helper(helper, verb, text, self._environ, HELPER_TIMEOUT, secret)
 
     def _change(self, change: Callable[[Dict[str, Any]], object], cancel: Cancel) -> None:
         path = os.path.realpath(self.path)  # a symbolic link is kept, its target replaced
