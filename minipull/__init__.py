@@ -85,43 +85,24 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-#: The public names of each module.
-_NAMES = {
-    "archive.load": "load",
-    "archive.save": "save",
-    "cancel": "Cancel",
-    "cli.effective": "environment",
-    "digest": "Digest",
-    "distribution.ask": "digest inspect tags",
-    "distribution.copy": "copy",
-    "distribution.job": "Copied",
-    "distribution.pull": "pull",
-    "distribution.push": "push",
-    "distribution.push_v2": "Pushed",
-    "errors": "Cancelled ContentMismatch Error InvalidDocument InvalidReference NetworkError NotFound"
-              " PolicyError RateLimited StorageError Unauthorized Unsupported",
-    "image.config": "Image",
-    "image.descriptor": "Descriptor",
-    "image.platform": "Platform",
-    "image.signature": "Key parse_key",
-    "progress": "Progress",
-    "reference": "Reference",
-    "registry.auth": "Credential",
-    "registry.credentials": "Credentials",
-    "registry.endpoints": "Host RegistryService",
-    "registry.errors": "RegistryError",
-    "registry.login": "login",
-    "registry.network": "Network",
-    "registry.proxy": "Proxies",
-    "rootfs.flatten": "export",
-    "rootfs.unpack": "unpack",
-    "server.registry": "serve",
-    "store.check": "Problem check",
-    "store.gc": "Collected gc",
-    "store.store": "Store",
-    "xfer.download": "LayerDownloadManager",
-    "xfer.upload": "LayerUploadManager"}
-_HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
+#: The public names with their modules, in the order of the wings.
+_PATHS = """
+    cancel.Cancel digest.Digest progress.Progress reference.Reference
+    errors.Cancelled errors.ContentMismatch errors.Error errors.InvalidDocument errors.InvalidReference
+    errors.NetworkError errors.NotFound errors.PolicyError errors.RateLimited errors.StorageError
+    errors.Unauthorized errors.Unsupported
+    image.config.Image image.descriptor.Descriptor image.platform.Platform
+    image.signature.Key image.signature.parse_key
+    store.check.Problem store.check.check store.gc.Collected store.gc.gc store.store.Store
+    registry.auth.Credential registry.credentials.Credentials registry.endpoints.Host
+    registry.endpoints.RegistryService registry.errors.RegistryError registry.login.login
+    registry.network.Network registry.proxy.Proxies
+    xfer.download.LayerDownloadManager xfer.upload.LayerUploadManager
+    archive.load.load archive.save.save rootfs.flatten.export rootfs.unpack.unpack
+    distribution.ask.digest distribution.ask.inspect distribution.ask.tags distribution.copy.copy
+    distribution.job.Copied distribution.pull.pull distribution.push.push distribution.push_v2.Pushed
+    server.registry.serve cli.effective.environment"""
+_HOME = {path.rpartition(".")[2]: path.rpartition(".")[0] for path in _PATHS.split()}
 __all__ = sorted(_HOME) + ["__version__"]
 
 
