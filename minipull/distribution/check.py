@@ -14,7 +14,7 @@ from ..image.descriptor import Descriptor
 from ..image.manifest import Document, Manifest, is_runnable
 from ..image.walk import walk
 from ..progress import Meter, Output, Progress
-from ..registry.errors import RegistryError
+from ..registry.errors import IfThere, RegistryError
 from ..registry.v2 import Received, Repository
 from ..store.check import Problem
 from ..store.store import MAX_CONFIG
@@ -61,13 +61,11 @@ def check_repository(repository: Repository, top: Received, deep: bool, output: 
 
 
 def _config_problems(repository: Repository, image: Manifest, cancel: Cancel) -> List[Problem]:
-    try:
-        ImageConfig.parse(read_blob(repository, image.config, MAX_CONFIG, cancel)).paired(image.layers)
-    except (ContentMismatch, InvalidDocument) as exc:
-        return [Problem(str(image.config.digest), "config", str(exc))]
-    except RegistryError as exc:
-        if exc.status != 404:  # which the check of its blob tells
-            raise
+    with IfThere():  # else the check of its blob tells
+        try:
+            ImageConfig.parse(read_blob(repository, image.config, MAX_CONFIG, cancel)).paired(image.layers)
+        except (ContentMismatch, InvalidDocument) as exc:
+            return [Problem(str(image.config.digest), "config", str(exc))]
     return []
 
 

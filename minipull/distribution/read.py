@@ -9,19 +9,16 @@ from ..digest import Digest, Verifier
 from ..errors import PolicyError
 from ..image.descriptor import Descriptor
 from ..image.manifest import Index
-from ..registry.errors import RegistryError
+from ..registry.errors import IfThere
 from ..registry.v2 import Received, Repository
 from .blobs import RemoteBlob, persist
 
 
 def found(repository: Repository, reference: str, cancel: Cancel) -> Optional[Received]:
     """Return a manifest, or None if the registry has none; raises an Error if its answer is not clear."""
-    try:
+    with IfThere():
         return persist(repository, cancel, repository.manifest, reference)
-    except RegistryError as exc:
-        if exc.status != 404:
-            raise
-        return None
+    return None
 
 
 def referring(repository: Repository, digest: Digest, cancel: Cancel) -> Sequence[Descriptor]:

@@ -7,14 +7,14 @@ from typing import Callable, Dict, Iterable, Optional, Sequence
 
 from ..cancel import Cancel
 from ..digest import Digest
-from ..errors import NotFound, PolicyError
+from ..errors import PolicyError
 from ..image import manifest
 from ..image.descriptor import OCI_INDEX, Descriptor
 from ..image.manifest import Document, Index
 from ..image.strictjson import compact
 from ..image.walk import runs
 from ..reference import Reference
-from ..registry.errors import RegistryError
+from ..registry.errors import IfThere
 from ..registry.v2 import MAX_REFERRERS, Repository
 from ..store.references import COSIGN
 from ..store.store import Store
@@ -70,12 +70,9 @@ class Referrers:
         return self._strict and runs(top, lambda item: self._found(item.digest) if item.is_document else None)
 
     def _found(self, reference: str, end: Optional[End] = None) -> Optional[Document]:
-        try:
+        with IfThere():
             return (end or self._source).get(reference, self._cancel).document()
-        except (NotFound, RegistryError) as exc:
-            if isinstance(exc, RegistryError) and exc.status != 404:
-                raise
-            return None
+        return None
 
     def _listed(self, subject: Digest) -> Iterable[Descriptor]:
         """List the referrers of a manifest at the source, from the fallback tag if it has no API for them."""

@@ -146,6 +146,13 @@ class Dispensable(ContextManager["Dispensable"]):
             error, (Cancelled, StorageError, Unauthorized))
 
 
+class IfThere(ContextManager["IfThere"]):
+    """A block that ends, without an error, at an answer that there is no such thing (404)."""
+
+    def __exit__(self, kind: object, error: Optional[BaseException], trace: object) -> bool:
+        return error.status == 404 if isinstance(error, RegistryError) else isinstance(error, NotFound)
+
+
 #: Codes of a v2 answer after which v1 may still have the image (moby: shouldV2Fallback).
 _V1_MAY_KNOW = frozenset(("UNAUTHORIZED", "MANIFEST_UNKNOWN", "NAME_UNKNOWN", "NOT_FOUND", "UNKNOWN"))
 

@@ -21,7 +21,7 @@ from ..parts import part
 from ..reference import Reference, is_tag
 from .auth import Authorizer, Credential, Keyring, answer_error
 from .endpoints import Endpoint
-from .errors import RegistryError
+from .errors import IfThere, RegistryError
 from .request import Body, Request
 from .response import Response
 from .transport import Transport
@@ -134,16 +134,12 @@ class Repository:
 
     def stat(self, digest: Digest, cancel: Cancel, once: bool = False) -> Optional[int]:
         """The size of a blob in bytes, or None if it does not exist; raises RegistryError."""
-        try:
-            with self._ask("HEAD", "blobs/" + digest, cancel, once=once) as response:
-                size = response.header("Content-Length")
-        except RegistryError as exc:
-            if exc.status == 404:
-                return None
-            raise
-        if not size:
-            raise RegistryError(200, text="missing content-length header for blob")
-        return int(size)
+        with IfThere(), self._ask("HEAD", "blobs/" + digest, cancel, once=once) as response:
+            size = response.header("Content-Length")
+            if not size:
+                raise RegistryError(200, text="missing content-length header for blob")
+            return int(size)
+        return None
 
     def foreign_blob(self, url: str, offset: int, cancel: Cancel) -> Response:
         """Fetch a foreign layer from a URL in a manifest, by https and without credentials."""
