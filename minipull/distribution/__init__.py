@@ -27,7 +27,6 @@ decide otherwise than moby's end their docstring with the points:
     check      check of an image at a registry
     archives   archives as ends of a copy
     convert    docker's format to OCI's and back
-    job        one image from end to end, and the tally of a command
-    compress   layers to gzip
+    job        one image from end to end, its layers to gzip; the tally of a command
     copy       copy(): images from end to end
 """

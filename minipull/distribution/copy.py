@@ -25,10 +25,9 @@ from ..store.signatures import StoredSignatures
 from ..store.store import ImageSource, Store, host_platform
 from ..xfer.download import LayerDownloadManager
 from ..xfer.upload import LayerUploadManager
-from .compress import GzipJob
 from .convert import FORMATS
 from .ends import End, LayoutEnd, RegistryEnd
-from .job import Copied, CopyJob, Options, Outcome, Tally
+from .job import Copied, CopyJob, GzipJob, Options, Outcome, Tally
 from .places import ARCHIVES, Place
 
 T = TypeVar("T")

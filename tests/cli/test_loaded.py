@@ -39,7 +39,7 @@ LOADED: Dict[str, str] = {
         cli.registry distribution.mounts distribution.push distribution.push_v2 distribution.sessions
         store.sessions xfer.upload""",
     "copy": GROUND + NETWORK + """
-        cli.copy distribution.compress distribution.convert distribution.copy distribution.ends
+        cli.copy distribution.convert distribution.copy distribution.ends
         distribution.job distribution.places distribution.referrers distribution.sessions
         distribution.verify image.es256 image.signature store.compression store.sessions store.signatures
         xfer.upload"""}
