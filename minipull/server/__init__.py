@@ -5,8 +5,7 @@ The modules in reading order:
 
     message     requests parsed, answers made
     http        the listener: a small HTTP/1.1 server
-    uploads     upload sessions on disk
-    blobs       blobs, out and in
+    blobs       blobs, out and in; upload sessions on disk
     catalog     which repository a URL means; pages of names
     overview    the images, and the layers that they share
     page        the same as a page for a browser

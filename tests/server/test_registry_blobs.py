@@ -10,7 +10,7 @@ from typing import Callable, Dict, Optional, Tuple
 import pytest
 
 from minipull import files
-from minipull.server import blobs, uploads
+from minipull.server import blobs
 from minipull.store.store import Store
 from tests.kit.images import digest_of
 from tests.kit.processes import Serve, wait_until
@@ -118,7 +118,7 @@ def test_an_upload_goes_on_after_kill_9(tmp_path: Path, serve: Callable[..., Ser
 
 def test_a_second_writer_is_refused_with_the_state_of_the_upload(
         site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads, "BUSY", 0.05)
+    monkeypatch.setattr(blobs, "BUSY", 0.05)
     location = site.session()
     with half_sent(site, "PATCH", location, "Content-Length: 1000", DATA[:600]) as client:
         wait_until(lambda: site.held(location) == "0-599", "the first bytes")
@@ -168,8 +168,7 @@ def test_a_stream_that_is_not_as_long_as_its_range_is_refused_and_its_bytes_coun
 
 def test_the_size_of_an_upload_is_bounded_however_it_is_sent(
         site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    for place in (uploads, blobs):
-        monkeypatch.setattr(place, "MAX_BLOB", 1000)
+    monkeypatch.setattr(blobs, "MAX_BLOB", 1000)
     location = site.session()
     for body in (DATA[:1001], iter([DATA[:700], DATA[700:1001]])):
         assert site.ask("PATCH", location, body).outcome == (413, "SIZE_INVALID")
@@ -180,8 +179,8 @@ def test_the_size_of_an_upload_is_bounded_however_it_is_sent(
 
 def test_a_full_disk_is_507_and_loses_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     location = site.session()
-    monkeypatch.setattr(uploads, "RESERVE", 1 << 62)
-    monkeypatch.setattr(uploads, "_CHECK_EVERY", 5000)
+    monkeypatch.setattr(blobs, "RESERVE", 1 << 62)
+    monkeypatch.setattr(blobs, "_CHECK_EVERY", 5000)
     for method, path in (("POST", "/v2/app/blobs/uploads/"), ("PATCH", location)):
         answer = site.ask(method, path, iter([DATA[:4000], DATA[4000:6000]]))
         assert answer.outcome == (507, "UNKNOWN") and str(site.root).encode() not in answer.body
@@ -202,7 +201,7 @@ def test_a_full_disk_is_507_and_loses_nothing(site: Site, monkeypatch: pytest.Mo
 
 
 def test_the_number_of_uploads_is_bounded(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads, "MAX_SESSIONS", 1)
+    monkeypatch.setattr(blobs, "MAX_SESSIONS", 1)
     location = site.session()
     answer = site.ask("POST", "/v2/app/blobs/uploads/")
     assert answer.outcome == (429, "TOOMANYREQUESTS") and answer.headers["retry-after"] == "10"

@@ -14,7 +14,7 @@ import pytest
 from tests.kit.processes import run
 from tests.kit.images import digest_of
 from minipull import files
-from minipull.server import uploads
+from minipull.server import blobs
 from minipull.store.gc import gc
 from minipull.store import ingest as store_ingest
 from minipull.store.content import ContentStore
@@ -23,7 +23,7 @@ from minipull.errors import ContentMismatch, NotFound, PolicyError, RateLimited,
 from minipull.files import Locked
 from minipull.store.store import Store
 from minipull.cancel import Cancel
-from minipull.server.uploads import Upload, UploadStore
+from minipull.server.blobs import Upload, UploadStore
 from tests.kit.stores import ENV, age, killed_at, problems
 
 REPOSITORY = "team/app"
@@ -203,7 +203,7 @@ def test_any_server_of_the_store_may_go_on_with_a_session(
 
 def test_a_second_writer_waits_and_then_gives_up(
         sessions: UploadStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads, "BUSY", 0.0)
+    monkeypatch.setattr(blobs, "BUSY", 0.0)
     name = sessions.start(REPOSITORY)
     with sessions.owning(REPOSITORY, name) as upload:
         upload.write(memoryview(DATA[:10]))
@@ -265,7 +265,7 @@ def test_an_old_session_ends_unless_it_is_owned(
         content: ContentStore, sessions: UploadStore) -> None:
     old, owned = sessions.start(REPOSITORY), sessions.start(REPOSITORY)
     append(sessions, old, DATA)
-    long_ago = time.time() - uploads.EXPIRE - 60
+    long_ago = time.time() - blobs.EXPIRE - 60
     with sessions.owning(REPOSITORY, owned):
         for name in os.listdir(content.scratch):
             os.utime(os.path.join(content.scratch, name), (long_ago, long_ago))
@@ -289,7 +289,7 @@ def test_an_old_session_may_be_removed_by_two_at_once(
 
 def test_the_number_of_sessions_has_a_bound(
         content: ContentStore, sessions: UploadStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads, "MAX_SESSIONS", 2)
+    monkeypatch.setattr(blobs, "MAX_SESSIONS", 2)
     first, _ = sessions.start(REPOSITORY), sessions.start(REPOSITORY)
     Path(content.scratch, "sha256-" + DIGEST.encoded).write_bytes(b"what a pull left")
     with pytest.raises(RateLimited):
@@ -322,10 +322,10 @@ def test_gc_ends_sessions_by_age_and_by_force(store: Store, sessions: UploadStor
 def test_no_upload_takes_the_last_of_the_disk(
         sessions: UploadStore, monkeypatch: pytest.MonkeyPatch) -> None:
     name = sessions.start(REPOSITORY)
-    monkeypatch.setattr(uploads, "RESERVE", 1 << 62)
+    monkeypatch.setattr(blobs, "RESERVE", 1 << 62)
     with pytest.raises(StorageError, match="free some space"):
         sessions.start(REPOSITORY)
-    monkeypatch.setattr(uploads, "_CHECK_EVERY", 1000)
+    monkeypatch.setattr(blobs, "_CHECK_EVERY", 1000)
     with pytest.raises(StorageError) as caught:
         for n in range(10):
             append(sessions, name, DATA[n * 300:][:300])
@@ -356,7 +356,7 @@ def test_a_disk_that_fills_up_loses_nothing(
 
 def test_an_upload_has_a_largest_size(
         sessions: UploadStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads, "MAX_BLOB", 1000)
+    monkeypatch.setattr(blobs, "MAX_BLOB", 1000)
     name = sessions.start(REPOSITORY)
     assert append(sessions, name, DATA[:1000]) == 1000
     with pytest.raises(PolicyError):
@@ -422,7 +422,7 @@ def upload_all(sessions: UploadStore) -> None:
 def held(content: ContentStore) -> Iterator[str]:
     """The ids of the sessions, without their notes and what a kill left of these."""
     for name in os.listdir(content.scratch) if os.path.isdir(content.scratch) else []:
-        if uploads._SESSION.fullmatch(name):
+        if blobs._SESSION.fullmatch(name):
             yield name[len("upload-"):-len("-0123456789abcdef")]
 
 
