@@ -3,9 +3,9 @@
 import contextlib
 import functools
 import os
-from typing import Iterator, List, Optional
+from typing import Iterator, List
 
-from ..archive.reader import Named, opened
+from ..archive.reader import Named
 from ..archive.save import Contents
 from ..cancel import Cancel
 from ..digest import Verifier
@@ -30,13 +30,6 @@ class ArchiveEnd(LayoutEnd):
         tag = super()._label(tag)
         exact = not tag or tag in [label for label, _ in self.images()]
         return tag if exact else str(Reference.parse(tag).with_default_tag())
-
-
-@contextlib.contextmanager
-def opened_end(place: Place, cancel: Cancel, zstd: Optional[str]) -> Iterator[ArchiveEnd]:
-    """Open an archive to copy from; ``zstd`` is the path of that program, if any."""
-    with opened(place.folder, cancel, zstd) as archive:
-        yield ArchiveEnd(place, archive)
 
 
 @contextlib.contextmanager

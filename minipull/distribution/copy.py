@@ -244,9 +244,9 @@ def open_source(source: Place, client: Client, store: Optional[ImageSource], sub
     """
     if source.kind in ARCHIVES:
         zstd = store.layers.zstd if store else None
-        archive: LayoutEnd = stack.enter_context(
-            part("distribution.archives").opened_end(source, cancel, zstd))
-        return archive
+        archive = stack.enter_context(part("archive.reader").opened(source.folder, cancel, zstd))
+        end: LayoutEnd = part("distribution.archives").ArchiveEnd(source, archive)
+        return end
     if source.kind != "docker":
         layout = LayoutEnd(source, store)
         stack.enter_context(layout.source.reading(cancel))
