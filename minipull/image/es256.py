@@ -15,6 +15,8 @@ import itertools
 from typing import Iterator, Tuple
 
 Point = Tuple[int, int]
+#: A SubjectPublicKeyInfo of P-256 up to the point, which DER lets nobody write in another way.
+PREFIX = bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d03010703420004")
 #: Jacobian X, Y and Z, where x is X/Z² and y is Y/Z³; the point at infinity if Z is 0.
 _Jacobian = Tuple[int, int, int]
 

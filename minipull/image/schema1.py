@@ -35,8 +35,7 @@ _GO = {ord(char): "\\u%04x" % ord(char) for char in "<>&\u2028\u2029"}  # as Go 
 _NEVER = "0001-01-01T00:00:00Z"
 #: Members of an image's v1 JSON that its config does not take over.
 _V1_ONLY = frozenset("id parent Size parent_id layer_id throwaway history rootfs".split())
-#: DER: a P-256 key up to x and y, the algorithm of an RSA key, and the DigestInfo before a SHA-256.
-_P256 = bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d03010703420004")
+#: DER: the algorithm of an RSA key, and the DigestInfo before a SHA-256.
 _RSA = bytes.fromhex("300d06092a864886f70d0101010500")
 _SHA256 = bytes.fromhex("3031300d060960864801650304020105000420")
 
@@ -144,7 +143,7 @@ def _verified(header: Dict[str, Any], message: bytes, signature: bytes) -> str:
     kind = [string_at(header, "alg", source), string_at(jwk, "kty", source), string_at(jwk, "crv", source)]
     if kind == ["ES256", "EC", "P-256"]:
         x, y = _bytes_at(jwk, "x"), _bytes_at(jwk, "y")
-        der = _P256 + x + y
+        der = es256.PREFIX + x + y
         good = len(x) == len(y) == 32 and es256.verify(
             (int.from_bytes(x, "big"), int.from_bytes(y, "big")), message, signature)
     elif kind == ["RS256", "RSA", ""]:
@@ -272,7 +271,7 @@ def sign(raw: bytes, key: int, time: str) -> bytes:
     protected = _base64(_json(
         {"formatLength": len(raw) - 2, "formatTail": _base64(ending), "time": time}).encode())
     signature = es256.sign(key, ("%s.%s" % (protected, _base64(raw))).encode())
-    jwk = {"crv": "P-256", "kid": key_id(_P256 + x + y), "kty": "EC", "x": _base64(x), "y": _base64(y)}
+    jwk = {"crv": "P-256", "kid": key_id(es256.PREFIX + x + y), "kty": "EC", "x": _base64(x), "y": _base64(y)}
     signed = _json([{"header": {"jwk": jwk, "alg": "ES256"}, "signature": _base64(signature),
                      "protected": protected}], 3)
     return raw[:-2] + b',\n   "signatures": ' + signed.replace("\n", "\n   ").encode() + ending

@@ -32,8 +32,6 @@ _OTHERS = {
 #: The media types of signatures, and of manifests that hold them, begin so.
 KINDS = (*_OTHERS, "application/vnd.dev.cosign.")
 _TYPE = "cosign container image signature"
-#: A SubjectPublicKeyInfo of P-256 up to the point, which DER lets nobody write in another way.
-_P256 = bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d03010703420004")
 
 
 class Key(NamedTuple):
@@ -72,7 +70,7 @@ def parse_key(data: bytes, source: str) -> Key:
     body = re.search("-----BEGIN PUBLIC KEY-----([A-Za-z0-9+/=\\s]*)-----END PUBLIC KEY-----", text)
     der = _decoded("".join(body.group(1).split())) if body else b""
     point = int.from_bytes(der[-64:-32], "big"), int.from_bytes(der[-32:], "big")
-    if labels == ["PUBLIC KEY"] and der[:-64] == _P256 and es256.on_curve(point):
+    if labels == ["PUBLIC KEY"] and der[:-64] == es256.PREFIX and es256.on_curve(point):
         return Key(point, source, Digest.of(der))
     held = " and ".join(labels) or "none in PEM"
     if labels == ["PUBLIC KEY"]:
