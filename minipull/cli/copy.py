@@ -99,7 +99,6 @@ def _row(outcome: Outcome) -> Row:
 
 
 def _line(row: Row, many: bool, quiet: bool) -> str:
-    """The line of an image."""
     name = "%s@%s" % (row["name"].partition("@")[0], row["digest"])
     if row["result"] == "would copy":
         return "%s: %s" % (name, sentence(row))
@@ -109,7 +108,6 @@ def _line(row: Row, many: bool, quiet: bool) -> str:
 
 
 def _summary(rows: List[Row], planned: int) -> str:
-    """The line after many images."""
     results = [row["result"] for row in rows]
     text = sentence(total(rows), "Copied %d of %d images," % (results.count("copied"), planned), done=True)
     for result, words in (("there", "there already"), ("failed", "failed")):

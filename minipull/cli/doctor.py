@@ -220,7 +220,6 @@ def _insecure(context: Context) -> str:
 
 
 def _certificates(context: Context) -> str:
-    """The directories of certificates for hosts."""
     return ", ".join(os.path.join(root, name) for root in context.access.certs if os.path.isdir(root)
                      for name in sorted(os.listdir(root))) or "none"
 

@@ -172,6 +172,5 @@ def image_tags(tags: Iterable[str]) -> List[str]:
 
 
 def stored_tags(store: ImageSource, name: Reference) -> List[str]:
-    """The tags that a store has of a repository."""
     return [entry.name.tag for entry in store.references.all()
             if entry.name.name == name.name and entry.name.tag]

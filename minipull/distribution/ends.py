@@ -88,11 +88,9 @@ class RegistryEnd:
         return persist(self.repository, cancel, self.repository.referrers, digest)
 
     def signatures(self, cancel: Cancel) -> Signatures:
-        """Return the signatures of the images at this end."""
         return RemoteSignatures(self.repository, cancel)
 
     def has(self, blob: Descriptor, cancel: Cancel) -> bool:
-        """Whether this end has a blob."""
         return existing(self.repository, blob.digest, cancel) == blob.size
 
     def offers(self, blob: Descriptor, cancel: Cancel) -> bool:

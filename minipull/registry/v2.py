@@ -80,7 +80,6 @@ class Repository:
         self._authorizer = Authorizer(transport, self._origin, self.credential, scope)
 
     def credential(self) -> Credential:
-        """Our credential for the repository."""
         path = "" if self.endpoint.mirror else self.path
         return self._credentials.get(self.endpoint.host, path)
 

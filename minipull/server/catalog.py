@@ -54,7 +54,6 @@ class Catalog:
         self._read: Tuple[Any, Repositories] = (None, {})
 
     def repositories(self) -> Repositories:
-        """Return every repository by domain and path."""
         entries = self._references.descriptors()
         read, repositories = self._read
         if read != entries:

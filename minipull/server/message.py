@@ -62,7 +62,6 @@ class Response(NamedTuple):
 
 def json_response(status: int, value: object, headers: Headers = (),
                   content_type: str = "application/json") -> Response:
-    """Return an answer whose body is JSON."""
     return Response(status, [("Content-Type", content_type), *headers], compact(value))
 
 

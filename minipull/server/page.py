@@ -154,7 +154,6 @@ class Page:
         self._colours = _colours(listing)
 
     def parts(self) -> Iterator[str]:
-        """Yield the page in pieces of HTML."""
         yield self._head()
         repository = None
         for image in self._chosen[self._first:self._first + MAX_SHOWN]:
