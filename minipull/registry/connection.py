@@ -2,7 +2,7 @@
 """Connections: one HTTP/1.1 connection; its errors are ours.
 
 A :class:`Connection` is the file that heads and bodies are read from.  So every byte
-of an answer comes through :meth:`Connection.receive`, and the rules for reading stand there:
+of an answer comes through :meth:`Connection.readinto`, and the rules for reading stand there:
 
 - a read returns what has arrived; it never waits until a buffer is full, and
   it returns nothing once the request is cancelled;
@@ -298,26 +298,12 @@ class Connection(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> Optional[int]:
-        return self.receive(memoryview(buffer))
-
-    def sendall(self, data: Buffer) -> None:
-        assert self._socket is not None
-        self._socket.sendall(data)
-        self._cancel.check()
-        self._sent += len(data)
-        if self._network.piece:
-            self._cancel.pause(self._network.book(len(data)))
-
-    def close(self) -> None:
-        """Do nothing: the readers of earlier exchanges are closed as they go; drop() ends the connection."""
-
-    def receive(self, view: memoryview) -> Optional[int]:
         """Read what has arrived; returns its size, None after the answer; raises Cancelled, NetworkError."""
         assert self._socket is not None
         if self._peeking or self.response is not None and self.response.remaining == 0:
             return None
         before = time.monotonic()
-        count = self._socket.recv_into(view[:self._network.piece or None])
+        count = self._socket.recv_into(memoryview(buffer)[:self._network.piece or None])
         self._cancel.check()
         self.received += count
         # Only the time in recv counts: a slow reader is no stalled peer.
@@ -331,3 +317,14 @@ class Connection(io.RawIOBase):
         if self._network.piece:
             self._cancel.pause(self._network.book(count))
         return count
+
+    def sendall(self, data: Buffer) -> None:
+        assert self._socket is not None
+        self._socket.sendall(data)
+        self._cancel.check()
+        self._sent += len(data)
+        if self._network.piece:
+            self._cancel.pause(self._network.book(len(data)))
+
+    def close(self) -> None:
+        """Do nothing: the readers of earlier exchanges are closed as they go; drop() ends the connection."""
