@@ -157,8 +157,10 @@ def _host(context: Context) -> Dict[str, str]:
         "OpenSSL": ssl.OPENSSL_VERSION, "SHA-256": _sha256(), "zlib": _zlib(), "zstd": _zstd(context),
         "CAs": authorities()}
     for name, look in (("proxies", _proxies), ("settings", lambda context: context.settings.path or "no file"),
-                       ("mirrors", _mirrors), ("insecure", _insecure), ("certs.d", _certificates),
-                       ("credentials", _credentials), ("store", _store)):
+                       ("mirrors", _mirrors),
+                       # --tls-verify and --plain-http are among the settings.
+                       ("insecure", lambda context: ", ".join(["loopback", *context.access.service().insecure])),
+                       ("certs.d", _certificates), ("credentials", _credentials), ("store", _store)):
         try:
             host[name] = look(context)
         except (Error, OSError) as exc:  # the latter of a directory that is not for us
@@ -212,11 +214,6 @@ def _mirrors(context: Context) -> str:
     hosts = context.access.service().hosts
     return "; ".join("%s: %s%s" % (name, ", ".join(host.mirrors), "" if host.fallback else ", and no other")
                      for name, host in hosts.items() if host.mirrors) or "none"
-
-
-def _insecure(context: Context) -> str:
-    """The hosts that may be asked without verified TLS; --tls-verify and --plain-http are among the settings."""
-    return ", ".join(["loopback", *context.access.service().insecure])
 
 
 def _certificates(context: Context) -> str:
