@@ -12,7 +12,7 @@ from ..image.descriptor import Descriptor
 from ..image.manifest import Document
 from ..image.signature import KINDS, Key, Signatures, first_good
 from ..progress import Output, Progress
-from ..registry.errors import RegistryError
+from ..registry.errors import IfThere
 from ..registry.v2 import Repository
 from .read import found, read_blob, referring
 
@@ -38,10 +38,9 @@ class RemoteSignatures(Signatures):
         return [received.document()] if received else []
 
     def read(self, blob: Descriptor, limit: int) -> bytes:
-        try:
+        with IfThere():
             return read_blob(self._repository, blob, limit, self._cancel)
-        except RegistryError as exc:
-            raise (NotFound("blob %s is not there" % blob.digest) if exc.status == 404 else exc) from exc
+        raise NotFound("blob %s is not there" % blob.digest)
 
 
 def verify(repository: Repository, digests: Sequence[Digest], keys: Sequence[Key], output: Output,
