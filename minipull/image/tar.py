@@ -169,11 +169,13 @@ class Reader:
         for _ in self._pieces:
             pass
 
-    def _next(self) -> None:
+    def _next(self, may_end: bool = False) -> bool:
+        """Take the next piece; False if the stream has ended, which ``may_end`` allows."""
         piece = next(self._pieces, None)
-        if piece is None:
+        if piece is None and not may_end:
             raise InvalidDocument("tar: the stream is cut short")
-        self._piece, self._at = memoryview(piece), 0
+        self._piece, self._at = memoryview(piece or b""), 0
+        return piece is not None
 
     def _take(self, count: int, may_end: bool = False) -> bytes:
         """Return the next ``count`` bytes, or none if ``may_end`` and the stream has ended."""
@@ -185,13 +187,8 @@ class Reader:
         parts = bytearray(self._piece[self._at:])
         self._at = len(self._piece)
         while len(parts) < count:
-            if may_end and not parts:
-                piece = next(self._pieces, None)
-                if piece is None:
-                    return b""
-                self._piece, self._at = memoryview(piece), 0
-            else:
-                self._next()
+            if not self._next(may_end and not parts):
+                return b""
             found = self._piece[:count - len(parts)]
             self._at = len(found)
             parts += found
