@@ -15,11 +15,12 @@ and the client of docker-credential-helpers.
 """
 import base64
 import contextlib
+import functools
 import json
 import os
 import re
 import threading
-from typing import Any, Callable, Dict, Iterator, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, Iterator, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from ..errors import InvalidDocument, StorageError
 from ..files import read_file
@@ -63,10 +64,9 @@ class Credentials(Keyring):
         self._explicit = {host.lower(): Credential(*credential) for host, credential in (explicit or {}).items()}
         self._environ = helper_environ or {}
         self._timeout = helper_timeout
-        self._warn = warn
+        self._warn: Callable[[str], None] = functools.lru_cache(maxsize=None)(warn)  # of each problem once
         self._lock = threading.Lock()
         self._files: Dict[Source, AuthFile] = {}
-        self._problems: Set[str] = set()  # that the user has been warned of
         self._explicit_name = explicit_name
         #: By host and path that were asked for: the user, and the source that had an entry.
         self._descriptions: Dict[Tuple[str, str], str] = {}
@@ -96,10 +96,8 @@ class Credentials(Keyring):
                 except (StorageError, InvalidDocument) as exc:
                     if source.required:
                         raise
-                    credential, problem = None, "%s; going on without it" % exc
-                    if problem not in self._problems:
-                        self._problems.add(problem)
-                        self._warn(problem)
+                    credential = None
+                    self._warn("%s; going on without it" % exc)
                 if credential is not None:
                     helpers = ["docker-credential-" + name for (name, _), given in self.asked.items()
                                if given is credential]
