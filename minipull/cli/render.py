@@ -13,7 +13,7 @@ import os
 import re
 import threading
 import time
-from typing import IO, Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
+from typing import IO, Any, Callable, Dict, Iterator, Mapping, NamedTuple, Optional, Tuple
 
 from ..errors import InvalidReference, escape
 from ..progress import Progress, human_size
