@@ -15,7 +15,7 @@ from .errors import ContentMismatch, InvalidDocument
 
 ALGORITHMS = ("sha256", "sha384", "sha512")
 #   digest ::= algorithm ":" encoded          (only the registered algorithms)
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128}")
+_DIGEST = r"sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128}"
 
 Buffer = Union[bytes, memoryview]
 
@@ -27,7 +27,7 @@ class Digest(str):
     @classmethod
     def parse(cls, text: object) -> "Digest":
         """Parse a digest; raises InvalidDocument."""
-        if not isinstance(text, str) or _DIGEST.fullmatch(text) is None:
+        if not isinstance(text, str) or re.fullmatch(_DIGEST, text) is None:
             raise InvalidDocument("invalid digest %s" % ascii(text)[:100])
         return cls(text)
 

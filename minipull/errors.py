@@ -13,8 +13,8 @@ import re
 from typing import ContextManager, Iterator, Mapping, Optional, Tuple, Type
 
 # C0, DEL, C1; marks that turn the direction of text or end a line; surrogates.
-_CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-_USERINFO = re.compile(r"([^\s/@:]{1,100}):(?!//)\S{1,300}@(?=[^\s/@]+/)")  # USER:PASSWORD@HOST/
+_CONTROL = "[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+_USERINFO = r"([^\s/@:]{1,100}):(?!//)\S{1,300}@(?=[^\s/@]+/)"  # USER:PASSWORD@HOST/
 
 
 class Error(Exception):
@@ -53,7 +53,7 @@ class InvalidReference(Error):
     exit_code = 2
 
     def __str__(self) -> str:
-        return _USERINFO.sub(r"\1:***@", super().__str__())
+        return re.sub(_USERINFO, r"\1:***@", super().__str__())
 
 
 class NotFound(Error):
@@ -135,7 +135,9 @@ def corrupt(digest: str, kind: str = "blob") -> StorageError:
 
 def escape(text: str) -> str:
     r"""Make characters that steer a terminal or end a line visible: ESC becomes ``\x1b``."""
-    return _CONTROL.sub(lambda match: match.group().encode("unicode_escape").decode(), text)
+    if text.isprintable():
+        return text
+    return re.sub(_CONTROL, lambda match: match.group().encode("unicode_escape").decode(), text)
 
 
 def one_line(text: str) -> str:

@@ -30,10 +30,9 @@ _TAG = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
 _ALGORITHM = r"[A-Za-z][A-Za-z0-9]*(?:[-_+.][A-Za-z][A-Za-z0-9]*)*"
 _DIGEST = r"%s:[0-9a-fA-F]{32,}" % _ALGORITHM
 
-_REFERENCE = re.compile(r"(?:(%s)/)?(%s)(?::(%s))?(?:@(%s))?" % (DOMAIN, PATH, _TAG, _DIGEST))
+_REFERENCE = r"(?:(%s)/)?(%s)(?::(%s))?(?:@(%s))?" % (DOMAIN, PATH, _TAG, _DIGEST)
 #   identifier  ::= hex{64}                     (an image ID is no name)
-_IDENTIFIER = re.compile(r"[a-f0-9]{64}")
-_ONLY_TAG = re.compile(_TAG)
+_IDENTIFIER = r"[a-f0-9]{64}"
 _MAX_PATH = 255
 
 DEFAULT_DOMAIN = "docker.io"
@@ -42,7 +41,7 @@ DEFAULT_TAG = "latest"
 
 def is_tag(text: str) -> bool:
     """Whether ``text``, say from a registry's list, is a tag."""
-    return _ONLY_TAG.fullmatch(text) is not None
+    return re.fullmatch(_TAG, text) is not None
 
 
 class Reference(NamedTuple):
@@ -55,7 +54,7 @@ class Reference(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> "Reference":
         """Parse a name that a user typed; raises InvalidReference."""
-        if _IDENTIFIER.fullmatch(text):
+        if re.fullmatch(_IDENTIFIER, text):
             raise InvalidReference("invalid repository name (%s), cannot specify 64-byte"
                                    " hexadecimal strings" % text)
         domain, rest = _split(text)
@@ -86,7 +85,7 @@ class Reference(NamedTuple):
         """The name as docker shows it, if that would be understood the same."""
         official = self.path.startswith("library/") and self.path.count("/") == 1
         short = self.path[len("library/"):] if official else self.path
-        same = _split(short) == (self.domain, self.path) and not _IDENTIFIER.fullmatch(short)
+        same = _split(short) == (self.domain, self.path) and not re.fullmatch(_IDENTIFIER, short)
         return short if same else self.name
 
     @property
@@ -131,11 +130,11 @@ def _split(text: str) -> Tuple[str, str]:
 
 def _parse_strict(text: str) -> Reference:
     """Parse by the grammar, without defaults; raises InvalidReference, which names the mistake."""
-    match = _REFERENCE.fullmatch(text)
+    match = re.fullmatch(_REFERENCE, text)
     if match is None:
         if not text:
             raise InvalidReference("repository name must have at least one component")
-        if _REFERENCE.fullmatch(text.lower()):
+        if re.fullmatch(_REFERENCE, text.lower()):
             raise InvalidReference("repository name must be lowercase")
         raise InvalidReference("invalid reference format")
     domain, path, tag, digest = match.groups("")

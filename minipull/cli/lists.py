@@ -23,7 +23,7 @@ MAX_LIST = 1 << 20  # bytes
 MAX_NAMES = 10000  # of one command
 _FILES = ("oci:", "oci-archive:", "docker-archive:")  # places of copy that are no references
 _PLACES = ("docker://", "store:") + _FILES
-_ID = re.compile("(sha256:)?[0-9a-f]{64}")
+_ID = "(sha256:)?[0-9a-f]{64}"
 
 
 class Operand(NamedTuple):
@@ -101,7 +101,7 @@ def _operand(line: str, text: str, places: bool, all_tags: bool, ids: bool) -> O
     except InvalidReference as exc:
         if re.search("[*?]", text):
             exc = InvalidReference("%s; only a tag may be a glob, as in REPO:v1.*" % exc)
-        elif ids and not all_tags and (not line or _ID.fullmatch(text)):
+        elif ids and not all_tags and (not line or re.fullmatch(_ID, text)):
             return Operand(line, prefix, text, None)
         raise exc.within(line) if line else exc
     return Operand(line, prefix, text, name, "*" if all_tags else pattern)
@@ -157,7 +157,7 @@ def named_image(store: ImageSource, text: str) -> str:
     """A place as typed, or for ``store:ID`` that with the first name of the image, if there is one."""
     kind, _, rest = text.partition(":")
     with contextlib.suppress(NotFound):
-        return "store:%s" % (store.named(rest)[0].name,) if kind == "store" and IMAGE_ID.fullmatch(rest) else text
+        return "store:%s" % (store.named(rest)[0].name,) if kind == "store" and re.fullmatch(IMAGE_ID, rest) else text
     return text
 
 

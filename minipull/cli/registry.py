@@ -2,6 +2,7 @@
 """The commands that speak to registries: pull, push, tags, manifest, digest."""
 import argparse
 import itertools
+import re
 import json
 from typing import TYPE_CHECKING, Callable, Dict, Iterable, List, Mapping, Set, Tuple
 
@@ -147,7 +148,7 @@ def do_push(context: Context, flags: argparse.Namespace) -> int:
         raise InvalidReference("DEST is for one image, or without a tag for those of one repository")
     groups: Dict[str, List[Tuple[Image, Reference]]] = {}
     for text in texts:
-        if not IMAGE_ID.fullmatch(text):
+        if not re.fullmatch(IMAGE_ID, text):
             _show_default_tag(context, flags, reference(text))
         for image, target in pushed_images(text, store, dest, flags.all_tags):
             groups.setdefault(target.name, []).append((image, target))

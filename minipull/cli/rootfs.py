@@ -8,6 +8,7 @@ used again until gc takes it.
 """
 import argparse
 import contextlib
+import re
 from typing import Iterator, List, Optional, Tuple
 
 from ..digest import DiffID
@@ -39,7 +40,7 @@ def _image(context: Context, text: str) -> Iterator[
             if settings.platform and not _runs(image, platform):
                 image = _beside(source, image, platform, foreign)
         except NotFound as exc:
-            if image and IMAGE_ID.fullmatch(text) and image.name.familiar_name != text:
+            if image and re.fullmatch(IMAGE_ID, text) and image.name.familiar_name != text:
                 raise exc.within(text) from exc  # no registry knows it
             try:
                 source = store = context.store

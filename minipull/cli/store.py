@@ -80,7 +80,7 @@ def do_rm(context: Context, flags: argparse.Namespace) -> None:
 
 def _names(store: Store, text: str, every: bool) -> List[Reference]:
     """The names to forget for a reference or image ID: the one that is meant, or ``every`` name of its image."""
-    if IMAGE_ID.fullmatch(text):
+    if re.fullmatch(IMAGE_ID, text):
         items = store.named(text)
         if len(items) > 1 and not every:
             raise InvalidReference("%s has %d names: %s; give those to forget, or --all-names" % (

@@ -10,7 +10,7 @@ from ..errors import InvalidReference
 from .strictjson import string_at, strings_at
 
 #   platform ::= os [ "(" os-version ")" ] [ "/" architecture [ "/" variant ] ]
-_PLATFORM = re.compile(r"([\w-]+)(?:\(([\w.-]+)\))?(?:/([\w.-]+)(?:/([\w.-]+))?)?", re.ASCII)
+_PLATFORM = r"(?a)([\w-]+)(?:\(([\w.-]+)\))?(?:/([\w.-]+)(?:/([\w.-]+))?)?"
 _SYSTEMS = "aix android darwin freebsd linux netbsd openbsd solaris windows".split()
 _ARCHITECTURES = """386 amd64 arm arm64 loong64 mips mipsle mips64 mips64le ppc64 ppc64le
     riscv64 s390x sparc64 wasm""".split()
@@ -30,7 +30,7 @@ class Platform(NamedTuple):
     @classmethod
     def parse(cls, text: str, host: Optional["Platform"] = None) -> "Platform":
         """Parse a platform as containerd does; ``host`` completes a single word.  Raises InvalidReference."""
-        match = _PLATFORM.fullmatch(text)
+        match = re.fullmatch(_PLATFORM, text)
         system, version, architecture, variant = match.groups("") if match else ("",) * 4
         if system and not architecture and host is not None:
             word = cls(system, system).normalized()

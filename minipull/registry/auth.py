@@ -43,14 +43,14 @@ _MAX_ANSWER = 1 << 20  # bytes
 _MAX_HEADER = 16384
 
 #   challenge ::= scheme [ 1*SP ( token68 | #param ) ]            (RFC 9110, 11.6.1)
-_ELEMENT = re.compile(r"""[\s,]+
+_ELEMENT = r"""(?sx)[\s,]+
     | ([A-Za-z0-9!#$%&'*+.^_`|~-]+) \s*=\s* (?: "((?:[^"\\]|\\.)*)" | ([^\s",]*) )
     | ([A-Za-z0-9!#$%&'*+.^_`|~-]+) (?=[\s,]|$)  # a scheme
     | [^,]+                                      # a token68, or malformed
-    """, re.DOTALL | re.VERBOSE)
+    """
 #   scope ::= "repository:" name ":" action *( "," action )       (distribution, docs/spec/auth/scope)
-_SCOPE = re.compile("(repository:[a-z0-9][a-z0-9._/-]{0,254}):([a-z]{1,9}(?:,[a-z]{1,9}){0,3})")
-_VISIBLE = re.compile(r"[\x21-\x7e]+")
+_SCOPE = "(repository:[a-z0-9][a-z0-9._/-]{0,254}):([a-z]{1,9}(?:,[a-z]{1,9}){0,3})"
+_VISIBLE = r"[\x21-\x7e]+"
 
 
 class Credential(NamedTuple):
@@ -91,7 +91,7 @@ def parse_challenges(headers: List[str]) -> List[Challenge]:
     challenges: List[Challenge] = []
     for header in headers:
         parameters: Dict[str, str] = {}  # of no challenge yet
-        for name, quoted, token, scheme in _ELEMENT.findall(header[:_MAX_HEADER]):
+        for name, quoted, token, scheme in re.findall(_ELEMENT, header[:_MAX_HEADER]):
             if scheme:
                 parameters = {}
                 challenges.append(Challenge(scheme.lower(), parameters))
@@ -170,7 +170,7 @@ class Authorizer:
 
     def _renamed(self, challenge: Challenge, scopes: Tuple[str, ...]) -> str:
         """The scope of a challenge that ``scopes`` lack and that asks for no more than we do; else empty."""
-        asked = _SCOPE.fullmatch(challenge.parameters.get("scope", ""))
+        asked = re.fullmatch(_SCOPE, challenge.parameters.get("scope", ""))
         if asked is None:
             return ""
         name, actions = asked.group(1), set(asked.group(2).split(","))
@@ -190,7 +190,7 @@ class Authorizer:
                                        % (self._origin,))
                 return {"Authorization": basic(credential)}
             if credential.registry_token:
-                if not _VISIBLE.fullmatch(credential.registry_token):
+                if not re.fullmatch(_VISIBLE, credential.registry_token):
                     raise InvalidReference("registry token for %s is malformed" % (self._origin,))
                 return {"Authorization": "Bearer " + credential.registry_token}
             if time.monotonic() >= self._tokens.get(scopes, ("", 0.0))[1]:
@@ -259,7 +259,7 @@ class Authorizer:
         if not token:
             raise Unauthorized("%s: authorization server did not include a token in the response" % (server,))
         for value in (token, refresh_token or "-"):
-            if not isinstance(value, str) or not _VISIBLE.fullmatch(value):
+            if not isinstance(value, str) or not re.fullmatch(_VISIBLE, value):
                 raise NetworkError("%s: malformed token" % (server,))
         seconds = lifetime if type(lifetime) in (int, float) else 0
         self.refresh_token = refresh_token or self.refresh_token

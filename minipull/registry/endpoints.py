@@ -28,7 +28,7 @@ from .url import Origin
 HUB_INDEX = "index.docker.io"  # where its v1 protocol was spoken
 
 #   field-name LF field-value  (RFC 9110, 5.1 and 5.5; neither may contain the LF)
-_HEADER = re.compile("[A-Za-z0-9!#$%&'*+.^_`|~-]+\n[\t -~]*")
+_HEADER = "[A-Za-z0-9!#$%&'*+.^_`|~-]+\n[\t -~]*"
 #: Headers that a user can't set: secrets, which must not go to every host, and our own.
 _OWN_HEADERS = frozenset((
     "authorization", "proxy-authorization", "cookie", "host", "connection", "content-length",
@@ -111,7 +111,7 @@ class RegistryService:
         self._timeout = timeout
         self._headers = dict(headers or {})
         for name, value in self._headers.items():
-            if name.lower() in _OWN_HEADERS or not _HEADER.fullmatch("%s\n%s" % (name, value)):
+            if name.lower() in _OWN_HEADERS or not re.fullmatch(_HEADER, "%s\n%s" % (name, value)):
                 raise InvalidReference("header %s can't be set" % ascii(name))
         self._lookup = lookup
         entries = set(map(validate_insecure, insecure))

@@ -189,7 +189,7 @@ class WrongScheme(TLSError):
 
 
 #: The words of OpenSSL, by version, for a record that is none of TLS.
-_NO_TLS = re.compile("wrong version number|unknown protocol|packet length too long|record layer failure|http")
+_NO_TLS = "wrong version number|unknown protocol|packet length too long|record layer failure|http"
 
 
 def foreign_error(exc: Exception, peer: str, host: str, secure: bool) -> Error:
@@ -207,7 +207,7 @@ def foreign_error(exc: Exception, peer: str, host: str, secure: bool) -> Error:
                 "%s wants a client certificate that it trusts (%s); put NAME.cert and NAME.key in"
                 " certs.d/%s or in a --cert-dir" % (peer, reason, peer))
         if not secure:
-            if _NO_TLS.match(reason):
+            if re.match(_NO_TLS, reason):
                 return WrongScheme(peer, "http", reason)
             if "eof" in reason:  # by its class only where Python and OpenSSL are of one age
                 return Outage("%s closed the connection during the TLS handshake" % peer)

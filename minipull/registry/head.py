@@ -14,11 +14,11 @@ MAX_LINE = 64 << 10  # bytes
 MAX_LINES = 100
 _BLANKS = " \t"
 # One run of any characters in each: with blanks apart, a line of blanks would take days.
-_STATUS = re.compile(r"HTTP/1\.([0-9]{1,9})[ \t]+([1-9][0-9]{2})(|[ \t][^\r\n\0]*)\r?\n")
-_FIELD = re.compile(r"([!-9;-~]+):([^\r\n\0]*)\r?\n")
-_FOLDED = re.compile(r"[ \t]([^\r\n\0]*)\r?\n")
-_NAME = re.compile(r"[!-9;-~]+")
-_TARGET = re.compile("[!-~]+")
+_STATUS = r"HTTP/1\.([0-9]{1,9})[ \t]+([1-9][0-9]{2})(|[ \t][^\r\n\0]*)\r?\n"
+_FIELD = r"([!-9;-~]+):([^\r\n\0]*)\r?\n"
+_FOLDED = r"[ \t]([^\r\n\0]*)\r?\n"
+_NAME = r"[!-9;-~]+"
+_TARGET = "[!-~]+"
 
 
 class MalformedHead(ValueError):
@@ -41,7 +41,7 @@ class Head(NamedTuple):
     def read(cls, file: BinaryIO, method: str) -> "Head":
         """Read the next head of an answer to a ``method``; raises MalformedHead, NoAnswer."""
         line = _line(file)
-        match = _STATUS.fullmatch(line)
+        match = re.fullmatch(_STATUS, line)
         if match is None:
             raise MalformedHead(line)
         status, fields = int(match.group(2)), _fields(file)
@@ -65,7 +65,7 @@ def _fields(file: BinaryIO) -> Dict[str, List[str]]:
         line = _line(file)
         if line in ("\r\n", "\n"):
             return fields
-        field, folded = _FIELD.fullmatch(line), _FOLDED.fullmatch(line)
+        field, folded = re.fullmatch(_FIELD, line), re.fullmatch(_FOLDED, line)
         if field:
             values = fields.setdefault(field.group(1).lower(), [])
             values.append(field.group(2).strip(_BLANKS))
@@ -82,9 +82,9 @@ def request_head(method: str, target: str, fields: Mapping[str, str]) -> bytes:
     """Make the head of a request; raises ValueError for a target or a field that is more than that."""
     lines = ["%s %s HTTP/1.1" % (method, target)]
     for name, value in fields.items():
-        if not _NAME.fullmatch(name) or re.search("[\r\n\0]", value):
+        if not re.fullmatch(_NAME, name) or re.search("[\r\n\0]", value):
             raise ValueError("field %s is more than one line" % ascii(name))
         lines.append("%s: %s" % (name, value))
-    if not _TARGET.fullmatch(target):
+    if not re.fullmatch(_TARGET, target):
         raise ValueError("target %s has a blank or a control character" % ascii(target))
     return "\r\n".join(lines + ["", ""]).encode("latin-1")

@@ -16,7 +16,7 @@ LOW_QUOTA = 10  # pulls; fewer are a warning
 _CREDIT = 0.1  # seconds that may be made up for when a thread woke up late
 
 #   quota ::= count [ ";w=" seconds ] ( "," | ";" | end )  (Docker Hub, "Pull usage and limits")
-_QUOTA = re.compile(r"([0-9]{1,9})(?:\s*;\s*w=([0-9]{1,9}))?\s*(?:[,;]|$)")
+_QUOTA = r"([0-9]{1,9})(?:\s*;\s*w=([0-9]{1,9}))?\s*(?:[,;]|$)"
 
 
 class Connected(NamedTuple):
@@ -98,10 +98,10 @@ class Network:
 
     def note_quota(self, url: str, header: Callable[[str], str]) -> Optional[Quota]:
         """Keep the quota in the head of an answer; returns one that is low, once for a host."""
-        left = _QUOTA.match(header("RateLimit-Remaining")) if "/manifests/" in url else None
+        left = re.match(_QUOTA, header("RateLimit-Remaining")) if "/manifests/" in url else None
         if left is None:
             return None
-        host, most = str(Origin.of(url)), _QUOTA.match(header("RateLimit-Limit"))
+        host, most = str(Origin.of(url)), re.match(_QUOTA, header("RateLimit-Limit"))
         quota = Quota(int(left.group(1)), int(most.group(1)) if most else None,
                       int(left.group(2)) if left.group(2) else None)
         with self._lock:

@@ -17,9 +17,9 @@ from ..errors import Error, InvalidReference, NetworkError, PolicyError, Unautho
 from .url import Origin
 
 #   proxy ::= [ scheme "://" ] [ userinfo "@" ] netloc [ "/" ]
-_PROXY = re.compile(r"(?:([A-Za-z][A-Za-z0-9+.-]*)://)?(?:(.*)@)?([^@/?#]*)/?", re.DOTALL)
+_PROXY = r"(?s)(?:([A-Za-z][A-Za-z0-9+.-]*)://)?(?:(.*)@)?([^@/?#]*)/?"
 #   entry ::= ( host | IPv4 | "[" IPv6 "]" ) [ ":" port ]  (else it is an IPv6 address or network)
-_ENTRY = re.compile(r"(\[.*\]|[^:]*)(?::([0-9]{1,5}))?")
+_ENTRY = r"(\[.*\]|[^:]*)(?::([0-9]{1,5}))?"
 
 
 class Proxy(NamedTuple):
@@ -72,7 +72,7 @@ class Proxies:
         url, name = self._urls[scheme], scheme.upper() + "_PROXY"
         if not url:
             return None
-        match = _PROXY.fullmatch(url)
+        match = re.fullmatch(_PROXY, url)
         kind, userinfo, netloc = match.groups() if match else ("", "", "")
         if kind and kind.lower() != "http":
             raise InvalidReference(
@@ -93,7 +93,7 @@ def _matches(entry: str, host: str, port: int, address: Any) -> bool:
     """Whether an entry of NO_PROXY covers a host; ``address`` is the host's if it is literal."""
     if entry == "*":
         return True
-    match = _ENTRY.fullmatch(entry)
+    match = re.fullmatch(_ENTRY, entry)
     name, only_port = match.groups() if match else (entry, None)
     if only_port and int(only_port) != port:
         return False

@@ -19,7 +19,7 @@ _MAX_LINE = 4096
 _MAX_TRAILERS = 100
 
 #   chunk-size [ chunk-ext ]  (RFC 9112, 7.1; http.client takes "-1" for a size)
-_CHUNK = re.compile(br"([0-9A-Fa-f]{1,15})[ \t]*(?:;.*)?\r\n")
+_CHUNK = br"([0-9A-Fa-f]{1,15})[ \t]*(?:;.*)?\r\n"
 
 
 class Response(ContextManager["Response"]):
@@ -141,7 +141,7 @@ class Response(ContextManager["Response"]):
         file = self._file
         if self._chunk is not None and file.readline(_MAX_LINE) != b"\r\n":
             raise self._malformed("chunk without end")
-        match = _CHUNK.fullmatch(file.readline(_MAX_LINE))
+        match = re.fullmatch(_CHUNK, file.readline(_MAX_LINE))
         if match is None:
             raise self._malformed("chunk without size")
         size = int(match.group(1), 16)

@@ -14,8 +14,8 @@ from typing import NamedTuple
 from ..errors import PolicyError
 
 #   netloc ::= ( domain | IPv4 | "[" IPv6 "]" ) [ ":" port ]
-_NETLOC = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?")
-_UNSAFE = re.compile(r"[^!-\[\]-~]")  # all but printable ASCII, and the backslash
+_NETLOC = r"([A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?"
+_UNSAFE = r"[^!-\[\]-~]"  # all but printable ASCII, and the backslash
 
 
 class Origin(NamedTuple):
@@ -29,9 +29,9 @@ class Origin(NamedTuple):
         """The origin of a URL; raises PolicyError for one outside the grammar."""
         scheme, _, rest = url.partition("://")
         scheme = scheme.lower()
-        match = _NETLOC.fullmatch(re.split("[/?#]", rest)[0])
+        match = re.fullmatch(_NETLOC, re.split("[/?#]", rest)[0])
         port = int(match.group(2) or (443 if scheme == "https" else 80)) if match else 0
-        if scheme not in ("http", "https") or match is None or port > 65535 or _UNSAFE.search(url):
+        if scheme not in ("http", "https") or match is None or port > 65535 or re.search(_UNSAFE, url):
             raise _refused(url)
         return cls(scheme, match.group(1).lower(), port)
 
@@ -43,7 +43,7 @@ class Origin(NamedTuple):
 def joined(base: str, reference: str) -> str:
     """The URL that a Location or Link names (RFC 3986, 5.2), without userinfo; raises PolicyError."""
     try:
-        if _UNSAFE.search(reference):  # urljoin would drop tabs and line ends
+        if re.search(_UNSAFE, reference):  # urljoin would drop tabs and line ends
             raise ValueError
         return re.sub("^([a-z]+://)[^/?#]*@", r"\1", urllib.parse.urljoin(base, reference))
     except ValueError as exc:

@@ -38,8 +38,8 @@ _ACCEPT = {"Accept": ", ".join((OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER
 #   link ::= "<" URI-Reference ">" *( ";" token [ "=" ( token | quoted-string ) ] )  (RFC 8288, 3)
 # Blanks are matched before what needs them, in one place each: else many would take days.
 _PARAM = r"""\s*;(?:\s*([^\s;,="<>]+)(?:\s*=(?:\s*("(?:[^"\\]|\\.)*"|'[^']*'|[^\s;,"']+))?)?)?"""
-_LINK = re.compile(r"[\s,]*<([^<>]*)>((?:%s)*)\s*(?:,|$)" % _PARAM)
-_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
+_LINK = r"[\s,]*<([^<>]*)>((?:%s)*)\s*(?:,|$)" % _PARAM
+_CONTENT_RANGE = r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)"
 
 
 class Received(NamedTuple):
@@ -273,7 +273,7 @@ def next_links(header: str) -> List[str]:
     """The targets of a Link header's links to a next page; raises NetworkError for a malformed header."""
     header, targets, end = header.strip(", \t"), [], 0
     while end < len(header):
-        link = _LINK.match(header, end)
+        link = re.compile(_LINK).match(header, end)
         relations = [value.strip("\"'") for name, value in re.findall(_PARAM, link.group(2))
                      if name.lower() == "rel"] if link else []
         if link is None or not any(relations):
@@ -295,7 +295,7 @@ def _from_offset(request: Request, offset: int, send: Callable[[Request], Respon
     """Ask for the bytes from ``offset`` on; raises ContentMismatch for a range from elsewhere."""
     response = send(request.with_headers({"Range": "bytes=%d-" % offset}) if offset else request)
     if response.status == 206:
-        match = _CONTENT_RANGE.fullmatch(response.header("Content-Range"))
+        match = re.fullmatch(_CONTENT_RANGE, response.header("Content-Range"))
         start, end, total = match.groups() if match else ("-1", "-1", "*")
         fits = response.remaining in (None, int(end) + 1 - offset)
         if int(start) != offset or total not in ("*", str(int(end) + 1)) or not fits:

@@ -33,7 +33,7 @@ from .source import BlobSource
 MAX_CONFIG = 8 << 20  # bytes
 MAX_CONFIGS = 2 << 20  # and of all in a list of images
 MAX_CANDIDATES = 8  # that the error for an ambiguous ID lists
-IMAGE_ID = re.compile("(?:sha256:)?([0-9a-f]{4,64})")
+IMAGE_ID = "(?:sha256:)?([0-9a-f]{4,64})"
 
 _MACHINES = {"armv5tel": "arm/v5", "armv6l": "arm/v6", "armv7l": "arm/v7", "armv8l": "arm/v7",
              "i586": "386", "i686": "386", "loongarch64": "loong64"}
@@ -69,7 +69,7 @@ class ImageSource:
 
     def named(self, name: Union[str, Reference]) -> List[Association]:
         """Find a name or, for four hex digits or more of an ID, all names of its image; raises as image()."""
-        match = IMAGE_ID.fullmatch(name) if isinstance(name, str) else None
+        match = re.fullmatch(IMAGE_ID, name) if isinstance(name, str) else None
         digits, familiar = match.group(1) if match else "", str(name)
         if len(digits) < 64:  # which may be a name, and then wins
             reference = Reference.of(name).with_default_tag()
