@@ -7,7 +7,6 @@ Answers of registries are in registry/errors.py.
 Mirrors moby's errdefs.
 """
 import contextlib
-import copy
 import errno
 import re
 from typing import ContextManager, Iterator, Mapping, Optional, Tuple, Type
@@ -35,8 +34,8 @@ class Error(Exception):
 
     def reworded(self, text: str) -> "Error":
         """The same error with another text."""
-        other = copy.copy(self)
-        other.args = (text,)
+        other = self.__new__(type(self), text)
+        vars(other).update(vars(self))
         return other
 
 
