@@ -4,16 +4,11 @@ import argparse
 import functools
 import os
 import re
-import shlex
 import sys
-from typing import Any, List, Mapping, NoReturn, Optional, Sequence, Tuple, Type
+from typing import Any, Callable, List, Mapping, NoReturn, Optional, Sequence, Tuple, Type
 
 from . import habits
-from .commands import (
-    add_network, add_progress, ask_commands, check_command, copy_command, doctor_command, images_commands,
-    login_commands, registry_commands, rootfs_commands, serve_command, shell_commands, store_commands,
-    verify_command)
-
+from .commands import COMMANDS
 
 #: The commands as the help of all lists them.
 _GROUPS: Sequence[Tuple[str, str]] = (
@@ -77,6 +72,7 @@ def program() -> str:
         return "python3 -m " + __package__.rpartition(".")[0]
     zipped = getattr(__spec__ and __spec__.loader, "archive", "")
     if zipped or os.path.isdir(path) and os.path.samefile(path, folder):
+        import shlex
         return "python3 " + shlex.quote(path)
     return "minipull"
 
@@ -92,13 +88,15 @@ _BEFORE = ("--root", "--config", "--strict-store", "--verbose", "--version", "--
 
 
 def _add_command(subparsers: Any, wanted: str, module: str, name: str, help: str, example: str, *operands: str,
-                 parents: Sequence[Parser] = (), formats: Sequence[str] = ("text", "json")) -> Any:
-    """Add a command, which is in ``module`` of this wing, if it is ``wanted``."""
+                 shared: Callable[[Parser], None] = lambda parser: None,
+                 formats: Sequence[str] = ("text", "json")) -> Any:
+    """Add a command, which is in ``module`` of this wing, if it is ``wanted``; flags of several are ``shared``."""
     if wanted not in ("", name):
         return _Unbuilt()
     parser: Parser = subparsers.add_parser(
         name, help=help.partition("\n")[0], description=help, allow_abbrev=False,
-        epilog="example: %s %s" % (program(), example), parents=parents)
+        epilog="example: %s %s" % (program(), example))
+    shared(parser)
     parser.set_defaults(module=module)
     parser.add_argument("--format", choices=formats,
                         help="oci and docker as --convert" if "oci" in formats else "of the result")
@@ -156,31 +154,8 @@ def built(wanted: str = "") -> Parser:
     subparsers = parser.add_subparsers(
         dest="command", metavar="COMMAND", prog=program(), help=argparse.SUPPRESS)
     parser.commands = subparsers.choices
-    shared = functools.partial(Parser, program(), add_help=False, allow_abbrev=False)
-    progress = shared()
-    add_progress(progress)
-    credentials = shared()
-    group = credentials.add_argument_group("network")
-    group.add_argument("--creds", metavar="USER[:PASS]", help="for the reference's own registry")
-    group.add_argument("--registry-token", metavar="TOKEN", help="sent as it is")
-    network = shared()
-    add_network(network.add_argument_group("network"))
-    commands = {module: functools.partial(_add_command, subparsers, wanted, module)
-                for module in (
-                    "registry", "copy", "ask", "login", "rootfs", "images", "store", "check", "doctor",
-                    "serve", "completion")}
-    registry_commands(commands["registry"], [credentials, network])
-    copy_command(commands["copy"], [credentials, network])
-    ask_commands(commands["ask"], [credentials, network])
-    login_commands(commands["login"], network)
-    rootfs_commands(commands["rootfs"], [credentials, network])
-    images_commands(commands["images"])
-    store_commands(commands["store"], progress, [credentials, network])
-    check_command(commands["check"], [credentials, network])
-    verify_command(commands["check"], [credentials, network])
-    doctor_command(commands["doctor"], [credentials, network])
-    serve_command(commands["serve"])
-    shell_commands(commands["completion"])
+    for module, add_commands in COMMANDS:
+        add_commands(functools.partial(_add_command, subparsers, wanted, module))
     if not wanted:
         _describe(parser, {action.dest: action.help or "" for action in subparsers._choices_actions})
     return parser
