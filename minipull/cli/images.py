@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands that show what the store holds: images, history, df."""
 import argparse
-import fnmatch
 import itertools
 import re
 from typing import Any, Dict, List
@@ -49,6 +48,7 @@ def _matches(text: str, item: Association) -> bool:
     """Whether a name is what a user typed: a repository, a name with a tag or digest, or a glob of these."""
     name = item.name
     if re.search("[*?]", text) or "[" in text.rpartition("/")[2]:
+        import fnmatch
         forms = name.familiar_name, name.familiar, name.name, str(name)
         return any(fnmatch.fnmatchcase(form, text) for form in forms)
     typed = reference(text)

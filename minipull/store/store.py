@@ -12,7 +12,8 @@ import contextlib
 import os
 import re
 import stat
-from typing import Callable, ContextManager, Dict, Iterator, List, Optional, Sequence, Set, Tuple, Union
+from typing import (
+    TYPE_CHECKING, Callable, ContextManager, Dict, Iterator, List, Optional, Sequence, Set, Tuple, Union)
 
 from .. import files
 from ..cancel import Cancel
@@ -23,12 +24,15 @@ from ..image.descriptor import INDEX_TYPES, MANIFEST_TYPES, Descriptor
 from ..image.manifest import MAX_MANIFEST, Document, Manifest, is_runnable, parse
 from ..image.platform import Platform
 from ..image.walk import Seen, choose, walk
+from ..parts import part
 from ..reference import Reference
 from .content import ContentStore
-from .layer import LayerSource, LayerStore
-from .metadata import V2MetadataService
 from .references import Association, Names, ReferenceStore, tag_subject
 from .source import BlobSource
+
+if TYPE_CHECKING:
+    from .layer import LayerSource, LayerStore
+    from .metadata import V2MetadataService
 
 MAX_CONFIG = 8 << 20  # bytes
 MAX_CONFIGS = 2 << 20  # and of all in a list of images
@@ -44,10 +48,11 @@ class ImageSource:
     root: str
     timeout = 60.0
     content: BlobSource
-    layers: LayerSource
     references: Names
-    metadata: V2MetadataService
     lasting = False  # whether what is unfinished stays for another process
+    if TYPE_CHECKING:
+        layers: LayerSource
+        metadata: V2MetadataService
 
     @property
     def writable(self) -> "Store":
@@ -179,18 +184,29 @@ class Store(ImageSource):
     ``timeout`` (seconds) bounds the wait for a lock; ``zstd`` is the path of that program.
     """
     content: ContentStore
-    layers: LayerStore
     references: ReferenceStore
     lasting = True
+    if TYPE_CHECKING:
+        layers: LayerStore
+    else:
+        def __getattr__(self, name: str) -> object:
+            """Make a cache when it is first used: commands that only list or name images need none."""
+            if name == "layers":
+                self.layers = part("store.layer").LayerStore(
+                    os.path.join(self.root, name), self.content.scratch, self.content, self._zstd)
+                return self.layers
+            if name == "metadata":
+                self.metadata = part("store.metadata").V2MetadataService(
+                    os.path.join(self.root, name), self.content.scratch)
+                return self.metadata
+            raise AttributeError("%s has no attribute %s" % (type(self).__name__, name))
 
     def __init__(self, root: str, timeout: float = 60.0, zstd: Optional[str] = None) -> None:
         self.root = os.path.abspath(root)
         self.timeout = timeout
         self.content = ContentStore(self.root, timeout)
-        scratch = self.content.scratch
-        self.layers = LayerStore(os.path.join(self.root, "layers"), scratch, self.content, zstd)
-        self.references = ReferenceStore(self.root, scratch, timeout)
-        self.metadata = V2MetadataService(os.path.join(self.root, "metadata"), scratch)
+        self.references = ReferenceStore(self.root, self.content.scratch, timeout)
+        self._zstd = zstd
 
     @property
     def writable(self) -> "Store":
