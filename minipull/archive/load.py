@@ -9,7 +9,7 @@ from typing import BinaryIO, ContextManager, Dict, Iterable, List, Optional, Seq
 
 from ..cancel import Cancel
 from ..digest import DiffID, Digest
-from ..errors import ContentMismatch, NotFound, StorageError, Unsupported, within
+from ..errors import ContentMismatch, NotFound, StorageError, Unsupported, storage_errors, within
 from ..files import make_directory
 from ..image.config import Image, ImageConfig
 from ..image.descriptor import Descriptor
@@ -18,6 +18,7 @@ from ..image.signature import Key
 from ..image.walk import Seen
 from ..parts import futures
 from ..progress import Meter, Output, Progress, discard, serialized
+from ..store.compression import is_compressed
 from ..store.ingest import copy_blob
 from ..store.signatures import StoredSignatures
 from ..store.store import MAX_CONFIG, Store
@@ -126,7 +127,7 @@ def _take(archive: Archive, tops: Sequence[Descriptor], store: Store, output: Ou
             meter.finish()
             result = "Load complete"
         known = store.metadata.get_diff_id(blob.digest)
-        if result == "Load complete" and blob.digest in claims and store.layers.is_plain(blob.digest):
+        if result == "Load complete" and blob.digest in claims and _is_plain(store, blob.digest):
             known = DiffID(blob.digest)  # it has just been hashed
         for claim in claims.get(blob.digest, set()) - {known}:
             try:
@@ -143,3 +144,9 @@ def _take(archive: Archive, tops: Sequence[Descriptor], store: Store, output: Ou
     with futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for _ in pool.map(take, ordered):
             pass
+
+
+def _is_plain(store: Store, blob: Digest) -> bool:
+    """Whether a blob is a tar without compression, so that its SHA-256 is its DiffID."""
+    with store.content.open(blob) as file, storage_errors("read layer"):
+        return blob.algorithm == "sha256" and not is_compressed(file.read(6))

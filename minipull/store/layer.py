@@ -15,7 +15,7 @@ from typing import Callable, NamedTuple, Optional, Tuple
 from .. import files
 from ..cancel import Cancel
 from ..digest import ChainID, DiffID, Digest, Verifier, next_chain_id
-from ..errors import Error, InvalidDocument, storage_errors
+from ..errors import Error, InvalidDocument
 from ..image.descriptor import Descriptor
 from ..image.strictjson import compact, digest_at, int_at, objects_at, parse_json
 from ..parts import part
@@ -42,11 +42,6 @@ class LayerSource:
     def __init__(self, content: BlobSource, zstd: Optional[str] = None) -> None:
         self._content = content
         self.zstd = zstd
-
-    def is_plain(self, blob: Digest) -> bool:
-        """Whether a blob is a tar without compression, so that its SHA-256 is its DiffID."""
-        with self._content.open(blob) as file, storage_errors("read layer"):
-            return blob.algorithm == "sha256" and not part("store.compression").is_compressed(file.read(6))
 
     def diff(self, blob: Digest, cancel: Cancel, raw: Optional[Verifier] = None,
              move: Callable[[int], None] = lambda position: None) -> Diff:
