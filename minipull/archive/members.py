@@ -25,7 +25,6 @@ MAX_HOPS = 8  # links on the way to one member
 
 #: Offset and size of the data in bytes, or the name that a link leads to.
 Member = Union[Tuple[int, int], str]
-_BLOB = re.compile("blobs/sha(?:256|384|512)/[0-9a-f]+")
 
 
 class Members(BlobSource):
@@ -67,7 +66,7 @@ class Members(BlobSource):
         for _ in range(MAX_HOPS + 1):
             first = self._members.get(name)
             # A blob is verified by its digest whenever it is read, whichever of them it is.
-            for other in () if _BLOB.fullmatch(name) else self._repeated.get(name, ()):
+            for other in () if re.fullmatch("blobs/sha(?:256|384|512)/[0-9a-f]+", name) else self._repeated.get(name, ()):
                 if not self._same(first, other):
                     raise InvalidDocument("%s is in it twice" % shown(name, 200))
             self._repeated.pop(name, None)  # not before: other threads may ask as well

@@ -23,7 +23,6 @@ MAX_LIST = 1 << 20  # bytes
 MAX_NAMES = 10000  # of one command
 _FILES = ("oci:", "oci-archive:", "docker-archive:")  # places of copy that are no references
 _PLACES = ("docker://", "store:") + _FILES
-_ID = "(sha256:)?[0-9a-f]{64}"
 
 
 class Operand(NamedTuple):
@@ -101,7 +100,7 @@ def _operand(line: str, text: str, places: bool, all_tags: bool, ids: bool) -> O
     except InvalidReference as exc:
         if re.search("[*?]", text):
             exc = InvalidReference("%s; only a tag may be a glob, as in REPO:v1.*" % exc)
-        elif ids and not all_tags and (not line or re.fullmatch(_ID, text)):
+        elif ids and not all_tags and (not line or re.fullmatch("(sha256:)?[0-9a-f]{64}", text)):
             return Operand(line, prefix, text, None)
         raise exc.within(line) if line else exc
     return Operand(line, prefix, text, name, "*" if all_tags else pattern)

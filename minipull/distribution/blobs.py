@@ -41,7 +41,6 @@ SEND_DELAYS = (0.2, 0.5, 1.0)  # seconds, before an upload is tried again that d
 DOCUMENT_DELAYS = (0.25, 0.5, 1.0, 2.0)  # seconds between five attempts
 SMALL = 1 << 20  # bytes; up to here a blob is sent along with its commit
 _RESUMED = frozenset((404, 408, 410, 416, 499, 500, 502, 503, 504))
-_MEDIA_TYPE = r"(?a)[\w!#$&^.+-]{1,127}/[\w!#$&^.+-]{1,127}"  # RFC 6838, 4.2
 LACKS_BLOB = ("MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN")  # of a manifest
 #: Statuses by which registries refuse to write a tag that must not change.
 _IMMUTABLE = frozenset((400, 403, 405, 409, 412, 422, 423))
@@ -181,7 +180,8 @@ def moved_as_manifest(entry: Descriptor, ask: Callable[[Digest], bytes], put: Ca
     It is a manifest if the registry that it comes from has it as one.  A store keeps
     manifests as blobs: from there, it is one if the target takes it.
     """
-    if entry.size > MAX_MANIFEST or not re.fullmatch(_MEDIA_TYPE, entry.media_type):
+    if entry.size > MAX_MANIFEST or not re.fullmatch(  # RFC 6838, 4.2
+            r"(?a)[\w!#$&^.+-]{1,127}/[\w!#$&^.+-]{1,127}", entry.media_type):
         return False
     refusals: Tuple[int, ...] = (404,)
     try:

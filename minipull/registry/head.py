@@ -17,8 +17,6 @@ _BLANKS = " \t"
 _STATUS = r"HTTP/1\.([0-9]{1,9})[ \t]+([1-9][0-9]{2})(|[ \t][^\r\n\0]*)\r?\n"
 _FIELD = r"([!-9;-~]+):([^\r\n\0]*)\r?\n"
 _FOLDED = r"[ \t]([^\r\n\0]*)\r?\n"
-_NAME = r"[!-9;-~]+"
-_TARGET = "[!-~]+"
 
 
 class MalformedHead(ValueError):
@@ -82,9 +80,9 @@ def request_head(method: str, target: str, fields: Mapping[str, str]) -> bytes:
     """Make the head of a request; raises ValueError for a target or a field that is more than that."""
     lines = ["%s %s HTTP/1.1" % (method, target)]
     for name, value in fields.items():
-        if not re.fullmatch(_NAME, name) or re.search("[\r\n\0]", value):
+        if not re.fullmatch(r"[!-9;-~]+", name) or re.search("[\r\n\0]", value):
             raise ValueError("field %s is more than one line" % ascii(name))
         lines.append("%s: %s" % (name, value))
-    if not re.fullmatch(_TARGET, target):
+    if not re.fullmatch("[!-~]+", target):
         raise ValueError("target %s has a blank or a control character" % ascii(target))
     return "\r\n".join(lines + ["", ""]).encode("latin-1")

@@ -41,8 +41,6 @@ _PROBE_TIMEOUT = 5.0  # seconds
 RETRIED = frozenset((408, 425, 429, 500, 502, 503, 504))
 
 #   warning ::= "299 - " quoted-string  (distribution-spec, "Warnings")
-_WARNING = r'299 - "((?:[^"\\]|\\.)*)"'
-_MAX_WARNING = 4096
 #: The only headers that follow a redirect to another origin, where a download must be resumable.
 _FOLLOWING = frozenset(("accept", "range", "if-range", "user-agent"))
 
@@ -127,7 +125,7 @@ class Transport:
         for _ in range(MAX_REDIRECTS + 1):
             response = self._exchange(request)
             if response.origin == first:
-                for text in re.findall(_WARNING, response.header("Warning")[:_MAX_WARNING]):
+                for text in re.findall(r'299 - "((?:[^"\\]|\\.)*)"', response.header("Warning")[:4096]):
                     self.warn("%s: %s" % (response.origin, shown(re.sub(r"\\(.)", r"\1", text))))
                 low = self.network.note_quota(request.url, response.header)
                 if low:

@@ -33,10 +33,7 @@ from .v2 import MAX_TAGS, valid_tags
 MAX_JSON = 8 << 20  # bytes, of one image
 _MAX_LIST = 64 << 20  # bytes, of the images of a repository
 _JSON = {"Content-Type": "application/json"}
-_TOKEN = re.compile(r"(?:Token )?([!-~]+)")
 _RANGE = re.compile("(?:bytes )?([0-9]{1,18})-")  # docker-registry 0.9 leaves the unit out
-#: tarsum+sha256 is none of these.
-_CHECKSUM = re.compile("(?<![+.0-9a-z])sha256:[0-9a-f]{64}")
 
 
 class V1Image(NamedTuple):
@@ -112,7 +109,7 @@ class Session:
     def _learn(self, response: Response) -> None:
         """Keep the token and the registries in an answer of the index."""
         response.discard()
-        tokens = [_TOKEN.fullmatch(value) for value in response.values("X-Docker-Token")]
+        tokens = [re.fullmatch(r"(?:Token )?([!-~]+)", value) for value in response.values("X-Docker-Token")]
         self._token = ",".join(token.group(1) for token in tokens if token)
         hosts = [host.strip() for host in response.header("X-Docker-Endpoints").split(",")]
         registries = []
@@ -164,7 +161,8 @@ class Session:
         """Fetch the JSON of an image."""
         request = Request("GET", "%simages/%s/json" % (registry, v1_id), cancel)
         with self._send(request, "trying to fetch the JSON of image %s" % v1_id) as response:
-            checksums = _CHECKSUM.findall(" ".join(response.values("X-Docker-Checksum-Payload")))
+            told = " ".join(response.values("X-Docker-Checksum-Payload"))
+            checksums = re.findall("(?<![+.0-9a-z])sha256:[0-9a-f]{64}", told)  # tarsum+sha256 is none of these
             return V1Image(response.read(MAX_JSON), checksums)
 
     def layer(self, registry: str, v1_id: str, cancel: Cancel, start: int = 0, size: int = 0) -> Response:

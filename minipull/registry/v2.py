@@ -39,7 +39,6 @@ _ACCEPT = {"Accept": ", ".join((OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER
 # Blanks are matched before what needs them, in one place each: else many would take days.
 _PARAM = r"""\s*;(?:\s*([^\s;,="<>]+)(?:\s*=(?:\s*("(?:[^"\\]|\\.)*"|'[^']*'|[^\s;,"']+))?)?)?"""
 _LINK = r"[\s,]*<([^<>]*)>((?:%s)*)\s*(?:,|$)" % _PARAM
-_CONTENT_RANGE = r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)"
 
 
 class Received(NamedTuple):
@@ -295,7 +294,7 @@ def _from_offset(request: Request, offset: int, send: Callable[[Request], Respon
     """Ask for the bytes from ``offset`` on; raises ContentMismatch for a range from elsewhere."""
     response = send(request.with_headers({"Range": "bytes=%d-" % offset}) if offset else request)
     if response.status == 206:
-        match = re.fullmatch(_CONTENT_RANGE, response.header("Content-Range"))
+        match = re.fullmatch(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)", response.header("Content-Range"))
         start, end, total = match.groups() if match else ("-1", "-1", "*")
         fits = response.remaining in (None, int(end) + 1 - offset)
         if int(start) != offset or total not in ("*", str(int(end) + 1)) or not fits:

@@ -40,7 +40,6 @@ _CHECK_EVERY = 1 << 20  # bytes between two checks of the free space
 _ID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _SESSION = re.compile("upload-%s-[0-9a-f]{16}" % _ID)
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
-_CONTENT_RANGE = re.compile(r"(?:bytes )?([0-9]{1,18})-([0-9]{1,18})(?:/.*)?")
 
 
 class Upload(Ingest):
@@ -256,7 +255,7 @@ def _receive(request: Request, name: str, session: str, upload: Upload) -> None:
     text, length = request.headers.get("content-range"), request.body.length
     end = None if length is None else upload.offset + length
     if text is not None:
-        match = _CONTENT_RANGE.fullmatch(text)
+        match = re.fullmatch(r"(?:bytes )?([0-9]{1,18})-([0-9]{1,18})(?:/.*)?", text)
         first, last = map(int, match.groups()) if match else (-1, -1)
         if first != upload.offset or end not in (None, last + 1):
             raise Refusal(

@@ -22,7 +22,6 @@ from ..image.strictjson import parse_json, string_at
 MAX_NOTES = 100
 MAX_AGE = 24 * 3600.0  # seconds; registries forget sessions within days
 _MAX_NOTE = 16 << 10  # bytes; a Location of docker-registry has 600
-_NAME = re.compile(r"[0-9a-f]{64}\.json")
 
 
 class SessionNotes:
@@ -56,7 +55,7 @@ class SessionNotes:
         """List the notes with their times, the oldest first; the folder may be a link, with files of others."""
         with contextlib.suppress(OSError), os.scandir(self._folder) as entries:
             return sorted((entry.stat(follow_symlinks=False).st_mtime, entry.path) for entry in entries
-                          if _NAME.fullmatch(entry.name))
+                          if re.fullmatch(r"[0-9a-f]{64}\.json", entry.name))
         return []
 
     @staticmethod
