@@ -12,8 +12,7 @@ import contextlib
 import os
 import re
 import stat
-from typing import (
-    TYPE_CHECKING, Callable, ContextManager, Dict, Iterator, List, Optional, Sequence, Set, Tuple, Union)
+from typing import TYPE_CHECKING, Callable, ContextManager, Dict, Iterator, List, Optional, Sequence, Set, Tuple, Union
 
 from .. import files
 from ..cancel import Cancel
@@ -191,15 +190,13 @@ class Store(ImageSource):
     else:
         def __getattr__(self, name: str) -> object:
             """Make a cache when it is first used: commands that only list or name images need none."""
-            if name == "layers":
-                self.layers = part("store.layer").LayerStore(
-                    os.path.join(self.root, name), self.content.scratch, self.content, self._zstd)
-                return self.layers
-            if name == "metadata":
-                self.metadata = part("store.metadata").V2MetadataService(
-                    os.path.join(self.root, name), self.content.scratch)
-                return self.metadata
-            raise AttributeError("%s has no attribute %s" % (type(self).__name__, name))
+            if name not in ("layers", "metadata"):
+                raise AttributeError(name)
+            folder, scratch = os.path.join(self.root, name), self.content.scratch
+            vars(self)[name] = part("store.metadata").V2MetadataService(
+                folder, scratch) if name == "metadata" else part("store.layer").LayerStore(
+                    folder, scratch, self.content, self._zstd)
+            return vars(self)[name]
 
     def __init__(self, root: str, timeout: float = 60.0, zstd: Optional[str] = None) -> None:
         self.root = os.path.abspath(root)
