@@ -14,7 +14,8 @@ The modules in reading order:
     lines       tables, and the line that says what failed
     pace        bytes a second, time left
     render      progress on a terminal, in a log, as JSON
-    commands    the flags of every command
+    local       the flags of commands that share none
+    commands    the flags of the others
     habits      the words of other tools, and ours for them
     parser      the parser of one command
     context     settings, store and output of a command; errors become exit codes

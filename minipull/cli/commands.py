@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Commands: the flags and operands of each, with their help, by the modules that hold them."""
 import argparse
-from argparse import ArgumentParser
-from typing import Any, Callable, Sequence, Tuple
+from typing import Any
 
-_Add = Callable[..., Any]
 _DRY_RUN = "only say what would move, and what is there"
 _OUTPUT = "instead of stdout; compressed if it ends in .tar.gz or .tgz"
 _LISTS = "@FILE stands for its lines (@- for stdin), and a tag may be a glob"
@@ -42,7 +40,7 @@ def add_progress(group: Any) -> None:
     group.add_argument("--progress", metavar="MODE", help="auto, tty, plain, json or none")
 
 
-def registry_commands(add: _Add) -> None:
+def registry_commands(add: Any) -> None:
     pull = add("pull", "store images from a registry", "pull alpine:3.20", shared=add_remote)
     pull.add_argument("refs", metavar="REF", nargs="+", help=_LISTS)
     pull.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help="instead of this host's")
@@ -75,7 +73,7 @@ def registry_commands(add: _Add) -> None:
     digest.add_argument("--pin", action="store_true", help="as NAME:TAG@DIGEST, the lines of a list")
 
 
-def copy_command(add: _Add) -> None:
+def copy_command(add: Any) -> None:
     copy = add(
         "copy", "copy images from place to place\ndocker://REF, store:REF, oci:DIR[:NAME] or"
         " oci-archive:FILE[:REF]; many into docker://HOST/[PATH/], store:, oci:DIR or oci-archive:FILE",
@@ -103,12 +101,12 @@ def copy_command(add: _Add) -> None:
         copy.add_argument("--%s-plain-http" % side, action="store_true", default=None, help="as above")
 
 
-def _add_verifying(receiver: ArgumentParser) -> None:
+def _add_verifying(receiver: argparse.ArgumentParser) -> None:
     receiver.add_argument("--verify-key", metavar="FILE", action="append",
                           help="keep nothing that this key has not signed (see verify); may be repeated")
 
 
-def _add_sending(sender: ArgumentParser, kind: str) -> None:
+def _add_sending(sender: argparse.ArgumentParser, kind: str) -> None:
     sender.add_argument("--foreign", action="store_true", default=None,
                         help="also layers that have URLs, if they are here")
     sender.add_argument("--chunk-size", metavar="SIZE", help="the most that one request brings, as 10M")
@@ -116,7 +114,7 @@ def _add_sending(sender: ArgumentParser, kind: str) -> None:
     sender.add_argument("--attempts", metavar="N", help="tries for one %s (5)" % kind)
 
 
-def ask_commands(add: _Add) -> None:
+def ask_commands(add: Any) -> None:
     add("catalog", "list the repositories of a registry", "catalog registry.example.com", "registry",
         shared=add_remote)
     add("referrers", "list what refers to an image: signatures, SBOMs", "referrers alpine:3.20", "ref",
@@ -129,7 +127,7 @@ def ask_commands(add: _Add) -> None:
     delete.add_argument("-y", "--yes", action="store_true", help="don't ask on a terminal")
 
 
-def login_commands(add: _Add) -> None:
+def login_commands(add: Any) -> None:
     login = add("login", "keep a user and password for a registry that accepts them",
                 "login -u ann registry.example.com", shared=add_network)
     login.add_argument("registry", metavar="HOST[:PORT]", nargs="?", default="docker.io", help="docker.io")
@@ -140,7 +138,7 @@ def login_commands(add: _Add) -> None:
     logout.add_argument("--authfile", metavar="FILE", help="the only file of credentials")
 
 
-def rootfs_commands(add: _Add) -> None:
+def rootfs_commands(add: Any) -> None:
     unpack = add("unpack", "make an image's root file system in a new or empty directory",
                  "unpack alpine:3.20 rootfs", "ref", "dir", shared=add_remote)
     export = add("export", "write an image's root file system as one tar",
@@ -159,21 +157,7 @@ def rootfs_commands(add: _Add) -> None:
     unpack.add_argument("--sync", action="store_true", help="wait until a power cut can't take any of it")
 
 
-def images_commands(add: _Add) -> None:
-    images = add("images", "list the stored images", "images 'alpine:3.*'")
-    images.add_argument("name", metavar="NAME", nargs="?", help="only these: a repository, a name or a glob")
-    images.add_argument("-a", "--all", action="store_true", help="signatures and other referrers too")
-    images.add_argument("-q", "--quiet", action="store_true", default=None, help="only the IDs, each once")
-    images.add_argument("--digests", action="store_true", help="what the registry has under the name, too")
-    images.add_argument("--no-trunc", action="store_true", help="whole IDs")
-    history = add("history", "show the steps that made a stored image, the last one first", "history alpine:3.20",
-                  "ref")
-    history.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help="this of an index")
-    history.add_argument("--no-trunc", action="store_true", help="whole commands")
-    add("df", "show what the store takes, and what gc would free", "df")
-
-
-def check_commands(add: _Add) -> None:
+def check_commands(add: Any) -> None:
     check = add("check", "hash the store, some images or an archive again, down to DiffIDs", "check",
                 shared=add_remote)
     check.add_argument("refs", metavar="REF|FILE", nargs="*",
@@ -191,7 +175,7 @@ def check_commands(add: _Add) -> None:
                         help="the public key; one of several is enough")
 
 
-def store_commands(add: _Add) -> None:
+def store_commands(add: Any) -> None:
     inspect = add("inspect", "show a stored image, or one at a registry", "inspect docker://alpine:3.20", "ref",
                   shared=add_remote)
     inspect.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help="only this of an index")
@@ -224,33 +208,14 @@ def store_commands(add: _Add) -> None:
     _add_verifying(load)
 
 
-def doctor_command(add: _Add) -> None:
+def doctor_command(add: Any) -> None:
     doctor = add("doctor", "test this program and this host, or each step of a pull of REF",
                  "doctor alpine:3.20", shared=add_remote)
     doctor.add_argument("ref", metavar="REF", nargs="?", help="go the way of its pull")
     doctor.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help="instead of this host's")
 
 
-def serve_command(add: _Add) -> None:
-    serve = add(
-        "serve", "be a registry over the store or an archive", "serve --listen 0.0.0.0:5000")
-    serve.add_argument("--listen", metavar="HOST:PORT", help="127.0.0.1:5000; port 0 picks one")
-    serve.add_argument("--writable", action="store_true", default=None, help="take pushes, deletes")
-    serve.add_argument("--as", metavar="DOMAIN", help="record pushes as DOMAIN/... (localhost)")
-    serve.add_argument("--timeout", metavar="SECONDS", help="for clients that stand still (60)")
-
-
-def shell_commands(add: _Add) -> None:
-    completion = add("completion", "print what completes commands, options and names in a shell",
-                     "completion bash >~/.minipull-completion", formats=("text",))
-    completion.add_argument("shell", metavar="SHELL", choices=("bash", "zsh", "fish"), help="bash, zsh or fish")
-    completion.add_argument("words", nargs="*", help=argparse.SUPPRESS)  # by a script: to be completed
-    topic = add("help", "tell the options of a command", "help pull")
-    topic.add_argument("topic", metavar="COMMAND", nargs="?")
-
-
 #: What adds the commands of each module.
-COMMANDS: Sequence[Tuple[str, Callable[[_Add], None]]] = (
-    ("registry", registry_commands), ("copy", copy_command), ("ask", ask_commands), ("login", login_commands),
-    ("rootfs", rootfs_commands), ("images", images_commands), ("store", store_commands), ("check", check_commands),
-    ("doctor", doctor_command), ("serve", serve_command), ("completion", shell_commands))
+COMMANDS = {
+    "registry": registry_commands, "copy": copy_command, "ask": ask_commands, "login": login_commands,
+    "rootfs": rootfs_commands, "store": store_commands, "check": check_commands, "doctor": doctor_command}

@@ -82,10 +82,9 @@ def option(text: str, of: str, known: Iterable[str]) -> str:
     return _OPTIONS.get("%s %s" % (of, short)) or _OPTIONS.get(short) or _question("".join(near))
 
 
-def operand(of: str, operands: Sequence[str]) -> str:
-    """The line for an archive among the operands of a command that takes images alone; else empty."""
-    first, last = operands[0], operands[-1]
-    if len(operands) != 2 or not re.search(r"[^/]\.(tar|tgz|tar\.gz)$", first if of == "push" else last):
+def operand(of: str, first: str, last: str) -> str:
+    """The line for an archive among the two operands of a command that takes images alone; else empty."""
+    if not re.search(r"[^/]\.(tar|tgz|tar\.gz)$", first if of == "push" else last):
         return ""
     texts = {"pull": "%s is no image; did you mean pull, and then save -o %s %s?" % (last, last, first),
              "push": "%s is no image; did you mean copy docker-archive:%s docker://%s?" % (first, first, last)}

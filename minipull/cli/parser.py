@@ -3,12 +3,15 @@
 import argparse
 import functools
 import os
-import re
 import sys
-from typing import Any, Callable, List, Mapping, NoReturn, Optional, Sequence, Tuple, Type
+from typing import TYPE_CHECKING, Any, Callable, List, Mapping, NoReturn, Optional, Sequence, Tuple, Type
 
-from . import habits
-from .commands import COMMANDS
+from ..parts import Late, part
+
+if TYPE_CHECKING:
+    from . import habits
+else:
+    habits = Late(__name__.replace("parser", "habits"))  # in a zip, Python 3.6 sets __package__ later
 
 #: The commands as the help of all lists them.
 _GROUPS: Sequence[Tuple[str, str]] = (
@@ -34,9 +37,8 @@ class Parser(argparse.ArgumentParser):
         """Exit with code 2 and one line instead of argparse's usage text."""
         from .lines import say
 
-        template = re.search("invalid choice: '({{)", message)
-        if template:
-            message += "; " + habits.option(template.group(1), "", ())
+        if "invalid choice: '{{" in message:
+            message += "; " + habits.option("{{", "", ())
         say("%s%s see %s --help" % (message, "" if message.endswith("?") else ";", self.prog))
         raise SystemExit(2)
 
@@ -45,7 +47,8 @@ class Parser(argparse.ArgumentParser):
         flags, rest = self.parse_known_args(_words(arguments))
         parser, given = self.commands.get(flags.command or "", self), vars(flags)
         refs = given.get("refs") or [given[name] for name in ("ref", "dest") if given.get(name)]
-        answer = habits.operand(flags.command, [*refs, *rest]) if refs else ""
+        operands = [*refs, *rest]
+        answer = habits.operand(flags.command, *operands) if len(operands) == 2 else ""
         if answer:
             parser.error(answer)
         if rest:
@@ -118,7 +121,7 @@ def command_line(arguments: Sequence[str]) -> Parser:
     if position == len(words):
         return built()
     parser = built(words[position])
-    if parser.commands and not habits.command(words[position:], parser.commands)[1]:
+    if parser.commands and (len(words) == position + 1 or not habits.command(words[position:], parser.commands)[1]):
         return parser
     parser = built()
     typed, answer = habits.command(words[position:], parser.commands)
@@ -154,8 +157,10 @@ def built(wanted: str = "") -> Parser:
     subparsers = parser.add_subparsers(
         dest="command", metavar="COMMAND", prog=program(), help=argparse.SUPPRESS)
     parser.commands = subparsers.choices
-    for module, add_commands in COMMANDS:
-        add_commands(functools.partial(_add_command, subparsers, wanted, module))
+    for flags in ("local", "commands"):
+        if wanted not in subparsers.choices:
+            for module, add_commands in part("cli." + flags).COMMANDS.items():
+                add_commands(functools.partial(_add_command, subparsers, wanted, module))
     if not wanted:
         _describe(parser, {action.dest: action.help or "" for action in subparsers._choices_actions})
     return parser

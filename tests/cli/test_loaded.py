@@ -16,28 +16,30 @@ SLOW = {
     "random", "secrets", "shutil", "socket", "ssl", "subprocess", "tarfile", "tempfile", "unittest", "urllib.parse", "urllib.request",
     "uuid", "xml", "zipfile"}
 GROUND = """
-    cancel cli.commands cli.context cli.habits cli.lines cli.main cli.parser cli.settings digest errors
-    files image.config image.descriptor image.manifest image.platform image.strictjson image.walk parts
-    progress reference store.content store.layer store.metadata store.references store.source store.store
-    argparse hmac"""
-NETWORK = """
+    cancel cli.context cli.lines cli.local cli.main cli.parser cli.settings digest errors files image.config
+    image.descriptor image.manifest image.platform image.strictjson image.walk parts progress reference
+    store.content store.references store.source store.store argparse"""
+FLAGS = """
+    cli.commands cli.habits"""
+NETWORK = FLAGS + """
     cli.access cli.lists cli.pace cli.plan cli.render distribution.ask distribution.blobs
     distribution.documents distribution.read registry.auth registry.client registry.connection
     registry.credentials registry.endpoints registry.errors registry.head registry.network registry.proxy
     registry.request registry.response registry.tls registry.transport registry.upload registry.url
-    registry.v2 sendfile store.ingest xfer.download xfer.transfer socket ssl urllib.parse"""
+    registry.v2 sendfile store.ingest store.layer xfer.download xfer.transfer hmac socket ssl urllib.parse"""
 #: What a command loads, of the package and of the slow modules.
 LOADED: Dict[str, str] = {
     "--version": "cli.main",
     "images": GROUND + """
         cli.images store.usage""",
-    "tag": GROUND + """
+    "tag": GROUND + FLAGS + """
         cli.lists cli.plan cli.store""",
     "pull": GROUND + NETWORK + """
-        cli.registry distribution.layers distribution.naming distribution.pull distribution.pull_v2""",
+        cli.registry distribution.layers distribution.naming distribution.pull distribution.pull_v2
+        store.metadata""",
     "push": GROUND + NETWORK + """
         cli.registry distribution.mounts distribution.push distribution.push_v2 distribution.sessions
-        store.sessions xfer.upload""",
+        store.metadata store.sessions xfer.upload""",
     "copy": GROUND + NETWORK + """
         cli.copy distribution.convert distribution.copy distribution.ends
         distribution.job distribution.places distribution.referrers distribution.sessions
