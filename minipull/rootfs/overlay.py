@@ -92,6 +92,8 @@ class Overlay:
         self._bare: Set[int] = set()  # directories from which this layer has hidden all of those below
         #: The layer, the parent and the way of the entry before: most lie beside it.
         self._last: Tuple[int, List[bytes], _Way] = (-1, [], _Way(self.root))
+        #: The file before, shared by all that have its number: unpack gives one to all files of a layer.
+        self._file: Tuple[Thing, int] = (-1, 0)
 
     def finish_layer(self) -> None:
         self._bare.clear()
@@ -153,11 +155,15 @@ class Overlay:
             self._drop(way, name)
         thing: Thing = kept
         target = b""
+        if entry.kind == FILE:
+            thing = layer << POSITION | position
+            if self._file[0] != thing:
+                self._file = thing, layer
+            names[name] = self._file
+            return Place(way.to(name))
         if entry.kind == DIRECTORY:
             thing = Folder()
             thing.entry = kept
-        elif entry.kind == FILE:
-            thing = layer << POSITION | position
         elif entry.kind == LINK:
             target, thing = self._target(entry)
         elif entry.kind == CHAR and entry.major == entry.minor == 0:

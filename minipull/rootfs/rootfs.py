@@ -52,22 +52,21 @@ class RootFS:
 
     def apply(self, reader: Reader) -> None:
         """Apply a layer on top of those so far; raises InvalidDocument, PolicyError, StorageError."""
-        for position, entry in enumerate(reader):
+        for entry in reader:
             with entry_errors(entry):
                 self._trim()
                 self.room -= entry.size
                 if self.room < 0:
                     raise PolicyError(TOO_LARGE)
-                place = self._overlay.add(self._layer, position, entry)
-                if place is not None:
-                    while True:
-                        try:
-                            self._make(entry, reader, place)
-                            break
-                        except FileExistsError:  # somebody else's
-                            self._remove(place.path)
-                elif entry.kind == CHAR:
+                place = self._overlay.add(self._layer, 0, entry)
+                if place is None and entry.kind == CHAR:
                     self._once("devices are left out")
+                while place is not None:
+                    try:
+                        self._make(entry, reader, place)
+                        break
+                    except FileExistsError:  # somebody else's
+                        self._remove(place.path)
         with entry_errors(None):
             self._overlay.finish_layer()
         self._layer += 1

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is kept of layers is bounded in all, and its time is linear in what came in."""
+import os
 import tracemalloc
+from pathlib import Path
 from typing import Any, Callable, Dict, Iterator
 
 import pytest
@@ -9,6 +11,7 @@ from minipull.errors import PolicyError
 from minipull.image.tar import Reader
 from minipull.rootfs import overlay
 from minipull.rootfs.overlay import Folder, Overlay, path_of
+from minipull.rootfs.rootfs import RootFS
 from tests.kit.layers import file, folder, pax, symlink, xattrs
 
 DEEP = b"x/" * 500
@@ -63,6 +66,20 @@ def test_what_entries_take_has_one_bound_however_short_they_are(
         assert tracemalloc.get_traced_memory()[1] < 2 << 20
     finally:
         tracemalloc.stop()
+
+
+def test_unpack_keeps_little_more_of_a_file_than_its_name(tmp_path: Path) -> None:
+    fd, count = os.open(str(tmp_path), os.O_RDONLY), 5000
+    root = RootFS(fd, 1 << 20, lambda text: None)
+    tracemalloc.start()
+    try:
+        root.apply(Reader(file(b"%d/file-%d" % (n // 100, n)) for n in range(count)))
+        assert tracemalloc.get_traced_memory()[0] < 120 * count, "150 with a number for each"
+    finally:
+        tracemalloc.stop()
+        root.close()
+        os.close(fd)
+    assert len(list(tmp_path.glob("*/*"))) == count
 
 
 def test_files_of_any_number_of_attributes_take_none_of_the_bound() -> None:
