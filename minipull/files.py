@@ -92,7 +92,7 @@ def read_bytes(path: str, limit: int) -> Optional[bytes]:
         try:
             data = piece = os.read(fd, min(os.fstat(fd).st_size, limit) + 1)  # what is asked for is allocated
             while piece and len(data) <= limit:
-                piece = os.read(fd, min(limit + 1 - len(data), 1 << 20))
+                piece = os.read(fd, min(limit + 1 - len(data), 1 << 16))  # most likely its end
                 data += piece
         finally:
             os.close(fd)

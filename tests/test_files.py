@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import threading
+import tracemalloc
 from pathlib import Path
 from typing import Any, Callable, List, Tuple
 
@@ -147,6 +148,17 @@ def test_a_directory_that_can_not_be_synced_is_no_error_and_a_failing_disk_is(
 
 
 # -- opening and reading --------------------------------------------------------------
+
+
+def test_a_small_file_takes_little_memory_to_read(tmp_path: Path) -> None:
+    path = str(tmp_path / "file")
+    write_atomic(path, b"abc", str(tmp_path))
+    tracemalloc.start()
+    try:
+        assert read_bytes(path, 16 << 20) == b"abc"
+        assert tracemalloc.get_traced_memory()[1] < 256 << 10
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_file_is_made_private_and_reopened(tmp_path: Path) -> None:
