@@ -9,7 +9,6 @@ import contextlib
 import functools
 import json
 import os
-import sys
 from typing import Callable, ContextManager, Optional
 
 from .. import files
@@ -193,9 +192,8 @@ class Ingest(ContextManager["Ingest"]):
     def _begin(self) -> None:
         """Let the disk begin with the last bytes, so that fsync waits less; Linux drops none that are under way."""
         start = (self.offset // BEGIN_EVERY - 1) * BEGIN_EVERY
-        if sys.platform == "linux":
-            with contextlib.suppress(OSError):  # a file system without
-                os.posix_fadvise(self._fd, start, self.offset - start, os.POSIX_FADV_DONTNEED)
+        with contextlib.suppress(OSError, AttributeError):  # a system or a file system without
+            os.posix_fadvise(self._fd, start, self.offset - start, os.POSIX_FADV_DONTNEED)
 
     def _sync(self) -> None:
         try:
