@@ -11,7 +11,7 @@ from ..parts import Late, part
 if TYPE_CHECKING:
     from . import habits
 else:
-    habits = Late(__name__.replace("parser", "habits"))  # in a zip, Python 3.6 sets __package__ later
+    habits = Late(__name__.rpartition(".")[0] + ".habits")  # in a zip, Python 3.6 sets __package__ later
 
 #: The commands as the help of all lists them.
 _GROUPS: Sequence[Tuple[str, str]] = (

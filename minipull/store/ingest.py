@@ -9,6 +9,7 @@ import contextlib
 import functools
 import json
 import os
+import sys
 from typing import Callable, ContextManager, Optional
 
 from .. import files
@@ -190,10 +191,14 @@ class Ingest(ContextManager["Ingest"]):
         return held
 
     def _begin(self) -> None:
-        """Let the disk begin with the last bytes, so that fsync waits less; Linux drops none that are under way."""
-        start = (self.offset // BEGIN_EVERY - 1) * BEGIN_EVERY
-        with contextlib.suppress(OSError, AttributeError):  # a system or a file system without
-            os.posix_fadvise(self._fd, start, self.offset - start, os.POSIX_FADV_DONTNEED)
+        """Let the disk begin with the last bytes, so that fsync waits less.
+
+        Linux writes them before it drops what is on the disk by then; other systems only drop.
+        """
+        start = max(self._synced, (self.offset // BEGIN_EVERY - 1) * BEGIN_EVERY)
+        if sys.platform == "linux":
+            with contextlib.suppress(OSError):  # a file system without
+                os.posix_fadvise(self._fd, start, self.offset - start, os.POSIX_FADV_DONTNEED)
 
     def _sync(self) -> None:
         try:

@@ -31,6 +31,7 @@ UNNAMED = Reference("localhost", "loaded")  # with its digest, the name of an im
 COSIGN = (".sig", ".att", ".sbom")  # ends of cosign's tags: sha256-HEX.sig is the signature of sha256:HEX
 LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 _EMPTY = b'{"schemaVersion":2,"mediaType":"%s","manifests":[]}' % OCI_INDEX.encode()
+_PARSING = threading.Lock()  # one of many threads parses a changed index
 _MAX_INDEX = 16 << 20  # bytes; strictjson.MAX_MEMORY is reached before, by 8,000 names
 
 
@@ -48,19 +49,19 @@ class Association(NamedTuple):
 
 class Names(abc.ABC):
     """The names of some images, to be read."""
-    # The entries as they were last listed, their associations by the entries' ids, and these sorted.
+    # The entries as they were last listed (held, so that no id means another), their associations by the entries' ids, and these sorted.
     _listed: Tuple[List[Dict[str, Any]], Dict[int, Optional[Association]], List[Association]] = ([], {}, [])
 
     @abc.abstractmethod
     def descriptors(self) -> List[Dict[str, Any]]:
-        """Return every entry of the index as it stands; raises StorageError."""
+        """Return every entry of the index as it stands, not to be changed; raises StorageError."""
 
     def association(self, entry: Dict[str, Any]) -> Optional[Association]:
         """Parse an entry, or return None for one without a full reference."""
         return association(entry)
 
     def all(self) -> List[Association]:
-        """List every name, sorted; an entry is parsed once, as long as it stays."""
+        """List every name, sorted; the entry of a name is parsed once, as long as it stays."""
         entries = self.descriptors()
         before, known, names = self._listed
         if before != entries:
@@ -91,7 +92,6 @@ class ReferenceStore(Names):
         self._layout = os.path.join(root, "oci-layout")
         self._scratch = scratch
         self._timeout = timeout
-        self._mutex = threading.Lock()  # one of many threads parses a changed index
         self._parsed: Tuple[str, Dict[str, Any]] = ("", {})  # the digest of its text, and what that says
         self._read: Tuple[Any, List[Dict[str, Any]]] = (None, [])  # its inode, size and mtime, and its entries
 
@@ -103,7 +103,7 @@ class ReferenceStore(Names):
                 self._bytes()  # raises where it was lost
                 return []
             identity = (status.st_ino, status.st_size, status.st_mtime_ns)
-            with self._mutex:
+            with _PARSING:
                 if self._read[0] != identity:
                     self._read = (identity, self._index(self._bytes())["manifests"])
                 return self._read[1]
@@ -122,7 +122,7 @@ class ReferenceStore(Names):
         self.put([Association(name, descriptor, source).to_json()], pause)
 
     def put(self, added: Sequence[Dict[str, Any]], pause: Callable[[float], object] = time.sleep) -> None:
-        """List entries, each in place of all others of its name, in one step."""
+        """List entries, from now on not to be changed, each in place of all others of its name, in one step."""
         labels = set(map(named, added)) - {""}
         with self._changing(pause) as entries:
             kept = [old for old in entries if named(old) not in labels]
@@ -145,7 +145,7 @@ class ReferenceStore(Names):
             files.make_directory(directory)
         with files.locked(self._lock, True, pause, self._timeout):
             former = self._bytes()
-            with self._mutex:
+            with _PARSING:
                 index = dict(self._index(former))
             before = index.pop("manifests")
             entries = list(before)
@@ -163,7 +163,7 @@ class ReferenceStore(Names):
                     with contextlib.suppress(StorageError):  # it is worth no failure
                         files.write_atomic(self.path + ".bak", former, self._scratch)
                 files.write_atomic(self.path, data, self._scratch)
-                with self._mutex:
+                with _PARSING:
                     self._parsed = Digest.of(data), dict(index, manifests=entries)
 
     def _bytes(self) -> bytes:

@@ -32,11 +32,17 @@ class Connection:
         lines = ["%s %s HTTP/1.1" % (method, path), "Host: " + self._host, "Accept: " + ACCEPT, *headers]
         self.socket.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
 
+    def receive(self, start: int = 0) -> int:
+        count = self.socket.recv_into(self._buffer[start:])
+        if not count:
+            raise RuntimeError("the answer is cut short, or its head is too long")
+        return count
+
     def answer(self, take: Callable[[memoryview], object]) -> Dict[str, str]:
         """The headers of an answer, whose body ``take`` gets."""
         count, end = 0, -1
         while end < 0:
-            count += self.socket.recv_into(self._buffer[count:])
+            count += self.receive(count)
             end = bytes(self._buffer[:count]).find(b"\r\n\r\n")
         head = bytes(self._buffer[:end]).decode("latin-1").split("\r\n")
         if not head[0].startswith("HTTP/1.1 2"):
@@ -47,7 +53,7 @@ class Connection:
         if count > end + 4:
             take(self._buffer[end + 4:count])
         while left > 0:
-            count = self.socket.recv_into(self._buffer)
+            count = self.receive()
             take(self._buffer[:count])
             left -= count
         return headers

@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 #: The distribution's own programs come first.
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin"
 #: What the distribution ships, as a user has it, or what PYTHON names; no shim, which would be measured too.
-PYTHON = os.path.realpath(os.environ.get("PYTHON") or shutil.which("python3", path=PATH) or sys.executable)
+PYTHON = os.path.realpath(shutil.which(os.environ.get("PYTHON", "")) or shutil.which("python3", path=PATH)
+                          or sys.executable)
 LONGEST = 900  # seconds of a command
 
 
