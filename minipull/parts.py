@@ -41,7 +41,7 @@ def part(name: str) -> Any:
 
 
 class Late:
-    """A module of the standard library that is imported when it is first used."""
+    """A module that is imported when it is first used."""
 
     def __init__(self, name: str) -> None:
         self._name = name

@@ -87,23 +87,24 @@ def test_pyz_needs_only_an_interpreter(pyz: Path, home: Path) -> None:
 def test_runs_under_another_name_inside_another_package(tmp_path: Path, home: Path) -> None:
     vendor = tmp_path / "outer" / "vendor"
     vendor.mkdir(parents=True)
-    shutil.copytree(ROOT / "minipull", vendor / "_puller", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "minipull", vendor / "_parser", ignore=shutil.ignore_patterns("__pycache__"))
     for package in (vendor, vendor.parent):
         (package / "__init__.py").touch()
     env = clean_env(home, {"PYTHONPATH": str(tmp_path)})
     whole = run([sys.executable, "-c", (
         "import importlib, pkgutil, sys\n"
-        "from outer.vendor import _puller\n"
-        "for _, name, _ in pkgutil.walk_packages(_puller.__path__, _puller.__name__ + '.'):\n"
+        "from outer.vendor import _parser\n"
+        "for _, name, _ in pkgutil.walk_packages(_parser.__path__, _parser.__name__ + '.'):\n"
         "    name.endswith('__main__') or importlib.import_module(name)\n"
-        "for name in _puller.__all__: getattr(_puller, name)\n"
+        "for name in _parser.__all__: getattr(_parser, name)\n"
         "print('minipull' in sys.modules)")], env, cwd=tmp_path)
     assert whole.out == "False\n"
-    module = [sys.executable, "-m", "outer.vendor._puller"]
+    module = [sys.executable, "-m", "outer.vendor._parser"]
     assert minipull.__version__ in run([*module, "--version"], env, cwd=tmp_path).out
     assert run([*module, "tags"], env, cwd=tmp_path, check=False).code == 2
+    assert "no command tugs" in run([*module, "tugs", "a"], env, cwd=tmp_path, check=False).err
     for flags in ([], ["-I", "-S"]):  # the folder alone is a program as well
-        folder = [sys.executable, *flags, str(vendor / "_puller")]
+        folder = [sys.executable, *flags, str(vendor / "_parser")]
         assert minipull.__version__ in run([*folder, "--version"], clean_env(home), cwd=tmp_path).out
         assert run([*folder, "tags"], clean_env(home), cwd=tmp_path, check=False).code == 2
 

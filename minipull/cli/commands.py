@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands: the flags and operands of each, with their help, by the modules that hold them."""
+"""Commands: the flags and operands of each, with their help, by the modules that hold them; more in local.py."""
 import argparse
 from typing import Any
 

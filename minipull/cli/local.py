@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands on this host that share no flags with others: apart from these they start sooner."""
+"""Commands of this host whose flags take few lines: they start sooner without those of the others."""
 import argparse
 from typing import Any
 

@@ -45,7 +45,7 @@ class Folder:
         self.names: Dict[bytes, Tuple[Thing, int]] = {}
 
 
-#: A directory, a file by its layer and position there, or an entry without data.
+#: A directory, a file by its layer and, but for unpack, position there, or an entry without data.
 Thing = Union[Folder, int, Entry]
 POSITION = 32  # bits of a file's number that hold its position in the layer
 #: A directory's trail and a name in it; a path would take memory for all of those above.

@@ -191,10 +191,7 @@ class Ingest(ContextManager["Ingest"]):
         return held
 
     def _begin(self) -> None:
-        """Let the disk begin with the last bytes, so that fsync waits less.
-
-        Linux writes them before it drops what is on the disk by then; other systems only drop.
-        """
+        """Let the disk begin with the last bytes, so that fsync waits less: Linux writes before it drops."""
         start = max(self._synced, (self.offset // BEGIN_EVERY - 1) * BEGIN_EVERY)
         if sys.platform == "linux":
             with contextlib.suppress(OSError):  # a file system without

@@ -163,8 +163,7 @@ class ReferenceStore(Names):
                     with contextlib.suppress(StorageError):  # it is worth no failure
                         files.write_atomic(self.path + ".bak", former, self._scratch)
                 files.write_atomic(self.path, data, self._scratch)
-                with _PARSING:
-                    self._parsed = Digest.of(data), dict(index, manifests=entries)
+                self._parsed = Digest.of(data), dict(index, manifests=entries)
 
     def _bytes(self) -> bytes:
         try:

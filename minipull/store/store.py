@@ -189,7 +189,7 @@ class Store(ImageSource):
         layers: LayerStore
     else:
         def __getattr__(self, name: str) -> object:
-            """Make a cache when it is first used: commands that only list or name images need none."""
+            """Make a cache when it is first used, which many commands do without; two are as good as one."""
             if name not in ("layers", "metadata"):
                 raise AttributeError(name)
             folder, scratch = os.path.join(self.root, name), self.content.scratch

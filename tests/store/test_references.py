@@ -268,6 +268,20 @@ def test_what_this_process_wrote_is_not_parsed_again(store: ReferenceStore, pars
     assert make(Path(store.path).parent).all() == store.all() and len(parsed) == 2
 
 
+def test_a_name_is_parsed_once_while_others_change(tmp_path: Path) -> None:
+    counted = Counted(str(tmp_path), str(tmp_path / "ingest"))
+    for number in range(1, 31):
+        counted.set(NAME.with_tag("v%d" % number), manifest(), ONE)
+        assert len(counted.all()) == number == counted.parsed
+    for number in range(1, 200):  # entries go, and others come in their place
+        name = NAME.with_tag("v%d" % (number * 7 % 30 + 1))
+        assert counted.delete(name) and counted.get(name) is None
+        counted.set(name.with_tag("w%d" % number), manifest(TWO), ONE)
+        counted.delete(name.with_tag("w%d" % number))
+        counted.set(name, manifest([ONE, TWO][number % 2]), ONE)
+        assert counted.all() == make(tmp_path).all()
+
+
 def test_a_thread_that_finds_the_index_being_parsed_waits_for_that(
         store: ReferenceStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path).set(NAME, manifest(), SOURCE)
