@@ -23,7 +23,7 @@ WALLS: Dict[str, Set[str]] = {
     "server": {"store", "image"},
     "cli": {"image", "store", "registry", "xfer", "archive", "rootfs", "distribution", "server"}}
 LONGEST, BRANCHES = 350, 15  # lines of a file, branches of a function
-CORE, ALL = 8650, 21650  # lines
+CORE, ALL = 8650, 21600  # lines
 #: What a pull and a push need: files, or wings less some files.
 CORE_WINGS: Dict[str, Set[str]] = {
     "": set(), "image": {"schema1", "es256", "pax", "tar"}, "store": {"gc", "check", "repair", "usage"},

@@ -36,5 +36,7 @@ def do_serve(context: Context, flags: argparse.Namespace) -> None:
         import ctypes
         # Each of many threads would keep what it has freed in an arena of its own (glibc bug 11261).
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
-    serve(context.store if writable else context.source, host, int(match.group(3)), writable,
+    source = context.store if writable else context.source
+    source.timeout = settings.timeout  # of an archive as well
+    serve(source, host, int(match.group(3)), writable,
           settings.text("as", "localhost"), context.cancel, ready, log)

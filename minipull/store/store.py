@@ -191,7 +191,7 @@ class Store(ImageSource):
         def __getattr__(self, name: str) -> object:
             """Make a cache when it is first used, which many commands do without; two are as good as one."""
             if name not in ("layers", "metadata"):
-                raise AttributeError(name)
+                raise AttributeError("'Store' object has no attribute '%s'" % name)
             folder, scratch = os.path.join(self.root, name), self.content.scratch
             vars(self)[name] = part("store.metadata").V2MetadataService(
                 folder, scratch) if name == "metadata" else part("store.layer").LayerStore(

@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Callable, Iterator, List, NamedTuple, Tuple
@@ -19,6 +20,7 @@ from minipull.store.store import Store
 from tests.kit import images
 from tests.kit.archives import docker_members, layout_members, named, pack, plain
 from tests.kit.images import Layout, digest_of
+from tests.kit.processes import Serve
 from tests.kit.site import NOBODY, Site, index_of
 from tests.kit.stores import keep_index, text_layer
 
@@ -172,3 +174,18 @@ def test_an_unnamed_image_is_served_by_its_digest(
     site = over(path)
     assert site.ask("GET", "/v2/loaded/manifests/" + image.digest).body == image.raw
     assert site.ask("GET", "/v2/_catalog").json == {"repositories": ["loaded"]}
+
+
+@pytest.mark.parametrize("archived", [False, True])
+def test_a_client_that_stands_still_is_waited_for_as_long_as_was_asked(
+        layout: Layout, store: Store, tmp_path: Path, home: Path, archived: bool) -> None:
+    keep_index(store, layout, layout.image([text_layer("one")]), "localhost/app:1")
+    path = tmp_path / "a.tar"
+    minipull.save(["localhost/app:1"], store, str(path))
+    server = Serve(home, path if archived else Path(store.root), "--timeout", "1")
+    try:
+        with socket.create_connection(("127.0.0.1", server.port), 20) as client:
+            client.sendall(b"GET /v2/ HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n")
+            assert client.recv(100) == b"", "its body does not come"
+    finally:
+        server.stop()
