@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fixtures that all wings share."""
 import contextlib
+import json
 import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Callable, Dict, Iterator, Mapping, Optional, Union
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Union
 
 import pytest
 
@@ -175,3 +176,16 @@ def foreign() -> Iterator[ScriptedServer]:
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return Certificates(tmp_path_factory.mktemp("certificates"), peer("openssl"))
+
+
+@pytest.fixture
+def texts(monkeypatch: pytest.MonkeyPatch) -> List[str]:
+    """Every text of JSON that is parsed."""
+    loads, parsed = json.loads, []
+
+    def counted(text: str, **options: Any) -> Any:
+        parsed.append(text)
+        return loads(text, **options)
+
+    monkeypatch.setattr(json, "loads", counted)
+    return parsed

@@ -40,7 +40,6 @@ MAX_REDIRECTS = 10
 _PROBE_TIMEOUT = 5.0  # seconds
 RETRIED = frozenset((408, 425, 429, 500, 502, 503, 504))
 
-#   warning ::= "299 - " quoted-string  (distribution-spec, "Warnings")
 #: The only headers that follow a redirect to another origin, where a download must be resumable.
 _FOLLOWING = frozenset(("accept", "range", "if-range", "user-agent"))
 
@@ -125,6 +124,7 @@ class Transport:
         for _ in range(MAX_REDIRECTS + 1):
             response = self._exchange(request)
             if response.origin == first:
+                # warning ::= "299 - " quoted-string  (distribution-spec, "Warnings")
                 for text in re.findall(r'299 - "((?:[^"\\]|\\.)*)"', response.header("Warning")[:4096]):
                     self.warn("%s: %s" % (response.origin, shown(re.sub(r"\\(.)", r"\1", text))))
                 low = self.network.note_quota(request.url, response.header)

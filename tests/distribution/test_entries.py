@@ -219,19 +219,6 @@ def test_a_manifest_that_its_index_has_inline_is_not_asked_for(
 # -- once ------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def texts(monkeypatch: pytest.MonkeyPatch) -> List[str]:
-    """Every text that is parsed."""
-    loads, parsed = json.loads, []
-
-    def counted(text: str, **options: Any) -> Any:
-        parsed.append(text)
-        return loads(text, **options)
-
-    monkeypatch.setattr(json, "loads", counted)
-    return parsed
-
-
 @pytest.mark.parametrize("content_type", [images.OCI_MANIFEST, "application/octet-stream"])
 def test_a_manifest_and_its_config_are_parsed_once_by_a_pull(
         server: ScriptedServer, tmp_path: Path, texts: List[str], content_type: str) -> None:

@@ -245,27 +245,14 @@ def test_a_reader_sees_the_changes_of_another_process(store: ReferenceStore, tmp
     assert len(other.all()) == 5
 
 
-@pytest.fixture
-def parsed(monkeypatch: pytest.MonkeyPatch) -> List[str]:
-    """The JSON texts that have been parsed."""
-    real, texts = json.loads, []
-
-    def loads(text: str, **options: Any) -> Any:
-        texts.append(text)
-        return real(text, **options)
-
-    monkeypatch.setattr(json, "loads", loads)
-    return texts
-
-
-def test_what_this_process_wrote_is_not_parsed_again(store: ReferenceStore, parsed: List[str]) -> None:
+def test_what_this_process_wrote_is_not_parsed_again(store: ReferenceStore, texts: List[str]) -> None:
     tags = [NAME.with_tag("v%d" % number) for number in range(20)]
     for tag in tags:
         store.set(tag, manifest(), SOURCE)
         assert store.get(tag) == Association(tag, manifest(), SOURCE)
-    assert len(parsed) == 1, "only the text of an empty index"
-    assert store.delete(tags[0]) and store.get(tags[0]) is None and len(parsed) == 1
-    assert make(Path(store.path).parent).all() == store.all() and len(parsed) == 2
+    assert len(texts) == 1, "only the text of an empty index"
+    assert store.delete(tags[0]) and store.get(tags[0]) is None and len(texts) == 1
+    assert make(Path(store.path).parent).all() == store.all() and len(texts) == 2
 
 
 def test_a_name_is_parsed_once_while_others_change(tmp_path: Path) -> None:
