@@ -128,7 +128,7 @@ def test_credential_files_are_named_and_not_shown(run_minipull: Minipull, home: 
 
 
 @pytest.mark.parametrize("module, old, new, last, code", [
-    ("cli/serve.py", "    serve(context.store", '    raise InvalidReference("no")\n    serve(context.store',
+    ("cli/serve.py", "    serve(source, host", '    raise InvalidReference("no")\n    serve(source, host',
      "serve", 2),
     ("server/blobs.py", "upload.commit(digest)", "raise Refusal(403, 'DENIED', 'no')", "push", 4),
     ("cli/registry.py", '"Digest: ', '"', "pull", 6),
