@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The limit of a Python: the system calls, hashes and inflating that a copy, push or pull can't do without.
+"""The limit of a Python: the system calls, hashes and inflating that a command can't do without.
 
-    bare.py copy|pull HOST REPOSITORY LAYOUT
-    bare.py push HOST REPOSITORY LAYOUT
+    bare.py copy|pull|push HOST REPOSITORY LAYOUT
+    bare.py unpack LAYOUT DIRECTORY
 
 No errors are handled, nothing is checked before it is brought, no progress is told:
-six threads over bare sockets, and no module but these.
+six threads over bare sockets (for unpack, one that inflates and hashes beside one that
+writes), and no module but these.
 """
 import hashlib
 import json
@@ -15,9 +16,9 @@ import socket
 import sys
 import threading
 import zlib
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, Iterator, List
 
-ACCEPT = "application/vnd.oci.image.manifest.v1+json"
+ACCEPT = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json"
 BUFFER = 256 << 10
 
 
@@ -59,7 +60,7 @@ class Connection:
         return headers
 
 
-def side_by_side(blobs: List[Any], host: str, work: Callable[[Connection, Any], None]) -> None:
+def side_by_side(blobs: List[Any], host: str, work: Callable[[Connection, Any], object]) -> None:
     jobs: "queue.Queue[Any]" = queue.Queue()
     for blob in blobs:
         jobs.put(blob)
@@ -98,16 +99,25 @@ def store(path: str, pieces: Callable[[Callable[[Any], object]], object], digest
     os.rename(path + ".part", path)
 
 
-def bring(host: str, repository: str, layout: str, inflate: bool) -> None:
-    folder = os.path.join(layout, "blobs", "sha256")
-    os.makedirs(folder)
-    raw = bytearray()
-    connection = Connection(host)
-    connection.ask("GET", "/v2/%s/manifests/1" % repository)
-    connection.answer(raw.extend)
-    manifest = json.loads(raw)
-    digest = "sha256:" + hashlib.sha256(raw).hexdigest()
-    store(os.path.join(folder, digest[7:]), lambda take: take(raw), digest)
+def path_of(layout: str, blob: Dict[str, Any]) -> str:
+    return os.path.join(layout, "blobs", "sha256", blob["digest"][7:])
+
+
+def bring(inflate: bool, host: str, repository: str, layout: str) -> None:
+    """An image or an index with its images; ``inflate`` hashes the content of layers, too."""
+    os.makedirs(os.path.join(layout, "blobs", "sha256"))
+    url = "/v2/%s/%%s/%%s" % repository
+    documents: List[Any] = []
+
+    def document(connection: Connection, name: str) -> Dict[str, Any]:
+        raw = bytearray()
+        connection.ask("GET", url % ("manifests", name))
+        connection.answer(raw.extend)
+        digest = "sha256:" + hashlib.sha256(raw).hexdigest()
+        entry = {"digest": digest, "size": len(raw)}
+        store(path_of(layout, entry), lambda take: take(raw), digest)
+        documents.append(json.loads(raw))
+        return entry
 
     def fetch(connection: Connection, blob: Dict[str, str]) -> None:
         content, stream = hashlib.sha256(), zlib.decompressobj(31)
@@ -116,30 +126,36 @@ def bring(host: str, repository: str, layout: str, inflate: bool) -> None:
             def both(piece: memoryview) -> None:
                 take(piece)
                 content.update(stream.decompress(piece))
-            connection.ask("GET", "/v2/%s/blobs/%s" % (repository, blob["digest"]))
-            connection.answer(both if inflate and blob is not manifest["config"] else take)
-        store(os.path.join(folder, blob["digest"][7:]), pieces, blob["digest"])
-    side_by_side([manifest["config"], *manifest["layers"]], host, fetch)
-    entry = {"mediaType": manifest["mediaType"], "digest": digest, "size": len(raw)}
+            connection.ask("GET", url % ("blobs", blob["digest"]))
+            connection.answer(both if inflate and blob["mediaType"].endswith("gzip") else take)
+        store(path_of(layout, blob), pieces, blob["digest"])
+    entry = document(Connection(host), "1")
+    entry["mediaType"] = documents[0]["mediaType"]
+    children = documents[0].get("manifests", [])
+    side_by_side([child["digest"] for child in children], host, document)
+    images = documents[1:] if children else documents
+    blobs = {blob["digest"]: blob for image in images for blob in [image["config"], *image["layers"]]}
+    side_by_side([*blobs.values()], host, fetch)
     with open(os.path.join(layout, "index.json"), "w") as file:
         json.dump({"schemaVersion": 2, "manifests": [entry]}, file)
 
 
-def push(host: str, repository: str, layout: str) -> None:
-    def path_of(blob: Dict[str, str]) -> str:
-        return os.path.join(layout, "blobs", "sha256", blob["digest"][7:])
+def read_json(path: str) -> Any:
+    with open(path, "rb") as file:
+        return json.load(file)
 
+
+def push(host: str, repository: str, layout: str) -> None:
     def send(connection: Connection, blob: Dict[str, Any]) -> None:
         connection.ask("POST", "/v2/%s/blobs/uploads/" % repository, "Content-Length: 0")
         place = connection.answer(len)["location"]
         connection.ask("PUT", "/%s&digest=%s" % (place.split("/", 3)[3], blob["digest"]),
                        "Content-Type: application/octet-stream", "Content-Length: %d" % blob["size"])
-        with open(path_of(blob), "rb") as file:
+        with open(path_of(layout, blob), "rb") as file:
             connection.socket.sendfile(file)
         connection.answer(len)
-    with open(os.path.join(layout, "index.json")) as file:
-        entry = json.load(file)["manifests"][0]
-    with open(path_of(entry), "rb") as body:
+    entry = read_json(os.path.join(layout, "index.json"))["manifests"][0]
+    with open(path_of(layout, entry), "rb") as body:
         raw = body.read()
     manifest = json.loads(raw)
     side_by_side([manifest["config"], *manifest["layers"]], host, send)
@@ -150,11 +166,71 @@ def push(host: str, repository: str, layout: str) -> None:
     connection.answer(len)
 
 
-def main(command: str, host: str, repository: str, layout: str) -> None:
+def unpack(layout: str, folder: str) -> None:
+    """Files, directories and links of short names, as the bench's images have them."""
+    manifest = read_json(path_of(layout, read_json(os.path.join(layout, "index.json"))["manifests"][0]))
+    diff_ids = read_json(path_of(layout, manifest["config"]))["rootfs"]["diff_ids"]
+    pieces: "queue.Queue[bytes]" = queue.Queue(16)
+
+    def inflate() -> None:
+        for layer, diff_id in zip(manifest["layers"], diff_ids):
+            content, stream = hashlib.sha256(), zlib.decompressobj(31)
+            with open(path_of(layout, layer), "rb") as file:
+                for raw in iter(lambda: file.read(BUFFER >> 2), b""):
+                    piece = stream.decompress(raw)
+                    content.update(piece)
+                    if piece:
+                        pieces.put(piece)
+            pieces.put(b"")
+            if "sha256:" + content.hexdigest() != diff_id:
+                os._exit(1)
+    threading.Thread(target=inflate, daemon=True).start()
+    held = memoryview(b"")
+
+    def take(count: int) -> Iterator[memoryview]:
+        nonlocal held
+        while count:
+            held = held or memoryview(pieces.get())
+            if not held:
+                raise RuntimeError("a layer is cut short")
+            yield held[:count]
+            count, held = count - len(held[:count]), held[count:]
+    os.mkdir(folder)
+    for _ in manifest["layers"]:
+        while True:
+            header = b"".join(take(512))
+            if not header[0]:
+                while pieces.get():
+                    pass
+                held = memoryview(b"")
+                break
+            path, kind = os.path.join(folder, header[:100].rstrip(b"\0").decode()), header[156:157]
+            size, mtime = int(header[124:135], 8), int(header[136:147], 8)
+            target = header[157:257].rstrip(b"\0").decode()
+            if kind == b"5":
+                if not os.path.isdir(path):
+                    os.mkdir(path)
+            elif kind == b"2":
+                os.symlink(target, path)
+            elif kind == b"1":
+                os.link(os.path.join(folder, target), path)
+            else:
+                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, int(header[100:107], 8))
+                for piece in take(size):
+                    os.write(fd, piece)
+                os.utime(fd, (mtime, mtime))
+                os.close(fd)
+                for piece in take(-size % 512):
+                    pass
+
+
+def main(command: str, *args: str) -> None:
     if command == "push":
-        push(host, repository, layout)
+        push(*args)
+    elif command == "unpack":
+        unpack(*args)
     else:
-        bring(host, repository, layout, command == "pull")
+        bring(command == "pull", *args)
 
 
 if __name__ == "__main__":

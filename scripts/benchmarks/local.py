@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import List, Tuple
 
 from .bench import Bench
-from .contest import Prepare, Prepared
+from .contest import BARE, Prepare, Prepared
 from .processes import PYTHON, ROOT, Measured
 
 NOTHING = [PYTHON, "-I", "-S", "-c", "pass"]
@@ -70,7 +70,8 @@ def unpack(bench: Bench) -> Prepared:
             "minipull": lambda: unpacked(bench.minipull("unpack", source.reference, str(out), root=store)),
             "umoci": lambda: unpacked(["umoci", "raw", "unpack", "--image",
                                        "%s:%s" % (source.layout, source.name), str(out)]),
-            "pigz | tar": lambda: unpacked(["sh", "-ec", "\n".join(lines)])}
+            "pigz | tar": lambda: unpacked(["sh", "-ec", "\n".join(lines)]),
+            BARE: lambda: unpacked(bench.bare("unpack", str(source.layout), str(out)))}
 
 
 @contextlib.contextmanager

@@ -85,14 +85,18 @@ def _pull(bench: Bench, source: Source, reference: str, *flags: str) -> Measured
     return _into_layout(bench, source, bench.minipull("pull", *flags, reference, root=root), root)
 
 
+def _bare_pull(bench: Bench, source: Source, host: str) -> Measured:
+    root = bench.work / "pulled"
+    return _into_layout(bench, source, bench.bare("pull", host, "bench/" + source.name, str(root)), root)
+
+
 @contextlib.contextmanager
 def pull(bench: Bench) -> Prepared:
-    source, root = bench.source(bench.sizes.slow), bench.work / "pulled"
+    source = bench.source(bench.sizes.slow)
     yield str(source), {
         "minipull": lambda: _pull(bench, source, source.reference),
         "docker": lambda: bench.docker(source, "pull", "--quiet", source.reference),
-        BARE: lambda: _into_layout(
-            bench, source, bench.bare("pull", source.host, "bench/" + source.name, str(root)), root)}
+        BARE: lambda: _bare_pull(bench, source, source.host)}
 
 
 @contextlib.contextmanager
@@ -108,7 +112,8 @@ def index(bench: Bench) -> Prepared:
     with bench.relay(*NEAR) as host:
         yield "%d manifests, %g ms a round trip" % (bench.sizes.children, NEAR[0] * 1000), {
             "minipull": lambda: _pull(bench, source, source.at(host), "--all-platforms"),
-            "--jobs 1": lambda: _pull(bench, source, source.at(host), "--all-platforms", "--jobs", "1")}
+            "--jobs 1": lambda: _pull(bench, source, source.at(host), "--all-platforms", "--jobs", "1"),
+            BARE: lambda: _bare_pull(bench, source, host)}
 
 
 @contextlib.contextmanager
