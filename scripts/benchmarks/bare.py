@@ -5,8 +5,8 @@
     bare.py unpack LAYOUT DIRECTORY
 
 No errors are handled, nothing is checked before it is brought, no progress is told:
-six threads over bare sockets (for unpack, one that inflates and hashes beside one that
-writes), and no module but these.
+six threads over bare sockets (for unpack, one inflates, one hashes and one writes), and no
+module but these.
 """
 import hashlib
 import json
@@ -171,19 +171,28 @@ def unpack(layout: str, folder: str) -> None:
     manifest = read_json(path_of(layout, read_json(os.path.join(layout, "index.json"))["manifests"][0]))
     diff_ids = read_json(path_of(layout, manifest["config"]))["rootfs"]["diff_ids"]
     pieces: "queue.Queue[bytes]" = queue.Queue(16)
+    hashed: "queue.Queue[bytes]" = queue.Queue(16)
 
     def inflate() -> None:
-        for layer, diff_id in zip(manifest["layers"], diff_ids):
-            content, stream = hashlib.sha256(), zlib.decompressobj(31)
+        for layer in manifest["layers"]:
+            stream = zlib.decompressobj(31)
             with open(path_of(layout, layer), "rb") as file:
-                for raw in iter(lambda: file.read(BUFFER >> 2), b""):
+                for raw in iter(lambda: file.read(BUFFER >> 1), b""):
                     piece = stream.decompress(raw)
-                    content.update(piece)
-                    if piece:
-                        pieces.put(piece)
+                    for one in (hashed, pieces) if piece else ():
+                        one.put(piece)
+            hashed.put(b"")
             pieces.put(b"")
+
+    def verify() -> None:
+        for diff_id in diff_ids:
+            content = hashlib.sha256()
+            for piece in iter(hashed.get, b""):
+                content.update(piece)
             if "sha256:" + content.hexdigest() != diff_id:
                 os._exit(1)
+    verifying = threading.Thread(target=verify, daemon=True)
+    verifying.start()
     threading.Thread(target=inflate, daemon=True).start()
     held = memoryview(b"")
 
@@ -222,6 +231,7 @@ def unpack(layout: str, folder: str) -> None:
                 os.close(fd)
                 for piece in take(-size % 512):
                     pass
+    verifying.join()
 
 
 def main(command: str, *args: str) -> None:
