@@ -46,8 +46,8 @@ FULL = Sizes(
     archive=(16, 480, 80, 350, 4, 240, 240), huge=4000, slow="big", children=300, requests=2000,
     blob=2 * 10 ** 9, patch=500 * 10 ** 6, crowd_seconds=20.0)
 QUICK = Sizes(
-    runs=3, short_runs=11, slow_runs=2, long_runs=1, big=(3, 68, 11, 50, 1, 34, 34),
-    archive=(4, 60, 40), huge=200, slow="small", children=60, requests=500,
+    runs=3, short_runs=11, slow_runs=1, long_runs=1, big=(2, 40, 7, 30, 1, 20, 20),
+    archive=(4, 40, 20), huge=200, slow="small", children=60, requests=500,
     blob=5 * 10 ** 8, patch=10 ** 8, crowd_seconds=2.0)
 SMALL = (10, 60, 40)
 
