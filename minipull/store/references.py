@@ -49,7 +49,7 @@ class Association(NamedTuple):
 
 class Names(abc.ABC):
     """The names of some images, to be read."""
-    # The entries as they were last listed (held, so that no id means another), their associations by the entries' ids, and these sorted.
+    # The entries as last listed (held, so that no id means another), their associations by id, and these sorted.
     _listed: Tuple[List[Dict[str, Any]], Dict[int, Optional[Association]], List[Association]] = ([], {}, [])
 
     @abc.abstractmethod
