@@ -5,12 +5,13 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Dict, List
+from typing import Any, Dict, List, Tuple, Union
 
 import pytest
 
-from tests.kit import ROOT
-from tests.kit.processes import Finished, peer, run
+import minipull
+from tests.kit import ROOT, images
+from tests.kit.processes import DockerRegistry, Finished, peer, run
 
 #: The most that minipull's time may be of a peer's, by row.
 TARGETS: Dict[str, Dict[str, float]] = {
@@ -46,15 +47,71 @@ def test_a_wrong_option_is_told_before_anything_is_measured(arguments: List[str]
     assert done.code == 2 and complaint in done.err
 
 
-def test_the_limit_of_a_bare_loop_stands_beside_the_target() -> None:
-    peers = {"copy-small": "skopeo", "push-tiny": "skopeo", "index": "--jobs 1", "unpack": "umoci"}
-    for program in ("docker-registry", "skopeo", "umoci"):
+@pytest.mark.parametrize("row, peers", [
+    ("copy-small", ["docker-registry", "skopeo"]), ("push-tiny", ["docker-registry", "skopeo"]),
+    ("index", ["docker-registry"]), ("unpack", ["docker-registry", "umoci"])])
+def test_the_limit_of_a_bare_loop_stands_beside_the_target(row: str, peers: List[str]) -> None:
+    for program in peers:
         peer(program)
-    document = json.loads(bench(
-        "--quick", "--json", "--runs", "1", *(word for row in peers for word in ("--only", row))).out)
-    assert {row["row"]: row["ratios"][0]["to"] for row in document["rows"]} == peers
-    for row in document["rows"]:
-        assert row["contestants"]["a bare loop"]["seconds"] > 0 and row["ratios"][0]["limit"] > 0
+    [document] = json.loads(bench("--quick", "--json", "--runs", "1", "--only", row).out)["rows"]
+    seconds = {name: cost["seconds"] for name, cost in document["contestants"].items()}
+    limits = {ratio["to"]: ratio["limit"] for ratio in document["ratios"] if "at_most" in ratio}
+    assert limits == {name: seconds["a bare loop"] / seconds[name] for name in TARGETS[row] if name in seconds}
+    assert limits
+
+
+def bare(*arguments: Union[str, Path], check: bool = True) -> Finished:
+    return run([sys.executable, "-I", ROOT / "scripts" / "benchmarks" / "bare.py", *arguments], check=check)
+
+
+def tree(root: Path) -> Dict[str, Tuple[Any, ...]]:
+    """What stands in a directory: modes, times, link targets and bytes by path."""
+    return {str(path.relative_to(root)): (
+        path.lstat().st_mode, path.lstat().st_mtime_ns, path.lstat().st_nlink * path.is_file(),
+        os.readlink(str(path)) if path.is_symlink() else path.read_bytes() if path.is_file() else b"")
+        for path in root.glob("**/*")}
+
+
+def test_a_bare_loop_unpacks_what_minipull_does(tmp_path: Path) -> None:
+    layout = images.Layout(tmp_path / "layout")
+    layout.image(images.specs(3, size=300000), "localhost/app:1")
+    bare("unpack", layout.root, tmp_path / "bare")
+    minipull.unpack("localhost/app:1", minipull.Store(str(layout.root)), str(tmp_path / "ours"))
+    assert tree(tmp_path / "bare") == tree(tmp_path / "ours") != {}
+
+
+@pytest.mark.parametrize("damage", ["missing", "short", "trailing", "other", "fewer"])
+def test_a_bare_loop_ends_at_a_damaged_layer(tmp_path: Path, damage: str) -> None:
+    layout = images.Layout(tmp_path / "layout")
+    specs = images.specs(2, size=300000)
+    diff_ids = [layout.layer(spec).diff_id for spec in specs]
+    claimed = {"other": diff_ids[:1] * 2, "fewer": diff_ids[:1]}.get(damage, diff_ids)
+    image = layout.image(specs, "app:1", config={"rootfs": {"type": "layers", "diff_ids": claimed}})
+    path = layout.path(image.layers[1].descriptor["digest"])
+    if damage == "missing":
+        path.unlink()
+    elif damage in ("short", "trailing"):
+        path.write_bytes(path.read_bytes()[:-8] if damage == "short" else path.read_bytes() + b"x")
+    done = bare("unpack", layout.root, tmp_path / "tree", check=False)
+    assert done.code == 1 and "Error: " in done.err
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_bare_pull_verifies_diff_ids_and_a_bare_copy_leaves_them(
+        registry: DockerRegistry, tmp_path: Path, wrong: bool) -> None:
+    layout = images.Layout(tmp_path / "layout")
+    specs = images.specs(2, size=30000)
+    diff_ids = [layout.layer(spec).diff_id for spec in specs]
+    diff_ids = diff_ids[::-1] if wrong else diff_ids
+    child = layout.image(specs, config={"rootfs": {"type": "layers", "diff_ids": diff_ids}})
+    layout.index([child.descriptor], "app")
+    images.push_layout_http(layout, "app", "%s/bare/wrong-%s:1" % (registry.host, str(wrong).lower()))
+    place = registry.host, "bare/wrong-%s" % str(wrong).lower()
+    bare("copy", *place, tmp_path / "copied")
+    for path in layout.root.glob("blobs/sha256/*"):
+        assert (tmp_path / "copied" / path.relative_to(layout.root)).read_bytes() == path.read_bytes()
+    done = bare("pull", *place, tmp_path / "pulled", check=False)
+    assert (done.code, "DiffIDs" in done.err) == (1 if wrong else 0, wrong)
 
 
 def test_a_run_gives_one_document_and_leaves_nothing(tmp_path: Path) -> None:

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The limit of a Python: the system calls, hashes and inflating that a command can't do without.
+"""Little more than the system calls, hashes and inflating that a command consists of: a limit to compare with.
 
     bare.py copy|pull|push HOST REPOSITORY LAYOUT
     bare.py unpack LAYOUT DIRECTORY
 
-No errors are handled, nothing is checked before it is brought, no progress is told:
-six threads over bare sockets (for unpack, one inflates, one hashes and one writes), and no
-module but these.
+Digests and DiffIDs are verified, and files made durable; no request is retried, no
+layer is distrusted, no progress is told, and no blob may be listed twice.  Six threads
+over bare sockets; for unpack, one inflates, one hashes and one writes.
 """
+import contextlib
 import hashlib
 import json
 import os
@@ -16,10 +17,11 @@ import socket
 import sys
 import threading
 import zlib
-from typing import Any, Callable, Dict, Iterator, List
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 ACCEPT = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json"
 BUFFER = 256 << 10
+TAG = "1"
 
 
 class Connection:
@@ -60,89 +62,130 @@ class Connection:
         return headers
 
 
-def side_by_side(blobs: List[Any], host: str, work: Callable[[Connection, Any], object]) -> None:
-    jobs: "queue.Queue[Any]" = queue.Queue()
-    for blob in blobs:
-        jobs.put(blob)
-    failed: List[BaseException] = []
-
+def thread(work: Callable[[], object]) -> threading.Thread:
+    """Start work whose failure ends the process, since others may wait for it."""
     def run() -> None:
         try:
-            connection = Connection(host)
+            work()
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            os._exit(1)
+    started = threading.Thread(target=run)
+    started.start()
+    return started
+
+
+def side_by_side(items: List[Any], host: str, work: Callable[[Connection, Any], object]) -> None:
+    left = list(reversed(items))
+
+    def run() -> None:
+        connection = Connection(host)
+        with contextlib.suppress(IndexError):
             while True:
-                work(connection, jobs.get_nowait())
-        except queue.Empty:
-            pass
-        except BaseException as error:
-            failed.append(error)
-    threads = [threading.Thread(target=run) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failed:
-        raise failed[0]
+                item = left.pop()
+                work(connection, item)
+    for started in [thread(run) for _ in range(min(6, len(items)))]:
+        started.join()
 
 
-def store(path: str, pieces: Callable[[Callable[[Any], object]], object], digest: str) -> None:
-    """Write and hash pieces, then sync and rename: what makes a blob durable."""
+def check(digest: str, content: Any) -> None:
+    if "sha256:" + content.hexdigest() != digest:
+        raise RuntimeError("%s is damaged" % digest)
+
+
+def write(fd: int, piece: Any) -> None:
+    if os.write(fd, piece) != len(piece):
+        raise RuntimeError("the disk is full")
+
+
+def store(path: str, pieces: Callable[[Callable[[Any], object]], object], digest: str = "") -> None:
+    """Write pieces, verify their digest if they have one, sync and rename."""
     fd, content = os.open(path + ".part", os.O_CREAT | os.O_WRONLY), hashlib.sha256()
 
     def take(piece: Any) -> None:
         content.update(piece)
-        os.write(fd, piece)
+        write(fd, piece)
     pieces(take)
+    if digest:
+        check(digest, content)
     os.fsync(fd)
     os.close(fd)
-    if "sha256:" + content.hexdigest() != digest:
-        raise RuntimeError("%s is damaged" % digest)
     os.rename(path + ".part", path)
+
+
+def store_json(path: str, document: Any) -> None:
+    store(path, lambda take: take(json.dumps(document).encode()))
+
+
+def sync(folder: str) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    os.fsync(fd)
+    os.close(fd)
 
 
 def path_of(layout: str, blob: Dict[str, Any]) -> str:
     return os.path.join(layout, "blobs", "sha256", blob["digest"][7:])
 
 
-def bring(inflate: bool, host: str, repository: str, layout: str) -> None:
-    """An image or an index with its images; ``inflate`` hashes the content of layers, too."""
-    os.makedirs(os.path.join(layout, "blobs", "sha256"))
-    url = "/v2/%s/%%s/%%s" % repository
-    documents: List[Any] = []
+def read_json(path: str) -> Any:
+    with open(path, "rb") as file:
+        return json.load(file)
 
-    def document(connection: Connection, name: str) -> Dict[str, Any]:
+
+def bring(verified: bool, host: str, repository: str, layout: str) -> None:
+    """An image or an index with its images, ``verified`` to DiffIDs or as it is."""
+    os.makedirs(os.path.join(layout, "blobs", "sha256"))
+    url = "/v2/%s/" % repository
+    images: List[Any] = []
+    diff_ids: Dict[str, str] = {}
+
+    def document(connection: Connection, name: str) -> Tuple[Dict[str, Any], Any]:
+        """Store a manifest or index: its descriptor, and what it says."""
         raw = bytearray()
-        connection.ask("GET", url % ("manifests", name))
+        connection.ask("GET", url + "manifests/" + name)
         connection.answer(raw.extend)
-        digest = "sha256:" + hashlib.sha256(raw).hexdigest()
-        entry = {"digest": digest, "size": len(raw)}
+        content = hashlib.sha256(raw)
+        digest = "sha256:" + content.hexdigest()
+        if name != TAG:
+            check(name, content)
+        parsed = json.loads(raw)
+        entry = {"mediaType": parsed["mediaType"], "digest": digest, "size": len(raw)}
         store(path_of(layout, entry), lambda take: take(raw), digest)
-        documents.append(json.loads(raw))
-        return entry
+        if "layers" in parsed:
+            images.append(parsed)
+        return entry, parsed
 
     def fetch(connection: Connection, blob: Dict[str, str]) -> None:
         content, stream = hashlib.sha256(), zlib.decompressobj(31)
+        layer = verified and blob["mediaType"].endswith("gzip")
 
         def pieces(take: Callable[[Any], object]) -> None:
             def both(piece: memoryview) -> None:
                 take(piece)
                 content.update(stream.decompress(piece))
-            connection.ask("GET", url % ("blobs", blob["digest"]))
-            connection.answer(both if inflate and blob["mediaType"].endswith("gzip") else take)
+            connection.ask("GET", url + "blobs/" + blob["digest"])
+            connection.answer(both if layer else take)
         store(path_of(layout, blob), pieces, blob["digest"])
-    entry = document(Connection(host), "1")
-    entry["mediaType"] = documents[0]["mediaType"]
-    children = documents[0].get("manifests", [])
-    side_by_side([child["digest"] for child in children], host, document)
-    images = documents[1:] if children else documents
+        if layer:
+            whole(stream)
+            diff_ids[blob["digest"]] = "sha256:" + content.hexdigest()
+    entry, parsed = document(Connection(host), TAG)
+    side_by_side([child["digest"] for child in parsed.get("manifests", [])], host, document)
     blobs = {blob["digest"]: blob for image in images for blob in [image["config"], *image["layers"]]}
     side_by_side([*blobs.values()], host, fetch)
-    with open(os.path.join(layout, "index.json"), "w") as file:
-        json.dump({"schemaVersion": 2, "manifests": [entry]}, file)
+    for image in images if verified else ():
+        brought = [diff_ids[layer["digest"]] for layer in image["layers"]]
+        if read_json(path_of(layout, image["config"]))["rootfs"]["diff_ids"] != brought:
+            raise RuntimeError("the DiffIDs of %s are others" % image["config"]["digest"])
+    sync(os.path.join(layout, "blobs", "sha256"))
+    store_json(os.path.join(layout, "oci-layout"), {"imageLayoutVersion": "1.0.0"})
+    store_json(os.path.join(layout, "index.json"), {"schemaVersion": 2, "manifests": [entry]})
+    sync(layout)
 
 
-def read_json(path: str) -> Any:
-    with open(path, "rb") as file:
-        return json.load(file)
+def whole(stream: Any) -> None:
+    if not stream.eof or stream.unused_data:
+        raise RuntimeError("a layer is cut short, or more than one gzip stream")
 
 
 def push(host: str, repository: str, layout: str) -> None:
@@ -160,7 +203,7 @@ def push(host: str, repository: str, layout: str) -> None:
     manifest = json.loads(raw)
     side_by_side([manifest["config"], *manifest["layers"]], host, send)
     connection = Connection(host)
-    connection.ask("PUT", "/v2/%s/manifests/1" % repository, "Content-Type: " + entry["mediaType"],
+    connection.ask("PUT", "/v2/%s/manifests/%s" % (repository, TAG), "Content-Type: " + entry["mediaType"],
                    "Content-Length: %d" % len(raw))
     connection.socket.sendall(raw)
     connection.answer(len)
@@ -170,8 +213,11 @@ def unpack(layout: str, folder: str) -> None:
     """Files, directories and links of short names, as the bench's images have them."""
     manifest = read_json(path_of(layout, read_json(os.path.join(layout, "index.json"))["manifests"][0]))
     diff_ids = read_json(path_of(layout, manifest["config"]))["rootfs"]["diff_ids"]
-    pieces: "queue.Queue[bytes]" = queue.Queue(16)
-    hashed: "queue.Queue[bytes]" = queue.Queue(16)
+    if len(diff_ids) != len(manifest["layers"]):
+        raise RuntimeError("the config has other layers than the manifest")
+    # No piece is the end of a layer.
+    pieces: "queue.Queue[Optional[bytes]]" = queue.Queue(16)
+    hashed: "queue.Queue[Optional[bytes]]" = queue.Queue(16)
 
     def inflate() -> None:
         for layer in manifest["layers"]:
@@ -179,58 +225,67 @@ def unpack(layout: str, folder: str) -> None:
             with open(path_of(layout, layer), "rb") as file:
                 for raw in iter(lambda: file.read(BUFFER >> 1), b""):
                     piece = stream.decompress(raw)
-                    for one in (hashed, pieces) if piece else ():
-                        one.put(piece)
-            hashed.put(b"")
-            pieces.put(b"")
+                    hashed.put(piece)
+                    pieces.put(piece)
+            whole(stream)
+            hashed.put(None)
+            pieces.put(None)
 
     def verify() -> None:
         for diff_id in diff_ids:
             content = hashlib.sha256()
-            for piece in iter(hashed.get, b""):
+            for piece in iter(hashed.get, None):
                 content.update(piece)
-            if "sha256:" + content.hexdigest() != diff_id:
-                os._exit(1)
-    verifying = threading.Thread(target=verify, daemon=True)
-    verifying.start()
-    threading.Thread(target=inflate, daemon=True).start()
+            check(diff_id, content)
+    verifying, _ = thread(verify), thread(inflate)
     held = memoryview(b"")
 
     def take(count: int) -> Iterator[memoryview]:
         nonlocal held
         while count:
-            held = held or memoryview(pieces.get())
             if not held:
-                raise RuntimeError("a layer is cut short")
+                piece = pieces.get()
+                if piece is None:
+                    raise RuntimeError("a layer is cut short")
+                held = memoryview(piece)
+                continue
             yield held[:count]
             count, held = count - len(held[:count]), held[count:]
+    os.umask(0)
     os.mkdir(folder)
+    folders = {}
     for _ in manifest["layers"]:
         while True:
             header = b"".join(take(512))
             if not header[0]:
-                while pieces.get():
+                while pieces.get() is not None:
                     pass
                 held = memoryview(b"")
                 break
             path, kind = os.path.join(folder, header[:100].rstrip(b"\0").decode()), header[156:157]
-            size, mtime = int(header[124:135], 8), int(header[136:147], 8)
+            mode, size, mtime = int(header[100:107], 8), int(header[124:135], 8), int(header[136:147], 8)
             target = header[157:257].rstrip(b"\0").decode()
             if kind == b"5":
                 if not os.path.isdir(path):
-                    os.mkdir(path)
+                    os.mkdir(path, mode)
+                folders[path] = mtime
             elif kind == b"2":
                 os.symlink(target, path)
+                os.utime(path, (mtime, mtime), follow_symlinks=False)
             elif kind == b"1":
                 os.link(os.path.join(folder, target), path)
-            else:
-                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, int(header[100:107], 8))
+            elif kind == b"0":
+                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
                 for piece in take(size):
-                    os.write(fd, piece)
+                    write(fd, piece)
                 os.utime(fd, (mtime, mtime))
                 os.close(fd)
                 for piece in take(-size % 512):
                     pass
+            else:
+                raise RuntimeError("%s is of type %s" % (path, ascii(kind)))
+    for path, mtime in folders.items():
+        os.utime(path, (mtime, mtime))
     verifying.join()
 
 
@@ -244,4 +299,4 @@ def main(command: str, *args: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    thread(lambda: main(*sys.argv[1:]))
