@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any, Dict, Optional, Tuple
 from .errors import NotInBuild
 
 if TYPE_CHECKING:
-    import email.utils
-    from concurrent import futures as futures
-
     import calendar as calendar
+    import email.utils
+    import hmac as hmac
     import random as random
     import shutil as shutil
     import ssl as ssl
     import subprocess as subprocess
     import tempfile as tempfile
+    from concurrent import futures as futures
     email_utils = email.utils
 
 #: The wings and modules of each part.
@@ -52,8 +52,8 @@ class Late:
 
 if not TYPE_CHECKING:
     futures, email_utils = map(Late, ("concurrent.futures", "email.utils"))
-    calendar, random, shutil, ssl, subprocess, tempfile = map(Late, (
-        "calendar", "random", "shutil", "ssl", "subprocess", "tempfile"))
+    calendar, hmac, random, shutil, ssl, subprocess, tempfile = map(Late, (
+        "calendar", "hmac", "random", "shutil", "ssl", "subprocess", "tempfile"))
 
 
 def left_out(error: ImportError) -> Optional[NotInBuild]:

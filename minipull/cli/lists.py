@@ -6,7 +6,6 @@ those of stdin.  A tag may be a glob (``repo:v1.*``): no reference has one of ``
 in its tag.  A line NAME:TAG@DIGEST is a pin.
 """
 import contextlib
-import fnmatch
 import re
 import sys
 from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
@@ -88,7 +87,7 @@ def _operand(line: str, text: str, places: bool, all_tags: bool, ids: bool) -> O
     if prefix in _FILES or not text:
         return Operand(line, prefix, text, None)
     repository, _, tag = text.rpartition(":")
-    pattern = tag if repository and re.search(r"[*?[]", tag) and "/" not in tag else ""
+    pattern = tag if repository and not set("*?[").isdisjoint(tag) and "/" not in tag else ""
     try:
         if text.startswith("@"):
             raise InvalidReference("a list can't be in a list")
@@ -123,6 +122,7 @@ def expanded(items: Iterable[Operand], tags: Callable[[str, Reference], Sequence
             try:
                 if (prefix, name) not in listed:
                     listed[prefix, name] = sorted(tags(prefix, name), key=version)
+                import fnmatch
                 matching = [tag for tag in listed[prefix, name] if fnmatch.fnmatchcase(tag, item.pattern)]
                 if not matching:
                     raise NotFound("%s:%s: no tag matches" % (name.familiar, item.pattern))

@@ -10,9 +10,10 @@ Nonces are deterministic, so a bad source of randomness does not reveal the key.
 Spec: FIPS 186-4; RFC 6979; RFC 7518, "Digital Signature with ECDSA".
 """
 import hashlib
-import hmac
 import itertools
 from typing import Iterator, Tuple
+
+from ..parts import hmac
 
 Point = Tuple[int, int]
 #: A SubjectPublicKeyInfo of P-256 up to the point, which DER lets nobody write in another way.

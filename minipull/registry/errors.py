@@ -189,7 +189,7 @@ class WrongScheme(TLSError):
 
 
 #: The words of OpenSSL, by version, for a record that is none of TLS.
-_NO_TLS = "wrong version number|unknown protocol|packet length too long|record layer failure|http"
+_NO_TLS = "wrong version number", "unknown protocol", "packet length too long", "record layer failure", "http"
 
 
 def foreign_error(exc: Exception, peer: str, host: str, secure: bool) -> Error:
@@ -202,12 +202,12 @@ def foreign_error(exc: Exception, peer: str, host: str, secure: bool) -> Error:
         return NetworkError("%s: timed out" % peer)
     if of_tls and isinstance(exc, ssl.SSLError):
         reason = str(getattr(exc, "reason", None) or text).lower().replace("_", " ")
-        if re.search("alert .*(certificate|unknown ca)", reason):
+        if "alert" in reason and ("certificate" in reason or "unknown ca" in reason):
             return TLSError(
                 "%s wants a client certificate that it trusts (%s); put NAME.cert and NAME.key in"
                 " certs.d/%s or in a --cert-dir" % (peer, reason, peer))
         if not secure:
-            if re.match(_NO_TLS, reason):
+            if reason.startswith(_NO_TLS):
                 return WrongScheme(peer, "http", reason)
             if "eof" in reason:  # by its class only where Python and OpenSSL are of one age
                 return Outage("%s closed the connection during the TLS handshake" % peer)

@@ -9,7 +9,6 @@ Mirrors moby's distribution/metadata.
 """
 import contextlib
 import hashlib
-import hmac
 import json
 import os
 import re
@@ -19,6 +18,7 @@ from .. import files
 from ..digest import DiffID, Digest
 from ..errors import Error, InvalidDocument, storage_errors
 from ..image.strictjson import compact
+from ..parts import hmac
 
 V1_IDS = "v1id-mappings"  # a namespace: DiffIDs by ids of the v1 protocol
 LIMIT = 50  # associations kept for one DiffID, the newest

@@ -11,7 +11,7 @@ from tests.kit.servers import ScriptedServer, Uploads
 
 #: Modules of the standard library that take a millisecond or more, or bring others along that do.
 SLOW = {
-    "argparse", "asyncio", "bz2", "concurrent.futures", "datetime", "decimal", "email", "glob", "hmac",
+    "argparse", "asyncio", "bz2", "concurrent.futures", "datetime", "decimal", "email", "fnmatch", "glob", "hmac",
     "http.client", "http.server", "inspect", "logging", "lzma", "multiprocessing", "pathlib", "pickle",
     "random", "secrets", "shutil", "socket", "ssl", "subprocess", "tarfile", "tempfile", "unittest", "urllib.parse", "urllib.request",
     "uuid", "xml", "zipfile"}
@@ -26,7 +26,7 @@ NETWORK = FLAGS + """
     distribution.documents distribution.read registry.auth registry.client registry.connection
     registry.credentials registry.endpoints registry.errors registry.head registry.network registry.proxy
     registry.request registry.response registry.tls registry.transport registry.upload registry.url
-    registry.v2 sendfile store.ingest store.layer xfer.download xfer.transfer hmac socket ssl urllib.parse"""
+    registry.v2 sendfile store.ingest store.layer xfer.download xfer.transfer socket ssl urllib.parse"""
 #: What a command loads, of the package and of the slow modules.
 LOADED: Dict[str, str] = {
     "--version": "cli.main",
@@ -39,7 +39,7 @@ LOADED: Dict[str, str] = {
         store.metadata""",
     "push": GROUND + NETWORK + """
         cli.registry distribution.mounts distribution.push distribution.push_v2 distribution.sessions
-        store.metadata store.sessions xfer.upload""",
+        store.metadata store.sessions xfer.upload hmac""",
     "copy": GROUND + NETWORK + """
         cli.copy distribution.convert distribution.copy distribution.ends
         distribution.job distribution.places distribution.referrers distribution.sessions
