@@ -41,7 +41,8 @@ def archive_end(place: Place, transfers: TransferManager, output: Output, cancel
     A dry run has none.  One of ``costly`` bytes, as from a registry, stays for the next run
     after an interrupt or an error that may pass, as it does after kill -9.
     """
-    path, pack = os.path.realpath(place.folder), packing(place.folder)
+    with file_errors("write %s" % place.folder):
+        path, pack = os.path.realpath(place.folder), packing(place.folder)
     if os.path.isdir(path):
         raise StorageError("write %s: Is a directory" % place.folder)
     if dry_run:

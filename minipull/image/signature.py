@@ -16,8 +16,7 @@ import re
 from typing import Any, Iterable, Iterator, Mapping, NamedTuple, Optional, Sequence
 
 from ..digest import Digest
-from ..errors import (
-    ContentMismatch, InvalidDocument, InvalidReference, NotFound, PolicyError, StorageError, shown)
+from ..errors import ContentMismatch, InvalidDocument, InvalidReference, NotFound, PolicyError, StorageError, shown
 from . import es256
 from .descriptor import Descriptor
 from .manifest import Document, Manifest

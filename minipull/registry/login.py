@@ -18,7 +18,7 @@ import threading
 from typing import Any, Callable, Dict, Mapping, Optional
 
 from ..cancel import Cancel
-from ..errors import InvalidReference, StorageError, Unauthorized, shown, storage_errors
+from ..errors import InvalidReference, StorageError, Unauthorized, file_errors, shown, storage_errors
 from ..files import (
     Locked, lock, make_directory, open_regular, read_bytes, sweep, sync_directory, write_atomic)
 from ..image.strictjson import object_at, parse_json
@@ -128,7 +128,7 @@ class Logins:
 
     def forget(self, domain: str, cancel: Cancel) -> bool:
         """Erase the credential under every name of the host; False if there is none."""
-        path = os.path.realpath(self.path)
+        path = self._target()
         sweep(os.path.dirname(path), path)  # what a killed login left holds passwords
         names = names_of(domain)
         file = AuthFile(Source(self.path))
@@ -141,11 +141,16 @@ class Logins:
             self._change(lambda auths: [auths.pop(key, None) for key in keys], cancel)
         return bool(keys or stored)
 
+    def _target(self) -> str:
+        """The path of the file itself: a symbolic link to it is kept."""
+        with file_errors("open %s" % self.path):
+            return os.path.realpath(self.path)
+
     def _ask(self, helper: str, verb: str, text: str, secret: Optional[str] = None) -> Optional[str]:
         return run_helper(helper, verb, text, self._environ, HELPER_TIMEOUT, secret)
 
     def _change(self, change: Callable[[Dict[str, Any]], object], cancel: Cancel) -> None:
-        path = os.path.realpath(self.path)  # a symbolic link is kept, its target replaced
+        path = self._target()
         folder = os.path.dirname(path)
         try:
             make_directory(folder)

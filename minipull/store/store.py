@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Callable, ContextManager, Dict, Iterator, List
 from .. import files
 from ..cancel import Cancel
 from ..digest import Digest
-from ..errors import Error, InvalidDocument, InvalidReference, NotFound, NotStored, PolicyError, StorageError
+from ..errors import Error, InvalidDocument, InvalidReference, NotFound, NotStored, PolicyError, StorageError, storage_errors
 from ..image.config import Image, ImageConfig
 from ..image.descriptor import INDEX_TYPES, MANIFEST_TYPES, Descriptor
 from ..image.manifest import MAX_MANIFEST, Document, Manifest, is_runnable, parse
@@ -259,7 +259,8 @@ class Store(ImageSource):
         All files, down from ``/``, must belong to this user or root, and only directories above
         the root may be writable by all, if sticky.  Groups are trusted: each user has one of his own.
         """
-        root = os.path.realpath(self.root)
+        with storage_errors("examine %s" % self.root):
+            root = os.path.realpath(self.root)
         above = {path[:end.start()] or "/" for path in (root, self.root) for end in re.finditer("/", path)}
         content = ContentStore(root)
         own = (os.path.join(root, "index.json"), content.scratch, *content.folders)
