@@ -13,7 +13,7 @@ from ..errors import InvalidReference, NotFound
 from ..image.manifest import Manifest
 from ..image.platform import Platform
 from ..parts import carrier
-from ..progress import human_size
+from ..progress import Progress, human_size
 from ..reference import Reference
 from ..store.references import UNNAMED, Association
 from ..store.store import IMAGE_ID, Store, host_platform
@@ -105,9 +105,14 @@ def do_gc(context: Context, flags: argparse.Namespace) -> None:
     keep = int(match.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match.group(2)]
     store = context.existing(context.store)
     if flags.dry_run:
-        [collected] = collectable(store, keep, cancel=context.cancel)
+        collected, spared = collectable(store, keep, 0, cancel=context.cancel)
+        rest = spared.size - collected.size
     else:
         collected = gc(store, keep, progress=context.renderer, cancel=context.cancel)
+        rest = collectable(store, 0, cancel=context.cancel)[0].size
+    if rest:
+        context.renderer(Progress(message="%s that no name needs is younger than %s; --keep 0 deletes it too" % (
+            human_size(rest), flags.keep)))
     words = ("Would delete", "reclaimable") if flags.dry_run else ("Deleted", "reclaimed")
     context.answer(
         {"deleted": collected.blobs, "size": collected.size, "dry_run": flags.dry_run},

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """images, inspect, tag, rm, gc and check: their words, and their JSON."""
 import json
+import os
+import re
 from pathlib import Path
 from typing import Sequence
 
@@ -67,8 +69,11 @@ def test_rm_forgets_names_and_gc_deletes_their_blobs(call: Call, ref: str, root:
     assert (done.code, done.out) == (3, "") and "No such image: absent:latest" in done.err
     assert call("rm", ref).out == "Untagged: %s:latest\n" % ref
     identity = call("images", "--format", "json").json[0]["image_id"]
-    kept = call("gc").out
-    assert kept == "Total reclaimed space: 0B\n"
+    kept, planned = call("gc"), call("gc", "--dry-run", "--keep", "7d")
+    assert (kept.out, planned.out) == ("Total reclaimed space: 0B\n", "Total reclaimable space: 0B\n")
+    for done, age in (kept, "24h"), (planned, "7d"):
+        assert re.fullmatch(r"[0-9.]+kB that no name needs is younger than %s; --keep 0 deletes it too\n" % age, done.err)
+    assert call("gc", "-q").err == "" == call("gc", "--dry-run", "--keep", "0").err
     collected = call("gc", "--keep", "0", "--format", "json").json
     assert len(collected["deleted"]) == 3 and collected["size"] > 1000
     assert call("check").code == 0
@@ -296,3 +301,23 @@ def test_the_sum_is_of_all_stores_archives_and_images_that_were_checked(
         key: remote[key] for key in ("images", "blobs", "size")}
     done = call("check", tmp_path / "a.tar", "docker://" + stored, stored)
     assert done.code == 0 and done.out.splitlines()[-1].startswith("ok: 3 images, %d blobs, " % (3 * store["blobs"]))
+
+
+@pytest.mark.parametrize("words", [
+    "--root LINK/s images", "unpack REF LINK/out", "copy docker://REF oci-archive:LINK/a.tar", "save REF -o LINK/a.tar",
+    "export -q REF -o LINK/e.tar", "logout --authfile LINK/auth.json HOST"])
+def test_a_link_that_may_not_be_read_is_one_line(call: Call, stored: str, server: ScriptedServer, home: Path,
+                                                 monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    link, readlink = home / "link", os.readlink
+    link.symlink_to("elsewhere")
+
+    def refused(path: str, *args: object, **options: object) -> str:
+        if os.fspath(path) == str(link):  # as /proc/PID/root of another user's process
+            raise PermissionError(13, "Permission denied", path)
+        return readlink(path)
+
+    monkeypatch.setattr(os, "readlink", refused)
+    for name, value in {"LINK": str(link), "REF": stored, "HOST": server.host}.items():
+        words = words.replace(name, value)
+    done = call(*words.split())
+    assert (done.code, done.err.count("\n"), "Permission denied" in done.err) == (7, 1, True), done.err
