@@ -149,11 +149,7 @@ def created_at(repository: Repository, top: Received, cancel: Cancel) -> str:
 
 
 def _getter(repository: Repository, cancel: Cancel) -> Callable[[Descriptor], Document]:
-    def get(entry: Descriptor) -> Document:
-        received = Received.inline(entry) or repository.manifest(str(entry.digest), cancel)
-        return received.document()
-
-    return get
+    return lambda entry: (Received.inline(entry) or repository.manifest(entry.digest, cancel)).document()
 
 
 def _described(repository: Repository, document: Document, cancel: Cancel) -> Dict[str, Any]:

@@ -32,8 +32,7 @@ def check_repository(repository: Repository, top: Received, deep: bool, output: 
 
     def get(entry: Descriptor) -> Optional[Document]:
         try:
-            received = Received.inline(entry) or persist(
-                repository, cancel, repository.manifest, str(entry.digest))
+            received = Received.inline(entry) or persist(repository, cancel, repository.manifest, entry.digest)
             return received.document()
         except (ContentMismatch, InvalidDocument, RegistryError) as exc:
             if not isinstance(exc, RegistryError) or exc.status == 404:

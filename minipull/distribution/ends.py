@@ -3,8 +3,8 @@
 
 Blobs go straight from end to end: between registries only one buffer of a blob is
 held, and a file is sent by sendfile(2).  An end that keeps bytes verifies them
-first.  The store is a layout whose names are whole references.  Both ends have the
-same methods.
+first.  The store is a layout whose names are whole references.  What the copy of one
+image asks of an end, both have; a layout is listed, too.
 """
 import contextlib
 import copy

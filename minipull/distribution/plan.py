@@ -71,7 +71,7 @@ class _Planner(V2Puller):
         documents: Iterable[Tuple[Descriptor, Optional[Document]]]
         chosen = [top] if self.options.all_platforms and isinstance(top, Index) else self.chosen(top)
         self._verify([document.digest for document in chosen])
-        if chosen == [top] and isinstance(top, Index):
+        if isinstance(chosen[0], Index):
             documents = walk(top, lambda item: self._child(item) if item.is_document else None)
         else:
             documents = [(top.descriptor, chosen[0])]

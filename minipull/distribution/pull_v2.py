@@ -153,7 +153,7 @@ class V2Puller(NamedTuple):
                     return Received(self.store.content.read(digest, MAX_MANIFEST), "", digest)
         if digest is not None:
             try:
-                return self._received(str(digest))
+                return self._received(digest)
             except RegistryError as exc:
                 # Some registries know a tag, and not the digest that they just told for it.
                 if reference.digest is not None or exc.status != 404:

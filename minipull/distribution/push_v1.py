@@ -18,7 +18,6 @@ import hashlib
 import io
 import itertools
 import json
-import zlib
 from typing import Any, BinaryIO, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from ..cancel import Cancel
@@ -35,7 +34,7 @@ from ..reference import Reference
 from ..registry.errors import Dispensable
 from ..registry.request import Body, FileBody
 from ..registry.v1 import Session
-from ..store.compression import decompressed
+from ..store.compression import decompressed, gzipped
 from ..store.store import ImageSource
 from ..xfer.download import LayerManager
 from ..xfer.transfer import Run, Transfer, TransferManager
@@ -163,11 +162,8 @@ class V1Pusher:
                 nonlocal payload
                 payload = Verifier()
                 payload.update(start)
-                compressor = zlib.compressobj(wbits=31)  # a header without name and time
                 file.seek(0)
-                for piece in stream():
-                    yield from _hashed([compressor.compress(piece)], payload)
-                yield from _hashed([compressor.flush()], payload)
+                yield from _hashed(gzipped(stream()), payload)
 
             body = Body(compressed, None, meter.move)
             if zipped:

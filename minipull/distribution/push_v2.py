@@ -28,7 +28,6 @@ Where this leaves the engine:
 - schema 1 is pushed only with ``legacy``.
 """
 import contextlib
-import zlib
 from typing import BinaryIO, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from ..cancel import Cancel
@@ -321,18 +320,18 @@ class V2PushDescriptor(UploadDescriptor):
                          upload: Optional[Upload]) -> Descriptor:
         """Send the layer gzipped, with the same bytes each time; its digest is known at the end."""
 
-        def compressed() -> Iterator[Buffer]:
+        def layer() -> Iterator[Buffer]:
             raw = Verifier()
             file.seek(0)
-            compressor = zlib.compressobj(wbits=31)  # a header without name and time
             for piece in pieces(file, cancel, raw, BUFFER):
                 meter.move(raw.size)
-                yield compressor.compress(piece)
+                yield piece
             if raw.digest != self.blob.digest:
                 raise corrupt(self.blob.digest)
-            yield compressor.flush()
 
-        sent = send_stream(self._pusher.repository, compressed, cancel, upload, self._pusher.chunk_size)
+        gzipped = part("store.compression").gzipped
+        sent = send_stream(
+            self._pusher.repository, lambda: gzipped(layer()), cancel, upload, self._pusher.chunk_size)
         return self._compressed(sent.digest, sent.size)
 
     # Associations are a cache: a push works from a store that can't be written to.

@@ -52,8 +52,8 @@ def pull(puller: V2Puller, reference: Reference, received: Received, pulling: Pr
     for digest, data in (
             (old.digest, old.raw), (document.config.digest, config.raw), (document.digest, document.raw)):
         puller.store.content.put(digest, data)
-    if updated:
-        name_pulled(puller.store, image, puller.options.keep_name, puller.output, puller.cancel)
+    # Also of one that is up to date: who put it there may have been killed before it was durable.
+    name_pulled(puller.store, image, puller.options.keep_name, puller.output, puller.cancel)
     return Pulled(puller.store.load(image), updated)
 
 

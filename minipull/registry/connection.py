@@ -57,6 +57,7 @@ class Connection(io.RawIOBase):
         self.used = False  # for an earlier request
         self.stage = "addresses"  # of setting it up: then connect, proxy, tls, and nothing when it is
         self.received = 0  # bytes of the current answer
+        self._sent = 0  # bytes of the current request
         self.response: Optional[Response] = None  # the one that is being read
         self._all_sent = True  # of the current request
         self._timeout = timeout

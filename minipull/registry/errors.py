@@ -5,7 +5,6 @@ Mirrors moby's distribution/errors.go and docker/distribution's errcode.
 """
 import errno
 import json
-import re
 import socket
 from typing import ContextManager, Dict, List, NamedTuple, Optional, Sequence, Type
 

@@ -88,7 +88,7 @@ class Transport:
             conn.drop()
 
     def send(self, request: Request) -> Response:
-        """Send a request and return any answer; raises NetworkError, PolicyError, RateLimited, Cancelled."""
+        """Send a request, return any answer; raises NetworkError, PolicyError, RateLimited, Unauthorized, Cancelled."""
         retries, limits = ([], []) if request.once else (list(RETRY_DELAYS), list(RATE_LIMIT_DELAYS))
         spent, patience = 0.0, min(self.timeout, CONNECT_TIMEOUT)  # seconds of waiting for the peer
         while True:

@@ -21,7 +21,7 @@ from ..cancel import Cancel
 from ..digest import Buffer, ChainID, DiffID, Digest, Verifier, next_chain_id
 from ..errors import Cancelled, Error, InvalidDocument, StorageError, Unsupported, storage_errors
 from ..image.config import ImageConfig
-from ..image.descriptor import INDEX_TYPES, MANIFEST_TYPES, OCI_INDEX, Descriptor
+from ..image.descriptor import OCI_INDEX, Descriptor
 from ..image.manifest import Document, Manifest, is_runnable
 from ..image.strictjson import parse_json
 from ..image.walk import Seen, walk
@@ -299,7 +299,7 @@ class _StoreChecker(_Checker):
                 raise StorageError("the names of %s do not agree" % top.digest)
             if self._content.size(ours.source) is None:
                 self._report(self._content.path(ours.source), "missing", "the source of %s" % (ours.name,))
-        if top.media_type not in MANIFEST_TYPES | INDEX_TYPES:
+        if not top.is_document:
             raise StorageError("%s has an unknown mediaType" % top.digest)
         return top
 

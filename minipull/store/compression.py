@@ -9,7 +9,6 @@ Mirrors moby's pkg/archive (DecompressStream).  RFC 1952 for gzip members.
 """
 import contextlib
 import importlib
-import os
 import re
 import threading
 import zlib

@@ -116,7 +116,7 @@ class LayerDownloadManager(LayerManager):
                 stack.callback(manager.release, watcher)
                 return watcher
 
-            first = start(beside[0], beside[1], "")
+            first = start(*beside, "")
             present: List[Layer] = []
             watchers: List[Watcher] = []
             by_key: Dict[str, Transfer] = {}

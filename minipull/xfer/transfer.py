@@ -209,7 +209,7 @@ class TransferManager:
                 if self._queued or watcher.error is not None:
                     self.changed.notify_all()
 
-    # Called with the lock held, except _work.
+    # Called with the lock held, except _work and _wake, which take it.
 
     def free_slot(self, transfer: Transfer) -> None:
         if transfer._active:
