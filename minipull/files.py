@@ -308,11 +308,11 @@ def _holder(fd: int) -> str:
             # 1: FLOCK  ADVISORY  WRITE 1234 08:01:12345 0 EOF
             fields = [line.split() for line in table]
         pid = next(row[4] for row in fields if row[1] == "FLOCK" and row[5] == inode)
-        with open("/proc/%d/cmdline" % int(pid), "rb") as file:
-            command = file.read(200).replace(b"\0", b" ").strip()
+        with open("/proc/%d/comm" % int(pid)) as file:  # not its command line, which may hold a password
+            program = file.read(100).strip()
     except (OSError, StopIteration, ValueError, IndexError):
         return "another process"
-    return "process %s (%s)" % (pid, shown(command.decode("utf-8", "replace")))
+    return "process %s (%s)" % (pid, shown(program))
 
 
 class Extent(io.RawIOBase):

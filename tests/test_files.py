@@ -501,13 +501,14 @@ sys.stdin.read()
 def test_the_holder_of_a_lock_is_named_and_loses_it_when_killed(two: Tuple[int, int, str]) -> None:
     one, _, path = two
     holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, path], cwd=str(ROOT), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        [sys.executable, "-X", "creds=ann:s3cret", "-c", HOLD, path], cwd=str(ROOT),
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert holder.stdout is not None and holder.stdin is not None
     try:
         assert holder.stdout.readline() == b"held\n"
         with pytest.raises(Locked, match=r"locked by process %d \(.*python" % holder.pid) as caught:
             lock(one, path, True, timeout=0)
-        assert str(caught.value).isprintable()
+        assert str(caught.value).isprintable() and "s3cret" not in str(caught.value)
     finally:
         holder.kill()
         holder.wait(TIMEOUT)
