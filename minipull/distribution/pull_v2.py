@@ -216,11 +216,8 @@ class V2Puller(NamedTuple):
         ``chosen`` if it is the image that gets the name.
         """
         if not is_runnable(document):
-            def fetch_plain(transfer: Transfer, blob: Descriptor) -> None:
-                self._plain_blob(blob, transfer.cancel)
-
             works = [("%s plain:%s %s %d" % (self.store.root, self.repository.name, blob.digest, blob.size),
-                      functools.partial(fetch_plain, blob=blob)) for blob in document.blobs]
+                      lambda transfer, blob=blob: self._plain_blob(blob, transfer.cancel)) for blob in document.blobs]
             with side_by_side(self.downloads.transfers, works, self.cancel, self.store.writing) as wait_plain:
                 yield wait_plain
             return
@@ -243,7 +240,8 @@ class V2Puller(NamedTuple):
                                     self.options.defer_diff_ids, functools.partial(claimed, position))
                   for position, layer in enumerate(document.layers)]
         exact = chosen and self.options.exact
-        key = "config:%s %d %s" % (*document.config[1:3], self.options.platform if exact else "")
+        place = self.repository.endpoint.url + self.repository.path
+        key = "config:%s %s %d %s" % (place, *document.config[1:3], self.options.platform if exact else "")
 
         def fetch(transfer: Transfer) -> ImageConfig:
             config = parsed_config(transfer.cancel)

@@ -178,6 +178,29 @@ def test_a_repository_that_refuses_a_blob_fails_no_pull_from_another(
     assert isinstance(results[0], Unauthorized) and check(other) == []
 
 
+def test_a_repository_that_refuses_a_layer_of_another_fails_no_pull_of_that(
+        server: ScriptedServer, layout: Layout, store: minipull.Store) -> None:
+    image = layout.image(images.specs(1), "latest")
+    asked, blob = threading.Event(), image.layers[0].descriptor["digest"]
+
+    def refuse(connection: Connection) -> None:
+        asked.set()
+        while not server.seen("GET", "/v2/b/manifests/latest"):
+            connection.wait(0.01)
+        connection.wait(0.05)
+        error(403, "DENIED")(connection)
+
+    for path in "ab":
+        server.serve(layout.root, path)
+    server.on("GET", "/v2/a/blobs/" + blob, refuse)
+    downloads = LayerDownloadManager(6)
+    thread, results = background(lambda: minipull.pull(server.host + "/a", store, downloads=downloads))
+    assert asked.wait(20)
+    minipull.pull(server.host + "/b", store, downloads=downloads)
+    thread.join(20)
+    assert isinstance(results[0], Unauthorized) and check(store) == []
+
+
 def test_a_layer_that_two_images_share_is_pulled_once(
         server: ScriptedServer, layout: Layout, store: minipull.Store) -> None:
     shared = images.specs(1, 1000)
