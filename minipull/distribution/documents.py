@@ -40,7 +40,7 @@ class Held:
         return (make() for make in self._made)
 
     def below(self) -> Iterator[Document]:
-        return itertools.islice(self, len(self) - 1)
+        return itertools.islice(self, max(0, len(self) - 1))
 
     def append(self, document: Document) -> None:
         self.top = document

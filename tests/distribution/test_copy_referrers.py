@@ -47,6 +47,19 @@ def test_referrers_are_copied_with_their_image(
         assert {**other.manifests} == {**target.manifests}
 
 
+def test_an_attestation_that_its_index_lists_too_is_a_referrer_all_the_same(
+        server: ScriptedServer, layout: Layout, target: Target) -> None:
+    image = layout.image(images.specs(1)).descriptor
+    attestation = artifact(layout, payload=b"{}", subject=bare(image))
+    layout.index([{**image, "platform": {"os": "linux", "architecture": "amd64"}},
+                  {**attestation, "platform": {"os": "unknown", "architecture": "unknown"}}], "latest")
+    server.serve(layout.root, "r")
+    server.on("GET", "/referrers/", listing([]))
+    server.on("GET", "/referrers/" + image["digest"], listing([attestation]))
+    copied("docker://%s/r" % server.host, target, referrers=True)
+    assert target.put()[-1] == "1" and attestation["digest"] in target.put()
+
+
 def test_copy_writes_no_fallback_tag_when_the_registry_supports_referrers(server: ScriptedServer, signed: Signed, target: Target) -> None:
     source = serve_signed(server, signed, True)
 
