@@ -12,7 +12,6 @@ from ..digest import Digest
 from ..errors import InvalidReference, NotFound
 from ..image.manifest import Manifest
 from ..image.platform import Platform
-from ..parts import carrier
 from ..progress import Progress, human_size
 from ..reference import Reference
 from ..store.references import UNNAMED, Association
@@ -20,6 +19,8 @@ from ..store.store import IMAGE_ID, Store, host_platform
 from .context import Context, described, reference, stripped
 from .lists import operands, stored_names
 from .plan import Row, row, show_plan
+from .settings import carrier
+
 
 def do_inspect(context: Context, flags: argparse.Namespace) -> None:
     if flags.ref.startswith("docker://"):
@@ -104,15 +105,12 @@ def do_gc(context: Context, flags: argparse.Namespace) -> None:
 
     keep = int(match.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match.group(2)]
     store = context.existing(context.store)
-    if flags.dry_run:
-        collected, spared = collectable(store, keep, 0, cancel=context.cancel)
-        rest = spared.size - collected.size
-    else:
+    collected, unneeded = collectable(store, keep, 0, cancel=context.cancel)
+    if not flags.dry_run:
         collected = gc(store, keep, progress=context.renderer, cancel=context.cancel)
-        rest = collectable(store, 0, cancel=context.cancel)[0].size
-    if rest:
+    if unneeded.size > collected.size:
         context.renderer(Progress(message="%s that no name needs is younger than %s; --keep 0 deletes it too" % (
-            human_size(rest), flags.keep)))
+            human_size(unneeded.size - collected.size), flags.keep)))
     words = ("Would delete", "reclaimable") if flags.dry_run else ("Deleted", "reclaimed")
     context.answer(
         {"deleted": collected.blobs, "size": collected.size, "dry_run": flags.dry_run},

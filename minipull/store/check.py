@@ -234,7 +234,10 @@ class _StoreChecker(_Checker):
         self._records(self.needed(tops))
         self._layout()
         self._metadata()
-        self._strays()
+        blobs = os.path.join(self._source.root, "blobs")
+        paths = {os.path.join(folder, name) for folder, _, names in os.walk(blobs) for name in names}
+        for path in paths.difference(path for _, path in listing(blobs)):
+            self._report(path, "stray", "no digest for a name")
         problems = self.compared(self._source.content.digests())
         try:
             self._rebuild([problem.path for problem in problems if problem.kind == REBUILT], tops)
@@ -329,9 +332,3 @@ class _StoreChecker(_Checker):
             for key in keys:
                 if service.diff_id(V1_IDS, key) not in known:
                     self._report(os.path.join(folder, key), REBUILT, "not the DiffID of a known layer")
-
-    def _strays(self) -> None:
-        blobs = os.path.join(self._source.root, "blobs")
-        paths = {os.path.join(folder, name) for folder, _, names in os.walk(blobs) for name in names}
-        for path in paths.difference(path for _, path in listing(blobs)):
-            self._report(path, "stray", "no digest for a name")

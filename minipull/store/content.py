@@ -105,12 +105,12 @@ class ContentStore(BlobSource):
 
 
 def listing(folder: str) -> List[Tuple[Digest, str]]:
-    """List the files below ``folder`` that are named ``algorithm/hex``, with their paths."""
+    """List the files below ``folder`` that are named ``algorithm/hex``, with their paths; no link is followed."""
     entries = []
     with storage_errors("list %s" % folder):
-        for algorithm in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
+        for algorithm in sorted(os.listdir(folder)) if os.path.isdir(folder) and not os.path.islink(folder) else []:
             inner = os.path.join(folder, algorithm)
-            for name in sorted(os.listdir(inner)) if os.path.isdir(inner) else []:
+            for name in sorted(os.listdir(inner)) if os.path.isdir(inner) and not os.path.islink(inner) else []:
                 with contextlib.suppress(InvalidDocument):
                     digest = Digest.parse("%s:%s" % (algorithm, name))
                     entries.append((digest, os.path.join(inner, name)))

@@ -143,12 +143,14 @@ class Ingest(ContextManager["Ingest"]):
                 os.close(fd)
 
     def _own(self, flags: int, patience: Optional[float]) -> None:
+        # One who has more than the blob may never end.
+        most = 0 if patience is not None else sys.maxsize if self.size is None else self.size
         while True:
             self._fd = files.open_regular(self._path, flags)
             files.lock(
                 self._fd, self._path, True, self._cancel.pause,
                 self._content.timeout if patience is None else patience,
-                alive=lambda: os.fstat(self._fd).st_size if patience is None else 0)
+                alive=lambda: min(os.fstat(self._fd).st_size, most))
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(self._fd), os.lstat(self._path)):
                     break

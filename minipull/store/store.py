@@ -245,11 +245,13 @@ class Store(ImageSource):
         return self._lock(exclusive, cancel, os.O_RDWR | os.O_CREAT)
 
     def _lock(self, exclusive: bool, cancel: Optional[Cancel], flags: int) -> ContextManager[None]:
-        pause = (cancel or Cancel()).pause
-        return files.locked(os.path.join(self.root, "lock"), exclusive, pause, self.timeout, flags)
+        cancel = cancel or Cancel()
+        cancel.check()
+        return files.locked(os.path.join(self.root, "lock"), exclusive, cancel.pause, self.timeout, flags)
 
     def _refuse_links(self) -> None:
-        for path in (*self.content.folders, self.content.scratch):
+        caches = (os.path.join(self.root, name) for name in ("layers", "metadata"))
+        for path in (*self.content.folders, self.content.scratch, *caches):
             if os.path.islink(path):
                 raise StorageError("%s is a symbolic link, and the store follows none below its root" % path)
 
@@ -301,7 +303,7 @@ class Store(ImageSource):
         lost = [name for name in asked if name not in listed]
         if not lost:
             with self.writing(cancel):
-                if self.references.delete(*asked, pause=(cancel or Cancel()).pause):
+                if not asked or self.references.delete(*asked, pause=(cancel or Cancel()).pause):
                     return
         raise NotFound("No such image: %s" % [*lost, *asked][0].familiar)
 

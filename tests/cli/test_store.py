@@ -193,7 +193,7 @@ def test_commands_that_use_no_store_tell_nothing_of_it(call: Call, stored: str, 
 
 def test_a_link_in_place_of_a_directory_of_the_store_is_refused(
         call: Call, stored: str, root: Path, tmp_path: Path) -> None:
-    for name in ("blobs", "blobs/sha256", "ingest"):
+    for name in ("blobs", "blobs/sha256", "ingest", "layers", "metadata"):
         (root / name).rename(tmp_path / "elsewhere")
         (root / name).symlink_to(tmp_path / "elsewhere")
         for command in (["images"], ["check"], ["pull", stored], ["tag", stored, "x"], ["gc"],
@@ -202,6 +202,15 @@ def test_a_link_in_place_of_a_directory_of_the_store_is_refused(
             assert done.code == 7 and "%s/%s is a symbolic link" % (root, name) in done.line, command
         (root / name).unlink()
         (tmp_path / "elsewhere").rename(root / name)
+    for name in ("layers/sha256", "metadata/v2metadata-by-diffid", "metadata/diffid-by-digest/sha256"):
+        elsewhere = tmp_path / "others"
+        (root / name).rename(elsewhere)
+        (root / name).symlink_to(elsewhere)
+        former = sorted(elsewhere.rglob("*"))
+        assert call("gc", "--keep", "0").code == call("check").code == 0
+        assert sorted(elsewhere.rglob("*")) == former  # caches: what is another's is left alone
+        (root / name).unlink()
+        elsewhere.rename(root / name)
     assert call("check").code == 0
 
 

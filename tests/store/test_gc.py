@@ -9,7 +9,7 @@ import pytest
 
 from minipull.cancel import Cancel
 from minipull.digest import ChainID, Digest
-from minipull.errors import StorageError
+from minipull.errors import Cancelled, StorageError
 from minipull.reference import Reference
 from minipull.store.gc import collectable, gc, partials
 from minipull.store.ingest import Ingest
@@ -49,6 +49,17 @@ def test_gc_keeps_the_young_unless_forced(store: Store, layout: Layout) -> None:
     age(store)
     assert [str(digest) for digest in gc(store).blobs] == before
     assert os.listdir(store.content.scratch) == [] and problems(store) == []
+
+
+def test_a_cancelled_gc_removes_nothing(store: Store, layout: Layout) -> None:
+    keep(store, layout, layout.image([text_layer("one")]))
+    store.remove(Reference.parse(NAME))
+    store.remove()
+    before, cancel = blobs(store), Cancel()
+    cancel.cancel()
+    with pytest.raises(Cancelled):
+        gc(store, 0, cancel=cancel)
+    assert blobs(store) == before
 
 
 def test_gc_marks_nested_indexes_and_attestations(store: Store, tmp_path: Path) -> None:

@@ -413,6 +413,15 @@ def test_an_owner_that_stands_still_is_named(store: ContentStore) -> None:
     assert re.search(r"sha256-\w+ is locked by (process %d|another process)" % os.getpid(), str(info.value))
 
 
+def test_an_owner_who_has_more_than_the_blob_is_not_waited_for(
+        store: ContentStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.timeout = 0.1
+    with start(store, 1 << 50) as ingest:  # as a registry claims
+        ingest.write(DATA)
+        waiter = Waiter(store, monkeypatch, lambda: ingest.write(b"x"))
+        assert isinstance(waiter.join(), StorageError)
+
+
 def test_an_owner_whose_partial_grows_is_waited_for(
         store: ContentStore, monkeypatch: pytest.MonkeyPatch) -> None:
     store.timeout = 0.3
