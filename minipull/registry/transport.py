@@ -37,6 +37,7 @@ RETRY_DELAYS = (0.2, 0.4, 0.8)  # seconds, jittered
 RATE_LIMIT_DELAYS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds, where the registry names none
 MAX_RETRY_AFTER = 60.0  # seconds
 MAX_REDIRECTS = 10
+MAX_IDLE = 64  # connections; each redirect may lead to another host
 _PROBE_TIMEOUT = 5.0  # seconds
 RETRIED = frozenset((408, 425, 429, 500, 502, 503, 504))
 
@@ -69,7 +70,7 @@ class Transport:
         self.warn = warn
         self._headers = dict({"User-Agent": USER_AGENT}, **(headers or {}))
         self._lock = threading.Lock()
-        self._idle: Dict[Origin, List[Connection]] = {}
+        self._idle: List[Connection] = []  # the newest last
         self._contexts: Dict[Origin, ssl.SSLContext] = {}
         self._closed = False
         self._speak_tls: Dict[Origin, bool] = {}  # peers asked by plain http; proxies too
@@ -77,13 +78,13 @@ class Transport:
     def close(self) -> None:
         with self._lock:
             self._closed = True
-            origins = list(self._idle)
-        for origin in origins:
-            self._drop_idle(origin)
+        self._drop_idle(None)
 
-    def _drop_idle(self, origin: Origin) -> None:
+    def _drop_idle(self, origin: Optional[Origin]) -> None:
+        """Drop the idle connections to an origin, or to all."""
         with self._lock:
-            idle = self._idle.pop(origin, [])
+            idle = [conn for conn in self._idle if origin in (None, conn.origin)]
+            self._idle = [conn for conn in self._idle if conn not in idle]
         for conn in idle:
             conn.drop()
 
@@ -206,7 +207,9 @@ class Transport:
     def _checkout(self, origin: Origin) -> Connection:
         while True:
             with self._lock:
-                conn = self._idle[origin].pop() if self._idle.get(origin) else None
+                conn = next((idle for idle in reversed(self._idle) if idle.origin == origin), None)
+                if conn is not None:
+                    self._idle.remove(conn)
             if conn is None:
                 return Connection(origin, self.timeout, lambda: self._context(origin), self._checkin,
                                   self._proxy(origin), self.network)
@@ -216,10 +219,11 @@ class Transport:
 
     def _checkin(self, conn: Connection) -> None:
         with self._lock:
-            if not self._closed:
-                self._idle.setdefault(conn.origin, []).append(conn)
+            self._idle.append(conn)
+            if not self._closed and len(self._idle) <= MAX_IDLE:
                 return
-        conn.drop()
+            oldest = self._idle.pop(0)
+        oldest.drop()
 
     def verifies(self, origin: Origin) -> bool:
         """Whether the host proves by TLS that it is the one in the URL."""

@@ -16,6 +16,7 @@ from .request import Body, Request
 from .response import Response
 from .url import Origin, joined
 
+MAX_LEAST = 32 << 20  # bytes; a chunk of what is made on its way is held in memory
 _BYTES = {"Content-Type": "application/octet-stream"}
 
 
@@ -64,7 +65,7 @@ class Upload:
     def move(self, response: Response) -> None:
         """Continue at the Location of an answer."""
         text = response.header("OCI-Chunk-Min-Length")
-        self.least = int(text) if re.fullmatch("[0-9]{1,12}", text) else self.least
+        self.least = min(int(text), MAX_LEAST) if re.fullmatch("[0-9]{1,12}", text) else self.least
         location = response.header("Location")
         if location:
             self.go(response.url, location)

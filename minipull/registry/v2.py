@@ -30,7 +30,7 @@ from .url import Origin, joined
 
 MAX_TAGS = 100000  # and repositories
 MAX_REFERRERS = 1000
-_MAX_PAGE = 8 << 20  # bytes: 100,000 tags of 80 characters, which docker-registry 2.8 sends at once
+_MAX_PAGE = 8 << 20  # bytes, of all pages too: 100,000 tags of 80 characters, as docker-registry 2.8 sends at once
 _MAX_PAGES = 10000
 
 #: Schema 1 comes last, for registries that have nothing else.
@@ -178,18 +178,19 @@ class Repository:
 
     def _listed(self, path: str, key: str, subject: str, limit: int, cancel: Cancel) -> Iterator[Any]:
         """The items of a list in pages, all on the host that was asked."""
-        url, count = self._base + path + self._query, 0
+        url, count, room = self._base + path + self._query, 0, _MAX_PAGE
         seen: Set[str] = set()
         while url:
             if url in seen or len(seen) > _MAX_PAGES:
                 raise NetworkError("%s: list of %s goes in circles" % (self.endpoint, subject))
             seen.add(url)
             with self.send(Request("GET", url, cancel)) as response:
-                page = parse_json(response.read(_MAX_PAGE), "list of " + subject)
-            items = list_at(page, key, "list of " + subject)
-            count += len(items)
-            if count > limit:
-                raise PolicyError("%s: more than %d %s" % (self.endpoint, limit, subject))
+                raw = response.read(_MAX_PAGE)
+            items = list_at(parse_json(raw, "list of " + subject), key, "list of " + subject)
+            count, room = count + len(items), room - len(raw) - len(url)
+            if count > limit or room < 0:
+                raise PolicyError("%s: more than %d %s, or than %d bytes of them" % (
+                    self.endpoint, limit, subject, _MAX_PAGE))
             yield from items
             self.confirmed = True
             pages = {self._page(url, link) for value in response.values("Link") for link in next_links(value)}

@@ -178,6 +178,9 @@ def test_a_registry_says_how_small_a_chunk_may_be(
     uploads.extra["OCI-Chunk-Min-Length"] = "900"
     sender(DATA[:1000], chunk_size=600)
     assert asked(server) == ["POST", "PATCH 0-899", "PATCH 900-999", "PUT"]
+    uploads.extra["OCI-Chunk-Min-Length"] = "900000000000"
+    upload = sender.repository.start_upload(Cancel())
+    assert upload is not None and upload.least == 32 << 20  # a chunk of what is made on its way is held
     uploads.extra["OCI-Chunk-Min-Length"] = "many"
     sender(DATA[1:1000], chunk_size=600)
     assert asked(server)[-4:] == ["POST", "PATCH 0-599", "PATCH 600-998", "PUT"]

@@ -286,6 +286,21 @@ def test_closing_drops_idle_connections_and_those_that_are_returned_later(transp
     assert server.connections == 2
 
 
+def test_idle_connections_have_a_bound_and_the_oldest_goes_first(
+        transport: Transport, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minipull.registry.transport.MAX_IDLE", 2)
+    server.on("GET", "", reply(200, "x"))
+    with contextlib.ExitStack() as stack:
+        answers = [stack.enter_context(transport.send(Request("GET", server.url, Cancel()))) for _ in range(5)]
+        assert [answer.read(9) for answer in answers] == [b"x"] * 5
+    for connections in (5, 5, 5):  # one after the other by one of those that are left
+        assert get(transport, server.url) == "200 x" and server.connections == connections
+    with contextlib.ExitStack() as stack:
+        for answer in [stack.enter_context(transport.send(Request("GET", server.url, Cancel()))) for _ in range(3)]:
+            answer.read(9)
+    assert server.connections == 6
+
+
 def test_hosts_that_have_spoken_tls_are_remembered(make: Made, certificates: Certificates, server: ScriptedServer) -> None:
     transport = make(certificates.ca)
     server.on("GET", "", reply(200))

@@ -352,6 +352,25 @@ def test_a_list_of_tags_has_a_limit(repository: Repository, server: ScriptedServ
         repository.tags(Cancel())
 
 
+@pytest.mark.parametrize("key,ask", [("tags", "tags"), ("repositories", "catalog"), ("manifests", "referrers")])
+def test_the_pages_of_a_list_have_a_bound_together(
+        repository: Repository, server: ScriptedServer, key: str, ask: str) -> None:
+    large = json.dumps({key: [{"mediaType": OCI, "digest": digest(b"1"), "size": 1, "annotations": {"a": "x" * 3000000}}]
+                        if key == "manifests" else ["x" * 3000000]})
+    server.on("GET", "", *[reply(200, large, {"Link": '<?n=%d>; rel="next"' % n}) for n in range(9)])
+    arguments = [digest(MANIFEST)] if ask == "referrers" else []
+    with pytest.raises(PolicyError, match="or than 8388608 bytes of them"):
+        getattr(repository, ask)(*arguments, Cancel())
+    assert len(server.requests) == 3
+
+
+def test_the_links_between_pages_have_that_bound_too(repository: Repository, server: ScriptedServer) -> None:
+    server.on("GET", "", *[reply(200, '{"tags": []}', {"Link": '<?n=%d%s>; rel="next"' % (n, "x" * 60000)})
+                           for n in range(200)])
+    with pytest.raises(PolicyError, match="or than 8388608 bytes of them"):
+        repository.tags(Cancel())
+
+
 # -- referrers -----------------------------------------------------------------
 
 
