@@ -28,7 +28,7 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Se
 
 from ..cancel import Cancel
 from ..digest import ChainID
-from ..errors import Error
+from ..errors import Error, InvalidReference
 from ..image.descriptor import Descriptor
 from ..progress import Output, Progress
 from ..store.layer import Diff, Layer
@@ -70,6 +70,8 @@ class LayerManager:
 
     def __init__(self, concurrency: Optional[int] = None, attempts: int = MAX_ATTEMPTS,
                  tick: float = 1.0) -> None:
+        if attempts < 1 or (concurrency or 0) < 0:  # nothing would be begun, and some of it be taken for done
+            raise InvalidReference("want one attempt or more, and a concurrency that is not negative")
         self.transfers = TransferManager(self.default_concurrency if concurrency is None else concurrency)
         self.processors = Turnstile(os.cpu_count() or 1)  # for what needs no slot
         self.attempts = attempts

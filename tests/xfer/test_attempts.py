@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The engine's attempts, and the countdown between them."""
 import threading
-from typing import List, Sequence
+from typing import List, Optional, Sequence
 
 import pytest
 
 from minipull.cancel import Cancel
-from minipull.errors import Cancelled, Error, NetworkError, StorageError
+from minipull.errors import Cancelled, Error, InvalidReference, NetworkError, StorageError
 from minipull.progress import discard
 from minipull.xfer.download import LayerManager
 from minipull.xfer.transfer import Transfer
@@ -65,3 +65,10 @@ def test_a_countdown_ends_with_its_last_watcher() -> None:
     manager.release(watcher)
     manager.settle("key")
     assert isinstance(watcher.transfer.error, Cancelled)
+
+
+@pytest.mark.parametrize("concurrency,attempts", [(-1, 5), (3, 0), (None, -1)])
+def test_a_manager_that_would_begin_nothing_is_refused(concurrency: Optional[int], attempts: int) -> None:
+    with pytest.raises(InvalidReference, match="want one attempt or more"):
+        LayerManager(concurrency, attempts)
+    assert LayerManager(0, 1).transfers.limit == 0
