@@ -92,7 +92,9 @@ def do_delete(context: Context, flags: argparse.Namespace) -> None:
                 raise
             if whole:
                 raise Unsupported("%s deletes no manifests (%s)" % (repository.endpoint, exc)) from exc
-            tags = ", ".join(_tags_of(repository, digest, context))
+            # Those of that manifest, and those for which there is no clear answer.
+            tags = ", ".join(tag for tag in sorted(repository.tags(context.cancel), key=version)
+                             if repository.resolve(tag, context.cancel) in (digest, None))
             raise Unsupported(
                 "%s deletes no tag alone (%s); --digest, if it deletes at all, takes the manifest %s, and"
                 " with it %s" % (repository.endpoint, exc, digest, tags)) from exc
@@ -110,12 +112,6 @@ def _confirm(name: Reference, whole: bool) -> None:
         sys.stderr.flush()
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             raise InvalidReference("nothing is deleted")
-
-
-def _tags_of(repository: Repository, digest: Digest, context: Context) -> List[str]:
-    """The tags of a manifest, each asked for, and those for which there is no clear answer."""
-    return [tag for tag in sorted(repository.tags(context.cancel), key=version)
-            if repository.resolve(tag, context.cancel) in (digest, None)]
 
 
 def inspected(context: Context, flags: argparse.Namespace) -> None:

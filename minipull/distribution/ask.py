@@ -7,7 +7,7 @@ from typing import Any, Callable, Dict, List, Optional, TypeVar, Union
 
 from ..cancel import Cancel
 from ..digest import Digest
-from ..errors import NoSupport, NotFound
+from ..errors import NoSupport, NotFound, PolicyError
 from ..image.config import ImageConfig
 from ..image.descriptor import Descriptor
 from ..image.manifest import Document, Index, Manifest, is_runnable
@@ -79,7 +79,7 @@ def digest_with(client: Client, name: Reference, platform: Optional[Platform], o
             received = repository.manifest(target, cancel)
             return document_for(repository, received, platform, cancel).digest
         answer = None if asked.digest else repository.resolve(target, cancel)
-        return answer or repository.manifest(target, cancel).digest
+        return answer or repository.manifest(target, cancel).document().digest  # no page of a portal
 
     return ask(client, asked, "digest of %s" % (asked,), resolved, output, cancel)
 
@@ -117,6 +117,9 @@ def members_of(repository: Repository, top: Received, platform: Optional[Platfor
     if isinstance(document, Index):
         get = _getter(repository, cancel)
         below = [item for _, item in walk(document, get, lambda index: index.images) if item][:-1]
+        if sum(item.config.size for item in below if isinstance(item, Manifest)) > MAX_CONFIG:
+            raise PolicyError("the configs below %s have more than %d bytes; ask for one --platform" % (
+                document.digest, MAX_CONFIG))
         return dict(members, platforms=[_described(repository, item, cancel) for item in below])
     return dict(members, **_described(repository, document, cancel))
 

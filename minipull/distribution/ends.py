@@ -72,7 +72,7 @@ class RegistryEnd:
         """Return the digest of the image with a name, or None; raises an Error if the answer is not clear."""
         digest = self.repository.resolve(tag, cancel)
         received = None if digest else found(self.repository, tag, cancel)
-        return received.digest if received else digest
+        return received.document().digest if received else digest
 
     def put(self, document: Document, cancel: Cancel) -> bool:
         """Take a manifest by its digest; True if this end lists it as a referrer of its subject."""

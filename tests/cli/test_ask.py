@@ -88,6 +88,19 @@ def test_a_digest_and_a_manifest_are_those_of_a_platform_only_if_it_is_asked_for
     assert call("inspect", name).json["platform"] == "linux/arm64/v8"
 
 
+def test_the_configs_below_an_index_have_a_bound_together(call: Call, server: ScriptedServer, tmp_path: Path) -> None:
+    layout, labels = Layout(tmp_path / "wide"), {"a": "x" * (3 << 20)}
+    children = [layout.image([], platform=platform, config={"config": {"Labels": labels}}).descriptor
+                for platform in ("linux/amd64", "linux/arm64", "linux/s390x")]
+    layout.index([{**child, "platform": {"os": "linux", "architecture": "a%d" % number}}
+                  for number, child in enumerate(children)], "latest")
+    server.serve(layout.root, "r")
+    result = call("inspect", "docker://%s/r" % server.host)
+    assert result.code == 9 and "have more than 8388608 bytes; ask for one --platform" in result.line
+    assert not server.seen("GET", "/blobs/")
+    assert call("inspect", "docker://%s/r" % server.host, "--platform", "linux/a1").json["labels"] == labels
+
+
 def test_an_index_that_lies_about_an_image_is_not_inspected(call: Call, server: ScriptedServer) -> None:
     image = to_json({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "layers": [], "config": {
         "mediaType": OCI_CONFIG, "digest": digest_of(b"{}"), "size": 2}})

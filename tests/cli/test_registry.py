@@ -287,3 +287,11 @@ def test_a_digest_costs_one_head(call: Call, ref: str, layout: Layout, server: S
     assert found == {"name": "%s@%s" % (ref, digest(layout)), "digest": digest(layout)}
     server.on("HEAD", "/manifests/latest", error(405))
     assert call("digest", ref).out == digest(layout) + "\n"
+
+
+def test_the_page_of_a_portal_is_no_manifest(call: Call, server: ScriptedServer, stored: str, home: Path) -> None:
+    server.on("HEAD", "/v2/x/", reply(200, "", {"Content-Type": "text/html"}))
+    server.on("GET", "/v2/x/", reply(200, "<html>sign in</html>", {"Content-Type": "text/html"}))
+    for words in ("digest HOST/x:1", "digest --pin HOST/x:1", "copy -n docker://REF docker://HOST/x:1"):
+        done = call(*words.replace("HOST", server.host).replace("REF", stored).split())
+        assert (done.code, done.out) == (6, "") and "invalid JSON" in done.err, done
