@@ -35,8 +35,7 @@ from ..reference import Reference
 from ..store.compression import decompressed, is_compressed
 from ..store.layer import LayerSource
 from ..store.metadata import MemoryMetadata
-from ..store.references import (
-    REF_NAME, SOURCE_DIGEST, UNNAMED, Association, Names, association, check_name, named)
+from ..store.references import REF_NAME, SOURCE_DIGEST, UNNAMED, Association, Names, association, check_name, named
 from ..store.source import hash_file
 from ..store.store import MAX_CONFIG, ImageSource, host_platform
 from .members import Members, inside

@@ -24,7 +24,7 @@ from ..image.descriptor import OCI_INDEX, Descriptor
 from ..image.manifest import Manifest, is_runnable
 from ..image.platform import Platform
 from ..image.strictjson import check_memory, compact
-from ..image.tar import DIRECTORY, END, FILE, Entry, header, padding
+from ..image.tar import DIRECTORY, END, FILE, Entry, header, padding, write_pieces
 from ..parts import part
 from ..progress import Meter, Output, Progress, discard, serialized
 from ..reference import Reference
@@ -61,9 +61,8 @@ def save(refs: Sequence[Union[str, Reference]], store: ImageSource, file: Union[
                   referrers) as archive:
         if isinstance(file, str):
             write_file(file, pack(archive.pieces(cancel)))
-            return
-        for piece in archive.pieces(cancel):
-            file.write(piece)
+        else:
+            write_pieces(archive.pieces(cancel), file)
 
 
 @contextlib.contextmanager

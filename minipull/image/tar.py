@@ -12,10 +12,10 @@ Spec: POSIX.1-2017 pax; GNU tar manual "Basic Tar Format"; image-spec layer.md.
 import collections
 import re
 import struct
-from typing import Dict, Iterator, List, Mapping, NamedTuple, Tuple
+from typing import BinaryIO, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 from ..digest import Buffer
-from ..errors import InvalidDocument, PolicyError, shown
+from ..errors import InvalidDocument, PolicyError, file_errors, shown
 from . import pax
 
 BLOCK = pax.BLOCK
@@ -316,3 +316,13 @@ def _block(entry: Entry) -> bytes:
 def padding(size: int) -> bytes:
     """Return the zeros that follow ``size`` bytes of data."""
     return bytes(-size % BLOCK)
+
+
+def write_pieces(pieces: Iterable[Buffer], file: BinaryIO) -> None:
+    """Write a tar to a caller's open file, which may take a part of a piece at a time; raises StorageError."""
+    for piece in pieces:
+        rest = memoryview(piece)
+        while rest:
+            with file_errors("write the tar"):
+                count: Optional[int] = file.write(rest)
+            rest = rest[len(rest) if count is None else count:]

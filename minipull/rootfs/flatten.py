@@ -17,7 +17,7 @@ from ..files import write_file
 from ..image.config import Image
 from ..image.descriptor import Descriptor
 from ..image.platform import Platform
-from ..image.tar import DIRECTORY, END, LINK, Entry, header, padding
+from ..image.tar import DIRECTORY, END, LINK, Entry, header, padding, write_pieces
 from ..progress import Output, Progress, discard, serialized
 from ..reference import Reference
 from ..store.compression import packing
@@ -47,9 +47,8 @@ def export(image: Union[Image, str, Reference], store: ImageSource, file: Union[
         tree = Flattened(store, layers_for(image, store, platform), serialized(progress), cancel)
         if isinstance(file, str):
             write_file(file, pack(tree.tar()))
-            return
-        for piece in tree.tar():
-            file.write(piece)
+        else:
+            write_pieces(tree.tar(), file)
 
 
 class Flattened:

@@ -10,7 +10,7 @@ import tarfile
 import threading
 import time
 from pathlib import Path
-from typing import Any, List, Optional
+from typing import Any, BinaryIO, List, Optional, cast
 
 import pytest
 
@@ -197,6 +197,27 @@ def test_save_writes_into_a_device_or_pipe(three: Three, tmp_path: Path) -> None
     assert got == [(tmp_path / "file").read_bytes()] and stat.S_ISFIFO(fifo.stat().st_mode)
     minipull.save(["two"], store, os.devnull)
     assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
+
+
+def test_an_open_file_that_takes_a_part_at_a_time_gets_all(three: Three) -> None:
+    class Slow(io.RawIOBase):
+        def __init__(self) -> None:
+            self.taken = bytearray()
+
+        def write(self, data: Any) -> int:
+            self.taken += bytes(data[:1000])
+            return len(data[:1000])
+
+    slow, whole = Slow(), io.BytesIO()
+    minipull.save(["demo/one:1"], three[0], cast(BinaryIO, slow))
+    minipull.save(["demo/one:1"], three[0], whole)
+    assert bytes(slow.taken) == whole.getvalue()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_an_open_file_that_is_full_is_an_error_of_ours(three: Three) -> None:
+    with open("/dev/full", "wb", buffering=0) as file, pytest.raises(StorageError, match="write the tar: No space"):
+        minipull.save(["demo/one:1"], three[0], file)
 
 
 @pytest.mark.parametrize("name", ["write", "fsync", "replace"])
