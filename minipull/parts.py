@@ -5,7 +5,6 @@ Everything else works without a part (see ``scripts/pyz --without``), because it
 name when it is needed.  So are modules of the standard library that few commands use, since
 importing them takes longer than many a command.
 """
-import contextlib
 import importlib
 from typing import TYPE_CHECKING, Any, Dict, Optional, Tuple
 
@@ -64,12 +63,3 @@ def left_out(error: ImportError) -> Optional[NotInBuild]:
             label = "the part legacy (v1, schema 1)" if name == "legacy" else name + "/"
             return NotInBuild("%s is not in this build of minipull" % label)
     return None
-
-
-def carrier() -> str:
-    """The path of the bundle that this package was imported from, or empty; see archive/bundle.py."""
-    path = str(getattr(__spec__ and __spec__.loader, "archive", ""))  # of zipimport
-    with contextlib.suppress(OSError), open(path, "rb") as file:
-        if file.read(512)[257:262] == b"ustar":
-            return path
-    return ""

@@ -10,8 +10,7 @@ import importlib
 import json
 import os
 import sys
-from typing import (
-    TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List, Optional, TypeVar, Union)
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List, Optional, TypeVar, Union
 
 from ..cancel import Cancel
 from ..digest import Buffer

@@ -34,6 +34,7 @@ from ..registry.url import Origin
 from .context import Context, reference
 from .parser import program
 
+_MAX_CHALLENGES = 8  # of one answer
 MAX_SKEW = 120  # seconds by which two good clocks may differ
 #: Steps, how an exit code and an error begin or go on, and the remedy; the first that fits counts.
 _REMEDIES = (
@@ -301,7 +302,7 @@ class Diagnosis:
             if former and former[1].role:
                 self._tell("token", "from %s for %s" % (Origin.of(former[1].url), self._facts["scope"]))
         elif response and response.status == 401 and self._at == "manifest":
-            for scheme, parameters in parse_challenges(response.values("WWW-Authenticate")):
+            for scheme, parameters in parse_challenges(response.values("WWW-Authenticate"))[:_MAX_CHALLENGES]:
                 self._facts["scope"] = parameters.get("scope", "no scope")
                 text = scheme
                 with contextlib.suppress(PolicyError):  # of a realm that is no URL, as for Basic

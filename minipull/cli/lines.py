@@ -4,7 +4,7 @@ import contextlib
 import sys
 from typing import List, Sequence, Tuple, Type
 
-from ..errors import Error, StorageError, escape, one_line
+from ..errors import Error, InvalidDocument, StorageError, escape, one_line
 from ..parts import left_out
 
 _WIDEST = 160  # characters of a cell that its column makes room for
@@ -36,8 +36,10 @@ def say(text: str) -> None:
 
 def explained(error: BaseException, command: str) -> BaseException:
     """The error that the user sees: another one for trouble of the host that any line may meet."""
+    if isinstance(error, ImportError) and not error.name:  # zipimport's, of the zip that this program is in
+        return InvalidDocument("this program is damaged: %s" % error)
     if isinstance(error, ImportError):
-        missing, module = left_out(error), (error.name or str(error)).lstrip("_")
+        missing, module = left_out(error), str(error.name).lstrip("_")
         text = "this Python has no %s module, which %s needs; use another Python or install its %s support"
         return missing.within(command) if missing is not None else Error(text % (module, command, module))
     for kind, text, told in _HOST_TROUBLE:

@@ -30,8 +30,8 @@ def shell_commands(add: Any) -> None:
     completion = add("completion", "print what completes commands, options and names in a shell",
                      "completion bash >~/.minipull-completion", formats=("text",))
     completion.add_argument("shell", metavar="SHELL", choices=("bash", "zsh", "fish"), help="bash, zsh or fish")
-    completion.add_argument("words", nargs="*", help=argparse.SUPPRESS)  # by a script: to be completed
-    topic = add("help", "tell the options of a command", "help pull")
+    completion.add_argument("words", nargs="*", default=[], help=argparse.SUPPRESS)  # by a script: to be completed
+    topic = add("help", "tell the options of a command", "help pull", formats=("text",))
     topic.add_argument("topic", metavar="COMMAND", nargs="?")
 
 

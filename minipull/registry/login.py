@@ -19,8 +19,7 @@ from typing import Any, Callable, Dict, Mapping, Optional
 
 from ..cancel import Cancel
 from ..errors import InvalidReference, StorageError, Unauthorized, file_errors, shown, storage_errors
-from ..files import (
-    Locked, lock, make_directory, open_regular, read_bytes, sweep, sync_directory, write_atomic)
+from ..files import Locked, lock, make_directory, open_regular, read_bytes, sweep, sync_directory, write_atomic
 from ..image.strictjson import object_at, parse_json
 from ..progress import Output, Progress, discard, serialized
 from ..reference import DEFAULT_DOMAIN, Reference

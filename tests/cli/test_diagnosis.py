@@ -415,6 +415,13 @@ def test_doctor_ends_at_the_step_that_fails_with_its_code_and_a_remedy(
     assert not re.search("; (put|use) ", report.last["text"])
 
 
+def test_the_first_challenges_of_an_answer_are_told(world: World) -> None:
+    server = world.serve()
+    server.on("GET", "/v2/r/", challenge(", ".join('s%d realm="x"' % number for number in range(900))))
+    report = world.doctor(server.host + "/r", "--plain-http")
+    assert [step["text"] for step in report.steps if step["step"] == "challenge"] == ["s%d" % n for n in range(8)]
+
+
 def test_an_outage_is_told_once_and_not_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "OUTAGE_DELAYS", (0.0,))
     server = world.serve()

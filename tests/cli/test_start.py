@@ -4,11 +4,14 @@ import json
 import signal
 import subprocess
 import sys
+import zipimport
 from pathlib import Path
 from typing import Dict, List
 
 import pytest
 
+from minipull.cli.lines import explained
+from minipull.errors import InvalidDocument
 from tests.kit.processes import Finished, minipull_env, run
 
 MAIN = "import sys\n%s\nfrom minipull.cli.main import main\nsys.exit(main(%r))\n"
@@ -78,3 +81,9 @@ def test_an_interrupt_while_modules_are_loaded_is_no_traceback(home: Path) -> No
         [sys.executable, "-m", "minipull", "images"], env=env, cwd=str(home), stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, timeout=60, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")
+
+
+def test_a_program_in_a_damaged_zip_says_so() -> None:
+    error = explained(zipimport.ZipImportError("bad local file header: 'x.pyz'"), "check")
+    assert isinstance(error, InvalidDocument)
+    assert str(error) == "this program is damaged: bad local file header: 'x.pyz'"
