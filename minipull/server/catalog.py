@@ -90,7 +90,7 @@ class Catalog:
         domain, _, path = name.partition("/")
         within_domain = within(domain, path)
         if not ns and within_domain is not None and within_domain[:2] in self.repositories():
-            raise InvalidReference("%s is another domain's; push with ?ns= or serve it --as" % name)
+            raise InvalidReference("%s is another domain's; add its ?ns= or serve it --as" % name)
         return repository
 
     def names(self, ns: str) -> List[str]:

@@ -159,20 +159,23 @@ class Registry(Application):
         return Response(201, headers + ([("OCI-Subject", subject)] if subject else []))
 
     def _delete(self, request: Request, name: str, text: str) -> Response:
-        """Remove a tag, or every name of a digest, and the manifest unless another needs it."""
-        if ":" not in text:
-            with contextlib.suppress(NotFound):  # another request was quicker
-                self._store.remove(self._named(request, name, text).name)
-            return Response(202)
-        digest = self._manifest(request, name, text)[0]
-        names = [
-            image.name for repository in self._repositories_of(request, name)
-            for image in repository.values() if digest in (image.descriptor.digest, image.source)]
+        """Remove a tag, or every name of a digest, and the manifest unless another needs it.
+
+        A read may find another domain's image; that is not what its sender means to lose.
+        """
+        target = self._catalog.target(name, request.parameter("ns"))
+        named = [image.name for image in self._source.references.all()
+                 if text in (image.name.tag, image.descriptor.digest, image.source)]
+        names = [reference for reference in named if reference[:2] == target[:2]]
+        if not names and (named or ":" not in text):
+            raise _unknown()
+        digest = self._manifest(request, name, text)[0] if ":" in text else None
         for reference in names:
-            with contextlib.suppress(NotFound):
+            with contextlib.suppress(NotFound):  # another request was quicker
                 self._store.remove(reference)
         try:
-            delete(self._store, digest)
+            if digest is not None:
+                delete(self._store, digest)
         except PolicyError as exc:
             if not names:
                 raise Refusal(405, "UNSUPPORTED", str(exc)) from exc
@@ -189,13 +192,13 @@ class Registry(Application):
                 media_type, _ = self._facts(digest)
                 with self._reading(digest) as raw:
                     return digest, media_type, raw if len(raw) <= AT_ONCE else b""
-        raise Refusal(404, "MANIFEST_UNKNOWN", "manifest unknown")
+        raise _unknown()
 
     def _named(self, request: Request, name: str, tag: str) -> Association:
         for repository in self._repositories_of(request, name):
             if tag in repository:
                 return repository[tag]
-        raise Refusal(404, "MANIFEST_UNKNOWN", "manifest unknown")
+        raise _unknown()
 
     def _repositories_of(self, request: Request, name: str) -> Iterator[Dict[str, Association]]:
         return self._catalog.find(name, request.parameter("ns"))
@@ -330,6 +333,10 @@ def _refusing() -> Iterator[None]:
     except Error as exc:
         status, code = _STATUS.get(type(exc), (500, "UNKNOWN"))
         raise Refusal(status, code, str(exc)) from exc
+
+
+def _unknown() -> Refusal:
+    return Refusal(404, "MANIFEST_UNKNOWN", "manifest unknown")
 
 
 def _entry(document: manifest.Document, digest: Digest) -> Dict[str, Any]:

@@ -56,9 +56,36 @@ def test_a_deleted_digest_takes_the_tags_that_resolved_to_it(site: Site, tmp_pat
     name = site.host + "/up:1"
     minipull.pull(name, site.store, platform="linux/amd64")  # which names one child, from this index
     assert name in site.names()
-    assert site.ask("DELETE", "/v2/%s/manifests/%s" % (name[:-2], top.digest)).status == 202
+    assert site.ask("DELETE", "/v2/up/manifests/%s?ns=%s" % (top.digest, site.host)).status == 202
     assert name not in site.names() and "localhost/up:1" in site.names()
     assert site.ask("GET", "/v2/up/manifests/1").body == top.raw
+
+
+@pytest.mark.parametrize("by_digest", [False, True], ids=["tag", "digest"])
+def test_a_delete_reaches_the_one_repository_that_a_push_would(site: Site, by_digest: bool) -> None:
+    theirs = site.manifest("theirs")
+    for ns, repository in (("docker.io", "library/alpine"), ("corp.example:5", "team/alpine")):
+        assert site.put(theirs, "3", repository, "?ns=" + ns).status == 201
+    kept = site.names()
+    ours = theirs if by_digest else site.manifest("ours")
+    target = "/v2/library/alpine/manifests/" + (digest_of(ours) if by_digest else "3")
+    assert site.put(ours, "3", "library/alpine").status == 201
+    assert site.ask("DELETE", target).status == 202
+    for path in (target, target.replace("library/", ""), target.replace("library/", "team/")):
+        assert site.ask("DELETE", path).outcome == (404, "MANIFEST_UNKNOWN")
+        assert site.ask("DELETE", path + "?ns=quay.io").outcome == (404, "MANIFEST_UNKNOWN")
+        assert site.ask("GET", path).body == theirs  # which a read still finds
+    assert site.ask("DELETE", target.replace("library/", "docker.io/")).outcome == (400, "NAME_INVALID")
+    assert site.names() == kept and problems(site.store) == []
+    assert site.ask("DELETE", target + "?ns=docker.io").status == 202
+    assert site.names() == ["corp.example:5/team/alpine:3"]
+
+
+def test_a_manifest_without_a_name_is_deleted_by_its_digest(site: Site) -> None:
+    raw = site.push()
+    assert site.ask("DELETE", "/v2/app/manifests/1").status == 202
+    assert site.ask("DELETE", "/v2/app/manifests/" + digest_of(raw)).status == 202
+    assert not path_of(site, digest_of(raw)).exists()
 
 
 def test_content_that_a_name_needs_is_not_deleted(site: Site) -> None:
