@@ -29,7 +29,7 @@ from ..reference import is_tag
 from ..store.gc import delete
 from ..store.references import Association
 from ..store.store import ImageSource, Store
-from .blobs import Blobs, asked_digest, created
+from .blobs import Blobs, asked_digest, created, need_room
 from .catalog import Catalog, is_name, next_link, page_of
 from .http import Server
 from .message import Application, Refusal, Request, Response, json_response
@@ -149,6 +149,7 @@ class Registry(Application):
             if expected not in (None, digest):
                 raise Refusal(400, "DIGEST_INVALID", "the manifest is %s" % digest)
             with self._store.writing():
+                need_room(self._store.root)
                 media_type, subject = self._acceptable(raw, request.headers.get("content-type", ""))
                 self._store.content.put(digest, raw)
                 names = [target.with_digest(digest) if expected else target.with_tag(text)]

@@ -325,14 +325,18 @@ def test_no_upload_takes_the_last_of_the_disk(
     monkeypatch.setattr(blobs, "RESERVE", 1 << 62)
     with pytest.raises(StorageError, match="free some space"):
         sessions.start(REPOSITORY)
-    monkeypatch.setattr(blobs, "_CHECK_EVERY", 1000)
     with pytest.raises(StorageError) as caught:
-        for n in range(10):
-            append(sessions, name, DATA[n * 300:][:300])
+        append(sessions, name, DATA[:1])  # each request looks at the disk, however little it sends
     assert isinstance(caught.value.__cause__, OSError) and caught.value.__cause__.errno == errno.ENOSPC
-    assert sessions.size(REPOSITORY, name) == 900
+    monkeypatch.setattr(blobs, "_CHECK_EVERY", 1000)
+    monkeypatch.setattr(blobs, "RESERVE", 0)
+    with pytest.raises(StorageError), sessions.owning(REPOSITORY, name) as upload:
+        for n in range(10):
+            upload.write(memoryview(DATA[n * 300:][:300]))
+            monkeypatch.setattr(blobs, "RESERVE", 1 << 62)
+    assert sessions.size(REPOSITORY, name) == 1200
     monkeypatch.undo()
-    append(sessions, name, DATA[900:])
+    append(sessions, name, DATA[1200:])
     commit(sessions, name)
 
 
