@@ -27,6 +27,7 @@ from .overview import Listed, Listing, Overview, Variant
 
 MAX_SHOWN = 1000  # images of one page
 MAX_TAGS = 20  # of one image
+MAX_WORDS = 20  # of a query
 PIECE = 32 << 10  # characters that are sent at once
 BAR = 1000  # units of the width of a bar
 
@@ -100,7 +101,8 @@ class Pages:
         host = named_host(request.headers.get("host", ""), secure)
         if host is None:
             raise Refusal(400, "UNSUPPORTED", "no image can be pulled from a host of this name; use another")
-        listing, query, start = self._overview.listing(), request.parameter("q"), request.parameter("from")
+        listing, start = self._overview.listing(), request.parameter("from")
+        query = " ".join(list(dict.fromkeys(request.parameter("q").split()))[:MAX_WORDS])
         first = int(start) if re.fullmatch("[0-9]{1,6}", start) else 0
         # The age of an image changes with the day.
         state = (listing.state, host, secure, query, first, datetime.date.today())
@@ -267,7 +269,8 @@ def _chosen(images: Sequence[Listed], words: List[str]) -> Iterator[Listed]:
     form = "{0}:{1}@{2}" if any(word.startswith("sha256:") for word in words) else "{0}:{1}"
     for image in images:
         chosen = [tag for tag in image.tags or [""]
-                  if all(word in form.format(image.repository, tag, image.digest).lower() for word in words)]
+                  for name in [form.format(image.repository, tag, image.digest).lower()]
+                  if all(word in name for word in words)]
         if chosen and image.tags and words:
             yield image._replace(tags=chosen + sorted(set(image.tags).difference(chosen), key=version))
         elif chosen:

@@ -300,6 +300,16 @@ def test_any_query_has_an_answer(site: Site, query: str, status: int) -> None:
     assert answer.status == status and site.trouble() == []
 
 
+def test_a_query_counts_its_first_words_each_once(blobs: Blobs, start: Start) -> None:
+    blobs.name(blobs.image(5), "app:1", "web:1")
+    words = ["a%s" % ("p" * (n % 2)) for n in range(20000)]
+    text = look(start(blobs.root, writable=False), "/?q=" + "+".join(words))
+    assert text.count("<h3>") == 1 and Outline(text).named("input")[0]["value"] == "a ap"
+    kept = ["%02d" % n for n in range(page.MAX_WORDS)]
+    text = look(start(blobs.root, writable=False), "/?q=" + "+".join([*kept, *"xyz", *kept]))
+    assert Outline(text).named("input")[0]["value"] == " ".join(kept)
+
+
 @pytest.mark.parametrize("members", [
     {"config": None}, {"layers": [{"size": -1}]}, {"layers": [{"size": 2**63}]}, {"layers": "x"},
     {"mediaType": "x"}, {"schemaVersion": 1},
