@@ -24,8 +24,8 @@ _NAME = re.compile(r"(?:%s/)?%s" % (DOMAIN, PATH))
 
 #: Images of one repository, by tag or digest.
 Repository = Dict[str, Association]
-#: Repositories by domain and path.
-Repositories = Dict[Tuple[str, str], Repository]
+#: Repositories by path and then domain: which domains have a path is asked for each name.
+Repositories = Dict[str, Dict[str, Repository]]
 
 
 def is_name(text: str) -> bool:
@@ -59,7 +59,7 @@ class Catalog:
         if read != entries:
             repositories = {}
             for image in self._references.all():
-                repository = repositories.setdefault((image.name.domain, image.name.path), {})
+                repository = repositories.setdefault(image.name.path, {}).setdefault(image.name.domain, {})
                 repository[image.name.tag or str(image.name.digest)] = image
             self._read = (entries, repositories)
         return repositories
@@ -67,20 +67,20 @@ class Catalog:
     def find(self, name: str, ns: str) -> Iterator[Repository]:
         """Yield the repositories that ``name`` may mean, the likeliest first."""
         repositories = self.repositories()
-        for key in self._keys(repositories, name, ns):
-            yield repositories[key]
+        for domain, path in self._keys(repositories, name, ns):
+            yield repositories[path][domain]
 
     def _keys(self, repositories: Repositories, name: str, ns: str = "") -> Iterator[Tuple[str, str]]:
         preferred = [ns] if ns else list(dict.fromkeys((self.domain, "localhost", DEFAULT_DOMAIN)))
         first, _, rest = name.partition("/")
         pairs = [] if ns else [(first, rest)]
         for domain, path in pairs + [(domain, name) for domain in preferred]:
-            reference = within(domain, path)
-            if reference is not None and reference[:2] in repositories:
-                yield reference[:2]
-        others = [] if ns else [domain for domain, path in repositories if path == name]
-        if len(others) == 1 and others[0] not in preferred:
-            yield others[0], name
+            path = "library/" + path if domain == DEFAULT_DOMAIN and "/" not in path else path
+            if domain in repositories.get(path, ()):
+                yield domain, path
+        others = set() if ns else set(repositories.get(name, ()))
+        if len(others) == 1 and not others.intersection(preferred):
+            yield others.pop(), name
 
     def target(self, name: str, ns: str) -> Reference:
         """Return the repository that a push to ``name`` goes to; raises InvalidReference."""
@@ -89,14 +89,14 @@ class Catalog:
             raise InvalidReference("invalid repository name")
         domain, _, path = name.partition("/")
         within_domain = within(domain, path)
-        if not ns and within_domain is not None and within_domain[:2] in self.repositories():
+        if not ns and within_domain and within_domain.domain in self.repositories().get(within_domain.path, ()):
             raise InvalidReference("%s is another domain's; add its ?ns= or serve it --as" % name)
         return repository
 
     def names(self, ns: str) -> List[str]:
         """Return the names that clients can ask for, of the repositories of ``ns`` or of all domains."""
         if ns:
-            return [path for domain, path in self.repositories() if domain == ns]
+            return [path for path, domains in self.repositories().items() if ns in domains]
         return [address for address, _ in self.addresses()]
 
     def addresses(self) -> Iterator[Tuple[str, Repository]]:
@@ -106,10 +106,10 @@ class Catalog:
         if that means no other.
         """
         repositories = self.repositories()
-        for (domain, path), repository in repositories.items():
+        for domain, path in [(domain, path) for path, domains in repositories.items() for domain in domains]:
             for name in [path] if domain == self.domain else ["%s/%s" % (domain, path), path]:
                 if re.fullmatch(PATH, name) and next(self._keys(repositories, name), None) == (domain, path):
-                    yield name, repository
+                    yield name, repositories[path][domain]
                     break
 
 

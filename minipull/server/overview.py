@@ -77,7 +77,8 @@ class Overview:
             repositories = self._catalog.repositories()
             seen, until, listing = self._seen
             if listing is None or seen is not repositories or time.monotonic() > until:
-                listing = self._listing(sum(map(len, repositories.values())))
+                listing = self._listing(sum(
+                    len(repository) for domains in repositories.values() for repository in domains.values()))
                 damaged = any(image.note == DAMAGED for image in listing.images)
                 self._seen = (repositories, time.monotonic() + AGAIN if damaged else float("inf"), listing)
             return listing

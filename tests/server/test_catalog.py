@@ -2,8 +2,9 @@
 """Which repository a name in a URL means, where a push goes, and how both are listed."""
 import json
 import threading
+import time
 from pathlib import Path
-from typing import List, Optional
+from typing import Any, Dict, List, Optional
 
 import pytest
 
@@ -12,7 +13,7 @@ from minipull.image.descriptor import OCI_MANIFEST, Descriptor
 from minipull.digest import Digest
 from minipull.errors import InvalidReference
 from minipull.reference import Reference
-from minipull.store.references import ReferenceStore
+from minipull.store.references import Association, Names, ReferenceStore
 
 DIGEST = Digest.of(b"a manifest")
 MANIFEST = Descriptor(OCI_MANIFEST, DIGEST, 10)
@@ -160,6 +161,23 @@ def test_everything_is_listed_once_as_it_is_asked_for(references: ReferenceStore
     assert {"app", "only", "localhost/app"} < set(Catalog(references, "corp.example").names(""))
     for name in catalog.names(""):
         assert meant(catalog, name), name
+
+
+class Many(Names):
+    """Repositories of one registry with a port, more than a store has room for."""
+    _entries = [Association(Reference("registry.lan:5000", "r%d" % n, "1"), MANIFEST, DIGEST).to_json()
+                for n in range(20000)]
+
+    def descriptors(self) -> List[Dict[str, Any]]:
+        return self._entries
+
+
+def test_the_time_of_a_list_of_repositories_is_linear() -> None:
+    catalog = Catalog(Many(), "localhost")
+    assert meant(catalog, "r7") == ["registry.lan:5000/r7"]
+    before = time.process_time()
+    assert len(catalog.names("")) == 20000
+    assert time.process_time() - before < 3
 
 
 def test_a_repository_has_tags_and_digests(references: ReferenceStore) -> None:
