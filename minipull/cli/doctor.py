@@ -160,7 +160,13 @@ def _host(context: Context) -> Dict[str, str]:
                        ("mirrors", _mirrors),
                        # --tls-verify and --plain-http are among the settings.
                        ("insecure", lambda context: ", ".join(["loopback", *context.access.service().insecure])),
-                       ("certs.d", _certificates), ("credentials", _credentials), ("store", _store)):
+                       ("certs.d", lambda context: ", ".join(
+                           os.path.join(root, name) for root in context.access.certs if os.path.isdir(root)
+                           for name in sorted(os.listdir(root))) or "none"),
+                       ("credentials", lambda context: ", ".join(
+                           source.name for source in context.access.sources()
+                           if os.path.exists(source.name) or "/" not in source.name) or "none"),
+                       ("store", _store)):
         try:
             host[name] = look(context)
         except (Error, OSError) as exc:  # the latter of a directory that is not for us
@@ -214,16 +220,6 @@ def _mirrors(context: Context) -> str:
     hosts = context.access.service().hosts
     return "; ".join("%s: %s%s" % (name, ", ".join(host.mirrors), "" if host.fallback else ", and no other")
                      for name, host in hosts.items() if host.mirrors) or "none"
-
-
-def _certificates(context: Context) -> str:
-    return ", ".join(os.path.join(root, name) for root in context.access.certs if os.path.isdir(root)
-                     for name in sorted(os.listdir(root))) or "none"
-
-
-def _credentials(context: Context) -> str:
-    names = [source.name for source in context.access.sources()]
-    return ", ".join(name for name in names if os.path.exists(name) or "/" not in name) or "none"
 
 
 def _store(context: Context) -> str:

@@ -46,3 +46,12 @@ def explained(error: BaseException, command: str) -> BaseException:
         if isinstance(error, kind) and text in str(error) and not getattr(error, "filename", None):
             return told
     return error
+
+
+def carrier() -> str:
+    """The path of the bundle that this package was imported from, or empty; see archive/bundle.py."""
+    path = str(getattr(__spec__ and __spec__.loader, "archive", ""))  # of zipimport
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        if file.read(512)[257:262] == b"ustar":
+            return path
+    return ""

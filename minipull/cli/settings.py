@@ -16,6 +16,7 @@ from ..errors import InvalidReference, StorageError, shown
 from ..files import read_file
 from ..image.strictjson import parse_json, strings_at
 from ..store.store import Store
+from .lines import carrier
 
 if TYPE_CHECKING:
     from ..image.signature import Key
@@ -185,12 +186,3 @@ def find_zstd(path: str = os.defpath) -> Optional[str]:
     # Not by shutil.which: each command asks, and most need nothing else of that module.
     places = (os.path.join(folder, "zstd") for folder in path.split(os.pathsep) if os.path.isabs(folder))
     return next((place for place in places if os.access(place, os.X_OK) and not os.path.isdir(place)), None)
-
-
-def carrier() -> str:
-    """The path of the bundle that this package was imported from, or empty; see archive/bundle.py."""
-    path = str(getattr(__spec__ and __spec__.loader, "archive", ""))  # of zipimport
-    with contextlib.suppress(OSError), open(path, "rb") as file:
-        if file.read(512)[257:262] == b"ustar":
-            return path
-    return ""

@@ -17,9 +17,9 @@ from ..reference import Reference
 from ..store.references import UNNAMED, Association
 from ..store.store import IMAGE_ID, Store, host_platform
 from .context import Context, described, reference, stripped
+from .lines import carrier
 from .lists import operands, stored_names
 from .plan import Row, row, show_plan
-from .settings import carrier
 
 
 def do_inspect(context: Context, flags: argparse.Namespace) -> None:
@@ -109,8 +109,7 @@ def do_gc(context: Context, flags: argparse.Namespace) -> None:
     if not flags.dry_run:
         collected = gc(store, keep, progress=context.renderer, cancel=context.cancel)
     if unneeded.size > collected.size:
-        context.renderer(Progress(message="%s that no name needs is younger than %s; --keep 0 deletes it too" % (
-            human_size(unneeded.size - collected.size), flags.keep)))
+        context.renderer(Progress(message="what is younger than %s is spared; --keep 0 deletes it too" % flags.keep))
     words = ("Would delete", "reclaimable") if flags.dry_run else ("Deleted", "reclaimed")
     context.answer(
         {"deleted": collected.blobs, "size": collected.size, "dry_run": flags.dry_run},

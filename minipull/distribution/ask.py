@@ -118,8 +118,7 @@ def members_of(repository: Repository, top: Received, platform: Optional[Platfor
         get = _getter(repository, cancel)
         below = [item for _, item in walk(document, get, lambda index: index.images) if item][:-1]
         if sum(item.config.size for item in below if isinstance(item, Manifest)) > MAX_CONFIG:
-            raise PolicyError("the configs below %s have more than %d bytes; ask for one --platform" % (
-                document.digest, MAX_CONFIG))
+            raise PolicyError("its configs have more than %d bytes together; ask for one --platform" % MAX_CONFIG)
         return dict(members, platforms=[_described(repository, item, cancel) for item in below])
     return dict(members, **_described(repository, document, cancel))
 

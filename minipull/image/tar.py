@@ -12,7 +12,7 @@ Spec: POSIX.1-2017 pax; GNU tar manual "Basic Tar Format"; image-spec layer.md.
 import collections
 import re
 import struct
-from typing import BinaryIO, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Tuple
+from typing import BinaryIO, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Tuple
 
 from ..digest import Buffer
 from ..errors import InvalidDocument, PolicyError, file_errors, shown
@@ -324,5 +324,4 @@ def write_pieces(pieces: Iterable[Buffer], file: BinaryIO) -> None:
         rest = memoryview(piece)
         while rest:
             with file_errors("write the tar"):
-                count: Optional[int] = file.write(rest)
-            rest = rest[len(rest) if count is None else count:]
+                rest = rest[file.write(rest) or len(rest):]  # None, from some, is all of it

@@ -36,7 +36,7 @@ MAX_BLOB = 64 << 30  # bytes
 RESERVE = 64 << 20  # bytes of the disk that no push may take
 EXPIRE = 24 * 3600.0  # seconds after the last byte
 BUSY = 5.0  # seconds to wait for another request that writes
-_CHECK_EVERY = 128 << 10  # bytes of a request between two checks of the free space
+_CHECK_EVERY = 1 << 20  # bytes between two checks of the free space
 _ID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _SESSION = re.compile("upload-%s-[0-9a-f]{16}" % _ID)
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
@@ -44,16 +44,14 @@ _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 
 class Upload(Ingest):
     """An upload session that a request writes to."""
-    _room = 0  # bytes until the free space is checked
 
     def write(self, data: Buffer) -> None:
         """Append bytes; raises StorageError, PolicyError past MAX_BLOB."""
-        if self.offset + len(data) > MAX_BLOB:
+        end = self.offset + len(data)
+        if end > MAX_BLOB:
             raise PolicyError("the upload is larger than %d bytes" % MAX_BLOB)
-        self._room -= len(data)
-        if self._room < 0:
+        if self.offset // _CHECK_EVERY != end // _CHECK_EVERY:
             need_room(self._content.scratch)
-            self._room = _CHECK_EVERY
         super().write(data)
 
     def restart(self) -> None:

@@ -169,7 +169,7 @@ class Registry(Application):
                  if text in (image.name.tag, image.descriptor.digest, image.source)]
         names = [reference for reference in named if reference[:2] == target[:2]]
         if not names and (named or ":" not in text):
-            raise _unknown()
+            raise Refusal(404, "MANIFEST_UNKNOWN", "manifest unknown")
         digest = self._manifest(request, name, text)[0] if ":" in text else None
         for reference in names:
             with contextlib.suppress(NotFound):  # another request was quicker
@@ -193,13 +193,13 @@ class Registry(Application):
                 media_type, _ = self._facts(digest)
                 with self._reading(digest) as raw:
                     return digest, media_type, raw if len(raw) <= AT_ONCE else b""
-        raise _unknown()
+        raise Refusal(404, "MANIFEST_UNKNOWN", "manifest unknown")
 
     def _named(self, request: Request, name: str, tag: str) -> Association:
         for repository in self._repositories_of(request, name):
             if tag in repository:
                 return repository[tag]
-        raise _unknown()
+        raise Refusal(404, "MANIFEST_UNKNOWN", "manifest unknown")
 
     def _repositories_of(self, request: Request, name: str) -> Iterator[Dict[str, Association]]:
         return self._catalog.find(name, request.parameter("ns"))
@@ -334,10 +334,6 @@ def _refusing() -> Iterator[None]:
     except Error as exc:
         status, code = _STATUS.get(type(exc), (500, "UNKNOWN"))
         raise Refusal(status, code, str(exc)) from exc
-
-
-def _unknown() -> Refusal:
-    return Refusal(404, "MANIFEST_UNKNOWN", "manifest unknown")
 
 
 def _entry(document: manifest.Document, digest: Digest) -> Dict[str, Any]:

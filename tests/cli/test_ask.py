@@ -96,7 +96,7 @@ def test_the_configs_below_an_index_have_a_bound_together(call: Call, server: Sc
                   for number, child in enumerate(children)], "latest")
     server.serve(layout.root, "r")
     result = call("inspect", "docker://%s/r" % server.host)
-    assert result.code == 9 and "have more than 8388608 bytes; ask for one --platform" in result.line
+    assert result.code == 9 and "its configs have more than 8388608 bytes together; ask for one --platform" in result.line
     assert not server.seen("GET", "/blobs/")
     assert call("inspect", "docker://%s/r" % server.host, "--platform", "linux/a1").json["labels"] == labels
 

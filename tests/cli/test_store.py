@@ -2,7 +2,6 @@
 """images, inspect, tag, rm, gc and check: their words, and their JSON."""
 import json
 import os
-import re
 from pathlib import Path
 from typing import Sequence
 
@@ -72,7 +71,7 @@ def test_rm_forgets_names_and_gc_deletes_their_blobs(call: Call, ref: str, root:
     kept, planned = call("gc"), call("gc", "--dry-run", "--keep", "7d")
     assert (kept.out, planned.out) == ("Total reclaimed space: 0B\n", "Total reclaimable space: 0B\n")
     for done, age in (kept, "24h"), (planned, "7d"):
-        assert re.fullmatch(r"[0-9.]+kB that no name needs is younger than %s; --keep 0 deletes it too\n" % age, done.err)
+        assert done.err == "what is younger than %s is spared; --keep 0 deletes it too\n" % age
     assert call("gc", "-q").err == "" == call("gc", "--dry-run", "--keep", "0").err
     collected = call("gc", "--keep", "0", "--format", "json").json
     assert len(collected["deleted"]) == 3 and collected["size"] > 1000
