@@ -162,14 +162,10 @@ def entry_errors(entry: Optional[Entry]) -> Iterator[None]:
     """Map errors to InvalidDocument, which is the layer's fault, or StorageError, the disk's."""
     try:
         yield
-    except (InvalidDocument, PolicyError) as exc:
-        raise exc.within(_source(entry)) if not str(exc).startswith("tar:") else exc
-    except OSError as exc:
-        source = _source(entry)
+    except (InvalidDocument, PolicyError, OSError) as exc:
+        source = "layer entry %s" % (entry,) if entry else "unpack"
+        if not isinstance(exc, OSError):
+            raise exc.within(source) if not str(exc).startswith("tar:") else exc
         if exc.errno in _IMPOSSIBLE and entry is not None:
             raise InvalidDocument("%s: %s" % (source, exc.strerror)) from exc
         raise StorageError("%s: %s" % (source, exc.strerror or exc)) from exc
-
-
-def _source(entry: Optional[Entry]) -> str:
-    return "layer entry %s" % (entry,) if entry else "unpack"

@@ -50,12 +50,8 @@ Thing = Union[Folder, int, Entry]
 POSITION = 32  # bits of a file's number that hold its position in the layer
 #: A directory's trail and a name in it; a path would take memory for all of those above.
 Trail = Any
-
-
-class Place(NamedTuple):
-    """The path of an entry, and for a hard link, that of its target."""
-    path: bytes
-    target: bytes = b""
+#: The path of an entry, and for a hard link, that of its target.
+Place = Tuple[bytes, bytes]
 
 
 class _Way(NamedTuple):
@@ -116,8 +112,10 @@ class Overlay:
                 pending.append((here, thing, sorted(thing.names, reverse=True)))
 
     def _keep(self, entry: Entry, name: bytes) -> Entry:
-        """Count what is kept of an entry, which is returned; raises PolicyError past a bound."""
+        """Count what is kept of an entry, which is returned; raises InvalidDocument, PolicyError past a bound."""
         text = len(name)
+        if text > _MAX_PART:
+            raise InvalidDocument("File name too long")
         if entry.kind not in (FILE, LINK):
             entry = entry._replace(name=b"")
             text += len(entry.linkname) + len(entry.uname) + len(entry.gname) + sum(
@@ -142,16 +140,11 @@ class Overlay:
         if name.startswith(WHITEOUT) and parts != [PLNK]:
             self._white_out(layer, above, name)
             return None
-        if len(name) > _MAX_PART:
-            raise InvalidDocument("File name too long")
         kept = self._keep(entry, name)
         way = self._parent(layer, above)
         names, present = way.folder.names, way.folder.names.get(name, (None, 0))[0]
-        if entry.kind == DIRECTORY and isinstance(present, Folder):
-            present.entry = kept
-            names[name] = present, layer
-            return Place(way.to(name))
-        if present is not None:
+        stays = entry.kind == DIRECTORY and isinstance(present, Folder)
+        if present is not None and not stays:
             self._drop(way, name)
         thing: Thing = kept
         target = b""
@@ -160,16 +153,16 @@ class Overlay:
             if self._file[0] != thing:
                 self._file = thing, layer
             names[name] = self._file
-            return Place(way.to(name))
+            return way.to(name), b""
         if entry.kind == DIRECTORY:
-            thing = Folder()
+            thing = present if isinstance(present, Folder) else Folder()
             thing.entry = kept
         elif entry.kind == LINK:
             target, thing = self._target(entry)
         elif entry.kind == CHAR and entry.major == entry.minor == 0:
             return None
         names[name] = thing, layer
-        return Place(way.to(name), target)
+        return way.to(name), target
 
     def find(self, path: bytes) -> Optional[Thing]:
         """Look up a path, links followed; None if it leads to nothing.  Raises InvalidDocument."""
@@ -257,8 +250,6 @@ class Overlay:
 
     def _make_folder(self, way: _Way, name: bytes, layer: int) -> Folder:
         """Make a directory that is named as a parent only, in place of any other thing."""
-        if len(name) > _MAX_PART:
-            raise InvalidDocument("File name too long")
         if name in way.folder.names:
             self._drop(way, name)
         self._room -= _PER_IMPLIED

@@ -11,16 +11,18 @@ written into them, and nobody but us shall get in.
 
 Mirrors umoci's oci/layer and moby's pkg/archive (diff.go).
 """
+import contextlib
 import os
 import stat
-from typing import Callable, Dict, Optional, Set, Union
+from typing import Callable, Dict, Iterable, Iterator, Optional, Set, Tuple, Union
 
 from ..errors import PolicyError
 from ..files import write_all
-from ..image.tar import CHAR, DIRECTORY, FIFO, FILE, HOLE, LINK, SYMLINK, Entry, Reader
+from ..image.tar import BLOCK_DEVICE, CHAR, DIRECTORY, FIFO, FILE, HOLE, LINK, SYMLINK, Entry, Reader
 from .layers import TOO_LARGE, entry_errors
-from .overlay import Folder, Overlay, Place, path_of
+from .overlay import Folder, Overlay, path_of
 
+_TYPES = {SYMLINK: stat.S_IFLNK, FIFO: stat.S_IFIFO, CHAR: stat.S_IFCHR, BLOCK_DEVICE: stat.S_IFBLK}
 _OPEN = 32  # directories kept open
 _FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
@@ -45,8 +47,9 @@ class RootFS:
         self._trash = b".minipull-%s" % os.urandom(8).hex().encode()
         with entry_errors(None):
             os.mkdir(self._trash, 0o777, dir_fd=fd)
-            status = os.stat(self._trash, dir_fd=fd)
-            os.chmod(self._trash, 0o700, dir_fd=fd)
+            trash = self._folder(self._trash)
+            status = os.fstat(trash)
+            os.fchmod(trash, 0o700)
         # What is new has these; its group may be the directory's.
         self._umask, self._owner = 0o777 & ~status.st_mode, (status.st_uid, status.st_gid)
 
@@ -63,10 +66,10 @@ class RootFS:
                     self._once("devices are left out")
                 while place is not None:
                     try:
-                        self._make(entry, reader, place)
+                        self._make(entry, reader, *place)
                         break
                     except FileExistsError:  # somebody else's
-                        self._remove(place.path)
+                        self._remove(place[0])
         with entry_errors(None):
             self._overlay.finish_layer()
         self._layer += 1
@@ -93,9 +96,9 @@ class RootFS:
         for name in [name for name in self._fds if name]:
             os.close(self._fds.pop(name))
 
-    def _make(self, entry: Entry, reader: Reader, place: Place) -> None:
+    def _make(self, entry: Entry, reader: Reader, path: bytes, link: bytes) -> None:
         """Make what an entry says; nothing stands in its place any longer."""
-        parent, _, name = place.path.rpartition(b"/")
+        parent, _, name = path.rpartition(b"/")
         fd = self._folder(parent)
         if entry.kind == FILE:
             # Attributes are for a file that may be written to.
@@ -120,7 +123,7 @@ class RootFS:
                 if not stat.S_ISDIR(os.lstat(name, dir_fd=fd).st_mode):
                     raise
         elif entry.kind == LINK:
-            source, _, target = place.target.rpartition(b"/")
+            source, _, target = link.rpartition(b"/")
             try:
                 # A link itself is linked, never what it points to (CVE-2021-32760).
                 os.link(target, name, src_dir_fd=self._folder(source), dst_dir_fd=fd, follow_symlinks=False)
@@ -136,11 +139,10 @@ class RootFS:
             self._make_device(entry, fd, name)
 
     def _make_device(self, entry: Entry, fd: int, name: bytes) -> None:
-        kind = stat.S_IFCHR if entry.kind == CHAR else stat.S_IFBLK
         try:
             if not self._root:
                 raise PermissionError
-            os.mknod(name, entry.mode & 0o777 | kind, os.makedev(entry.major, entry.minor), dir_fd=fd)
+            os.mknod(name, entry.mode & 0o777 | _TYPES[entry.kind], os.makedev(entry.major, entry.minor), dir_fd=fd)
         except PermissionError:
             self._once("devices are left out%s" % (": this root may not make them" if self._root else ""))
         else:
@@ -148,14 +150,17 @@ class RootFS:
 
     def _own(self, new: Union[int, bytes], entry: Entry, folder: Optional[int] = None) -> None:
         """Give owner, mode and time to an open file, or to a name in ``folder`` that can't be opened."""
-        mode, follow = self._mode(entry), folder is None
-        if self._root and (entry.uid, entry.gid) != self._owner:
-            os.chown(new, entry.uid, entry.gid, dir_fd=folder, follow_symlinks=follow)
+        mode, owner = self._mode(entry), (entry.uid, entry.gid) if self._root else self._owner
+        masked = mode & (0o7000 | self._umask)
         if isinstance(new, int):
+            if owner != self._owner:
+                os.chown(new, *owner)
             self._set_xattrs(new, entry)
-        if entry.kind != SYMLINK and (entry.xattrs or mode & (0o7000 | self._umask)):
-            os.chmod(new, mode, dir_fd=folder)  # after chown, which takes bits away; a new name is no link
-        os.utime(new, ns=(entry.mtime, entry.mtime), dir_fd=folder, follow_symlinks=follow)
+            if masked or entry.xattrs:
+                os.fchmod(new, mode)  # after chown, which takes bits away
+        elif owner != self._owner or masked and entry.kind != SYMLINK:
+            _change(new, folder, _TYPES[entry.kind], mode, owner)
+        os.utime(new, ns=(entry.mtime, entry.mtime), dir_fd=folder, follow_symlinks=folder is None)
 
     def _mode(self, entry: Entry) -> int:
         # What ran as its owner would run as us, for everybody who finds it (CVE-2021-41091).
@@ -207,16 +212,10 @@ class RootFS:
         self._trim()
         parent, _, name = path.rpartition(b"/")
         fd = self._folder(parent)
-        try:
-            mode = os.lstat(name, dir_fd=fd).st_mode
-        except FileNotFoundError:
-            return
-        if not stat.S_ISDIR(mode):
-            os.unlink(name, dir_fd=fd)
-            return
         for key in [key for key in self._fds if key == path or key.startswith(path + b"/")]:
             os.close(self._fds.pop(key))
-        _remove_tree(name, fd, self._folder(self._trash))
+        with contextlib.suppress(FileNotFoundError):
+            _remove_all([name], fd, self._folder(self._trash))
 
     def _make_parent(self, path: bytes) -> None:
         """Make a directory that layers name as a parent only."""
@@ -225,49 +224,68 @@ class RootFS:
         fd = self._folder(parent)
         os.mkdir(name, 0o755, dir_fd=fd)
         if self._umask & 0o755:
-            os.chmod(name, 0o755, dir_fd=fd)
+            os.fchmod(self._folder(path), 0o755)
 
 
 def clear(path: str) -> None:
     """Empty a directory; raises OSError."""
-    fd = os.open(path, _FOLDER)
-    try:
-        trash_name = ".minipull-" + os.urandom(8).hex()
-        os.mkdir(trash_name, 0o700, dir_fd=fd)
-        trash = os.open(trash_name, _FOLDER, dir_fd=fd)
-        try:
-            for name in set(os.listdir(fd)) - {trash_name}:
-                if stat.S_ISDIR(os.lstat(name, dir_fd=fd).st_mode):
-                    os.chmod(name, 0o700, dir_fd=fd)
-                    _remove_tree(os.fsencode(name), fd, trash)
-                else:
-                    os.unlink(name, dir_fd=fd)
-        finally:
-            os.close(trash)
-        os.rmdir(trash_name, dir_fd=fd)
-    finally:
-        os.close(fd)
+    with _opened(path, _FOLDER) as fd:
+        name = ".minipull-" + os.urandom(8).hex()
+        os.mkdir(name, 0o700, dir_fd=fd)
+        with _opened(name, _FOLDER, fd) as trash:
+            _remove_all(set(os.listdir(fd)) - {name}, fd, trash)
+        os.rmdir(name, dir_fd=fd)
 
 
-def _remove_tree(name: bytes, fd: int, trash: int) -> None:
-    """Remove the directory ``name`` in ``fd`` by way of ``trash``, an empty one.
+def _remove_all(names: Iterable[Union[str, bytes]], fd: int, trash: int) -> None:
+    """Remove things in ``fd``, directories by way of ``trash``, an empty one.
 
     Nested directories are moved there, side by side: however deep a layer nests
     them, two are open.
     """
-    os.rename(name, b"0", src_dir_fd=fd, dst_dir_fd=trash)
-    count, done = 1, 0
+    count, done = _take(names, fd, trash, 0), 0
     while done < count:
-        folder = os.open(b"%d" % done, _FOLDER, dir_fd=trash)
-        try:
-            for child in os.listdir(folder):
-                if stat.S_ISDIR(os.lstat(child, dir_fd=folder).st_mode):
-                    os.chmod(child, 0o700, dir_fd=folder)
-                    os.rename(child, b"%d" % count, src_dir_fd=folder, dst_dir_fd=trash)
-                    count += 1
-                else:
-                    os.unlink(child, dir_fd=folder)
-        finally:
-            os.close(folder)
+        with _opened(b"%d" % done, _FOLDER, trash) as folder:
+            count = _take(os.listdir(folder), folder, trash, count)
         os.rmdir(b"%d" % done, dir_fd=trash)
         done += 1
+
+
+def _take(names: Iterable[Union[str, bytes]], fd: int, trash: int, count: int) -> int:
+    """Remove things in ``fd`` but for directories, which are moved to ``trash``, where ``count`` are."""
+    for name in names:
+        mode = os.lstat(name, dir_fd=fd).st_mode
+        if stat.S_ISDIR(mode):
+            if ~mode & 0o700:
+                _change(name, fd, stat.S_IFDIR, 0o700)
+            os.rename(name, b"%d" % count, src_dir_fd=fd, dst_dir_fd=trash)
+            count += 1
+        else:
+            os.unlink(name, dir_fd=fd)
+    return count
+
+
+def _change(name: Union[str, bytes], folder: Optional[int], kind: int, mode: int,
+            owner: Tuple[int, int] = (-1, -1)) -> None:
+    """Give what can't be opened its owner and mode, and nothing that somebody puts in its place just now."""
+    try:
+        with _opened(name, os.O_PATH | os.O_NOFOLLOW, folder) as fd:
+            status, path = os.fstat(fd), "/proc/self/fd/%d" % fd
+            # Another kind is another thing, and what is new has no second name elsewhere.
+            if stat.S_IFMT(status.st_mode) == kind and (status.st_nlink < 2 or kind == stat.S_IFDIR):
+                os.chown(path, *owner)
+                if kind != stat.S_IFLNK:
+                    os.chmod(path, mode)
+    except (AttributeError, FileNotFoundError):  # no O_PATH, or no /proc: not all can set a mode then
+        os.chown(name, *owner, dir_fd=folder, follow_symlinks=False)
+        with contextlib.suppress(OSError, ValueError):
+            os.chmod(name, mode, dir_fd=folder, follow_symlinks=False)
+
+
+@contextlib.contextmanager
+def _opened(name: Union[str, bytes], flags: int, folder: Optional[int] = None) -> Iterator[int]:
+    fd = os.open(name, flags, dir_fd=folder)
+    try:
+        yield fd
+    finally:
+        os.close(fd)

@@ -117,7 +117,7 @@ def _building(directory: str, store: ImageSource, durable: bool) -> Iterator[int
                 with contextlib.suppress(OSError):
                     clear(path)
                 with contextlib.suppress(OSError):
-                    os.chmod(path, mode)
+                    os.fchmod(fd, mode)
             raise
 
 

@@ -6,12 +6,14 @@ As root the tests run twice: as root, and as somebody without any rights.
 """
 import os
 from pathlib import Path
-from typing import Callable, Dict, Tuple, Union
+from typing import Any, Callable, Dict, Tuple, Union
 
 import pytest
 
-from tests.kit.layers import file, folder, hardlink, head, pax, symlink
+from tests.kit.layers import END, file, folder, hardlink, head, pax, symlink
 from minipull.errors import InvalidDocument, StorageError
+from minipull.image.tar import Reader
+from minipull.rootfs.rootfs import RootFS
 from tests.kit.worlds import Layers, World, chain, fifo, make_world, ways
 
 
@@ -200,3 +202,114 @@ def test_a_thing_that_somebody_plants_is_not_written_to(as_root: World, kind: st
 
     as_root.build(b"", entries[kind], between=plant)
     assert as_root.thing("p").uid == 1
+
+
+#: By the call that makes it, what somebody swaps for something else before it has its owner and mode.
+SWAPPED: Dict[str, Tuple[str, bytes]] = {
+    "FIFO": ("mkfifo", fifo(b"p", mode=0o666)),
+    "FIFO of another owner": ("mkfifo", fifo(b"p", mode=0o4600, uid=1)),
+    "device": ("mknod", head(b"p", b"3", major=1, minor=3, mode=0o666)),
+    "link of another owner": ("symlink", symlink(b"p", b"t", uid=1)),
+    "parent": ("mkdir", file(b"p/f", b"evil"))}
+
+
+def swap_what(call: str, other: Callable[[int, bytes], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """After each call for the name ``p``, replace what has it by what ``other`` makes there."""
+    real = getattr(os, call)
+
+    def swapped(*args: Any, dir_fd: int, **kwargs: Any) -> object:
+        result = real(*args, dir_fd=dir_fd, **kwargs)
+        if b"p" in args:
+            os.rename(b"p", b"old", src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+            other(dir_fd, b"p")
+        return result
+
+    monkeypatch.setattr(os, call, swapped)
+
+
+@pytest.mark.parametrize("name", SWAPPED)
+def test_what_somebody_swaps_for_a_link_gives_no_owner_and_mode_to_what_it_leads_to(
+        as_root: World, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    call, layer = SWAPPED[name]
+    symlinked = os.symlink
+    with monkeypatch.context() as patch:
+        swap_what(call, lambda fd, new: symlinked(str(as_root.victim / "secret"), new, dir_fd=fd), patch)
+        before = os.umask(0o077)
+        try:
+            as_root.apply(layer)
+        except InvalidDocument:
+            assert name == "parent"
+        finally:
+            os.umask(before)
+    assert as_root.thing("p").kind == "link"
+
+
+@pytest.mark.parametrize("name", ["FIFO", "FIFO of another owner", "device", "link of another owner"])
+def test_what_somebody_swaps_for_a_second_name_of_a_file_gives_that_no_owner_and_mode(
+        as_root: World, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    call, layer = SWAPPED[name]
+    secret = as_root.base / "shared"
+    secret.write_text("secret")
+    secret.chmod(0o600)
+    fd = os.open(str(as_root.target), os.O_RDONLY)
+    try:
+        swap_what(call, lambda fd, new: os.link(str(secret), new, dst_dir_fd=fd), monkeypatch)
+        root = RootFS(fd, len(layer), lambda text: None)
+        root.apply(Reader(iter([layer + END])))
+        root.close()
+    finally:
+        os.close(fd)
+    status = secret.stat()
+    assert (status.st_nlink, status.st_mode & 0o7777, status.st_uid) == (2, 0o600, 0)
+
+
+def test_where_the_trash_is_swapped_for_a_link_nothing_is_begun(
+        as_root: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def mkdir(name: bytes, mode: int, dir_fd: int) -> None:
+        os.symlink(str(as_root.victim), name, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    with pytest.raises(StorageError):
+        as_root.apply(file(b"f"))
+
+
+def test_what_is_swapped_for_a_link_while_it_is_cleared_away_keeps_what_it_leads_to(
+        as_root: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    for parent in (b"", b"d/"):
+        as_root.build(folder(parent + b"p", 0))
+        with monkeypatch.context() as patch:
+            real = os.lstat
+
+            def lstat(name: Any, dir_fd: int) -> os.stat_result:
+                status = real(name, dir_fd=dir_fd)
+                if os.fsdecode(name) == "p":
+                    os.rename(b"p", b"old", src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+                    os.symlink(str(as_root.victim / "secret"), b"p", dir_fd=dir_fd)
+                return status
+
+            patch.setattr(os, "lstat", lstat)
+            with pytest.raises(OSError):
+                as_root.clear()
+        as_root.clear()
+
+
+@pytest.mark.parametrize("lost", ["O_PATH", "/proc"])
+def test_where_a_thing_can_not_be_held_it_still_has_its_owner_and_no_link_is_followed(
+        as_root: World, lost: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if lost == "O_PATH":
+        monkeypatch.delattr(os, "O_PATH")
+    else:
+        chown = os.chown
+
+        def without(path: Any, *args: Any, **kwargs: Any) -> None:
+            if isinstance(path, str) and path.startswith("/proc/"):
+                raise FileNotFoundError
+            chown(path, *args, **kwargs)
+
+        monkeypatch.setattr(os, "chown", without)
+    as_root.apply(fifo(b"p", mode=0o666, uid=1) + symlink(b"l", b"t", uid=2))
+    assert (as_root.thing("p").uid, as_root.thing("l").uid) == (1, 2)
+    as_root.clear()
+    secret, symlinked = str(as_root.victim / "secret"), os.symlink
+    swap_what("mkfifo", lambda fd, new: symlinked(secret, new, dir_fd=fd), monkeypatch)
+    as_root.apply(fifo(b"p", mode=0o666, uid=1))
