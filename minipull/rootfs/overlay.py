@@ -26,6 +26,7 @@ from ..errors import InvalidDocument, PolicyError
 from ..image.tar import CHAR, DIRECTORY, FILE, LINK, MAX_NAME, SYMLINK, Entry
 
 MAX_HOPS = 255  # links followed on the way to one entry
+MAX_STEPS = 10 ** 7  # names in the links followed for all entries; a distribution has some ten thousand
 MAX_KEPT = 32 << 20  # bytes of names, link targets and attributes
 _PER_ENTRY, _PER_IMPLIED = 16, 400  # bytes that an entry counts for besides, and a directory without one
 MAX_MEMORY = 256 << 20  # bytes that all entries take
@@ -84,7 +85,7 @@ class Overlay:
         self.root = Folder()
         self._removed = removed
         self._implied = implied
-        self._room, self._memory = MAX_KEPT, MAX_MEMORY
+        self._room, self._memory, self._steps = MAX_KEPT, MAX_MEMORY, MAX_STEPS
         self._bare: Set[int] = set()  # directories from which this layer has hidden all of those below
         #: The layer, the parent and the way of the entry before: most lie beside it.
         self._last: Tuple[int, List[bytes], _Way] = (-1, [], _Way(self.root))
@@ -239,7 +240,11 @@ class Overlay:
                     raise InvalidDocument("too many links on the way")
                 if thing.linkname.startswith(b"/"):
                     way = _Way(self.root)
-                left += reversed(thing.linkname.split(b"/"))
+                steps = thing.linkname.split(b"/")
+                self._steps -= len(steps)
+                if self._steps < 0:
+                    raise PolicyError("links that lead over more than %d names in all" % MAX_STEPS)
+                left += reversed(steps)
                 continue
             if not isinstance(thing, Folder):
                 if layer < 0:

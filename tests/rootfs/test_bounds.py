@@ -12,7 +12,7 @@ from minipull.image.tar import Reader
 from minipull.rootfs import overlay
 from minipull.rootfs.overlay import Folder, Overlay, path_of
 from minipull.rootfs.rootfs import RootFS
-from tests.kit.layers import file, folder, pax, symlink, xattrs
+from tests.kit.layers import file, folder, hardlink, pax, symlink, xattrs
 
 DEEP = b"x/" * 500
 #: By what they fill a memory with: streams without an end, each entry of which is small once compressed.
@@ -98,6 +98,29 @@ def test_deep_paths_are_not_kept_once_for_each_directory_on_them() -> None:
     finally:
         tracemalloc.stop()
     assert max(map(len, map(path_of, trails))) == len(b"3/" + DEEP + b"f")
+
+
+@pytest.mark.parametrize("entry", [
+    lambda n: file(b"l%d/f" % (n % 2)), lambda n: file(b"l%d/.wh.f" % (n % 2)),
+    lambda n: file(b"f") + hardlink(b"h", b"l0/f")], ids=["files", "whiteouts", "hard links"])
+def test_the_steps_through_links_have_one_bound_however_small_the_entries(
+        entry: Callable[[int], bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert overlay.MAX_STEPS <= 10 ** 7, "a few seconds"
+    monkeypatch.setattr(overlay, "MAX_STEPS", 10 ** 6)
+    links = [pax(linkpath=b"a/../" * 800 + (b"l%d" % (n + 1) if n < 99 else b"a")) + symlink(b"l%d" % n, b"x")
+             for n in range(100)]
+    tree = Overlay()
+    lie(tree, 0, iter([folder(b"a"), file(b"a/f"), *links, *map(entry, range(3))]))
+    with pytest.raises(PolicyError, match="links that lead over more than 1000000 names in all"):
+        lie(tree, 1, map(entry, range(10)))
+
+
+def test_the_links_of_a_large_distribution_come_nowhere_near_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenth of 118,000 files, all through a link and none beside the one before, in a hundredth of the bound."""
+    monkeypatch.setattr(overlay, "MAX_STEPS", overlay.MAX_STEPS // 100)
+    tree = Overlay()
+    lie(tree, 0, iter([folder(b"usr/lib/%d" % n) for n in range(2)] + [symlink(b"lib", b"usr/lib")]))
+    lie(tree, 1, (file(b"lib/%d/f" % (n % 2)) for n in range(11800)))
 
 
 class Counted(Dict[bytes, Any]):
