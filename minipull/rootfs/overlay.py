@@ -144,8 +144,7 @@ class Overlay:
         kept = self._keep(entry, name)
         way = self._parent(layer, above)
         names, present = way.folder.names, way.folder.names.get(name, (None, 0))[0]
-        stays = entry.kind == DIRECTORY and isinstance(present, Folder)
-        if present is not None and not stays:
+        if present is not None and not (entry.kind == DIRECTORY and isinstance(present, Folder)):
             self._drop(way, name)
         thing: Thing = kept
         target = b""

@@ -83,12 +83,13 @@ class RootFS:
                        if isinstance(thing, Folder) and thing.entry]
             for trail, entry in reversed(entries):
                 self._trim()
-                fd = self._folder(path_of(trail))
-                if self._root:
-                    os.fchown(fd, entry.uid, entry.gid)
-                self._set_xattrs(fd, entry)
-                os.fchmod(fd, self._mode(entry))
-                os.utime(fd, ns=(entry.mtime, entry.mtime))
+                above, name = trail or ((), b".")
+                with _opened(name, _FOLDER, self._folder(path_of(above))) as fd:  # one way for all beside it
+                    if self._root:
+                        os.fchown(fd, entry.uid, entry.gid)
+                    self._set_xattrs(fd, entry)
+                    os.fchmod(fd, self._mode(entry))
+                    os.utime(fd, ns=(entry.mtime, entry.mtime))
         self.drop()
 
     def drop(self) -> None:
@@ -202,9 +203,9 @@ class RootFS:
         return fd
 
     def _trim(self) -> None:
-        """Close what was opened first; called where no descriptor is in use."""
+        """Close the deepest, to which the others are a way; called where no descriptor is in use."""
         if len(self._fds) > _OPEN:
-            for name in list(self._fds)[1:_OPEN // 2]:
+            for name in sorted(self._fds, key=len)[_OPEN // 2:]:
                 os.close(self._fds.pop(name))
 
     def _remove(self, path: bytes) -> None:
@@ -257,7 +258,7 @@ def _take(names: Iterable[Union[str, bytes]], fd: int, trash: int, count: int) -
         mode = os.lstat(name, dir_fd=fd).st_mode
         if stat.S_ISDIR(mode):
             if ~mode & 0o700:
-                _change(name, fd, stat.S_IFDIR, 0o700)
+                _change(name, fd, stat.S_IFDIR, 0o700, (-1, -1))
             os.rename(name, b"%d" % count, src_dir_fd=fd, dst_dir_fd=trash)
             count += 1
         else:
@@ -265,8 +266,7 @@ def _take(names: Iterable[Union[str, bytes]], fd: int, trash: int, count: int) -
     return count
 
 
-def _change(name: Union[str, bytes], folder: Optional[int], kind: int, mode: int,
-            owner: Tuple[int, int] = (-1, -1)) -> None:
+def _change(name: Union[str, bytes], folder: Optional[int], kind: int, mode: int, owner: Tuple[int, int]) -> None:
     """Give what can't be opened its owner and mode, and nothing that somebody puts in its place just now."""
     try:
         with _opened(name, os.O_PATH | os.O_NOFOLLOW, folder) as fd:

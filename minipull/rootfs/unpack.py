@@ -80,9 +80,8 @@ def _building(directory: str, store: ImageSource, durable: bool) -> Iterator[int
     """Open an empty directory for the block, which becomes ``directory`` if that ends well."""
     with file_errors("unpack to %s" % directory):
         path = os.path.abspath(directory)
-        inside = (os.path.realpath(path) + os.sep).startswith(os.path.realpath(store.root) + os.sep)
-    if inside:
-        raise PolicyError("%s lies in the store" % directory)
+        if (os.path.realpath(path) + os.sep).startswith(os.path.realpath(store.root) + os.sep):
+            raise PolicyError("%s lies in the store" % directory)
     with contextlib.ExitStack() as stack:
         with file_errors("unpack to %s" % directory):
             sweep(os.path.dirname(path), path, _remove)  # also where the directory is complete, and refused
