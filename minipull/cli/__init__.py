@@ -8,10 +8,10 @@ commands must not load the network stack.
 
 The modules in reading order:
 
+    lines       tables, the line that says what failed, and the bundle that we are in
     settings    flags, environment and files become objects
     access      registries and credentials, as the settings have them
     effective   the settings in effect, where each comes from; unknown keys; environment()
-    lines       tables, and the line that says what failed
     pace        bytes a second, time left
     render      progress on a terminal, in a log, as JSON
     local       the flags of commands that share none

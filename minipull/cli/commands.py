@@ -12,14 +12,11 @@ def add_remote(parser: Any) -> None:
     group = parser.add_argument_group("network")
     group.add_argument("--creds", metavar="USER[:PASS]", help="for the reference's own registry")
     group.add_argument("--registry-token", metavar="TOKEN", help="sent as it is")
-    _add_reaching(group)
+    add_network(parser, group)
 
 
-def add_network(parser: Any) -> None:
-    _add_reaching(parser.add_argument_group("network"))
-
-
-def _add_reaching(group: Any) -> None:
+def add_network(parser: Any, group: Any = None) -> None:
+    group = group or parser.add_argument_group("network")
     group.add_argument("--authfile", metavar="FILE", help="the only file of credentials")
     group.add_argument("--tls-verify", metavar="BOOL", help="false: trust any certificate")
     group.add_argument("--plain-http", action="store_true", default=None, help="no TLS at all")

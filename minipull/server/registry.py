@@ -160,10 +160,7 @@ class Registry(Application):
         return Response(201, headers + ([("OCI-Subject", subject)] if subject else []))
 
     def _delete(self, request: Request, name: str, text: str) -> Response:
-        """Remove a tag, or every name of a digest, and the manifest unless another needs it.
-
-        A read may find another domain's image; that is not what its sender means to lose.
-        """
+        """Remove a tag or every name of a digest, in no domain but its own, and the manifest if nothing needs it."""
         target = self._catalog.target(name, request.parameter("ns"))
         named = [image.name for image in self._source.references.all()
                  if text in (image.name.tag, image.descriptor.digest, image.source)]

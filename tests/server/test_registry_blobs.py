@@ -179,11 +179,12 @@ def test_the_size_of_an_upload_is_bounded_however_it_is_sent(
 
 def test_a_full_disk_is_507_and_loses_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     location, kept = site.session(), site.push()
-    assert append(site, location, DATA[:4000]).status == 202
     monkeypatch.setattr(blobs, "RESERVE", 1 << 62)
-    for method, path in (("POST", "/v2/app/blobs/uploads/"), ("PATCH", location),
-                         ("PUT", "/v2/app/manifests/2"), ("PUT", "/v2/app/manifests/" + digest_of(kept))):
-        answer = site.ask(method, path, iter([kept]))
+    monkeypatch.setattr(blobs, "_CHECK_EVERY", 5000)
+    for method, path, pieces in (
+            ("POST", "/v2/app/blobs/uploads/", [b""]), ("PATCH", location, [DATA[:4000], DATA[4000:6000]]),
+            ("PUT", "/v2/app/manifests/2", [kept]), ("PUT", "/v2/app/manifests/" + digest_of(kept), [kept])):
+        answer = site.ask(method, path, iter(pieces))
         assert answer.outcome == (507, "UNKNOWN") and str(site.root).encode() not in answer.body
         assert str(site.root) in site.trouble()[-1]
     assert site.held(location) == "0-3999" and site.names() == ["localhost/app:1"]

@@ -325,18 +325,14 @@ def test_no_upload_takes_the_last_of_the_disk(
     monkeypatch.setattr(blobs, "RESERVE", 1 << 62)
     with pytest.raises(StorageError, match="free some space"):
         sessions.start(REPOSITORY)
-    with pytest.raises(StorageError) as caught:
-        append(sessions, name, DATA[:1])  # each request looks at the disk, however little it sends
-    assert isinstance(caught.value.__cause__, OSError) and caught.value.__cause__.errno == errno.ENOSPC
     monkeypatch.setattr(blobs, "_CHECK_EVERY", 1000)
-    monkeypatch.setattr(blobs, "RESERVE", 0)
-    with pytest.raises(StorageError), sessions.owning(REPOSITORY, name) as upload:
+    with pytest.raises(StorageError) as caught:
         for n in range(10):
-            upload.write(memoryview(DATA[n * 300:][:300]))
-            monkeypatch.setattr(blobs, "RESERVE", 1 << 62)
-    assert sessions.size(REPOSITORY, name) == 1200
+            append(sessions, name, DATA[n * 300:][:300])
+    assert isinstance(caught.value.__cause__, OSError) and caught.value.__cause__.errno == errno.ENOSPC
+    assert sessions.size(REPOSITORY, name) == 900
     monkeypatch.undo()
-    append(sessions, name, DATA[1200:])
+    append(sessions, name, DATA[900:])
     commit(sessions, name)
 
 
