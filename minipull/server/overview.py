@@ -100,12 +100,14 @@ class Overview:
         below = {digest for top, tree in trees.items() for digest in tree.manifests if digest != top}
         known = below.union(trees)
         referrers = collections.Counter(tree.subject for tree in trees.values() if tree.subject in known)
+        nameless = {  # an image is summed up once, however many names it has
+            top: Listed("", (), top, sum(tree.sizes.values()), tree.variants, "" if tree.variants else tree.kind,
+                        tree.note, sum(referrers[manifest] for manifest in tree.manifests))
+            for top, tree in trees.items() if tree.subject not in known}
         images = [
-            Listed(address, sorted(labels, key=version), digest, sum(tree.sizes.values()), tree.variants,
-                   "" if tree.variants else tree.kind, tree.note,
-                   sum(referrers[manifest] for manifest in tree.manifests))
-            for (address, digest), labels in tags.items() for tree in [trees[digest]]
-            if tree.subject not in known and (labels or digest not in below)]
+            nameless[digest]._replace(repository=address, tags=sorted(labels, key=version))
+            for (address, digest), labels in tags.items()
+            if digest in nameless and (labels or digest not in below)]
         images.sort(key=lambda image: (image.repository, list(map(version, image.tags[::-1])), image.digest))
         layers = [layers for tree in trees.values() for layers in [
             dict(layer for variant in tree.variants for layer in variant.layers)]]

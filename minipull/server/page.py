@@ -23,9 +23,11 @@ from ..reference import version
 from ..store.store import ImageSource
 from .catalog import Catalog, within
 from .message import Headers, Refusal, Request, Response
-from .overview import Listed, Listing, Overview, Variant
+from .overview import TOO_MUCH, Listed, Listing, Overview, Variant
 
 MAX_SHOWN = 1000  # images of one page
+MAX_DRAWN = 20000  # their platforms and layers
+COLOURS = 4096  # then they repeat
 MAX_TAGS = 20  # of one image
 MAX_WORDS = 20  # of a query
 PIECE = 32 << 10  # characters that are sent at once
@@ -157,11 +159,15 @@ class Page:
 
     def parts(self) -> Iterator[str]:
         yield self._head()
-        repository = None
+        repository, room = None, MAX_DRAWN
         for image in self._chosen[self._first:self._first + MAX_SHOWN]:
             if image.repository != repository:
                 repository = image.repository
                 yield "<h2>%s</h2>\n" % html.escape(repository)
+            drawn = sum(1 + len(variant.layers) for variant in image.variants)
+            if drawn > room:
+                image, drawn = image._replace(variants=(), note=image.note or TOO_MUCH), 0
+            room -= drawn
             yield self._image(image)
         yield "%s</main></body></html>\n" % self._links()
 
@@ -279,12 +285,13 @@ def _chosen(images: Sequence[Listed], words: List[str]) -> Iterator[Listed]:
 
 def _colours(listing: Listing) -> Dict[Digest, str]:
     """Return a colour for each layer of several images, in the order of the listing."""
-    layers = (layer for image in listing.images for variant in image.variants for layer in variant.layers)
+    images = {image.digest: image for image in listing.images}.values()  # one of all its names
+    layers = (layer for image in images for variant in image.variants for layer in variant.layers)
     shared = dict.fromkeys(digest for digest, _ in layers if listing.users[digest] > 1)
-    return {digest: colour(number) for number, digest in enumerate(shared)}
+    return {digest: colour(number % COLOURS) for number, digest in enumerate(shared)}
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(COLOURS)
 def colour(number: int) -> str:
     """Return one of many colours, far from the one before, that are seen on white and on black."""
     light, bright = (0.17, 0.27)[number % 2], (0.0, 1.0)

@@ -3,6 +3,7 @@
 import html.parser
 import json
 import re
+import time
 import tracemalloc
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
@@ -259,6 +260,30 @@ def test_a_thousand_images_are_one_answer_in_pieces_and_more_have_links(blobs: B
         tracemalloc.stop()
     assert sum(sent) > 1000000 and max(sent) < 2 * page.PIECE and len(sent) > 20
     assert peak < 500000
+
+
+def test_what_a_page_draws_is_bounded_and_every_image_is_listed(
+        blobs: Blobs, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "MAX_DRAWN", 3 * (1 + 4) * 2 + 1 + 2)
+    large = blobs.index(*(blobs.image(5, 5, 5, 5, variant=name) for name in "abc"))
+    blobs.name(large, *("r%d:1" % number for number in range(5)))
+    blobs.name(blobs.image(5, 5, variant="small"), "small:1")
+    text = look(start(blobs.root, writable=False))
+    assert text.count("<h3>") == text.count("docker pull") == 6 and text.count(TOO_MUCH) == 3
+    shown = re.findall("<h2>(r[0-9]|small)</h2>|<(svg)", text)
+    assert "".join(map("".join, shown)) == "r0svgsvgsvgr1svgsvgsvgr2r3r4smallsvg"
+
+
+def test_an_image_costs_a_page_the_same_however_many_names_it_has(blobs: Blobs, start: Start) -> None:
+    layers = [("base%d" % number, 1) for number in range(1000)]
+    image = blobs.index(*(blobs.image(layers=layers, variant="v%d" % number) for number in range(10)))
+    blobs.name(image, *("r%d:1" % number for number in range(5000)))
+    site = start(blobs.root, writable=False)
+    listing = overview.Overview(site.store, Catalog(site.store.references, "localhost")).listing()
+    assert [len(variant.layers) for variant in listing.images[0].variants] == [len(layers)] * 10
+    before = time.process_time()
+    size = sum(map(len, page.Page(listing, "x:1", False, "", 0).parts()))
+    assert time.process_time() - before < 1.5 and size < 4000000
 
 
 # -- Hostile -------------------------------------------------------------------
