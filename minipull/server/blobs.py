@@ -121,19 +121,20 @@ class UploadStore:
 
 def _expired(entry: "os.DirEntry[str]") -> bool:
     """Remove a session that is old and not in use; return whether it is gone."""
-    with storage_errors("examine %s" % entry.path), contextlib.suppress(FileNotFoundError):
-        if time.time() - entry.stat(follow_symlinks=False).st_mtime < EXPIRE:
-            return False
-        fd = files.open_regular(entry.path, os.O_RDWR)  # NFS needs a writable file for an exclusive lock
-        try:
-            files.lock(fd, entry.path, True, timeout=0)
-            os.unlink(entry.path)
-            os.unlink(entry.path + ".json")
-        except files.Locked:
-            return False
-        finally:
-            os.close(fd)
-    return True
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - entry.stat(follow_symlinks=False).st_mtime < EXPIRE:
+                return False
+            fd = files.open_regular(entry.path, os.O_RDWR)  # NFS needs a writable file for an exclusive lock
+            try:
+                files.lock(fd, entry.path, True, timeout=0)
+                os.unlink(entry.path)
+                os.unlink(entry.path + ".json")
+            finally:
+                os.close(fd)
+        return True
+    except (OSError, StorageError):  # in use, or a thing that we did not make, which is no new upload's fault
+        return False
 
 
 def need_room(directory: str) -> None:
@@ -266,8 +267,10 @@ def _receive(request: Request, name: str, session: str, upload: Upload) -> None:
     if (end or 0) > MAX_BLOB:
         raise Refusal(413, "SIZE_INVALID", "the upload is larger than %d bytes" % MAX_BLOB)
     for piece in request.body:
+        if end is not None and upload.offset + len(piece) > end:
+            break  # what the client has not numbered is not kept
         upload.write(piece)
-    if end not in (None, upload.offset):
+    if not request.body.finished or end not in (None, upload.offset):
         raise Refusal(400, "SIZE_INVALID", "the chunk is not as long as its Content-Range")
 
 

@@ -277,6 +277,23 @@ def test_an_old_session_ends_unless_it_is_owned(
     assert list(sessions._hashed) == [sessions._path(REPOSITORY, owned)]
 
 
+@pytest.mark.parametrize("plant", [os.mkdir, os.mkfifo, lambda path: os.symlink("x", path)],
+                         ids=["directory", "fifo", "link"])
+def test_an_odd_entry_among_the_sessions_hinders_no_upload(
+        content: ContentStore, sessions: UploadStore, plant: Callable[[str], None]) -> None:
+    old = sessions.start(REPOSITORY)
+    odd = sessions._path(REPOSITORY, "0a1b2c3d-0a1b-4c2d-8e3f-0a1b2c3d4e5f")
+    plant(odd)
+    for path in (sessions._path(REPOSITORY, old), odd):
+        os.utime(path, (0, 0), follow_symlinks=False)
+    name = sessions.start(REPOSITORY)
+    assert_gone(sessions, old)
+    append(sessions, name, DATA)
+    commit(sessions, name)
+    assert content.digests() == [DIGEST] and scratch(content) == [os.path.basename(odd)]
+    assert sessions.sweep() == 1  # it takes a place
+
+
 def test_an_old_session_may_be_removed_by_two_at_once(
         content: ContentStore, sessions: UploadStore, monkeypatch: pytest.MonkeyPatch) -> None:
     name = sessions.start(REPOSITORY)
