@@ -75,7 +75,7 @@ class Catalog:
         first, _, rest = name.partition("/")
         pairs = [] if ns else [(first, rest)]
         for domain, path in pairs + [(domain, name) for domain in preferred]:
-            path = "library/" + path if domain == DEFAULT_DOMAIN and "/" not in path else path
+            path = "library/" + path if domain == DEFAULT_DOMAIN and "/" not in path else path  # as Reference.parse
             if domain in repositories.get(path, ()):
                 yield domain, path
         others = set() if ns else set(repositories.get(name, ()))

@@ -109,8 +109,7 @@ class Overview:
             for (address, digest), labels in tags.items()
             if digest in nameless and (labels or digest not in below)]
         images.sort(key=lambda image: (image.repository, list(map(version, image.tags[::-1])), image.digest))
-        layers = [layers for tree in trees.values() for layers in [
-            dict(layer for variant in tree.variants for layer in variant.layers)]]
+        layers = [dict(layer for variant in tree.variants for layer in variant.layers) for tree in trees.values()]
         users = collections.Counter(digest for digests in layers for digest in digests)
         size = sum(dict(layer for digests in layers for layer in digests.items()).values())
         # The digest of an image stands for its variants.

@@ -117,20 +117,14 @@ class Pages:
 
 def accepts_html(accept: str) -> bool:
     """Whether an Accept names HTML: ``*/*`` is sent by every tool."""
-    for part in re.sub("[ \t]", "", accept.lower()).split(","):
-        kind, *parameters = part.split(";")
-        if kind == "text/html" and not any(re.fullmatch("q=0(\\.0*)?", item) for item in parameters):
-            return True
-    return False
+    parts = re.sub("[ \t]", "", accept.lower()).split(",")
+    return any(re.match("text/html(;|$)", part) and not re.search(r";q=0(\.0*)?(;|$)", part) for part in parts)
 
 
 def named_host(host: str, secure: bool) -> Optional[str]:
     """Return a Host as clients write it in the name of an image, or None for one that they can't."""
-    host = host.lower()
-    for name in (host, "%s:%d" % (host, 443 if secure else 80)):  # without a dot or port it would be a path
-        if len(name) <= 255 and within(name, "a/b") is not None:
-            return name
-    return None
+    names = host.lower(), "%s:%d" % (host.lower(), 443 if secure else 80)  # without a dot or port it is a path
+    return next((name for name in names if len(name) <= 255 and within(name, "a/b")), None)
 
 
 def _joined(parts: Iterator[str]) -> Iterator[bytes]:
