@@ -267,10 +267,8 @@ def _receive(request: Request, name: str, session: str, upload: Upload) -> None:
     if (end or 0) > MAX_BLOB:
         raise Refusal(413, "SIZE_INVALID", "the upload is larger than %d bytes" % MAX_BLOB)
     for piece in request.body:
-        if end is not None and upload.offset + len(piece) > end:
-            break  # what the client has not numbered is not kept
         upload.write(piece)
-    if not request.body.finished or end not in (None, upload.offset):
+    if end not in (None, upload.offset):
         raise Refusal(400, "SIZE_INVALID", "the chunk is not as long as its Content-Range")
 
 

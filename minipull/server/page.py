@@ -158,11 +158,8 @@ class Page:
             if image.repository != repository:
                 repository = image.repository
                 yield "<h2>%s</h2>\n" % html.escape(repository)
-            drawn = sum(1 + len(variant.layers) for variant in image.variants)
-            if drawn > room:
-                image, drawn = image._replace(variants=(), note=image.note or TOO_MUCH), 0
-            room -= drawn
-            yield self._image(image)
+            room -= sum(1 + len(variant.layers) for variant in image.variants)
+            yield self._image(image if room >= 0 else image._replace(variants=(), note=image.note or TOO_MUCH))
         yield "%s</main></body></html>\n" % self._links()
 
     def _head(self) -> str:

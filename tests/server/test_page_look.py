@@ -3,7 +3,6 @@
 import html.parser
 import json
 import re
-import time
 import tracemalloc
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
@@ -269,9 +268,9 @@ def test_what_a_page_draws_is_bounded_and_every_image_is_listed(
     blobs.name(large, *("r%d:1" % number for number in range(5)))
     blobs.name(blobs.image(5, 5, variant="small"), "small:1")
     text = look(start(blobs.root, writable=False))
-    assert text.count("<h3>") == text.count("docker pull") == 6 and text.count(TOO_MUCH) == 3
+    assert text.count("<h3>") == text.count("docker pull") == 6 and text.count(TOO_MUCH) == 4
     shown = re.findall("<h2>(r[0-9]|small)</h2>|<(svg)", text)
-    assert "".join(map("".join, shown)) == "r0svgsvgsvgr1svgsvgsvgr2r3r4smallsvg"
+    assert "".join(map("".join, shown)) == "r0svgsvgsvgr1svgsvgsvgr2r3r4small"
 
 
 def test_an_image_costs_a_page_the_same_however_many_names_it_has(blobs: Blobs, start: Start) -> None:
@@ -281,9 +280,7 @@ def test_an_image_costs_a_page_the_same_however_many_names_it_has(blobs: Blobs, 
     site = start(blobs.root, writable=False)
     listing = overview.Overview(site.store, Catalog(site.store.references, "localhost")).listing()
     assert [len(variant.layers) for variant in listing.images[0].variants] == [len(layers)] * 10
-    before = time.process_time()
-    size = sum(map(len, page.Page(listing, "x:1", False, "", 0).parts()))
-    assert time.process_time() - before < 1.5 and size < 4000000
+    assert sum(map(len, page.Page(listing, "x:1", False, "", 0).parts())) < 4000000
 
 
 # -- Hostile -------------------------------------------------------------------

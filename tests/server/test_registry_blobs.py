@@ -166,16 +166,6 @@ def test_a_stream_that_is_not_as_long_as_its_range_is_refused_and_its_bytes_coun
     finish(site, location, rest=DATA[20:])
 
 
-@pytest.mark.parametrize("pieces, held", [((100,), "0-0"), ((4, 96), "0-3"), ((3, 97), "0-2"), ((4, 1), "0-3")])
-def test_no_byte_past_the_range_of_a_chunk_is_kept(site: Site, pieces: Tuple[int, ...], held: str) -> None:
-    for method, query in (("PATCH", ""), ("PUT", "?digest=" + digest_of(DATA[:4]))):
-        location = site.session()
-        stream = iter([DATA[sum(pieces[:n]):][:size] for n, size in enumerate(pieces)])
-        answer = site.ask(method, location + query, stream, {"Content-Range": "0-3"})
-        assert answer.outcome == (400, "SIZE_INVALID") and site.held(location) == held
-        finish(site, location, rest=DATA if held == "0-0" else DATA[int(held[2:]) + 1:])
-
-
 def test_the_size_of_an_upload_is_bounded_however_it_is_sent(
         site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blobs, "MAX_BLOB", 1000)
