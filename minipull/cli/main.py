@@ -41,17 +41,17 @@ def main(arguments: "Sequence[str]") -> int:
         if list(arguments) == ["--version"]:
             print("minipull", __version__)
             return 0
-        from .lines import carrier
         from .parser import command_line
-
         parser = command_line(arguments)
         flags = parser.parsed(arguments)
         if flags.version and not flags.verbose:
             print("minipull", __version__)
             return 0
         flags.command = "version" if flags.version else flags.command or "contents"
-        if flags.command == "contents" and (flags.root or not carrier()):
-            parser.error("the following arguments are required: COMMAND")
+        if flags.command == "contents":
+            from .lines import carrier
+            if flags.root or not carrier():
+                parser.error("the following arguments are required: COMMAND")
     except SystemExit as exc:
         return int(exc.code or 0)
     except OSError as exc:  # of --help or --version

@@ -30,9 +30,9 @@ class V2LayerDescriptor(DownloadDescriptor):
         self._urls = blob.urls if foreign and blob.is_foreign else ()
         self._deferred = deferred
         # Pulls with other options may come to another result, so they share no transfer.
-        # Nor do repositories: one that names a blob of another must not decide what becomes of that.
-        self.key = "v2:%s%s %s %d %s %s" % (
-            repository.endpoint.url, repository.path, blob.digest, blob.size, deferred, " ".join(self._urls))
+        # Nor do registries: one that names a blob of another must not decide what becomes of that.
+        self.key = "v2:%s %s %d %s %s" % (
+            repository.endpoint.url, blob.digest, blob.size, deferred, " ".join(self._urls))
         self.id = blob.digest.short
         self.size = blob.size
         self.blob = blob

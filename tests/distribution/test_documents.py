@@ -178,25 +178,25 @@ def test_a_repository_that_refuses_a_blob_fails_no_pull_from_another(
     assert isinstance(results[0], Unauthorized) and check(other) == []
 
 
-def test_a_repository_that_refuses_a_layer_of_another_fails_no_pull_of_that(
-        server: ScriptedServer, layout: Layout, store: minipull.Store) -> None:
+def test_a_registry_that_refuses_a_layer_of_another_fails_no_pull_of_that(
+        server: ScriptedServer, foreign: ScriptedServer, layout: Layout, store: minipull.Store) -> None:
     image = layout.image(images.specs(1), "latest")
     asked, blob = threading.Event(), image.layers[0].descriptor["digest"]
 
     def refuse(connection: Connection) -> None:
         asked.set()
-        while not server.seen("GET", "/v2/b/manifests/latest"):
+        while not foreign.seen("GET", "/manifests/latest"):
             connection.wait(0.01)
         connection.wait(0.05)
         error(403, "DENIED")(connection)
 
-    for path in "ab":
-        server.serve(layout.root, path)
-    server.on("GET", "/v2/a/blobs/" + blob, refuse)
+    for host in (server, foreign):
+        host.serve(layout.root, "r")
+    server.on("GET", "/blobs/" + blob, refuse)
     downloads = LayerDownloadManager(6)
-    thread, results = background(lambda: minipull.pull(server.host + "/a", store, downloads=downloads))
+    thread, results = background(lambda: minipull.pull(server.host + "/r", store, downloads=downloads))
     assert asked.wait(20)
-    minipull.pull(server.host + "/b", store, downloads=downloads)
+    minipull.pull(foreign.host + "/r", store, downloads=downloads)
     thread.join(20)
     assert isinstance(results[0], Unauthorized) and check(store) == []
 
