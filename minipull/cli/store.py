@@ -12,7 +12,7 @@ from ..digest import Digest
 from ..errors import InvalidReference, NotFound
 from ..image.manifest import Manifest
 from ..image.platform import Platform
-from ..progress import Progress, human_size
+from ..progress import human_size
 from ..reference import Reference
 from ..store.references import UNNAMED, Association
 from ..store.store import IMAGE_ID, Store, host_platform
@@ -105,11 +105,10 @@ def do_gc(context: Context, flags: argparse.Namespace) -> None:
 
     keep = int(match.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match.group(2)]
     store = context.existing(context.store)
-    collected, unneeded = collectable(store, keep, 0, cancel=context.cancel)
-    if not flags.dry_run:
+    if flags.dry_run:
+        [collected] = collectable(store, keep, cancel=context.cancel)
+    else:
         collected = gc(store, keep, progress=context.renderer, cancel=context.cancel)
-    if unneeded.size > collected.size:
-        context.renderer(Progress(message="what is younger than %s is spared; --keep 0 deletes it too" % flags.keep))
     words = ("Would delete", "reclaimable") if flags.dry_run else ("Deleted", "reclaimed")
     context.answer(
         {"deleted": collected.blobs, "size": collected.size, "dry_run": flags.dry_run},

@@ -10,7 +10,7 @@ from ..digest import Digest
 from ..errors import NoSupport, NotFound, PolicyError
 from ..image.config import ImageConfig
 from ..image.descriptor import Descriptor
-from ..image.manifest import Document, Index, Manifest, is_runnable
+from ..image.manifest import Document, Index, Manifest, is_runnable, is_schema1
 from ..image.platform import Platform
 from ..image.walk import choose, walk
 from ..progress import Output, discard, serialized
@@ -79,7 +79,10 @@ def digest_with(client: Client, name: Reference, platform: Optional[Platform], o
             received = repository.manifest(target, cancel)
             return document_for(repository, received, platform, cancel).digest
         answer = None if asked.digest else repository.resolve(target, cancel)
-        return answer or repository.manifest(target, cancel).document().digest  # no page of a portal
+        if answer is None:
+            received = repository.manifest(target, cancel)
+            answer = received.digest if is_schema1(received.raw, received.content_type) else received.document().digest
+        return answer
 
     return ask(client, asked, "digest of %s" % (asked,), resolved, output, cancel)
 
@@ -117,7 +120,7 @@ def members_of(repository: Repository, top: Received, platform: Optional[Platfor
     if isinstance(document, Index):
         get = _getter(repository, cancel)
         below = [item for _, item in walk(document, get, lambda index: index.images) if item][:-1]
-        if sum(item.config.size for item in below if isinstance(item, Manifest)) > MAX_CONFIG:
+        if sum(item.config.size for item in below if isinstance(item, Manifest) and is_runnable(item)) > MAX_CONFIG:
             raise PolicyError("its configs have more than %d bytes together; ask for one --platform" % MAX_CONFIG)
         return dict(members, platforms=[_described(repository, item, cancel) for item in below])
     return dict(members, **_described(repository, document, cancel))

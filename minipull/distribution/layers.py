@@ -31,8 +31,7 @@ class V2LayerDescriptor(DownloadDescriptor):
         self._deferred = deferred
         # Pulls with other options may come to another result, so they share no transfer.
         # Nor do registries: one that names a blob of another must not decide what becomes of that.
-        self.key = "v2:%s %s %d %s %s" % (
-            repository.endpoint.url, blob.digest, blob.size, deferred, " ".join(self._urls))
+        self.key = "v2:%s %s %d %s %s" % (repository.endpoint.url, *blob[1:3], deferred, " ".join(self._urls))
         self.id = blob.digest.short
         self.size = blob.size
         self.blob = blob

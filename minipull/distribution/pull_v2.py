@@ -240,8 +240,8 @@ class V2Puller(NamedTuple):
                                     self.options.defer_diff_ids, functools.partial(claimed, position))
                   for position, layer in enumerate(document.layers)]
         exact = chosen and self.options.exact
-        key = "config:%s %s %d %s" % (
-            self.repository.endpoint.url, *document.config[1:3], self.options.platform if exact else "")
+        place, platform = self.repository.endpoint.url, self.options.platform if exact else ""
+        key = "config:%s %s %d %s" % (place, *document.config[1:3], platform)
 
         def fetch(transfer: Transfer) -> ImageConfig:
             config = parsed_config(transfer.cancel)

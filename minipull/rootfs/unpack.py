@@ -78,8 +78,8 @@ def apply(root: RootFS, store: ImageSource, blob: Descriptor, diff_id: DiffID, o
 @contextlib.contextmanager
 def _building(directory: str, store: ImageSource, durable: bool) -> Iterator[int]:
     """Open an empty directory for the block, which becomes ``directory`` if that ends well."""
+    path = os.path.abspath(directory)
     with file_errors("unpack to %s" % directory):
-        path = os.path.abspath(directory)
         if (os.path.realpath(path) + os.sep).startswith(os.path.realpath(store.root) + os.sep):
             raise PolicyError("%s lies in the store" % directory)
     with contextlib.ExitStack() as stack:

@@ -27,7 +27,6 @@ from .overview import TOO_MUCH, Listed, Listing, Overview, Variant
 
 MAX_SHOWN = 1000  # images of one page
 MAX_DRAWN = 20000  # their platforms and layers
-COLOURS = 4096  # then they repeat
 MAX_TAGS = 20  # of one image
 MAX_WORDS = 20  # of a query
 PIECE = 32 << 10  # characters that are sent at once
@@ -279,10 +278,10 @@ def _colours(listing: Listing) -> Dict[Digest, str]:
     images = {image.digest: image for image in listing.images}.values()  # one of all its names
     layers = (layer for image in images for variant in image.variants for layer in variant.layers)
     shared = dict.fromkeys(digest for digest, _ in layers if listing.users[digest] > 1)
-    return {digest: colour(number % COLOURS) for number, digest in enumerate(shared)}
+    return {digest: colour(number % 4096) for number, digest in enumerate(shared)}
 
 
-@functools.lru_cache(COLOURS)
+@functools.lru_cache(maxsize=4096)
 def colour(number: int) -> str:
     """Return one of many colours, far from the one before, that are seen on white and on black."""
     light, bright = (0.17, 0.27)[number % 2], (0.0, 1.0)

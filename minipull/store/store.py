@@ -240,14 +240,14 @@ class Store(ImageSource):
         return self._locked(True, cancel)
 
     def _locked(self, exclusive: bool, cancel: Optional[Cancel]) -> ContextManager[None]:
+        (cancel or Cancel()).check()  # not in reading(): serve takes that lock if it is free, and never waits
         self._refuse_links()
         files.make_directory(self.root)
         return self._lock(exclusive, cancel, os.O_RDWR | os.O_CREAT)
 
     def _lock(self, exclusive: bool, cancel: Optional[Cancel], flags: int) -> ContextManager[None]:
-        cancel = cancel or Cancel()
-        cancel.check()
-        return files.locked(os.path.join(self.root, "lock"), exclusive, cancel.pause, self.timeout, flags)
+        pause = (cancel or Cancel()).pause
+        return files.locked(os.path.join(self.root, "lock"), exclusive, pause, self.timeout, flags)
 
     def _refuse_links(self) -> None:
         caches = (os.path.join(self.root, name) for name in ("layers", "metadata"))

@@ -70,9 +70,6 @@ def test_rm_forgets_names_and_gc_deletes_their_blobs(call: Call, ref: str, root:
     identity = call("images", "--format", "json").json[0]["image_id"]
     kept, planned = call("gc"), call("gc", "--dry-run", "--keep", "7d")
     assert (kept.out, planned.out) == ("Total reclaimed space: 0B\n", "Total reclaimable space: 0B\n")
-    for done, age in (kept, "24h"), (planned, "7d"):
-        assert done.err == "what is younger than %s is spared; --keep 0 deletes it too\n" % age
-    assert call("gc", "-q").err == "" == call("gc", "--dry-run", "--keep", "0").err
     collected = call("gc", "--keep", "0", "--format", "json").json
     assert len(collected["deleted"]) == 3 and collected["size"] > 1000
     assert call("check").code == 0

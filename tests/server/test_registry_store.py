@@ -5,14 +5,16 @@ import os
 import socket
 import threading
 from pathlib import Path
-from typing import List, Tuple
+from types import SimpleNamespace
+from typing import List, Tuple, cast
 
 import pytest
 
 import minipull
 from minipull.cancel import Cancel
 from minipull.errors import InvalidReference, NetworkError, StorageError
-from minipull.server.registry import serve
+from minipull.server.message import Body, Request
+from minipull.server.registry import Registry, serve
 from minipull.store.gc import gc
 from minipull.store.store import Store
 from tests.kit.images import OCI_MANIFEST, digest_of, multi_platform, push_layout_http, single
@@ -283,3 +285,13 @@ def test_a_store_that_can_not_be_made_ends_a_writable_server_at_once(tmp_path: P
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="^create %s" % (tmp_path / "file")):
         serve(Store(str(tmp_path / "file" / "root")), port=0, writable=True)
+
+
+def test_a_small_manifest_is_answered_at_once_unless_the_store_is_locked(site: Site) -> None:
+    site.push()
+    request = Request("GET", "/v2/app/manifests/1", {}, {}, cast(Body, SimpleNamespace(finished=True)), False)
+    registry = Registry(site.store, False, "localhost")
+    answer = registry.at_once(request)
+    assert answer is not None and answer.status == 200
+    with site.store.alone():
+        assert registry.at_once(request) is None
